@@ -1,0 +1,267 @@
+"""The laws every stack keeps, as functions of a built stack; tests call them over the registry and over flags.
+
+Inputs are float64 (tolerance 1e-9) unless a law is about another precision. `live` first moves every parameter a
+little, so that parts which start at zero take part.
+"""
+
+import copy
+import io
+
+import torch
+from torch import nn
+
+import xflash
+from xflash.state import tensors
+
+CLOSE = 1e-9
+BATCH = 3
+
+
+def live(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module in float64, in eval mode, with every parameter moved."""
+    generator = torch.Generator().manual_seed(seed)
+    module = module.double().eval()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def sample(stack, n: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(BATCH, n, stack.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, law: str) -> None:
+    assert a.shape == b.shape, f"{law}: {tuple(a.shape)} against {tuple(b.shape)}"
+    gap = (a - b).abs().max().item() if a.numel() else 0.0
+    assert gap <= CLOSE, f"{law}: off by {gap:.2e}"
+
+
+def shape(stack, n: int = 11) -> None:
+    """1: y has x's shape, dtype and device."""
+    x = sample(stack, n)
+    y = stack(x)
+    assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
+    assert y.isfinite().all()
+    one = stack(x[:1, :1])
+    assert one.shape == (1, 1, stack.dim) and one.isfinite().all()
+
+
+def causal(stack, n: int = 23) -> None:
+    """2: nothing at or before i depends on anything after i."""
+    x = sample(stack, n).requires_grad_()
+    for i in (0, 4, 5, n - 2):
+        (grad,) = torch.autograd.grad(stack(x)[:, i].square().sum(), x)
+        assert grad[:, i + 1 :].abs().max() == 0, f"causal: token {i} sees a later one"
+        assert grad[:, i].abs().max() > 0, f"causal: token {i} does not see itself"
+
+
+def chunk(stack, n: int = 23, cuts=None) -> None:
+    """3: f(x) equals f(x[:, :i]) followed by f(x[:, i:], state), at every cut, and one token at a time."""
+    x = sample(stack, n)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            whole = stack(x)
+            for i in cuts or range(1, n):
+                head, state = stack.step(x[:, :i])
+                tail, _ = stack.step(x[:, i:], state)
+                close(torch.cat((head, tail), 1), whole, f"chunk: cut at {i}, grad={grad}")
+            close(steps(stack, x, [1] * n)[0], whole, f"chunk: token by token, grad={grad}")
+            close(steps(stack, x, [3, 1, 1, 5, 1, n - 11])[0], whole, f"chunk: in pieces, grad={grad}")
+
+
+def steps(stack, x, sizes, mask=None, state=None):
+    """x in pieces of the given sizes: the outputs joined, and the last state."""
+    outputs, at = [], 0
+    for size in sizes:
+        if size <= 0:
+            continue
+        piece = None if mask is None else mask[:, at : at + size]
+        y, state = stack.step(x[:, at : at + size], state, piece)
+        outputs.append(y)
+        at += size
+    return torch.cat(outputs, 1), state
+
+
+def masks(n: int) -> dict[str, torch.Tensor]:
+    """Right-padded, left-padded and holed masks of BATCH rows, an empty row among them."""
+    lengths = torch.tensor([n, n // 3, 0])
+    right = torch.arange(n) < lengths[:, None]
+    holes = torch.rand(BATCH, n, generator=torch.Generator().manual_seed(7)) < 0.6
+    holes[:, 5] = True
+    return {"right": right, "left": right.flip(1), "holes": holes}
+
+
+def padding(stack, n: int = 17) -> None:
+    """4: a row's real tokens give what the row alone gives; zeros elsewhere; an empty row is fine."""
+    x = sample(stack, n)
+    for name, mask in masks(n).items():
+        poisoned = x.masked_fill(~mask[..., None], float("nan"))
+        y = stack(poisoned, mask)
+        assert (y[~mask] == 0).all(), f"padding: {name} does not give zeros"
+        for row in range(BATCH):
+            if mask[row].any():
+                alone = stack(x[row : row + 1, mask[row]])[0]
+                close(y[row, mask[row]], alone, f"padding: {name}, row {row}")
+
+
+def ragged(stack, n: int = 29) -> None:
+    """3 and 4 together: rows of different lengths carried on in pieces, with and without grad."""
+    x = sample(stack, n)
+    for name, mask in masks(n).items():
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                whole = stack(x, mask)
+                pieces, _ = steps(stack, x, [4, 1, 1, 7, 1, 3, 1, n - 18], mask)
+                close(pieces, whole, f"ragged: {name}, grad={grad}")
+
+
+def state_is_a_value(stack, n: int = 19) -> None:
+    """5: permuted, forked, reset, copied, saved and detached states behave as values."""
+    x = sample(stack, 2 * n)
+    first, second = x[:, :n], x[:, n:]
+    order = torch.tensor([2, 0, 1])
+    for mask in (None, masks(n)["left"] | masks(n)["right"]):
+        _, state = stack.step(first, None, mask)
+        with torch.no_grad():
+            plain, after = stack.step(second[:, :5], state)
+            close(stack.step(second[order, :5], state.reorder(order))[0], plain[order], "state: permuted")
+            stack.step(second[:, 5:11] * 2, state)
+            close(stack.step(second[:, :5], state)[0], plain, "state: forked")
+            onward, _ = stack.step(second[:, 5:], after)
+            close(stack.step(second[:, 5:], copy.deepcopy(after))[0], onward, "state: deepcopy")
+            close(stack.step(second[:, 5:], saved(after))[0], onward, "state: saved")
+        rows = torch.tensor([True, False, True])
+        fresh = stack(second)
+        renewed, _ = stack.step(second, state, reset=rows)
+        kept, _ = stack.step(second, state)
+        close(renewed[rows], fresh[rows], "state: a reset row equals a fresh one")
+        close(renewed[~rows], kept[~rows], "state: a neighbour of a reset row goes on")
+    masked_tail(stack, x[:, :n], second)
+    through_state(stack, first, second)
+
+
+def saved(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def masked_tail(stack, x, after) -> None:
+    """What a masked tail contains never reaches the state; a call without real tokens changes nothing."""
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    mask[:, -4:] = False
+    _, a = stack.step(x, None, mask)
+    _, b = stack.step(x.masked_fill(~mask[..., None], 100.0), None, mask)
+    expected = stack.step(after, stack.step(x[:, :-4])[1])[0]
+    close(stack.step(after, a)[0], expected, "state: masked tail")
+    close(stack.step(after, b)[0], expected, "state: masked tail, other contents")
+    _, c = stack.step(x, a, torch.zeros_like(mask))
+    close(stack.step(after, c)[0], expected, "state: a call without real tokens")
+
+
+def through_state(stack, first, second) -> None:
+    """Gradients flow through a state until it is detached."""
+    x = first.clone().requires_grad_()
+    _, state = stack.step(x)
+    (grad,) = torch.autograd.grad(stack.step(second, state)[0].square().sum(), x, allow_unused=True)
+    joined = first.clone().requires_grad_()
+    whole = stack(torch.cat((joined, second), 1))[:, first.shape[1] :]
+    (expected,) = torch.autograd.grad(whole.square().sum(), joined)
+    close(torch.zeros_like(x) if grad is None else grad, expected, "state: gradient through it")
+    assert not any(t.requires_grad for t in tensors(state.detach())), "state: detach leaves a graph"
+
+
+def saved_as_built(stack, folder, n: int = 13) -> None:
+    """8: configs round-trip, save and load give bit-equal outputs, deepcopy and pickle share nothing."""
+    x = sample(stack, n)
+    again = xflash.from_config(stack.to_config())
+    assert again.to_config() == stack.to_config()
+    assert [p.shape for p in again.parameters()] == [p.shape for p in stack.parameters()]
+    y = stack(x)
+    stack.save(folder)
+    assert torch.equal(xflash.load(folder).eval()(x), y), "saved: load differs"
+    twin = copy.deepcopy(stack)
+    buffer = io.BytesIO()
+    torch.save(stack, buffer)
+    buffer.seek(0)
+    pickled = torch.load(buffer, weights_only=False)
+    with torch.no_grad():
+        for p in stack.parameters():
+            p.add_(1.0)
+    assert torch.equal(twin(x), y) and torch.equal(pickled(x), y), "saved: a copy shares with the original"
+    with torch.no_grad():
+        for p in stack.parameters():
+            p.sub_(1.0)
+
+
+def sane_start(stack, n: int = 31, train: bool = True) -> None:
+    """9: the stream's rms stays below 3, every parameter has a gradient, autocast is finite."""
+    stack = stack.float().train(train)
+    x = torch.randn(2, n, stack.dim, generator=torch.Generator().manual_seed(3))
+    seen = []
+    hooks = [b.register_forward_hook(lambda _m, _i, out: seen.append(out[0].square().mean().sqrt().item())) for b in stack.branches]
+    y = stack(x)
+    for hook in hooks:
+        hook.remove()
+    assert max(seen) < 3, f"sane start: the stream's rms reaches {max(seen):.2f}"
+    y.square().sum().backward()
+    without = [name for name, p in stack.named_parameters() if p.grad is None]
+    assert not without, f"sane start: no gradient reaches {without}"
+    assert all(p.grad.isfinite().all() for p in stack.parameters()), "sane start: a gradient is not finite"
+    stack.zero_grad()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            assert stack(x).isfinite().all(), f"sane start: not finite under autocast {dtype}"
+    stack.double().eval()
+
+
+def all_laws(stack, folder, cuts=None) -> None:
+    """Every law that holds without compiling, on one stack."""
+    live(stack)
+    shape(stack)
+    padding(stack)
+    if stack.causal:
+        causal(stack)
+        chunk(stack, cuts=cuts)
+        ragged(stack)
+        state_is_a_value(stack)
+    saved_as_built(stack, folder)
+
+
+def model_laws(model, folder, n: int = 19) -> None:
+    """The laws of a model on token ids: chunk, padding, documents, saved as built, finite start."""
+    live(model)
+    ids = torch.randint(0, model.num_tokens, (BATCH, n), generator=torch.Generator().manual_seed(5))
+    y = model(ids)
+    assert y.shape[:2] == ids.shape and y.isfinite().all()
+    for name, mask in masks(n).items():
+        out = model(ids, mask)
+        for row in range(BATCH):
+            if mask[row].any():
+                close(out[row, mask[row]], model(ids[row : row + 1, mask[row]])[0], f"padding: {name}, row {row}")
+        if model.causal:
+            close(steps(model, ids, [5, 1, 1, n - 7], mask)[0][mask], out[mask], f"ragged: {name}")
+    if model.causal:
+        prefix = torch.randn(BATCH, 2, model.dim, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+        whole = model(ids, prepend_embeds=prefix)
+        head, state = model.step(ids[:, :4], prepend_embeds=prefix)
+        close(torch.cat((head, steps(model, ids[:, 4:], [1, n - 5], None, state)[0]), 1), whole, "chunk: embeddings in front")
+        close(steps(model, ids, [1] * n)[0], y, "chunk: token by token")
+        _, state = model.step(ids)
+        rows = torch.tensor([False, True, False])
+        close(model.step(ids, state, reset=rows)[0][1], y[1], "state: a reset row equals a fresh one")
+        order = torch.tensor([1, 1, 0])
+        close(model.step(ids, state)[0][order], model.step(ids[order], state.reorder(order))[0], "state: permuted")
+    saved = xflash.from_config(model.to_config())
+    assert saved.to_config() == model.to_config()
+    model.save(folder)
+    assert torch.equal(xflash.load(folder).eval()(ids), y), "saved: load differs"
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert torch.equal(twin(ids), y), "saved: a copy shares with the original"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert twin.float()(ids).isfinite().all()

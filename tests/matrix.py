@@ -1,0 +1,206 @@
+"""A pairwise covering set of the flags: every value of a flag meets every value of every other in some stack.
+
+Layouts hold every block, so that no flag lacks its block; a combination that xflash refuses is counted, the pair that
+is to blame is found, and the other pairs it would have covered are covered by further combinations.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from allpairspy import AllPairs
+
+from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper
+
+FILE = Path(__file__).with_name("covering.json")
+
+# A choice is a dict of flags: flags that mean nothing without each other stand together. The first is the default.
+STACK: dict[str, list[dict[str, Any]]] = {
+    "layout": [
+        {"layers": "flash attn gau ff", "depth": 1},
+        {"layers": "gau ff flash attn", "depth": 2, "weight_tie_layers": True},
+        {"layers": "attn ff gau(heads=2) flash(group_size=3) attn(window=4)", "depth": 1},
+        {"custom_layers": ("f", "flash", "a", "gau")},
+    ],
+    "norm": [{"norm": name} for name in ("layernorm", "rmsnorm", "simple_rmsnorm", "scalenorm")],
+    "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
+    "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
+    "residual": [{"residual": name} for name in ("add", "layerscale", "rezero", "scaled")],
+    "pos": [
+        {},
+        {"pos": "rotary", "rotary_emb_dim": 4, "rotary_interleaved": True, "rotary_base": 500.0},
+        {"pos": "rotary", "rotary_interpolation_factor": 2.0, "rotary_base_rescale_factor": 1.5},
+        {"pos": "rotary", "rotary_xpos": True, "rotary_xpos_scale_base": 64.0},
+        {"pos": "rel_pos", "rel_pos_num_buckets": 8, "rel_pos_max_distance": 20},
+        {"pos": "alibi"},
+        {"pos": ("rotary", "alibi"), "alibi_num_heads": 2},
+    ],
+    "shift": [{}, {"shift_tokens": 1}, {"shift_tokens": 2}, {"shift_tokens": 1, "shift_style": "first_half"}],
+    "layer_dropout": [{}, {"layer_dropout": 0.2}],
+    "memory": [{}, {"num_memory_tokens": 3}],
+    "kv_heads": [{}, {"attn_kv_heads": 1}, {"attn_kv_heads": 2}, {"attn_heads": 2}],
+    "attn_flash": [{}, {"attn_flash": True}, {"attn_flash": False}],
+    "attn_dropout": [{}, {"attn_dropout": 0.1}],
+    "mem_kv": [{}, {"attn_num_mem_kv": 2}],
+    "qk_norm": [
+        {},
+        {"attn_qk_norm": True},
+        {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_scale": 4},
+        {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
+    ],
+    "window": [{}, {"attn_window": 5}],
+    "gate_values": [{}, {"attn_gate_values": True}],
+    "head_scale": [{}, {"attn_head_scale": True}],
+    "ff_mult": [{"ff_mult": 2.0}, {"ff_mult": 1}],
+    "ff_glu": [{}, {"ff_glu": True}],
+    "ff_activation": [{"ff_activation": name} for name in ("gelu", "silu", "relu2")],
+    "ff_no_bias": [{}, {"ff_no_bias": True}],
+    "ff_post_act_ln": [{}, {"ff_post_act_ln": True}],
+    "ff_dropout": [{}, {"ff_dropout": 0.1}],
+    "gau weights": [
+        {},
+        {"gau_normaliser": "fixed", "gau_fixed_length": 20},
+        {"gau_normaliser": "row_sum"},
+        {"gau_normaliser": "padded_length"},
+        {"gau_normaliser_place": "inside"},
+        {"gau_normaliser_place": "content"},
+        {"gau_attn_fn": "laplace", "gau_normaliser_place": "inside"},
+        {"gau_attn_fn": "softmax"},
+        {"gau_attn_fn": "softmax_plus"},
+    ],
+    "gau_score_scale": [{}, {"gau_score_scale": "none"}],
+    "gau_heads": [{}, {"gau_heads": 2}],
+    "gau bias": [{}, {"gau_rel_pos_bias": "t5"}, {"gau_rel_pos_bias": "toeplitz", "gau_toeplitz_length": 6}],
+    "gau start": [{}, {"gau_offset": False}, {"gau_bias": True}, {"gau_bias": False}, {"gau_gamma_init": "normal"}],
+    "gau_dropout": [{}, {"gau_dropout": 0.1}, {"gau_out_dropout": 0.1}],
+    "gau_expansion": [{}, {"gau_expansion_factor": 1.5}],
+    "group_size": [{"flash_group_size": 5}, {"flash_group_size": 7}, {"flash_group_size": 64}],
+    "flash weights": [
+        {},
+        {"flash_normaliser_place": "outside"},
+        {"flash_attn_fn": "laplace"},
+        {"flash_attn_fn": "laplace", "flash_normaliser_place": "outside"},
+        {"flash_attn_fn": "softmax"},
+    ],
+    "flash global": [
+        {},
+        {"flash_global_normaliser": "sum"},
+        {"flash_global_normaliser": "padded_length"},
+        {"flash_global_scope": "group"},
+    ],
+    "flash bias": [{"flash_rel_pos_bias": kind} for kind in ("t5", "toeplitz", None)],
+    "flash start": [{}, {"flash_offset": False}, {"flash_bias": False}, {"flash_bias": True}, {"flash_gamma_init": "normal"}],
+    "flash_dropout": [{}, {"flash_dropout": 0.1}],
+    "flash_expansion": [{}, {"flash_expansion_factor": 1.5}],
+}
+
+WRAPPER: dict[str, list[dict[str, Any]]] = {
+    "stack": [{}, {"pos": "rotary"}, {"num_memory_tokens": 3}, {"shift_tokens": 1}],
+    "use_abs_pos_emb": [{}, {"use_abs_pos_emb": True}, {"use_abs_pos_emb": False}],
+    "scaled_sinu_pos_emb": [{}, {"scaled_sinu_pos_emb": True}],
+    "l2norm_embed": [{}, {"l2norm_embed": True}],
+    "post_emb_norm": [{}, {"post_emb_norm": True}],
+    "emb_dropout": [{}, {"emb_dropout": 0.1}],
+    "head": [{}, {"tie_embedding": True}, {"logits_bias": True}, {"logits_dim": 7}],
+    "emb_dim": [{}, {"emb_dim": 20}],
+    "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
+}
+
+FIXED = {"dim": 24, "heads": 4, "attn_dim_head": 6, "gau_query_key_dim": 12, "flash_query_key_dim": 10}
+STACK_FLAGS = ("pos", "shift_tokens")
+
+
+def merged(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {flag: value for choice in row.values() for flag, value in choice.items()}
+
+
+def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
+    torch.manual_seed(0)
+    return (Decoder if causal else Encoder)(**{**FIXED, **merged(row)})
+
+
+def build_model(causal: bool, row: dict[str, dict[str, Any]]) -> TransformerWrapper:
+    torch.manual_seed(0)
+    small = {"attn_dim_head": 6, "flash_group_size": 5, "flash_query_key_dim": 10}
+    stack = (Decoder if causal else Encoder)(dim=24, depth=1, heads=4, layers="flash attn ff", **small, **row["stack"])
+    rest = merged({name: choice for name, choice in row.items() if name != "stack"})
+    return TransformerWrapper(num_tokens=31, max_seq_len=67, attn_layers=stack, **rest)
+
+
+def refusal(build, causal: bool, row: dict[str, dict[str, Any]]) -> str:
+    """Why a combination is refused, or ''."""
+    try:
+        with torch.device("meta"):
+            build(causal, row)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def culprits(build, causal: bool, row: dict, defaults: dict) -> tuple[tuple[str, int], ...]:
+    """The least part of a refused combination that is refused beside defaults."""
+    kept = dict(row)
+    for name in row:
+        trial = {**kept, name: defaults[name]}
+        if refusal(build, causal, trial):
+            kept = trial
+    return tuple((name, id(kept[name])) for name in row if kept[name] is not defaults[name])
+
+
+def domain_of(what: str) -> tuple[dict[str, list[dict[str, Any]]], Any]:
+    return (STACK, build_stack) if what == "stack" else (WRAPPER, build_model)
+
+
+def cover(what: str, causal: bool) -> dict[str, list[list[int]]]:
+    """Accepted and refused combinations, as indices of choices, that cover every pair that is not refused."""
+    domain, build = domain_of(what)
+    names = list(domain)
+    defaults = {name: options[0] for name, options in domain.items()}
+    accepted: list[tuple[int, ...]] = []
+    refused: list[tuple[int, ...]] = []
+    barred: set[tuple[tuple[str, int], ...]] = set()
+    for at, name in enumerate(names):
+        for i, choice in enumerate(domain[name]):
+            if refusal(build, causal, {**defaults, name: choice}):
+                refused.append(tuple(i if j == at else 0 for j in range(len(names))))
+                barred.add(((name, id(choice)),))
+    # Each round bars the pairs that turned out to be refused, and covers what the refused combinations left open.
+    while True:
+        live = [[i for i, c in enumerate(domain[n]) if ((n, id(c)),) not in barred] for n in names]
+
+        def allowed(values) -> bool:
+            present = {(name, id(domain[name][i])) for name, i in zip(names, values, strict=False)}
+            return not any(present.issuperset(blame) for blame in barred)
+
+        found = [tuple(row) for row in AllPairs(live, filter_func=allowed, previously_tested=accepted)]
+        fresh = [row for row in found if refusal(build, causal, as_row(what, row))]
+        accepted += [row for row in found if row not in fresh]
+        refused += fresh
+        barred |= {culprits(build, causal, as_row(what, row), defaults) for row in fresh}
+        if not fresh:
+            return {"accepted": [list(r) for r in accepted], "refused": [list(r) for r in refused]}
+
+
+def as_row(what: str, indices) -> dict[str, dict[str, Any]]:
+    """A combination from the indices of its choices."""
+    domain, _ = domain_of(what)
+    return {name: domain[name][i] for name, i in zip(domain, indices, strict=True)}
+
+
+def pairs(what: str, rows) -> set:
+    """The pairs of choices that some combination holds."""
+    names = list(domain_of(what)[0])
+    return {((names[i], r[i]), (names[j], r[j])) for r in rows for i in range(len(names)) for j in range(i)}
+
+
+def stored() -> dict[str, dict[str, list[list[int]]]]:
+    """The covering sets as they were written by `python tests/matrix.py` (a minute's work)."""
+    return json.loads(FILE.read_text())
+
+
+if __name__ == "__main__":
+    kinds = {f"{what} {'causal' if causal else 'bidirectional'}": cover(what, causal) for what in ("stack", "wrapper") for causal in (True, False)}
+    FILE.write_text("{\n" + ",\n".join(f"{json.dumps(kind)}: {json.dumps(rows)}" for kind, rows in kinds.items()) + "\n}\n")
+    for kind, rows in kinds.items():
+        print(f"{kind}: {len(rows['accepted'])} accepted, {len(rows['refused'])} refused")

@@ -1,0 +1,80 @@
+"""What `from_x_transformers` does not take: each by the name of its flag, and nothing overlooked."""
+
+import importlib
+import inspect
+import re
+
+import pytest
+import torch
+
+from x_transformers_cases import (
+    CAUSAL_STACKS,
+    CAUSAL_WRAPPERS,
+    IDLE,
+    PREFIX,
+    REFUSED,
+    SMALL,
+    STACKS,
+    WRAPPERS,
+    make_stack,
+    make_wrapper,
+    peers,
+)
+from xflash.convert.x_transformers import from_x_transformers
+
+
+@pytest.mark.parametrize("part", IDLE)
+def test_every_argument_of_the_peer_is_accounted_for(part):
+    """Each is converted by a case above, refused by one, or listed as changing nothing by itself."""
+    module = importlib.import_module("x_transformers.x_transformers")
+    known = {PREFIX[part] + name for name in inspect.signature(getattr(module, part).__init__).parameters} - {"self"}
+    stacks = [*STACKS.values(), *CAUSAL_STACKS.values()]
+    both = [*WRAPPERS.values(), *CAUSAL_WRAPPERS.values(), *REFUSED.values()]
+    used = {name for flags in stacks for name in flags} | {name for pair in both for flags in pair for name in flags}
+    idle = {PREFIX[part] + name for name in IDLE[part].split()}
+    unsaid = known - used - idle - {PREFIX[part] + "self"}
+    assert not unsaid, f"no test says what becomes of {unsaid}"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_xflash_has_not_is_refused_by_name(name):
+    flags, arguments = REFUSED[name]
+    peer = make_wrapper(flags, arguments, causal=True)
+    with pytest.raises(ValueError, match=f"no counterpart of x-transformers' [^()]*{re.escape(name)}"):
+        from_x_transformers(peer)
+
+
+def test_other_classes_are_refused():
+    vit = peers.ViTransformerWrapper(image_size=8, patch_size=4, attn_layers=make_stack({}, causal=False))
+    for other in (vit, torch.nn.Linear(2, 2), peers.AutoregressiveWrapper(make_wrapper({}, {}, causal=True))):
+        with pytest.raises(
+            TypeError, match=f"takes a TransformerWrapper, an Encoder or a Decoder .*{type(other).__name__}"
+        ):
+            from_x_transformers(other)
+    crossed = peers.CrossAttender(**SMALL)
+    with pytest.raises(TypeError, match="CrossAttender"):
+        from_x_transformers(crossed)
+    prefix = peers.TransformerWrapper(num_tokens=3, max_seq_len=3, attn_layers=peers.PrefixDecoder(**SMALL))
+    with pytest.raises(ValueError, match=r"counterpart of x-transformers' PrefixDecoder"):
+        from_x_transformers(prefix)
+
+
+def test_weights_shared_or_added_are_refused():
+    peer = make_wrapper({}, {}, causal=True)
+    peer.to_logits.weight = peer.token_emb.emb.weight
+    with pytest.raises(ValueError, match=r"token_emb.emb.weight is shared by two parts"):
+        from_x_transformers(peer)
+    peer = make_stack({}, causal=True)
+    peer.layers[0][1].extra = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="attn_extra"):
+        from_x_transformers(peer)
+    peer = make_stack({}, causal=True)
+    peer.layers[0][1].to_q.extra = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"tensors \(layers.0.1.to_q.extra\)"):
+        from_x_transformers(peer)
+    peer = make_stack({"rotary_pos_emb": True}, causal=True).bfloat16()
+    with pytest.raises(ValueError, match=r"rotary_pos_emb \(with frequencies that follow no base"):
+        from_x_transformers(peer)
+    peer = make_wrapper({}, {"scaled_sinu_pos_emb": True}, causal=True).bfloat16()
+    with pytest.raises(ValueError, match="frequencies that were rounded"):
+        from_x_transformers(peer)

@@ -1,0 +1,282 @@
+"""What x-transformers is built with in the tests that compare with it: flags it has in common with xflash, and others.
+
+Importing this skips the importing test file where the peer is missing, or fails it with XFLASH_REQUIRE_PEERS=1.
+"""
+
+import functools
+import os
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import laws
+from xflash.layers.positions import inverse_frequencies
+
+try:
+    with warnings.catch_warnings():
+        # It scripts a function when it is imported.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
+        import x_transformers as peers
+        from x_transformers.attend import Attend
+        from x_transformers.x_transformers import ScaledSinusoidalEmbedding
+except ImportError:
+    if os.environ.get("XFLASH_REQUIRE_PEERS") == "1":
+        raise
+    pytest.skip("x-transformers is not installed", allow_module_level=True)
+
+VOCABULARY, LIMIT = 31, 29
+SMALL = {"dim": 34, "depth": 2, "heads": 4, "attn_dim_head": 12, "verbose": False}
+
+# Flags of the stack, and of the wrapper where a second entry stands. `causal` or `bidirectional`: only so.
+STACKS = {
+    "plain": {},
+    "deeper": {"depth": 3, "heads": 3, "attn_dim_head": 7},
+    "attn_flash": {"attn_flash": True},
+    "one head": {"heads": 1, "attn_project_out": True},
+    "one head, no projection": {"heads": 1, "attn_dim_head": 34},
+    "kv_heads": {"attn_kv_heads": 2, "heads": 6},
+    "kv_heads rel_pos gates": {
+        "attn_kv_heads": 2, "heads": 6, "rel_pos_bias": True, "attn_gate_values": True, "attn_head_scale": True,
+        "attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_num_mem_kv": 3,
+    },
+    "one_kv_head": {"attn_one_kv_head": True},
+    "kv_heads a layer": {"attn_kv_heads": (2, 1), "heads": 6, "rotary_pos_emb": True},
+    "num_mem_kv": {"attn_num_mem_kv": 5},
+    "num_mem_kv rotary kv_heads": {"attn_num_mem_kv": 5, "rotary_pos_emb": True, "attn_kv_heads": 2},
+    "qk_norm": {"attn_qk_norm": True},
+    "qk_norm groups": {"attn_qk_norm": True, "attn_qk_norm_groups": 3, "attn_qk_norm_scale": 8, "attn_num_mem_kv": 2},
+    "qk_norm dim_scale": {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2},
+    "gate_values": {"attn_gate_values": True, "attn_kv_heads": 2},
+    "head_scale": {"attn_head_scale": True, "attn_kv_heads": 2},
+    "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.2, "layer_dropout": (0.1, 0.0, 0.2, 0.0)},
+    "rotary": {"rotary_pos_emb": True},
+    "rotary width": {"rotary_pos_emb": True, "rotary_emb_dim": 12},
+    "rotary odd width": {"rotary_pos_emb": True, "rotary_emb_dim": 3},
+    "rotary interpolation": {"rotary_pos_emb": True, "rotary_interpolation_factor": 2.5},
+    "rotary rescaled": {"rotary_pos_emb": True, "rotary_base_rescale_factor": 3.7, "rotary_emb_dim": 10},
+    "rotary alibi": {"rotary_pos_emb": True, "alibi_pos_bias": True},
+    "rel_pos": {"rel_pos_bias": True, "rel_pos_num_buckets": 10, "rel_pos_max_distance": 17},
+    "alibi": {"alibi_pos_bias": True, "heads": 12},
+    "alibi heads": {"alibi_pos_bias": True, "heads": 7, "alibi_num_heads": 5, "attn_flash": True},
+    "glu": {"ff_glu": True},
+    "glu swish no_bias": {"ff_glu": True, "ff_swish": True, "ff_no_bias": True, "ff_mult": 2.7},
+    "glu mult_bias": {"ff_glu": True, "ff_glu_mult_bias": True, "ff_post_act_ln": True},
+    "relu_squared no_bias": {"ff_relu_squared": True, "ff_no_bias": True},
+    "post_act_ln": {"ff_post_act_ln": True, "ff_mult": 1 / 3},
+    "custom_activation": {"ff_custom_activation": torch.nn.Tanh()},
+    "scalenorm": {"use_scalenorm": True},
+    "rmsnorm": {"use_rmsnorm": True},
+    "simple_rmsnorm": {"use_simple_rmsnorm": True},
+    "no unit offset": {"use_rmsnorm": True, "norm_add_unit_offset": False, "use_layerscale": True},
+    "sandwich_norm": {"sandwich_norm": True},
+    "post norm": {"pre_norm": False},
+    "no final norm": {"pre_norm_has_final_norm": False, "use_scalenorm": True},
+    "layerscale": {"use_layerscale": True, "layerscale_init_value": 0.3},
+    "layerscale sandwich": {"use_layerscale": True, "sandwich_norm": True, "layerscale_init_value": 0.3},
+    "scale_residual": {"scale_residual": True},
+    "scale_residual_constant layerscale": {
+        "scale_residual_constant": 0.7, "use_layerscale": True, "layerscale_init_value": 0.3, "pre_norm": False
+    },
+    "depth_scale_residual": {"depth_scale_residual": 0.5},
+    "macaron": {"macaron": True},
+    "shift_tokens": {"shift_tokens": 1},
+    "shift_tokens a layer": {"shift_tokens": (2, 0, 1, 3), "rotary_pos_emb": True},
+    "weight_tie_layers": {"weight_tie_layers": True, "depth": 3, "rel_pos_bias": True},
+    "custom_layers": {"custom_layers": ("a", "f", "f", "a", "a", "f"), "depth": None},
+    "only_attn": {"only_attn": True, "shift_tokens": 1},
+    "sandwich_coef": {"sandwich_coef": 1, "depth": 3},
+    "par_ratio": {"par_ratio": 3, "depth": 3},
+    "zero_init_branch_output": {"zero_init_branch_output": True},
+    "everything": {
+        "rotary_pos_emb": True, "attn_kv_heads": 2, "attn_num_mem_kv": 3, "attn_qk_norm": True, "attn_flash": True,
+        "ff_glu": True, "ff_swish": True, "ff_post_act_ln": True, "use_rmsnorm": True, "sandwich_norm": True,
+        "scale_residual": True, "attn_gate_values": True, "attn_head_scale": True, "weight_tie_layers": True,
+        "depth": 3,
+    },
+}  # fmt: skip
+CAUSAL_STACKS = {
+    "xpos": {"rotary_xpos": True},
+    "xpos base": {"rotary_xpos": True, "rotary_xpos_scale_base": 64, "rotary_emb_dim": 8},
+    "max_attend_past": {"attn_max_attend_past": 4},
+    "max_attend_past a layer": {"attn_max_attend_past": (4, None), "attn_num_mem_kv": 2, "rel_pos_bias": True},
+    "all causal": {
+        "rotary_xpos": True, "attn_kv_heads": 2, "attn_head_scale": True, "attn_max_attend_past": 9, "shift_tokens": 1,
+        "ff_glu": True, "use_scalenorm": True, "scale_residual": True,
+    },
+}  # fmt: skip
+WRAPPERS = {
+    "learned": ({}, {}),
+    "none": ({}, {"use_abs_pos_emb": False}),
+    "no length": ({}, {"max_seq_len": 0}),
+    "rotary": ({"rotary_pos_emb": True}, {}),
+    "alibi and learned": ({"alibi_pos_bias": True}, {}),
+    "sinusoidal": ({}, {"scaled_sinu_pos_emb": True}),
+    "sinusoidal and rotary": (
+        {"rotary_pos_emb": True, "disable_abs_pos_emb": False}, {"scaled_sinu_pos_emb": True, "emb_dropout": 0.1}
+    ),
+    "l2norm_embed": ({}, {"l2norm_embed": True}),
+    "post_emb_norm": ({}, {"post_emb_norm": True, "emb_dropout": 0.1}),
+    "emb_dim": ({}, {"emb_dim": 20, "post_emb_norm": True}),
+    "tie_embedding": ({}, {"tie_embedding": True}),
+    "tie_embedding_scale": ({"pre_norm": False}, {"tie_embedding": True, "tie_embedding_scale": 0.3}),
+    "logits_dim": ({}, {"logits_dim": 7}),
+    "to_logits": ({}, {"to_logits": torch.nn.Linear(34, VOCABULARY)}),
+    "memory tokens": ({"rotary_pos_emb": True}, {"num_memory_tokens": 3}),
+    "memory tokens, rel_pos": ({"rel_pos_bias": True, "attn_num_mem_kv": 2}, {"num_memory_tokens": 3}),
+    "mixed": (
+        {"alibi_pos_bias": True, "use_scalenorm": True, "ff_glu": True, "attn_one_kv_head": True},
+        {"num_memory_tokens": 2, "emb_dim": 20, "l2norm_embed": True, "post_emb_norm": True},
+    ),
+}  # fmt: skip
+CAUSAL_WRAPPERS = {
+    "memory tokens, shift, window": (
+        {"shift_tokens": 2, "attn_max_attend_past": 6, "rotary_xpos": True}, {"num_memory_tokens": 3}
+    ),
+}  # fmt: skip
+
+
+# What xflash has no counterpart of: the flag its error names, how to get it, and the wrapper's arguments.
+REFUSED = {
+    "cross_attend": ({"cross_attend": True}, {}),
+    "use_dynamic_tanh": ({"use_dynamic_tanh": True}, {}),
+    "use_derf": ({"use_derf": True}, {}),
+    "use_adaptive_layernorm": ({"use_adaptive_layernorm": True}, {}),
+    "use_adaptive_rmsnorm": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
+    "use_adaptive_layerscale": ({"use_adaptive_layerscale": True}, {}),
+    "dynamic_pos_bias": ({"dynamic_pos_bias": True}, {}),
+    "polar_pos_emb": ({"polar_pos_emb": True}, {}),
+    "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {}),
+    "rotary_xpos (with attn_num_mem_kv": ({"rotary_xpos": True, "attn_num_mem_kv": 2}, {}),
+    "rotary_emb_dim": ({"rotary_xpos": True, "rotary_emb_dim": 3}, {}),
+    "layers_execute_order": ({"layers_execute_order": (0, 1, 0, 3)}, {}),
+    "residual_attn": ({"residual_attn": True}, {}),
+    "cross_residual_attn": ({"cross_residual_attn": True}, {}),
+    "pre_and_post_norm": ({"pre_and_post_norm": True}, {}),
+    "attn_aggregated_residuals": (
+        {"attn_aggregated_residuals": True, "attn_aggregated_residual_kwargs": {"lora_rank": 5}},
+        {},
+    ),
+    "gate_residual": ({"gate_residual": True}, {}),
+    "orthog_residual": ({"orthog_residual": True}, {}),
+    "mv_split_residual": ({"mv_split_residual": True}, {}),
+    "gated_multi_residual": ({"gated_multi_residual": True, "residual_fn_kwargs": {"read_gate_rank": 5}}, {}),
+    "num_residual_streams": ({"num_residual_streams": 2}, {}),
+    "num_residual_streams (2": ({"num_residual_streams": 2, "qkv_receive_diff_residuals": True}, {}),
+    "softclamp_output": ({"softclamp_output": True}, {}),
+    "cross_attn_tokens_dropout": ({"cross_attn_tokens_dropout": 0.1}, {}),
+    "unet_skips": ({"unet_skips": True}, {}),
+    "integrate_layers": ({"integrate_layers": True}, {}),
+    "reinject_input": ({"reinject_input": True}, {}),
+    "learned_reinject_input_gate": ({"learned_reinject_input_gate": True}, {}),
+    "add_value_residual": ({"add_value_residual": True}, {}),
+    "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),
+    "alibi_pos_bias": ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {}),
+    "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),
+    "attn_pre_talking_heads": ({"attn_pre_talking_heads": True}, {}),
+    "attn_post_talking_heads": ({"attn_post_talking_heads": True}, {}),
+    "attn_pre_scale_post_talking_heads": ({"attn_pre_scale_post_talking_heads": True}, {}),
+    "attn_sparse_topk": ({"attn_sparse_topk": 3}, {}),
+    "attn_sublayer_dropout": ({"attn_sublayer_dropout": 0.1}, {}),
+    "attn_on_attn": ({"attn_on_attn": True}, {}),
+    "attn_gate_value_heads": ({"attn_gate_value_heads": True}, {}),
+    "attn_swiglu_values": ({"attn_gate_values": True, "attn_swiglu_values": True}, {}),
+    "attn_gate_values_rank": ({"attn_gate_values": True, "attn_gate_values_rank": 5}, {}),
+    "attn_gate_values_headwise": ({"attn_gate_values": True, "attn_gate_values_headwise": True}, {}),
+    "attn_output_gate": ({"attn_output_gate": True}, {}),
+    "attn_output_gate_headwise": ({"attn_output_gate": True, "attn_output_gate_headwise": True}, {}),
+    "attn_one_hot_straight_through": ({"attn_hard": True}, {}),
+    "attn_sigmoid": ({"attn_sigmoid": True}, {}),
+    "attn_gumbel_softmax": ({"attn_gumbel_softmax": True}, {}),
+    "attn_relu": ({"attn_custom_attn_fn": F.relu}, {}),
+    "attn_l2_distance": ({"attn_l2_distance": True}, {}),
+    "attn_selective": ({"attn_selective": True}, {}),
+    "attn_cog_signed": ({"attn_cog_signed": True}, {}),
+    "attn_qk_rmsnorm": ({"attn_qk_rmsnorm": True}, {}),
+    "attn_k_rmsnorm": ({"attn_k_rmsnorm": True}, {}),
+    "attn_value_rmsnorm": ({"attn_value_rmsnorm": True}, {}),
+    "attn_hybrid_module": ({"attn_hybrid_module": torch.nn.Linear(34, 48)}, {}),
+    "attn_value_dim_head": ({"attn_value_dim_head": 7}, {}),
+    "attn_add_zero_kv": ({"attn_add_zero_kv": True}, {}),
+    "attn_head_learned_sink": ({"attn_head_learned_sink": True}, {}),
+    "attn_data_dependent_alibi": ({"attn_data_dependent_alibi": True}, {}),
+    "attn_use_rel_proj_pos_bias": ({"attn_use_rel_proj_pos_bias": True}, {}),
+    "attn_use_cope": ({"attn_use_cope": True}, {}),
+    "attn_softclamp_logits": ({"attn_softclamp_logits": True}, {}),
+    "attn_orthog_projected_values": ({"attn_orthog_projected_values": True}, {}),
+    "attn_orthog_projected_values_per_head": ({"attn_orthog_projected_values_per_head": True}, {}),
+    "attn_laser": ({"attn_laser": True}, {}),
+    "attn_use_latent_q": ({"attn_use_latent_q": True, "attn_dim_latent_q": 5}, {}),
+    "attn_use_latent_kv": ({"attn_use_latent_kv": True, "attn_dim_latent_kv": 5}, {}),
+    "ff_solu": ({"ff_solu": True}, {}),
+    "ff_custom_activation": ({"ff_custom_activation": torch.nn.Mish()}, {}),
+    "ff_custom_activation (GELU": ({"ff_custom_activation": torch.nn.GELU(approximate="tanh"), "ff_glu": True}, {}),
+    "ff_sublayer_dropout": ({"ff_sublayer_dropout": 0.1}, {}),
+    "ff_softclamp_value": ({"ff_softclamp_value": 4.0}, {}),
+    "ff_glu_softclamp": ({"ff_glu": True, "ff_glu_softclamp": True}, {}),
+    "embed_num_tokens": ({}, {"embed_num_tokens": {"kind": 3}}),
+    "max_mem_len": ({}, {"max_mem_len": 5}),
+    "shift_mem_down": ({}, {"shift_mem_down": 1}),
+    "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
+    "return_only_embed": ({}, {"return_only_embed": True}),
+    "num_output_heads": ({}, {"num_output_heads": 2}),
+    "recycling": ({}, {"recycling": True}),
+    "looped": ({"pre_and_post_norm": True}, {"looped": True}),
+    "emb_frac_gradient": ({}, {"emb_frac_gradient": 0.1}),
+    "average_pool_embed": ({}, {"average_pool_embed": True}),
+    "use_cls_token": ({}, {"use_cls_token": True}),
+    "attn_pool": ({}, {"attn_pool": True}),
+    "squeeze_out_last_dim": ({}, {"squeeze_out_last_dim": True}),
+    "token_emb": ({}, {"token_emb": torch.nn.Embedding(VOCABULARY, 34)}),
+    "mixture_of_softmax": ({}, {"mixture_of_softmax": True}),
+    "sigsoftmax_logits": ({}, {"sigsoftmax_logits": True}),
+    "ff_deep_embed": ({}, {"ff_deep_embed": True}),
+    "to_logits": ({}, {"to_logits": torch.nn.Identity()}),
+    "add_continuous_pred_head": ({}, {"add_continuous_pred_head": True}),
+}
+
+
+# What changes nothing by itself, or only the start and the gradients.
+IDLE = {
+    "AttentionLayers": """dim depth heads causal verbose only_cross dim_condition adaptive_condition_mlp_expansion
+        dynamic_tanh_init_alpha dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm
+        polar_bias_uniform_init hyper_conn_sinkhorn_iters layer_integrate_use_softmax learned_value_residual_mix
+        softclamp_output_value kwargs""",
+    "Attention": """dim heads causal dim_context dim_out output_proj_depth zero_init_output sparse_topk_straight_through
+        output_gate_rank low_rank_silu_gates gumbel_softmax_temp gumbel_softmax_hard hybrid_mask_kwarg
+        hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads data_dependent_alibi_per_row
+        data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs rel_proj_num_distance_basis rel_proj_max_dist
+        cope_max_pos cope_soft_onehot_pos cope_talking_heads logit_softclamp_value learned_value_residual_mix
+        laser_softclamp_value qkv_receive_diff_residuals latent_rope_subheads onnxable inverted_attention
+        attend_sdp_kwargs flash_pack_seq""",
+    "FeedForward": """dim dim_out zero_init_output output_proj_depth glu_gate_softclamp_value glu_up_softclamp_value""",
+    "TransformerWrapper": """num_tokens attn_layers train_max_recycle_steps max_looped_steps attn_z_loss_weight
+        num_cls_tokens num_pooled_tokens attn_pool_depth dim_pooled_tokens mixture_of_softmax_k
+        input_not_include_cache""",
+}
+PREFIX = {"AttentionLayers": "", "Attention": "attn_", "FeedForward": "ff_", "TransformerWrapper": ""}
+
+
+def exact(peer):
+    """The peer in eval mode, every weight moved, without the two roundings to float32 that float64 would show."""
+    laws.live(peer)
+    for part in peer.modules():
+        # Softmax in float32 whatever the model's dtype.
+        if isinstance(part, Attend) and part.attn_fn.keywords.get("dtype") is torch.float32:
+            part.attn_fn = functools.partial(F.softmax, dim=-1)
+        # The same frequencies by a formula whose last float32 bit differs from FLASH-pytorch's and xflash's.
+        if isinstance(part, ScaledSinusoidalEmbedding):
+            part.inv_freq = inverse_frequencies(2 * len(part.inv_freq), 10000.0).double()
+    return peer
+
+
+def make_stack(flags, causal):
+    torch.manual_seed(0)
+    flags = {k: v for k, v in {**SMALL, **flags}.items() if v is not None}
+    return (peers.Decoder if causal else peers.Encoder)(**flags)
+
+
+def make_wrapper(flags, arguments, causal):
+    given = {"num_tokens": VOCABULARY, "max_seq_len": LIMIT, **arguments}
+    return peers.TransformerWrapper(**given, attn_layers=make_stack(flags, causal))

@@ -1,0 +1,130 @@
+"""Modules that know how they were built: to_config / from_config, save / load."""
+
+import functools
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from .flags import from_json, to_json
+from .registry import nearest
+
+__all__ = ["Configurable", "from_config", "load", "save"]
+
+C = TypeVar("C", bound="Configurable")
+
+CLASSES: dict[str, type["Configurable"]] = {}
+
+
+class Configurable(nn.Module):
+    """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
+
+    Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules.
+    """
+
+    arguments: Mapping[str, Any]
+    version: ClassVar[int] = 1
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        CLASSES[cls.__name__] = cls
+        if "__init__" in cls.__dict__:
+            cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
+
+    def to_config(self) -> dict[str, Any]:
+        """The class and its arguments as JSON can hold them, modules among them as configs of their own."""
+        return {"class": type(self).__name__, **{k: encode(k, v) for k, v in self.arguments.items()}}
+
+    @classmethod
+    def from_config(cls: type[C], config: Mapping[str, Any]) -> C:
+        """The module a config describes; TypeError when it describes another class."""
+        built = from_config(config)
+        if not isinstance(built, cls):
+            raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
+        return built
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors into `folder`."""
+        save(self, folder)
+
+
+def recording(init):
+    """`init` that keeps the arguments of the outermost call, and names the nearest one when an argument is unknown."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self, *args, **kwargs):
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            known = [p for p in signature.parameters if p != "self"]
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, known)}") from None
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        outermost = "arguments" not in self.__dict__
+        if outermost:
+            values = dict(list(bound.arguments.items())[1:])
+            for parameter in signature.parameters.values():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    values.update(values.pop(parameter.name, {}))
+            self.__dict__["arguments"] = values
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def encode(name: str, value: Any) -> Any:
+    if isinstance(value, Configurable):
+        return value.to_config()
+    try:
+        return to_json(value)
+    except TypeError as error:
+        raise TypeError(f"the argument {name!r} keeps this module from having a config: {error}") from None
+
+
+def decode(value: Any) -> Any:
+    if isinstance(value, Mapping) and "class" in value:
+        return from_config(value)
+    return from_json(value)
+
+
+def from_config(config: Mapping[str, Any]) -> Any:
+    """Builds the module a `to_config()` describes, its weights fresh; ValueError for a class that is not known."""
+    if not isinstance(config, Mapping) or "class" not in config:
+        raise TypeError("a config is a mapping with the entry 'class', as to_config() gives it")
+    name = config["class"]
+    if name not in CLASSES:
+        raise ValueError(f"the config names an unknown class {name!r}{nearest(name, CLASSES)}")
+    return CLASSES[name](**{k: decode(v) for k, v in config.items() if k != "class"})
+
+
+def save(model: Configurable, folder: str | Path) -> None:
+    """Writes config.json and model.safetensors (tied weights once) into `folder`, made if needed."""
+    from safetensors.torch import save_model
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.to_config(), indent=2) + "\n")
+    save_model(model, str(folder / "model.safetensors"))
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
+    """The model that `save` wrote into `folder`, with its weights, in their dtype; ValueError when files are missing."""
+    from safetensors.torch import load_file, load_model
+
+    folder = Path(folder)
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} has no {file}; give the folder that save() wrote")
+    model = from_config(json.loads((folder / "config.json").read_text())).to(device)
+    weights = load_file(str(folder / "model.safetensors"))
+    kept = {t.dtype for t in weights.values() if t.is_floating_point()}
+    if len(kept) == 1:
+        model = model.to(kept.pop())
+    load_model(model, str(folder / "model.safetensors"), device=str(device))
+    return model

@@ -1,0 +1,235 @@
+"""Weights from x-transformers (https://github.com/lucidrains/x-transformers, made against 2.31.10)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..layers.positions import inverse_frequencies
+from ..layout import LayerSpec, layout_text
+from ..shapes import Tensor
+from ..stack import AttentionLayers, Decoder, Encoder
+from ..wrappers.transformer import TransformerWrapper
+from .x_transformers_blocks import read_attention, read_ff, read_positions
+from .x_transformers_parts import Reader, check_parts, feature, kind, read_gain
+
+__all__ = ["from_x_transformers"]
+
+STACKS = {"Encoder": Encoder, "Decoder": Decoder, "AttentionLayers": AttentionLayers}
+NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
+
+# Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
+TINY = 1e-24
+
+Weights = dict[str, Tensor]
+
+
+def from_x_transformers(module: nn.Module) -> TransformerWrapper | AttentionLayers:
+    """The xflash module with the weights and the outputs of x-transformers' TransformerWrapper, Encoder or Decoder.
+
+    The new module shares nothing with the old one, and has its dtype, device and mode. TypeError for another class;
+    ValueError, with the name of the feature, for what xflash has no counterpart of. Constants (branch scales, the T5
+    bias' sqrt(dim_head), the 1/sqrt(dim) of learned positions) are multiplied into the weights beside them, heads are
+    put in xflash's order. At masked positions xflash gives zeros where x-transformers gives whatever comes out, and
+    `layer_dropout` drops rows instead of whole batches while training.
+    """
+    if not isinstance(module, nn.Module) or kind(module) not in ("TransformerWrapper", *STACKS):
+        raise TypeError(
+            f"from_x_transformers takes a TransformerWrapper, an Encoder or a Decoder of x-transformers, not "
+            f"{type(module).__module__}.{type(module).__qualname__}"
+        )
+    check_parts(module)
+    reader = Reader(module)
+    wrapped = kind(module) == "TransformerWrapper"
+    peer: Any = module.attn_layers if wrapped else module
+    if kind(peer) not in STACKS:
+        raise feature("attn_layers", kind(peer))
+    flags, weights = read_stack(peer, reader)
+    arguments: dict[str, Any] = {}
+    if wrapped:
+        weights = {f"attn_layers.{name}": t for name, t in weights.items()}
+        arguments = read_wrapper(module, reader, weights)
+    reader.finish()
+    # On meta nothing is drawn from the generator, and a weight that was forgotten cannot go unnoticed.
+    with torch.device("meta"):
+        model: Any = STACKS[kind(peer)](**flags)
+        if wrapped:
+            model = TransformerWrapper(attn_layers=model, **arguments)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.train(module.training)
+
+
+def read_wrapper(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments of the wrapper; its weights are added to `weights`."""
+    if kind(module.token_emb) != "TokenEmbedding":
+        raise feature("token_emb", kind(module.token_emb))
+    if module.token_emb.l2norm_embed != module.l2norm_embed:
+        raise feature("l2norm_embed", "of the tokens differs from that of the positions")
+    arguments = {
+        "num_tokens": module.num_tokens,
+        "max_seq_len": module.max_seq_len or None,
+        "emb_dim": module.emb_dim if module.emb_dim != module.attn_layers.dim else None,
+        "l2norm_embed": module.l2norm_embed,
+        "emb_dropout": module.emb_dropout.p,
+        "num_memory_tokens": module.num_memory_tokens or None,
+        **read_absolute(module.pos_emb, reader, weights),
+    }
+    weights["token_emb.weight"] = reader.take(module.token_emb.emb.weight)
+    if kind(module.post_emb_norm) == "LayerNorm":
+        arguments["post_emb_norm"] = True
+        weights["post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
+    if isinstance(module.project_emb, nn.Linear):
+        weights["project_emb.weight"] = reader.take(module.project_emb.weight)
+        weights["project_emb.bias"] = reader.take(module.project_emb.bias)
+    if module.num_memory_tokens:
+        weights["attn_layers.memory_tokens.tokens"] = reader.take(module.memory_tokens)
+    return {**arguments, **read_head(module, reader, weights)}
+
+
+def read_absolute(pos_emb: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments that say which absolute positions there are."""
+    if kind(pos_emb) == "always":
+        return {"use_abs_pos_emb": False}
+    if kind(pos_emb) == "ScaledSinusoidalEmbedding":
+        own = inverse_frequencies(2 * len(pos_emb.inv_freq), 10000.0, pos_emb.inv_freq.device)
+        if not torch.allclose(reader.take(pos_emb.inv_freq).float(), own, rtol=1e-6):
+            raise feature("scaled_sinu_pos_emb", "with a base other than 10000, or with frequencies that were rounded")
+        weights["pos_emb.scale"] = reader.take(pos_emb.scale).reshape(())
+        return {"scaled_sinu_pos_emb": True}
+    if kind(pos_emb) != "AbsolutePositionalEmbedding":
+        raise feature("pos_emb", kind(pos_emb))
+    weights["pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
+    return {"use_abs_pos_emb": True}
+
+
+def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments of the projection to logits."""
+    head = module.to_logits
+    if head is None:
+        raise feature("return_only_embed", True)
+    if not isinstance(head, nn.Module) and "tie_embedding_scale" in vars(module):
+        return {"tie_embedding": True, "tie_embedding_scale": module.tie_embedding_scale}
+    if type(head) is not nn.Linear:
+        raise feature("to_logits", kind(head))
+    weights["to_logits.weight"] = reader.take(head.weight)
+    if head.bias is not None:
+        weights["to_logits.bias"] = reader.take(head.bias)
+    width = head.out_features if head.out_features != module.num_tokens else None
+    return {"logits_dim": width, "logits_bias": head.bias is not None}
+
+
+class Layer(NamedTuple):
+    """One layer of a peer as read: its block's flags, heads in xflash's order, and its weights by their new names."""
+
+    name: str
+    flags: dict[str, Any]
+    shift: int
+    order: tuple[int, ...]
+    weights: Weights
+
+
+def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
+    """The flags and the weights of a stack."""
+    norms = {kind(norm) for slots, _, _ in peer.layers for norm in slots if norm is not None}
+    if len(norms) != 1 or not norms <= set(NORMS):
+        raise feature("norms", ", ".join(sorted(norms)))
+    norm = NORMS[norms.pop()]
+    residual = residual_name(peer)
+    layers = [read_layer(peer, slots, layer, res, residual, reader) for slots, layer, res in peer.layers]
+    weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
+    final = kind(peer.final_norm) in NORMS
+    if final and norm != "simple_rmsnorm":
+        weights["final_norm.gain"] = read_gain(peer.final_norm, reader)
+    flags = {
+        "dim": peer.dim,
+        "heads": peer.attn_heads,
+        **({"causal": peer.causal} if kind(peer) == "AttentionLayers" else {}),
+        **read_layout(peer, layers),
+        "norm": norm,
+        **({} if norm == "layernorm" else {"norm_eps": TINY}),
+        "norm_place": "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post",
+        "final_norm": final,
+        "residual": residual,
+        **read_positions(peer, {layer.order for layer in layers if layer.name == "attn"}, reader, weights),
+    }
+    return flags, weights
+
+
+def residual_name(peer: Any) -> str:
+    """What becomes of the peer's residuals: one kind for the whole stack."""
+    if any(r.residual_scale is not None or r.scale_residual_constant != 1 for _, _, r in peer.layers):
+        return "scaled"
+    # With a norm between the gain and the sum, the gain belongs to the block.
+    scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
+    return "layerscale" if scaled and not peer.sandwich_norm else "add"
+
+
+def read_layout(peer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
+    """The flags of the column: layout, depth, tying, and what differs from layer to layer."""
+    count, executed = len(layers), tuple(peer.layers_execute_order)
+    rounds = len(executed) // count
+    if executed != tuple(range(count)) * rounds:
+        raise feature("layers_execute_order", executed)
+    shared = {n: common([layer.flags for layer in layers if layer.name == n]) for n in {layer.name for layer in layers}}
+    specs = [
+        LayerSpec(layer.name, {k: v for k, v in layer.flags.items() if k not in shared[layer.name]}) for layer in layers
+    ]
+    tied = {"weight_tie_layers": True} if rounds > 1 else {}
+    period = count if tied else next(p for p in range(1, count + 1) if specs == specs[:p] * (count // p))
+    each = {"shift_tokens": [layer.shift for layer in layers], "layer_dropout": list(peer.layer_dropouts)}
+    return {
+        "layers": layout_text(specs[:period]),
+        "depth": rounds * count // period,
+        **tied,
+        **{f"{name}_{k}": v for name, flags in shared.items() for k, v in flags.items()},
+        **{k: v[0] if len(set(v)) == 1 else tuple(v) * rounds for k, v in each.items() if any(v)},
+    }
+
+
+def common(flags: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The flags that have the same value in all layers."""
+    return {k: v for k, v in flags[0].items() if all(other.get(k) == v for other in flags)}
+
+
+def read_layer(peer: Any, slots: Any, layer: Any, peer_residual: Any, residual: str, reader: Reader) -> Layer:
+    """One layer with its norms and residual, out of whatever its block is wrapped in."""
+    factor: Any = 1.0
+    gain, shift = None, 0
+    while kind(layer) in ("Scale", "LayerScale", "ShiftTokens"):
+        if kind(layer) == "Scale":
+            factor = factor * (1.0 if layer.scale is None else layer.scale)
+        elif kind(layer) == "LayerScale":
+            gain = read_gain(layer, reader)
+        else:
+            shift = read_shift(layer.shifts, peer.causal)
+        layer = layer.fn
+    if kind(layer) not in ("Attention", "FeedForward"):
+        raise feature("layers", kind(layer))
+    attention = kind(layer) == "Attention"
+    flags, weights, order = read_attention(layer, peer, reader) if attention else read_ff(layer, reader)
+    weights = {f"block.{name}": t for name, t in weights.items()}
+    for name, norm in zip(("before", "after", "final"), slots, strict=True):
+        if norm is not None and kind(norm) != "SimpleRMSNorm":
+            weights[f"{name}.gain"] = read_gain(norm, reader)
+    if residual == "layerscale":
+        weights["residual.gain"] = weights["block.to_out.weight"].new_ones(peer.dim) if gain is None else gain
+    else:
+        factor = factor if gain is None else factor * gain[:, None]
+    if residual == "scaled":
+        scale, constant = peer_residual.residual_scale, peer_residual.scale_residual_constant
+        full = weights["block.to_out.weight"].new_ones(peer.dim) if scale is None else reader.take(scale)
+        weights["residual.gain"] = full * constant
+    weights["block.to_out.weight"] = weights["block.to_out.weight"] * factor
+    if "block.to_out.bias" in weights:
+        flat = factor[:, 0] if isinstance(factor, torch.Tensor) else factor
+        weights["block.to_out.bias"] = weights["block.to_out.bias"] * flat
+    return Layer("attn" if attention else "ff", flags, shift, order, weights)
+
+
+def read_shift(shifts: Sequence[int], causal: bool) -> int:
+    """The amount of a token shift."""
+    amount = shifts[-1]
+    if tuple(shifts) != tuple(range(0 if causal else -amount, amount + 1)):
+        raise feature("shift_tokens", shifts)
+    return amount

@@ -1,0 +1,213 @@
+"""The blocks and relative positions of x-transformers as xflash's flags and weights."""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..layers.attention import Attention
+from ..layers.feedforward import FeedForward
+from ..layers.positions import alibi_slopes, inverse_frequencies
+from ..shapes import Tensor
+from .x_transformers_parts import Reader, feature, kind, read_gain
+
+__all__ = ["read_attention", "read_ff", "read_positions"]
+
+ACTIVATIONS = {"GELU": "gelu", "SiLU": "silu", "ReluSquared": "relu2", "ReLU": "relu", "Tanh": "tanh"}
+
+Weights = dict[str, Tensor]
+
+
+def head_order(heads: int, kv_heads: int) -> tuple[int, ...]:
+    """For each of xflash's query heads, which of the peer's it is: theirs share key head h % kv_heads, ours h // r."""
+    return tuple(j * kv_heads + g for g in range(kv_heads) for j in range(heads // kv_heads))
+
+
+def read_attention(attn: Any, peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:
+    """The flags and weights of an attention block, and its heads' order."""
+    heads, kv_heads = attn.heads, attn.kv_heads
+    width = attn.to_q.out_features // heads
+    check_attention(attn, peer, width)
+    order = head_order(heads, kv_heads)
+    index = torch.tensor(order, device=attn.to_q.weight.device)
+
+    def by_head(t: Tensor, axis: int = 0) -> Tensor:
+        return t.unflatten(axis, (heads, -1)).index_select(axis, index).flatten(axis, axis + 1)
+
+    if isinstance(attn.to_out, nn.Linear):
+        out = reader.take(attn.to_out.weight)
+    else:
+        out = torch.eye(peer.dim, dtype=attn.to_q.weight.dtype, device=attn.to_q.weight.device)
+    weights = {
+        "to_q.weight": by_head(reader.take(attn.to_q.weight)),
+        "to_kv.weight": torch.cat((reader.take(attn.to_k.weight), reader.take(attn.to_v.weight))),
+        "to_out.weight": by_head(out, 1),
+    }
+    if attn.num_mem_kv:
+        weights["mem_kv"] = torch.stack((reader.take(attn.mem_k), reader.take(attn.mem_v)))
+    if attn.to_v_gate is not None:
+        weights["to_gate.weight"] = by_head(reader.take(attn.to_v_gate.weight))
+    if attn.head_scale:
+        weights["head_gain"] = reader.take(attn.head_scale_params)[0].index_select(0, index)
+    if attn.qk_norm and attn.qk_norm_dim_scale:
+        weights["q_gain"] = reader.take(attn.qk_norm_q_scale).index_select(0, index)
+        weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
+    return attention_flags(attn, width), weights, order
+
+
+def check_attention(attn: Any, peer: Any, width: int) -> None:
+    """ValueError for settings of an attention block that only their values tell from what xflash has."""
+    fn = attn.attend.attn_fn
+    softmax = isinstance(fn, partial) and fn.func is F.softmax and fn.keywords.get("dim") == -1
+    if not softmax:
+        inner = fn.func if isinstance(fn, partial) else fn
+        raise feature(f"attn_{getattr(inner, '__name__', kind(inner))}", "only the softmax over keys has one")
+    if attn.to_v.out_features != width * attn.kv_heads:
+        raise feature("attn_value_dim_head", attn.to_v.out_features // attn.kv_heads)
+    if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads:
+        raise feature("rotate_num_heads", attn.rotate_num_heads)
+    if attn.num_mem_kv and peer.rotary_pos_emb is not None and peer.rotary_pos_emb.scale is not None:
+        # Their decay is counted from the middle of the sequence, which only keys that have a position cancel.
+        raise feature("rotary_xpos", "with attn_num_mem_kv, where outputs depend on the sequence's length")
+    if attn.to_v_gate is not None and attn.to_v_gate_activation is not F.sigmoid:
+        raise feature("attn_swiglu_values", True)
+    if attn.max_attend_past is not None and not peer.causal:
+        raise feature("attn_max_attend_past", "in a bidirectional stack, where it limits the past but not the future")
+    if isinstance(attn.to_out, nn.Sequential):
+        raise feature("attn_on_attn", True)
+
+
+def attention_flags(attn: Any, width: int) -> dict[str, Any]:
+    """What differs from the defaults of xflash's attention."""
+    flags = {
+        "dim_head": width,
+        "kv_heads": None if attn.kv_heads == attn.heads else attn.kv_heads,
+        "flash": attn.attend.flash or None,
+        "dropout": attn.attend.dropout,
+        "num_mem_kv": attn.num_mem_kv,
+        "window": None if attn.max_attend_past is None else attn.max_attend_past + 1,
+        "gate_values": attn.to_v_gate is not None,
+        "head_scale": attn.head_scale,
+    }
+    if attn.qk_norm:
+        flags |= {"qk_norm": True, "qk_norm_groups": attn.qk_norm_groups, "qk_norm_dim_scale": attn.qk_norm_dim_scale}
+        if not attn.qk_norm_dim_scale:
+            flags["qk_norm_scale"] = attn.qk_norm_scale
+    return set_flags(flags, Attention.Config)
+
+
+def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The flags that are not at their default."""
+    return {k: v for k, v in flags.items() if v != config.__dataclass_fields__[k].default}
+
+
+def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:
+    """The flags and weights of a feed-forward block."""
+    first, *rest = ff.ff
+    glu = kind(first) == "GLU"
+    inward, activation = (first.proj, first.act) if glu else (first[0], first[1])
+    name = ACTIVATIONS.get(kind(activation))
+    if name is None or getattr(activation, "approximate", "none") != "none":
+        raise feature("ff_custom_activation", activation)
+    norm = rest.pop(0) if kind(rest[0]) == "LayerNorm" else None
+    drop, outward, *after = rest
+    if any(part.p for part in after):
+        raise feature("ff_sublayer_dropout", after[0].p)
+    if outward.out_features != inward.in_features:
+        raise feature("ff_dim_out", outward.out_features)
+    flags = {
+        "mult": width_factor(outward.in_features, inward.in_features),
+        "activation": name,
+        "glu": glu,
+        "no_bias": inward.bias is None and outward.bias is None,
+        "post_act_ln": norm is not None,
+        "dropout": drop.p,
+    }
+    weights = {}
+    for key, linear in (("to_inner", inward), ("to_out", outward)):
+        weights[f"{key}.weight"] = reader.take(linear.weight)
+        if not flags["no_bias"]:
+            # Their GLU keeps its bias when ff_no_bias takes that of the other map.
+            zeros = linear.weight.new_zeros(linear.out_features)
+            weights[f"{key}.bias"] = zeros if linear.bias is None else reader.take(linear.bias)
+    if glu and isinstance(first.mult_bias, torch.Tensor):
+        scale = torch.cat((reader.take(first.mult_bias), weights["to_inner.weight"].new_ones(outward.in_features)))
+        weights["to_inner.weight"] = weights["to_inner.weight"] * scale[:, None]
+        weights["to_inner.bias"] = weights["to_inner.bias"] * scale
+    if norm is not None:
+        weights["norm.gain"] = read_gain(norm, reader)
+    return set_flags(flags, FeedForward.Config), weights, ()
+
+
+def width_factor(inner: int, dim: int) -> float:
+    """A `mult` for which int(mult * dim) is `inner`."""
+    return inner / dim if int(inner / dim * dim) == inner else (inner + 0.5) / dim
+
+
+def read_positions(peer: Any, orders: Collection[tuple], reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The flags of the relative positions; the T5 bias is added to `weights`. `orders`: the head orders there are."""
+    flags: dict[str, Any] = {}
+    pos = []
+    if peer.rotary_pos_emb is not None:
+        pos.append("rotary")
+        flags |= read_rotary(peer.rotary_pos_emb, reader)
+    if peer.rel_pos is not None:
+        own = tuple(range(peer.attn_heads))
+        if kind(peer.rel_pos) == "AlibiPositionalBias":
+            pos.append("alibi")
+            if set(orders) - {own}:
+                raise feature("alibi_pos_bias", "with grouped key/value heads: xflash orders heads by group")
+            flags |= read_alibi(peer.rel_pos, reader)
+        else:
+            pos.append("rel_pos")
+            if len(orders) > 1:
+                raise feature("rel_pos_bias", "shared by layers that group their heads differently")
+            table = reader.take(peer.rel_pos.relative_attention_bias.weight) * peer.rel_pos.scale
+            order = torch.tensor(next(iter(orders), own), device=table.device)
+            weights[f"positions.rel_pos.tables.{peer.attn_heads}.weight"] = table.T.index_select(0, order)
+            flags["rel_pos_num_buckets"] = peer.rel_pos.num_buckets
+            flags["rel_pos_max_distance"] = peer.rel_pos.max_distance
+    return {"pos": " ".join(pos) or None, **flags}
+
+
+def read_alibi(alibi: Any, reader: Reader) -> dict[str, Any]:
+    if not torch.equal(reader.take(alibi.slopes).flatten().float().cpu(), torch.tensor(alibi_slopes(alibi.heads))):
+        raise feature("rel_pos_kwargs", "ALiBi slopes other than the paper's")
+    if alibi.bias is not None:
+        reader.take(alibi.bias)
+    return {"alibi_num_heads": None if alibi.heads == alibi.total_heads else alibi.heads}
+
+
+def read_rotary(rotary: Any, reader: Reader) -> dict[str, Any]:
+    """The flags of a rotary embedding, from its frequencies."""
+    frequency = reader.take(rotary.inv_freq).float()
+    width = 2 * len(frequency)
+    flags = {"rotary_emb_dim": width, "rotary_interleaved": True}
+    base = rotary_base(frequency, width)
+    if base != 10000.0:
+        flags["rotary_base"] = base
+    if rotary.interpolation_factor != 1:
+        flags["rotary_interpolation_factor"] = rotary.interpolation_factor
+    if rotary.scale is not None:
+        own = (torch.arange(0, width, 2, device=frequency.device) + 0.4 * width) / (1.4 * width)
+        if not torch.equal(reader.take(rotary.scale).float(), own):
+            raise feature("rotary_emb_dim", f"{rotary.scale} with rotary_xpos")
+        flags |= {"rotary_xpos": True, "rotary_xpos_scale_base": rotary.scale_base}
+    return flags
+
+
+def rotary_base(frequency: Tensor, width: int) -> float:
+    """The base that gives these very frequencies: near the one they point to, for float32 has few."""
+    if torch.equal(inverse_frequencies(width, 10000.0, frequency.device), frequency):
+        return 10000.0
+    guess = frequency[-1].double().pow(-width / max(width - 2, 1)).float().cpu()
+    for towards in (torch.inf, 0.0):
+        base = guess
+        for _ in range(2000):
+            if torch.equal(inverse_frequencies(width, base.item(), frequency.device), frequency):
+                return base.item()
+            base = torch.nextafter(base, torch.tensor(towards))
+    raise feature("rotary_pos_emb", "with frequencies that follow no base (an odd rotary_emb_dim, or a rounded buffer)")

@@ -1,0 +1,148 @@
+"""What x-transformers' modules are made of, so that nothing in them is overlooked when they are read."""
+
+from typing import Any
+
+from torch import nn
+
+from ..shapes import Tensor
+
+__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain"]
+
+# By class: what is read by the converter, or says nothing about the outputs. Anything else must be unset.
+KNOWN = {
+    "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
+        emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
+        train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
+        input_not_include_cache""",
+    "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
+        rotary_pos_emb dim_condition has_custom_layer_types len_default_block layer_types layers_execute_order
+        num_attn_layers num_ff_layers depth depth_scale_residual residual_scale layer_dropouts softclamp_output_value
+        can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines""",
+    "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
+        to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
+        head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
+        split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise to_head_space_dimwise
+        to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn""",
+    "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout logit_softclamp_value flash
+        sdp_context_manager""",
+    "FeedForward": "ff",
+    "GLU": "act proj mult_bias",
+    "LayerNorm": "unit_offset ln gamma",
+    "ScaleNorm": "unit_offset scale g",
+    "RMSNorm": "unit_offset scale g",
+    "SimpleRMSNorm": "scale",
+    "Residual": "residual_scale scale_residual_constant",
+    "Scale": "scale fn",
+    "LayerScale": "unit_offset fn gamma",
+    "ShiftTokens": "fn shifts",
+    "RotaryEmbedding": "interpolation_factor scale_base inv_freq scale",
+    "RelativePositionBias": "scale causal num_buckets max_distance relative_attention_bias",
+    "AlibiPositionalBias": "heads total_heads slopes bias",
+    "TokenEmbedding": "l2norm_embed emb",
+    "AbsolutePositionalEmbedding": "scale max_seq_len l2norm_embed emb",
+    "ScaledSinusoidalEmbedding": "scale inv_freq",
+    "ReluSquared": "",
+    "Identity": "",
+}
+
+# What x-transformers' users call an attribute or a class; the others bear the name of their flag.
+FLAGS = {
+    "embeds": "embed_num_tokens",
+    "cls_token": "use_cls_token",
+    "to_mixture": "mixture_of_softmax",
+    "output_is_log_prob": "mixture_of_softmax",
+    "has_multiple_heads": "num_output_heads",
+    "recycled_proj": "recycling",
+    "stream_emb": "num_residual_streams",
+    "norm_need_condition": "use_adaptive_layernorm / use_adaptive_rmsnorm",
+    "post_branch_fn_needs_condition": "use_adaptive_layerscale",
+    "to_latent_q": "attn_use_latent_q",
+    "to_latent_kv": "attn_use_latent_kv",
+    "to_output_gate": "attn_output_gate",
+    "to_v_head_gate": "attn_gate_value_heads",
+    "q_rmsnorm": "attn_qk_rmsnorm",
+    "pre_softmax_talking_heads": "attn_pre_talking_heads",
+    "post_softmax_talking_heads": "attn_post_talking_heads",
+    "head_attn_sink": "attn_head_learned_sink",
+    "cope": "attn_use_cope",
+    "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
+    "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
+    "up_softclamp_value": "ff_glu_softclamp",
+    "GRUGating": "gate_residual",
+    "OrthogonalResidualUpdate": "orthog_residual",
+    "MVSplitResidualUpdate": "mv_split_residual",
+    "GatedMultiResidual": "gated_multi_residual",
+    "AttentionResidual": "attn_aggregated_residuals",
+    "DynamicLIMe": "integrate_layers",
+    "DynamicPositionBias": "dynamic_pos_bias",
+    "DynamicTanh": "use_dynamic_tanh",
+    "Derf": "use_derf",
+    "SoLU": "ff_solu",
+    "Lambda": "ff_softclamp_value",
+    "LoRALinear": "attn_gate_values_rank",
+}
+
+# Settings whose neutral value is not what Python calls false.
+NEUTRAL: dict[str, Any] = {"num_residual_streams": 1, "emb_frac_gradient": 1}
+ATTENTION = ("Attention", "Attend")
+
+
+def kind(part: Any) -> str:
+    """The name of the class of a part."""
+    return type(part).__name__
+
+
+def feature(name: str, what: Any) -> ValueError:
+    """The error for what xflash has no counterpart of."""
+    return ValueError(f"xflash has no counterpart of x-transformers' {name} ({what})")
+
+
+def unset(name: str, value: Any) -> bool:
+    """Whether a setting is at the value that switches it off."""
+    if name in NEUTRAL:
+        return bool(value == NEUTRAL[name])
+    return value is None or kind(value) == "Identity" or (isinstance(value, (bool, int, float, tuple)) and not value)
+
+
+def check_parts(module: nn.Module) -> None:
+    """ValueError, with the name of the flag, when a part of the peer does what the converter does not read."""
+    for path, part in module.named_modules():
+        if not type(part).__module__.startswith(("x_transformers.", "torch_einops_utils.")):
+            continue
+        name = "AttentionLayers" if kind(part) in ("Encoder", "Decoder") else kind(part)
+        if name not in KNOWN:
+            raise feature(FLAGS.get(name, name), f"{kind(part)} at {path or 'the top'}")
+        known = {"training", *KNOWN[name].split()}
+        held = {k: v for k, v in vars(part).items() if not k.startswith("_")}
+        for attribute, value in {**held, **part._parameters, **part._buffers, **part._modules}.items():
+            if attribute in known or unset(attribute, value):
+                continue
+            prefix = "attn_" if name in ATTENTION and not attribute.startswith("attn_") else ""
+            plain = isinstance(value, (bool, int, float, str, tuple))
+            raise feature(FLAGS.get(attribute, prefix + attribute), value if plain else f"{attribute} of {name}")
+
+
+class Reader:
+    """Hands out copies of a peer's tensors, each once, and knows which nobody asked for."""
+
+    def __init__(self, module: nn.Module):
+        self.names = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
+        self.left = dict(self.names)
+
+    def take(self, t: Tensor) -> Tensor:
+        """A copy without a graph; ValueError when another part has it already."""
+        if self.left.pop(id(t), None) is None:
+            raise ValueError(f"{self.names.get(id(t), 'a tensor')} is shared by two parts of the x-transformers module")
+        return t.detach().clone()
+
+    def finish(self) -> None:
+        """ValueError when tensors are left."""
+        if self.left:
+            raise feature("tensors", ", ".join(self.left.values()))
+
+
+def read_gain(norm: Any, reader: Reader) -> Tensor:
+    """The gain of a norm (or LayerScale), stored as the distance from one where it has a unit offset."""
+    stored = norm.g if hasattr(norm, "g") else norm.gamma
+    gain = reader.take(stored) + float(norm.unit_offset)
+    return gain.reshape(()) if kind(norm) == "ScaleNorm" else gain

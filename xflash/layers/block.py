@@ -1,0 +1,75 @@
+"""`Block`: the interface of everything that can stand in a layout, and the laws it obeys."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..shapes import Float, Tensor
+from ..state import Ctx
+
+__all__ = ["Block", "Site"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a block stands: the width, heads and direction of its stack, and how many branches the stack runs."""
+
+    dim: int
+    heads: int
+    causal: bool
+    branches: int = 1
+    positions: frozenset[str] = frozenset()
+
+    def linear_out(self, width: int, bias: bool = False) -> nn.Linear:
+        """The projection back to the stream, its start scaled by 1/sqrt(branches) so that their sum keeps its size."""
+        linear = nn.Linear(width, self.dim, bias=bias)
+        with torch.no_grad():
+            linear.weight.mul_(self.branches**-0.5)
+            if linear.bias is not None:
+                linear.bias.zero_()
+        return linear
+
+
+class Block(nn.Module, ABC):
+    """The f in `x + f(norm(x))`: a subclass owns a frozen dataclass `Config` and a forward `(x, ctx, state)`.
+
+    A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and
+    of how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first; None is a fresh
+    one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
+    `positions` the positions of the stack it uses.
+    """
+
+    honours: ClassVar[frozenset[str]] = frozenset()
+    positions: ClassVar[frozenset[str]] = frozenset()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """The flags of the block."""
+
+    def __init__(self, config: Any, site: Site):
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], Any]:
+        """The update of the stream, and the state to carry on (None unless `ctx.keep_state`)."""
+
+    def bias_heads(self) -> int | None:
+        """How many heads of an additive position bias the block takes; None when it takes none."""
+        return None
+
+    def refuses_step(self) -> str:
+        """Why the block cannot be stepped (settings that reproduce a peer and break the chunk law), or ''."""
+        return ""
+
+    def reserve(self, state: Any, used: int, need: int, copy: bool) -> Any:
+        """The state with room for `need` slots, `used` of them taken; `copy` asks for buffers of its own."""
+        return state
+
+    def extra_repr(self) -> str:
+        shown = ", ".join(f"{k}={v!r}" for k, v in vars(self.config).items()) if self.config is not None else ""
+        return shown

@@ -1,0 +1,68 @@
+"""The position-wise feed-forward block, and the activations it can be built with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..flags import flag
+from ..registry import activations, blocks
+from ..shapes import Float, Tensor, typed
+from ..state import Ctx
+from .block import Block, Site
+from .norms import LayerNorm
+
+__all__ = ["FeedForward", "relu2"]
+
+
+@activations.register("relu2")
+def relu2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """relu(x)^2 (Primer, https://arxiv.org/abs/2109.08668)."""
+    return F.relu(x).square()
+
+
+for name, function in {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh}.items():
+    activations.register(name)(function)
+
+
+@blocks.register("ff")
+class FeedForward(Block):
+    """Two linear maps with an activation between them, optionally gated (GLU variants, https://arxiv.org/abs/2002.05202)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        mult: float = flag(4.0, "inner width as a multiple of dim", above=0)
+        activation: str = flag("gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...")
+        glu: bool = flag(False, "gate one half of the inner projection with the activation of the other")
+        no_bias: bool = flag(False, "linear maps without biases")
+        post_act_ln: bool = flag(False, "a LayerNorm behind the activation (NormFormer)")
+        dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1)
+
+    # Tokens never meet here, so neither can be violated.
+    honours = frozenset({"attn_mask", "doc_ids"})
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site)
+        inner = int(config.mult * site.dim)
+        if inner < 1:
+            raise ValueError(f"ff_mult={config.mult} with dim={site.dim} leaves no inner channel")
+        self.activation = activations[config.activation]
+        self.to_inner = nn.Linear(site.dim, inner * (2 if config.glu else 1), bias=not config.no_bias)
+        self.norm = LayerNorm(LayerNorm.Config(), inner) if config.post_act_ln else None
+        self.to_out = site.linear_out(inner, bias=not config.no_bias)
+
+    @typed
+    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], None]:
+        y = self.to_inner(x)
+        if self.config.glu:
+            y, gate = y.chunk(2, -1)
+            y = y * self.activation(gate)
+        else:
+            y = self.activation(y)
+        if self.norm is not None:
+            y = self.norm(y)
+        if self.config.dropout:
+            y = F.dropout(y, self.config.dropout, self.training)
+        return self.to_out(y), None

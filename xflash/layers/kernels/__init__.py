@@ -1,0 +1,1 @@
+"""Pure tensor functions, a slow obvious definition beside each fast one."""

@@ -1,0 +1,215 @@
+"""Attention with a free choice of weight function and length normaliser, a block of query rows at a time."""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ...shapes import Bool, Float, Tensor
+
+__all__ = ["AttnFn", "Place", "gated_attention", "gated_attention_slow", "gated_weights", "laplace"]
+
+AttnFn = Literal["relu2", "laplace", "softmax"]
+Place = Literal["outside", "inside", "content"]
+
+# Rows of scores alive at once: on a CPU they should fit its cache, elsewhere launches should be few.
+ROWS = {"cpu": 128}
+ROWS_ELSEWHERE = 1024
+# The row sum of a query that gives weight to no key: 0 / TINY is 0.
+TINY = 1e-9
+
+
+def laplace(score: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Mega's bounded stand-in for relu^2 (https://arxiv.org/abs/2209.10655): a normal distribution function.
+
+    It has relu^2's value and slope at sqrt(1/2), its mean.
+    """
+    mean, deviation = math.sqrt(0.5), math.sqrt(1 / (4 * math.pi))
+    return 0.5 * (1 + torch.erf((score - mean) / (deviation * math.sqrt(2))))
+
+
+def gated_attention(
+    q: Float[Tensor, "b h n k"],
+    k: Float[Tensor, "b h m k"],
+    v: Float[Tensor, "b h m e"],
+    *,
+    attn_fn: AttnFn,
+    scale: float = 1.0,
+    bias: Float[Tensor, "_ h n m"] | None = None,
+    divisor: Tensor | float | Literal["row_sum"] | None = None,
+    place: Place = "outside",
+    allowed: Bool[Tensor, "..."] | None = None,
+    causal: bool = False,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "b h n e"]:
+    """The values summed with the weights f(scale * q k^T + bias), scaled by 1 / `divisor`: a number or (1 | b, n).
+
+    place: where the divisor acts: 'outside' f(s + bias) / divisor, 'inside' f((s + bias) / divisor), 'content'
+    f(s / divisor + bias); the divisor 'row_sum' (outside) lets each query's weights sum to one.
+    causal: the n queries are the last of m tokens and see no later one. allowed: broadcasts to (b, h, n, m), False
+    where a query may not see a key; a query that sees none gets zeros. Where no row sum is taken (neither softmax nor
+    'row_sum'), keys that do not exist need no mask: let their values be zero. Scores and sums are float32 at least.
+    """
+    check(attn_fn, divisor, place)
+    if attn_fn == "softmax" and bias is None and allowed is None and v.shape[-1] == q.shape[-1]:
+        if divisor is None or place != "outside":
+            return fused_softmax(q, k, v, scale, divisor, causal, dropout_p)
+    outputs = []
+    for part in row_blocks(q, k.shape[2], bias, divisor, allowed, causal):
+        weights, rows = part_weights(part, k[:, :, : part.end], attn_fn, scale, place)
+        if dropout_p:
+            weights = F.dropout(weights, dropout_p)
+        y = weights.to(v.dtype) @ v[:, :, : part.end]
+        # A normaliser divides the sums, not the weights: those of long rows would be too small for half precision.
+        outputs.append(y if rows is None else (y.to(weights.dtype) / rows).to(v.dtype))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def gated_weights(
+    q: Float[Tensor, "b h n k"],
+    k: Float[Tensor, "b h m k"],
+    *,
+    attn_fn: AttnFn,
+    scale: float = 1.0,
+    bias: Float[Tensor, "_ h n m"] | None = None,
+    divisor: Tensor | float | Literal["row_sum"] | None = None,
+    place: Place = "outside",
+    allowed: Bool[Tensor, "..."] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "b h n m"]:
+    """The matrix of weights by which `gated_attention` sums the values, before any dropout; float32 at least."""
+    check(attn_fn, divisor, place)
+    n, m = q.shape[2], k.shape[2]
+    (part,) = row_blocks(q, m, bias, divisor, allowed, causal, rows=max(n, 1))
+    weights, rows = part_weights(part, k, attn_fn, scale, place)
+    return weights if rows is None else weights / rows
+
+
+def check(attn_fn: str, divisor, place: str) -> None:
+    """ValueError for a divisor that is no number and cannot act where it is asked to."""
+    if isinstance(divisor, str) and (divisor != "row_sum" or attn_fn == "softmax" or place != "outside"):
+        raise ValueError(
+            f"divisor={divisor!r} with attn_fn={attn_fn!r} and place={place!r}: the only name is 'row_sum', "
+            "and divisor='row_sum' goes with relu2 or laplace and place='outside'"
+        )
+
+
+class Part(NamedTuple):
+    """A block of query rows, what belongs to them, and the end of the keys they can see."""
+
+    q: Float[Tensor, "b h r k"]
+    bias: Float[Tensor, "_ h r m"] | None
+    divisor: Tensor | float | Literal["row_sum"] | None
+    seen: Bool[Tensor, "..."] | None
+    end: int
+
+
+def row_blocks(q: Tensor, m: int, bias, divisor, allowed, causal: bool, rows: int | None = None) -> Iterator[Part]:
+    """The query rows in blocks; causal ones with key ranges that grow from block to block."""
+    n = q.shape[2]
+    if rows is None:
+        # A Python loop over a length that a compiler holds symbolic would tie the graph to that length.
+        rows = max(n, 1) if torch.compiler.is_compiling() else ROWS.get(q.device.type, ROWS_ELSEWHERE)
+    if allowed is not None:
+        allowed = allowed.expand(*allowed.shape[:-2], n, m) if allowed.dim() >= 2 else allowed.expand(n, m)
+    count = 1 if n <= rows else -(-n // rows)
+    # `split`, for its backward writes each row once; that of a slice adds a whole matrix of zeros for every block.
+    queries = [q] if count == 1 else q.split(rows, 2)
+    biases = [bias] * count if bias is None or count == 1 else bias.split(rows, 2)
+    for i in range(count):
+        low = i * rows
+        high = n if i == count - 1 else low + rows
+        end = m - n + high if causal else m
+        seen = None
+        if causal and n > 1:
+            keys = torch.arange(end, device=q.device)
+            seen = keys <= torch.arange(m - n + low, end, device=q.device)[:, None]
+        if allowed is not None:
+            here = allowed[..., low:high, :end]
+            seen = here if seen is None else seen & here
+        divide = divisor[:, None, low:high, None] if isinstance(divisor, torch.Tensor) else divisor
+        yield Part(queries[i], None if biases[i] is None else biases[i][..., :end], divide, seen, end)
+
+
+def part_weights(part: Part, k: Tensor, attn_fn: AttnFn, scale: float, place: Place) -> tuple[Tensor, Tensor | float | None]:
+    """The weights of a block of rows, and what each row is still to be divided by (None: nothing)."""
+    q, bias, divisor, seen, _ = part
+    score = q @ k.mT
+    score = score.to(torch.promote_types(score.dtype, torch.float32)) * scale
+    if place == "content" and divisor is not None:
+        score = score / divisor
+    if bias is not None:
+        score = score + bias
+    if place == "inside" and divisor is not None:
+        score = score / divisor
+    if attn_fn == "softmax":
+        # The lowest finite number: a row of -inf would come out as NaN, and is zeros instead.
+        hidden = score if seen is None else score.masked_fill(~seen, torch.finfo(score.dtype).min)
+        weights = hidden.softmax(-1)
+    else:
+        weights = score.relu().square() if attn_fn == "relu2" else laplace(score)
+    if seen is not None:
+        weights = weights.masked_fill(~seen, 0)
+    if isinstance(divisor, str):
+        return weights, weights.sum(-1, keepdim=True) + TINY
+    return weights, divisor if place == "outside" else None
+
+
+def fused_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, divisor, causal: bool, dropout_p: float) -> Tensor:
+    """Softmax attention by PyTorch's kernel, which has a fast form for values as wide as the keys only."""
+    n, m = q.shape[2], k.shape[2]
+    if divisor is not None:
+        q = (q / (divisor[:, None, :, None] if isinstance(divisor, torch.Tensor) else divisor)).to(q.dtype)
+    # The kernel's own causal mask lets both sides start at 0: right for as many queries as keys only.
+    mask = None
+    if causal and 1 < n != m:
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, is_causal=causal and n == m, scale=scale
+    )
+
+
+def gated_attention_slow(
+    q: Float[Tensor, "b h n k"],
+    k: Float[Tensor, "b h m k"],
+    v: Float[Tensor, "b h m e"],
+    *,
+    attn_fn: AttnFn,
+    scale: float = 1.0,
+    bias: Tensor | None = None,
+    divisor: Tensor | float | Literal["row_sum"] | None = None,
+    place: Place = "outside",
+    allowed: Tensor | None = None,
+    causal: bool = False,
+) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n m"]]:
+    """The definition of `gated_attention` and `gated_weights`, query by query."""
+    (b, h, n, _), m = q.shape, k.shape[2]
+    if allowed is None:
+        allowed = torch.ones(b, h, n, m, dtype=torch.bool)
+    allowed = allowed.expand(b, h, n, m)
+    weights = q.new_zeros(b, h, n, m)
+    for row, head, i in ((row, head, i) for row in range(b) for head in range(h) for i in range(n)):
+        keys = [j for j in range(m) if allowed[row, head, i, j] and not (causal and j > m - n + i)]
+        divide = divisor[row % len(divisor), i] if isinstance(divisor, torch.Tensor) else divisor
+        if divide is None or divide == "row_sum":
+            divide = 1
+        raw = {}
+        for j in keys:
+            content = scale * (q[row, head, i] @ k[row, head, j])
+            position = 0 if bias is None else bias[row % len(bias), head, i, j]
+            score = {
+                "outside": content + position,
+                "inside": (content + position) / divide,
+                "content": content / divide + position,
+            }[place]
+            raw[j] = {"relu2": lambda s: s.clamp(min=0) ** 2, "laplace": laplace, "softmax": torch.exp}[attn_fn](score)
+        total = sum(raw.values()) if attn_fn == "softmax" else 1
+        if divisor == "row_sum":
+            total = sum(raw.values()) + TINY
+        if place == "outside":
+            total = total * divide
+        for j in keys:
+            weights[row, head, i, j] = raw[j] / total
+    return weights @ v, weights

@@ -1,0 +1,54 @@
+"""Which slots a query may see: causality, windows, padding, documents and the caller's own mask, as one boolean."""
+
+import torch
+
+from ..shapes import Bool, Tensor
+from ..state import Ctx
+
+__all__ = ["and_all", "visible"]
+
+
+def and_all(*masks: Tensor | None) -> Tensor | None:
+    """The conjunction of the masks that are there; None when none is."""
+    joined = None
+    for mask in masks:
+        if mask is not None:
+            joined = mask if joined is None else joined & mask
+    return joined
+
+
+def visible(
+    ctx: Ctx, n: int, m: int, causal: bool, window: int | None = None
+) -> tuple[Bool[Tensor, "_ _ n m"] | None, bool]:
+    """A mask (1 | b, 1 | h, n, m) of the slots each query may see (None: all), and whether it is *also* plainly causal.
+
+    When the second is True the causal part is left to the kernel. Behind the door slot j is position j, so that a
+    real causal query sees real keys only; without causality the slots behind a row's end are masked, an empty row
+    seeing one of them, for a softmax over nothing is NaN. `window`: how many tokens a query sees, itself included,
+    looking back (and, without causality, ahead).
+    """
+    # n and m are those of the call: as part of the key they would tie a compiled graph to one length.
+    return ctx.once(("visible", causal, window), lambda: make_visible(ctx, n, m, causal, window))
+
+
+def make_visible(ctx: Ctx, n: int, m: int, causal: bool, window: int | None):
+    slot = torch.arange(m, device=ctx.positions.device)
+    where = ctx.positions[:, None, :, None]
+    fresh = ctx.past == 0 and ctx.length is None
+    back = ahead = rows = documents = None
+    # A fresh call leaves causality to the kernel; one new token of a uniform call sees all slots there are.
+    in_kernel = causal and fresh
+    if causal and not (ctx.uniform and n == 1) and not in_kernel:
+        ahead = slot <= where
+    if window is not None:
+        back = where - slot < window
+        if not causal:
+            ahead = slot - where < window
+    if not causal and ctx.new is not None:
+        rows = (slot < ctx.new.clamp(min=1)[:, None])[:, None, None]
+    if ctx.doc_ids is not None:
+        documents = (ctx.doc_ids[:, :, None] == ctx.doc_ids[:, None, :])[:, None]
+    mask = and_all(back, ahead, rows, documents, ctx.attn_mask)
+    if mask is not None and in_kernel:
+        mask, in_kernel = mask & (slot <= where), False
+    return mask, in_kernel

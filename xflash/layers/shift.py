@@ -1,0 +1,73 @@
+"""Token shift: part of the channels of each token come from its neighbours (https://github.com/BlinkDL/RWKV-LM)."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..shapes import Float, Tensor
+from ..state import Ctx, document_positions
+
+__all__ = ["ShiftStyle", "TokenShift"]
+
+ShiftStyle = Literal["second_half", "first_half"]
+
+
+class TokenShift(nn.Module):
+    """Delays chunks of the channels by 0, 1 .. `amount` tokens, zeros before the start.
+
+    second_half (x-transformers): chunk i of amount + 1 comes from i tokens before; in a bidirectional stack there are
+    2 * amount + 1 chunks, from `amount` tokens after to `amount` before; channels left over stay.
+    first_half (FLASH-pytorch): the first half of the channels comes from the token before, whatever the direction.
+    """
+
+    def __init__(self, amount: int, style: ShiftStyle, causal: bool, dim: int):
+        super().__init__()
+        chunks = (amount + 1 if causal else 2 * amount + 1) if style == "second_half" else 2
+        if style == "first_half" and amount != 1:
+            raise ValueError(f"shift_tokens={amount} with shift_style='first_half': it delays by exactly 1 token")
+        if dim < chunks:
+            raise ValueError(f"shift_tokens={amount} cuts the channels into {chunks} chunks, but dim is {dim}")
+        self.amount, self.style, self.causal = amount, style, causal
+        width = dim // chunks
+        if style == "first_half":
+            self.moves = [(0, (dim + 1) // 2, 1)]
+        else:
+            first = 0 if causal else -amount
+            self.moves = [(i * width, (i + 1) * width, first + i) for i in range(chunks) if first + i]
+
+    def extra_repr(self) -> str:
+        return f"{self.amount}, style={self.style!r}, causal={self.causal}"
+
+    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x with its chunks delayed, and the last `amount` tokens (b, amount, d) for the next call."""
+        n, s = x.shape[1], self.amount
+        real = ctx.real(n)
+        if real is not None:
+            x = x.masked_fill(~real[..., None], 0)
+        head = x.new_zeros(x.shape[0], s, x.shape[2]) if last is None else last.to(x.dtype)
+        around = torch.cat((head, x), 1)
+        if not self.causal:
+            around = torch.cat((around, x.new_zeros(x.shape[0], s, x.shape[2])), 1)
+        parts, done = [], 0
+        for start, end, delay in self.moves:
+            moved = around[:, s - delay : s - delay + n, start:end]
+            if ctx.doc_ids is not None:
+                moved = moved.masked_fill(~self.same_document(ctx.doc_ids, delay)[..., None], 0)
+            parts += [x[..., done:start], moved]
+            done = end
+        shifted = torch.cat([p for p in (*parts, x[..., done:]) if p.shape[-1]], -1)
+        return shifted, self.tail(around, n, ctx) if ctx.keep_state else None
+
+    def tail(self, around: Float[Tensor, "b _ d"], n: int, ctx: Ctx) -> Float[Tensor, "b s d"]:
+        """The last `amount` tokens each row has seen; for a row without new ones, those it had."""
+        if ctx.new is None:
+            return around[:, n : n + self.amount]
+        index = ctx.new[:, None] + torch.arange(self.amount, device=around.device)
+        return around.gather(1, index[..., None].expand(-1, -1, around.shape[2]))
+
+    def same_document(self, doc_ids: Tensor, delay: int) -> Tensor:
+        """Whether the token `delay` before (after, when negative) belongs to the same document."""
+        if delay > 0:
+            return document_positions(doc_ids) >= delay
+        return document_positions(doc_ids.flip(1)).flip(1) >= -delay

@@ -1,0 +1,359 @@
+"""`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .configurable import Configurable
+from .flags import flag_table
+from .layers.block import Block, Site
+from .layers.branch import Branch
+from .layers.embeddings import MemoryTokens
+from .layers.positions import Relative
+from .layers.shift import TokenShift
+from .registry import blocks, norms, positions, residuals
+from .shapes import Bool, Float, Int, Tensor, typed
+from .stack_flags import Resolved, resolve
+from .state import BranchState, Ctx, Lease, Plan, StackState, as_mask, pack, plan_rows, tensors, tree_map, unpack
+
+__all__ = ["AttentionLayers", "Decoder", "Encoder"]
+
+
+class AttentionLayers(Configurable):
+    """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
+
+    Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;
+    a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
+    """
+
+    fixed_causal: ClassVar[bool | None] = None
+
+    def __init__(self, **flags: Any):
+        super().__init__()
+        causal = self.fixed_causal
+        if causal is not None and flags.setdefault("causal", causal) != causal:
+            raise ValueError(f"causal={flags['causal']} contradicts {type(self).__name__}; use AttentionLayers(causal=...)")
+        plan = resolve(flags)
+        self.arguments = {k: v for k, v in plan.flat.items() if not (k == "causal" and causal is not None)}
+        self.rows = plan.rows
+        self.layout = plan.text
+        self.dim, self.causal = plan.config.dim, plan.config.causal
+        count = len(plan.layers)
+        site = Site(self.dim, plan.config.heads, self.causal, count)
+        distinct = plan.period if plan.config.weight_tie_layers else count
+        self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
+        self.order = [i % distinct for i in range(count)]
+        last = plan.config.final_norm
+        keep_last = plan.config.norm_place != "post" if last is None else last
+        self.final_norm = norms[plan.config.norm](plan.norm, self.dim) if keep_last else None
+        heads = sorted({h for b in self.blocks() if (h := b.bias_heads()) is not None})
+        self.positions = nn.ModuleDict(
+            {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
+        )
+        self.memory_tokens: MemoryTokens | None = None
+        if plan.config.num_memory_tokens:
+            self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
+
+    def blocks(self) -> list[Block]:
+        """The distinct blocks of the column, top to bottom."""
+        return [branch.block for branch in self.branches]  # type: ignore[misc]
+
+    def flag_table(self) -> str:
+        """Every flag of this stack with its value, default, type and meaning, as text."""
+        return flag_table(self.rows)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, layout={self.layout!r}, causal={self.causal}"
+
+    @property
+    def maker(self) -> str:
+        """What a state must have been made by to be continued by this stack."""
+        memory = 0 if self.memory_tokens is None else len(self.memory_tokens)
+        return f"{type(self).__name__}(dim={self.dim}, {self.layout}, memory tokens={memory})"
+
+    @property
+    def has_relative_positions(self) -> bool:
+        return bool(self.positions)
+
+    def set_memory_tokens(self, number: int) -> None:
+        """Gives the stack memory tokens after it was built, as wrappers do; ValueError if it has another number."""
+        if self.memory_tokens is not None:
+            if len(self.memory_tokens) != number:
+                raise ValueError(f"num_memory_tokens={number}, but the stack has {len(self.memory_tokens)} already")
+            return
+        self.memory_tokens = MemoryTokens(number, self.dim)
+        self.arguments["num_memory_tokens"] = number
+        self.rows = [(n, number if n == "num_memory_tokens" else v, spec) for n, v, spec in self.rows]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Tensor | None = None,
+        *,
+        attn_mask: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The whole stack on whole sequences.
+
+        mask: (b, n), True = real token.  attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.
+        doc_ids: (b, n) integers, a contiguous run for each of the documents packed into a row.
+        """
+        mask = self.check_input(x, mask, attn_mask, doc_ids)
+        return self.run(x, None, mask, attn_mask=attn_mask, doc_ids=doc_ids)[0]
+
+    def step(
+        self,
+        x: Float[Tensor, "b n d"],
+        state: StackState | None = None,
+        mask: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], StackState]:
+        """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
+
+        Only causal stacks have one. `reset` names the rows that start anew while their neighbours go on.
+        """
+        self.check_steppable()
+        mask = self.check_input(x, mask)
+        if state is not None:
+            self.check_state(state, x.shape[0])
+            if reset is not None:
+                state = self.reset(state, reset)
+        y, state = self.run(x, state, mask, keep_state=True)
+        return y, state  # type: ignore[return-value]
+
+    def attention_maps(self, x: Tensor, mask: Tensor | None = None, **kwargs) -> tuple[Tensor, list[Tensor]]:
+        """As forward, with the matrix (b, h, n, n) of every layer that has one; memory slots left out.
+
+        ValueError when no block of the stack has a matrix.
+        """
+        maps: list[Tensor] = []
+        mask = self.check_input(x, mask, **kwargs)
+        y, _ = self.run(x, None, mask, maps=maps, **kwargs)
+        if not maps:
+            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
+        return y, maps
+
+    def check_steppable(self) -> None:
+        """ValueError with the reason when the stack cannot be stepped."""
+        if not self.causal:
+            raise ValueError(f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences")
+        for block in self.blocks():
+            if block.refuses_step():
+                raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
+
+    def check_state(self, state: StackState, batch: int) -> None:
+        """TypeError or ValueError when `state` is not one of this stack's, or is of another batch size."""
+        if not isinstance(state, StackState):
+            raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
+        if state.maker != self.maker or len(state.branches) != len(self.order):
+            raise ValueError(f"the state was made by another stack: {state.maker}; this one is {self.maker}")
+        for t in tensors(state)[:1]:
+            if t.shape[0] != batch:
+                raise ValueError(f"the state has {t.shape[0]} rows, but x has {batch}")
+
+    @typed
+    def run(
+        self,
+        x: Float[Tensor, "b n d"],
+        state: StackState | None,
+        mask: Bool[Tensor, "b n"] | None,
+        *,
+        keep_state: bool = False,
+        attn_mask: Bool[Tensor, "..."] | Int[Tensor, "..."] | None = None,
+        doc_ids: Int[Tensor, "b n"] | None = None,
+        maps: list | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], StackState | None]:
+        """The way of a tensor: in through the door, down the branches, out through the door."""
+        n = x.shape[1]
+        plan = None if mask is None else plan_rows(mask)
+        if plan is not None:
+            x = pack(x, plan)
+            doc_ids = None if doc_ids is None else doc_ids.gather(1, plan.order)
+        memory = 0
+        if self.memory_tokens is not None and state is None:
+            memory = len(self.memory_tokens)
+            x = self.memory_tokens(x)
+        state, in_place = self.open(state, x.shape[1])
+        ctx = self.context(x, state, plan, memory, keep_state, in_place, maps)
+        extra = {} if doc_ids is None else {"doc_ids": doc_ids}
+        if attn_mask is not None:
+            extra["attn_mask"] = door_mask(attn_mask, plan, memory, n)
+        if extra:
+            ctx = Ctx(**{**vars(ctx), **extra})
+        y, carried = self.descend(x, ctx, state)
+        new_state = self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
+        y = y[:, memory:] if memory else y
+        if maps is not None:
+            maps[:] = [door_map(m[..., memory:, memory:], plan) for m in maps]
+        return (y if plan is None else unpack(y, plan)), new_state
+
+    def descend(self, x: Tensor, ctx: Ctx, state: StackState | None) -> tuple[Tensor, list[BranchState | None]]:
+        """Through the branches, top to bottom, and the last norm."""
+        carried = []
+        for place, index in enumerate(self.order):
+            before = None if state is None else state.branches[place]
+            x, after = self.branches[index](x, ctx, before)
+            carried.append(after)
+        return (x if self.final_norm is None else self.final_norm(x)), carried
+
+    def check_input(
+        self, x: Tensor, mask: Tensor | None = None, attn_mask: Tensor | None = None, doc_ids: Tensor | None = None
+    ) -> Tensor | None:
+        """The mask as booleans; ValueError or TypeError for what no stack, or not this one, can take."""
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            given = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given}; token ids go into TransformerWrapper")
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (batch, tokens, {self.dim}), not {tuple(x.shape)}")
+        if x.shape[1] < 1:
+            raise ValueError("x has no tokens; give at least one")
+        if doc_ids is not None:
+            if self.memory_tokens is not None:
+                raise ValueError("doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first document only")
+            if tuple(doc_ids.shape) != tuple(x.shape[:2]):
+                raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(x.shape[:2])}")
+        for name, given in (("attn_mask", attn_mask), ("doc_ids", doc_ids)):
+            if given is None:
+                continue
+            if given.is_floating_point():
+                raise TypeError(f"{name} must be boolean or integer, not {given.dtype}")
+            for block in self.blocks():
+                if name not in block.honours:
+                    able = ", ".join(b for b in blocks if name in blocks[b].honours)
+                    raise ValueError(f"{type(block).__name__} cannot honour {name}; blocks that can: {able}")
+        return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+
+    def context(self, x: Tensor, state: StackState | None, plan: Plan | None, memory: int, keep: bool, in_place: bool, maps) -> Ctx:
+        """What goes down beside x."""
+        past, length = (0, None) if state is None else (state.bound, state.length)
+        where = torch.arange(x.shape[1], device=x.device)[None]
+        where = where + past if length is None else where + length[:, None]
+        new = None if plan is None else plan.new + memory
+        relative = Relative(self.positions) if len(self.positions) else None  # type: ignore[arg-type]
+        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps)
+
+    def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
+        """The state with room for n more slots, and whether this call may write into its buffers.
+
+        Only without grad, and only for the newest state of the buffers: a step from an older one copies them.
+        """
+        if state is None:
+            return None, False
+        held = tensors(state.branches)
+        if held and held[0].is_inference() and not torch.is_inference_mode_enabled():
+            state = state.map(torch.clone)
+        in_place = not torch.is_grad_enabled()
+        copy = in_place and (state.lease is None or state.lease.fill != state.bound)
+        need = state.bound + n
+        branches = tuple(
+            BranchState(b.shift, self.branches[i].block.reserve(b.block, state.bound, need, copy))  # type: ignore[union-attr]
+            for i, b in zip(self.order, state.branches, strict=True)
+        )
+        lease = (Lease(state.bound) if copy else state.lease) if in_place else None
+        return state._replace(branches=branches, lease=lease), in_place
+
+    def close(self, carried: list, ctx: Ctx, n: int, lease: Lease | None = None) -> StackState:
+        """The state behind this call."""
+        length = ctx.length
+        if ctx.new is not None:
+            length = ctx.new + (ctx.past if length is None else length)
+        elif length is not None:
+            length = length + n
+        bound = ctx.past + n
+        # Buffers made or written with grad are part of a graph: nobody may write into them.
+        if torch.is_grad_enabled():
+            lease = None
+        elif lease is None:
+            lease = Lease(bound)
+        else:
+            lease.fill = bound
+        return StackState(self.maker, bound, length, lease, tuple(carried))
+
+    def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
+        """`state` with the named rows as fresh as before their first token."""
+        batch = rows.shape[0]
+        fresh = None
+        if self.memory_tokens is not None:
+            x = self.memory_tokens.tokens[None].expand(batch, -1, -1)
+            ctx = self.context(x, None, None, 0, True, False, None)
+            fresh = self.close(self.descend(x, ctx, None)[1], ctx, x.shape[1])
+        start = 0 if fresh is None else fresh.bound
+        before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
+        length = torch.where(rows, torch.full_like(before, start), before)
+        flat = iter(tensors(fresh.branches) if fresh is not None else ())
+
+        def renew(t: Tensor) -> Tensor:
+            chosen = rows.view(-1, *[1] * (t.dim() - 1))
+            if fresh is None:
+                return t.masked_fill(chosen, 0)
+            return torch.where(chosen, sized(next(flat), t), t)
+
+        return state._replace(length=length, lease=None, branches=tree_map(renew, state.branches))
+
+
+def sized(t: Tensor, like: Tensor) -> Tensor:
+    """`t` padded with zeros (or cut) to the shape of `like`."""
+    for axis in range(1, t.dim()):
+        t = t.narrow(axis, 0, min(t.shape[axis], like.shape[axis]))
+        t = F.pad(t, [0, 0] * (t.dim() - 1 - axis) + [0, like.shape[axis] - t.shape[axis]])
+    return t
+
+
+def door_mask(attn_mask: Tensor, plan: Plan | None, memory: int, n: int) -> Tensor:
+    """The caller's attention mask behind the door: rows packed, memory slots visible, (1 | b, 1 | h, m, m)."""
+    if attn_mask.dim() not in (2, 4) or tuple(attn_mask.shape[-2:]) != (n, n):
+        raise ValueError(
+            f"attn_mask must be (n, n) or (1 or b, 1 or h, n, n) with n={n}, not {tuple(attn_mask.shape)}; three axes would be ambiguous"
+        )
+    mask = attn_mask.bool() if attn_mask.dim() == 4 else attn_mask.bool()[None, None]
+    if plan is not None:
+        b = plan.order.shape[0]
+        mask = mask.expand(b, -1, -1, -1)
+        order = plan.order[:, None]
+        mask = mask.gather(2, order[..., None].expand_as(mask)).gather(3, order[:, :, None].expand_as(mask))
+    return F.pad(mask, (memory, 0, memory, 0), value=True) if memory else mask
+
+
+def door_map(weights: Tensor, plan: Plan | None) -> Tensor:
+    """An attention map with its rows and columns back where the caller's tokens stand, zeros for masked ones."""
+    if plan is None:
+        return weights
+    dest = plan.dest[:, None]
+    moved = weights.gather(2, dest[..., None].expand_as(weights)).gather(3, dest[:, :, None].expand_as(weights))
+    real = plan.mask[:, None]
+    return moved.masked_fill(~(real[..., None] & real[:, :, None]), 0)
+
+
+def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
+    """Layer i of the column with its norms, shift and residual."""
+    name, config = plan.layers[i]
+    stack = plan.config
+
+    def norm(wanted: bool):
+        return norms[stack.norm](plan.norm, stack.dim) if wanted else None
+
+    shift = plan.shifts[i]
+    return Branch(
+        blocks[name](config, site),
+        residuals[stack.residual](plan.residual, stack.dim),
+        before=norm(stack.norm_place != "post"),
+        after=norm(stack.norm_place == "sandwich"),
+        final=norm(stack.norm_place == "post"),
+        shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
+        dropout=plan.dropouts[i],
+    )
+
+
+class Encoder(AttentionLayers):
+    """A bidirectional stack: every token sees every other."""
+
+    fixed_causal = False
+
+
+class Decoder(AttentionLayers):
+    """A causal stack: no token sees a later one, and `step` decodes."""
+
+    fixed_causal = True

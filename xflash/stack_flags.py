@@ -1,0 +1,156 @@
+"""From keyword flags to what a stack is built of: its own Config, its layers, and the Config of every part."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from .aliases import canonical, names
+from .flags import Flag, Owner, build, flag, flags_of, route
+from .layers.branch import NormPlace
+from .layers.shift import ShiftStyle
+from .layout import LayerSpec, layout_text, parse_layout
+from .registry import blocks, norms, positions, residuals
+
+__all__ = ["Resolved", "StackConfig", "known_flags", "resolve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The flags of a stack itself, those without a prefix."""
+
+    dim: int = flag(doc="width of the stream", at_least=1)
+    depth: int | None = flag(None, "how often the layout is repeated", at_least=1)
+    heads: int = flag(8, "heads of blocks that don't set their own", at_least=1)
+    causal: bool = flag(False, "no token sees a later one")
+    layers: str | tuple[Any, ...] | None = flag(None, "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')")
+    custom_layers: str | tuple[Any, ...] | None = flag(None, "the whole column instead of layers and depth: ('a', 'f')")
+    norm: str = flag("layernorm", "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...")
+    norm_place: NormPlace = flag("pre", "norms before each block, after each sum, or before and after each block")
+    final_norm: bool | None = flag(None, "a norm behind the last layer (None: unless norm_place is 'post')")
+    residual: str = flag("add", "a registered residual: add, layerscale, rezero, scaled, ...")
+    pos: str | tuple[str, ...] | None = flag(None, "relative positions: any of rotary, rel_pos, alibi, ...")
+    shift_tokens: int | tuple[int, ...] | bool = flag(0, "tokens by which channels are delayed, or one number a layer", at_least=0)
+    shift_style: ShiftStyle = flag("second_half", "x-transformers' token shift, or FLASH-pytorch's 'first_half'")
+    layer_dropout: float | tuple[float, ...] = flag(0.0, "chance of a row to skip a layer, or one a layer", at_least=0, below=1)
+    weight_tie_layers: bool = flag(False, "one set of weights for all repetitions of the layout")
+    num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
+
+
+class Resolved(NamedTuple):
+    """What a stack is built of; `layers` has a block Config for each layer of the whole column."""
+
+    config: StackConfig
+    layers: tuple[tuple[str, Any], ...]
+    period: int
+    text: str
+    norm: Any
+    residual: Any
+    positions: dict[str, Any]
+    shifts: tuple[int, ...]
+    dropouts: tuple[float, ...]
+    flat: dict[str, Any]
+    rows: list[tuple[str, Any, Flag]]
+
+
+def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
+    """One period of the layout and how often it is repeated."""
+    if config.custom_layers is not None:
+        for name in ("layers", "depth"):
+            if getattr(config, name) is not None:
+                raise ValueError(f"custom_layers is the whole column of layers, so {name} cannot be given beside it")
+        return parse_layout(config.custom_layers), 1
+    if config.depth is None:
+        raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
+    return parse_layout(config.layers if config.layers is not None else "attn ff"), config.depth
+
+
+def per_layer(name: str, value: Any, count: int, tied: bool) -> tuple:
+    """One value a layer from one number for all or a tuple with exactly one entry a layer."""
+    if not isinstance(value, tuple):
+        return (int(value) if isinstance(value, bool) else value,) * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries, but the stack has {count} layers; give one a layer")
+    if tied and len(set(value)) > 1:
+        raise ValueError(f"{name} differs from layer to layer, but weight_tie_layers=True makes the layers one")
+    return value
+
+
+def slot_prefix(name: str) -> str:
+    return name + "_"
+
+
+def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, text: str) -> list[Owner]:
+    """Every part that could own a flag, and why it is absent where it is."""
+    found = [Owner("", StackConfig)]
+    for name, block in blocks.items():
+        absent = "" if name in used else f"the layout {text!r} has no {name!r}"
+        found.append(Owner(slot_prefix(name), block.Config, absent))
+    for name, position in positions.items():
+        absent = "" if name in pos else f"pos={' '.join(pos) or None!r} has no {name!r}"
+        found.append(Owner(slot_prefix(name), position.Config, absent))
+    for slot, registry, chosen in (("norm", norms, norm), ("residual", residuals, residual)):
+        registry[chosen]
+        found.append(Owner(slot_prefix(slot), registry[chosen].Config))
+        for name, part in registry.items():
+            if name != chosen:
+                found.append(Owner(slot_prefix(slot), part.Config, f"{slot}={chosen!r} has no such flag"))
+    return found
+
+
+def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
+    """ValueError for a position that no block of the layout can use."""
+    for name in pos:
+        positions[name]
+        if not any(name in blocks[block].positions for block in used):
+            able = ", ".join(block for block in blocks if name in blocks[block].positions)
+            raise ValueError(f"pos has {name!r}, but no block of the layout {text!r} can use it (blocks that can: {able})")
+
+
+def resolve(flags: Mapping[str, Any]) -> Resolved:
+    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
+    said = canonical(flags)
+    own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
+    stack = build(StackConfig, {**own, "pos": names(own.get("pos"))})
+    specs, depth = column(stack)
+    used = list(dict.fromkeys(spec.name for spec in specs))
+    text = layout_text(specs)
+    pos = names(stack.pos)
+    check_positions(pos, used, text)
+    all_owners = owners(used, pos, stack.norm, stack.residual, text)
+    routed = route(said, all_owners)
+    present = {o.prefix: o.config for o in all_owners if not o.absent}
+    parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
+    layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
+    if stack.weight_tie_layers and depth == 1:
+        raise ValueError("weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)")
+    parts[""] = stack
+    # Owners in the order a reader expects them: the stack's flags first, then part by part.
+    rows = [(p + f.name, getattr(parts[p], f.name), flags_of(present[p])[f.name]) for p in present for f in fields(present[p])]
+    return Resolved(
+        config=stack,
+        layers=layers,
+        period=len(specs),
+        text=text if depth == 1 else f"({text}) x {depth}",
+        norm=parts["norm_"],
+        residual=parts["residual_"],
+        positions={name: parts[slot_prefix(name)] for name in pos},
+        shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), stack.weight_tie_layers),
+        dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), stack.weight_tie_layers),
+        flat={name: value for name, value, _ in rows},
+        rows=rows,
+    )
+
+
+def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The Config of one layer: the block's flags with the layout's overrides on top."""
+    if not spec.overrides:
+        return shared
+    given = {**routed[slot_prefix(spec.name)], **spec.overrides}
+    return build(blocks[spec.name].Config, given, where=f" in the layout entry {layout_text([spec])!r}")
+
+
+def known_flags() -> list[str]:
+    """Every flag that some stack has, aliases not counted."""
+    parts = [("", StackConfig), *((slot_prefix(n), b.Config) for n, b in [*blocks.items(), *positions.items()])]
+    parts += [("norm_", p.Config) for p in norms.values()] + [("residual_", p.Config) for p in residuals.values()]
+    return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))

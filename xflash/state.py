@@ -1,0 +1,189 @@
+"""What goes down beside x (`Ctx`), what is carried on from call to call (`StackState`), and the door.
+
+Behind the door every row is right-padded and starts at slot 0, so the key in slot j stands at position j.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from .shapes import Bool, Float, Int, Tensor
+
+__all__ = ["BranchState", "Ctx", "Lease", "Plan", "StackState", "as_mask", "pack", "plan_rows", "tree_map", "unpack"]
+
+S = TypeVar("S")
+
+
+def tree_map(fn: Callable[[Tensor], Tensor], state: S) -> S:
+    """Applies `fn` to every tensor of a state made of (named) tuples, None and plain values."""
+    if isinstance(state, torch.Tensor):
+        return fn(state)  # type: ignore[return-value]
+    if isinstance(state, tuple):
+        parts = [tree_map(fn, part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)  # type: ignore[return-value]
+    return state
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """The tensors of a state, in order."""
+    found: list[Tensor] = []
+    tree_map(lambda t: (found.append(t), t)[1], state)
+    return found
+
+
+class Lease:
+    """How far the buffers that several states share have been written: only the newest state may write in place."""
+
+    def __init__(self, fill: int):
+        self.fill = fill
+
+
+class BranchState(NamedTuple):
+    """The state of one branch: the last normed tokens for the token shift, and what its block carries."""
+
+    shift: Tensor | None
+    block: Any
+
+
+class StackState(NamedTuple):
+    """A value: what a causal stack carries from one call to the next; None stands for nothing seen yet.
+
+    `bound` is the number of slots used, an upper bound when rows differ, `length` then is each row's own (b,).
+    """
+
+    maker: str
+    bound: int
+    length: Tensor | None
+    lease: Lease | None
+    branches: tuple[BranchState, ...]
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "StackState":
+        """A state of its own with `fn` applied to every tensor."""
+        moved = tree_map(fn, self._replace(lease=None))
+        return moved
+
+    def reorder(self, index: Int[Tensor, " b2"]) -> "StackState":
+        """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        return self.map(lambda t: t.index_select(0, index))
+
+    def detach(self) -> "StackState":
+        """The same values, cut from the graph that made them."""
+        return tree_map(Tensor.detach, self)
+
+    def to(self, *args, **kwargs) -> "StackState":
+        """Moved or cast like a tensor; integer tensors keep their dtype."""
+        def move(t: Tensor) -> Tensor:
+            moved = t.to(*args, **kwargs)
+            return moved if t.is_floating_point() else moved.to(t.dtype)
+
+        return self.map(move)
+
+
+@dataclass(frozen=True)
+class Ctx:
+    """What every block gets beside x, built once a call and passed on unchanged.
+
+    past: slots used before this call (an upper bound when rows differ).
+    length: (b,) each row's tokens before this call, None when all rows have `past`.
+    new: (b,) each row's real tokens in this call, None when all n are real.
+    positions: (1 | b, n) the slot of each token of this call.
+    keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
+    """
+
+    past: int
+    length: Int[Tensor, " b"] | None
+    new: Int[Tensor, " b"] | None
+    positions: Int[Tensor, "_ n"]
+    keep_state: bool = False
+    in_place: bool = False
+    doc_ids: Int[Tensor, "b n"] | None = None
+    attn_mask: Bool[Tensor, "..."] | None = None
+    context: Float[Tensor, "b c _"] | None = None
+    context_mask: Bool[Tensor, "b c"] | None = None
+    relative: Any = None
+    maps: list | None = None
+    memo: dict = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> bool:
+        """All rows have the same lengths, known without looking at data."""
+        return self.length is None and self.new is None
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, computed by the first layer that asks and shared by the others of this call."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def real(self, n: int) -> Bool[Tensor, "b n"] | None:
+        """Which of the n tokens of this call are real; None when all are."""
+        if self.new is None:
+            return None
+        new = self.new
+        return self.once("real", lambda: torch.arange(n, device=new.device) < new[:, None])
+
+    def filled(self) -> Int[Tensor, " _"]:
+        """(1 | b,) the tokens each row has seen before this call."""
+        if self.length is not None:
+            return self.length
+        return self.once("filled", lambda: torch.full((1,), self.past, device=self.positions.device))
+
+    def doc_positions(self) -> Int[Tensor, "b n"]:
+        """Each token's position in its own document (`doc_ids` must be set; documents are contiguous)."""
+        return self.once("doc_positions", lambda: document_positions(self.doc_ids))
+
+
+def document_starts(doc_ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+    """True where a token belongs to another document than the one before it."""
+    first = torch.ones_like(doc_ids, dtype=torch.bool)
+    first[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
+    return first
+
+
+def document_positions(doc_ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+    """Each token's distance from the start of its document."""
+    index = torch.arange(doc_ids.shape[1], device=doc_ids.device)
+    return index - torch.where(document_starts(doc_ids), index, 0).cummax(1).values
+
+
+class Plan(NamedTuple):
+    """How the door packs rows: `order[b, slot]` is the token that goes to a slot, `dest[b, token]` is its slot."""
+
+    mask: Bool[Tensor, "b n"]
+    order: Int[Tensor, "b n"]
+    dest: Int[Tensor, "b n"]
+    new: Int[Tensor, " b"]
+
+
+def as_mask(mask: Tensor, shape: tuple[int, int], name: str = "mask") -> Bool[Tensor, "b n"]:
+    """A (b, n) boolean mask from booleans or 0/1 integers, True for real tokens; TypeError or ValueError otherwise."""
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {tuple(shape)}, not {type(mask).__name__}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}")
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}")
+    return mask.bool()
+
+
+def plan_rows(mask: Bool[Tensor, "b n"]) -> Plan:
+    """The stable move of each row's real tokens to its front."""
+    real = mask.cumsum(1)
+    new = real[:, -1]
+    dest = torch.where(mask, real - 1, new[:, None] + (~mask).cumsum(1) - 1)
+    slots = torch.arange(mask.shape[1], device=mask.device).expand_as(dest)
+    return Plan(mask, torch.empty_like(dest).scatter_(1, dest, slots), dest, new)
+
+
+def pack(x: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
+    """Real tokens to the front of each row, zeros behind them."""
+    zeroed = x.masked_fill(~plan.mask[..., None], 0)
+    return zeroed.gather(1, plan.order[..., None].expand_as(x))
+
+
+def unpack(y: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
+    """The inverse of `pack`: every token back to its place, zeros where the mask is False."""
+    moved = y.gather(1, plan.dest[..., None].expand_as(y))
+    return moved.masked_fill(~plan.mask[..., None], 0)

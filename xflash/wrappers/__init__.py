@@ -1,0 +1,1 @@
+"""Whole models around a stack, one file each."""

@@ -1,0 +1,264 @@
+"""`AutoregressiveWrapper`: the next-token loss of a causal model, and text from it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configurable import Configurable
+from ..losses import check_targets, next_token_loss, next_tokens
+from ..sampling import Draw, describe, seen_tokens
+from ..shapes import Bool, Float, Int, Tensor
+from ..state import as_mask
+from .beam import beam_search
+from .decoding import (
+    Prompts,
+    advance,
+    begin,
+    check_eos,
+    check_every,
+    check_seq_len,
+    evaluating,
+    lengths_to_mask,
+    read_prompts,
+    row_lengths,
+    token_ids,
+    window,
+)
+
+__all__ = ["AutoregressiveWrapper"]
+
+
+class AutoregressiveWrapper(Configurable):
+    """Trains and samples a causal `net` with `net(ids, mask=) -> logits` and `net.step(ids, state, mask=)`.
+
+    ignore_index: the label that is no target; where `x` itself holds it, `net` reads `pad_value` in its place.
+    pad_value: what generated rows hold behind their end token.
+    Raises TypeError when `net` is no module and ValueError when it is not causal.
+    """
+
+    def __init__(self, net: nn.Module, *, ignore_index: int = -100, pad_value: int = 0):
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a model such as TransformerWrapper, not {describe(net)}")
+        if not getattr(net, "causal", True):
+            raise ValueError(f"{type(net).__name__} is bidirectional, so it sees what it is to predict: use a Decoder")
+        self.net = net
+        for name, value in (("ignore_index", ignore_index), ("pad_value", pad_value)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, not {describe(value)}")
+        self.ignore_index, self.pad_value = ignore_index, pad_value
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+
+    def forward(
+        self,
+        x: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        *,
+        lens: Int[Tensor, " b"] | Sequence[int] | None = None,
+        labels: Int[Tensor, "b n"] | None = None,
+        doc_ids: Int[Tensor, "b n"] | None = None,
+        return_outputs: bool = False,
+        **kwargs,
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Float[Tensor, "b n-1 v"]]:
+        """The mean loss of predicting each row's next real token, and with `return_outputs` the logits too.
+
+        `net` is given the first n - 1 tokens. A token is a target when it and the token before it are real (`mask`,
+        or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, and both
+        are of one document (`doc_ids`). Without any target the loss is 0. Everything else goes to `net`.
+        """
+        x = token_ids("x", x)
+        if x.ndim != 2 or x.shape[1] < 2:
+            raise ValueError(f"x has shape {tuple(x.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
+        b, n = x.shape
+        labels = x if labels is None else token_ids("labels", labels)
+        doc_ids = None if doc_ids is None else token_ids("doc_ids", doc_ids)
+        for name, ids in (("labels", labels), ("doc_ids", doc_ids)):
+            if ids is not None and ids.shape != x.shape:
+                raise ValueError(f"{name} has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
+        if mask is not None:
+            mask = as_mask(mask, (b, n))
+        if lens is not None:
+            rows = lengths_to_mask(row_lengths("lens", lens, x), n)
+            mask = rows if mask is None else mask & rows
+        inputs = x[:, :-1].masked_fill(x[:, :-1] == self.ignore_index, self.pad_value)
+        if mask is not None:
+            inputs, kwargs["mask"] = inputs.masked_fill(~mask[:, :-1], 0), mask[:, :-1]
+        if doc_ids is not None:
+            kwargs["doc_ids"] = doc_ids[:, :-1]
+        # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
+        logits = self.net(inputs, **kwargs)[:, 1 - n :]
+        targets = next_tokens(labels, mask, doc_ids, self.ignore_index)
+        check_targets(targets, self.ignore_index, logits.shape[-1])
+        loss = next_token_loss(logits, targets, self.ignore_index)
+        return (loss, logits) if return_outputs else loss
+
+    def generate(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        seq_len: int,
+        *,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        filter_logits_fn: Any = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        filter_thres: float | None = None,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        generator: torch.Generator | None = None,
+        restrict_to_max_seq_len: bool = False,
+        cache_kv: bool = True,
+        **kwargs,
+    ) -> Int[Tensor, "*b n"]:
+        """The tokens after the prompts, without the prompts: at most `seq_len`, fewer when all rows have ended.
+
+        prompts: (n,), (b, n), or a list of (n,) of any lengths; in a tensor, `prompt_lens` says how many of each row
+        count, or `mask` which.
+        eos_token: ends its row; `pad_value` follows. min_tokens: how many tokens come before it at least.
+        temperature: 0 takes the likeliest token always. generator: where the chance comes from.
+        filter_logits_fn: 'top_k' (a tenth of the vocabulary), 'top_p', 'top_a', 'min_p', 'none' or a callable, with
+        `filter_kwargs`; it sees the logits before the temperature. filter_thres: `thres` among filter_kwargs.
+        repetition_penalty: above 1 makes tokens of the prompt and of what was generated less likely.
+        restrict_to_max_seq_len: go on beyond the learned positions by reading only the last tokens, anew for each one.
+        cache_kv: False reads everything anew for each token. kwargs: for the first `net.step` (`context=`, ...).
+        """
+        draw = Draw(
+            eos_token=check_eos(self.net, eos_token),
+            temperature=temperature,
+            filter_logits_fn=filter_logits_fn,
+            filter_kwargs=filter_kwargs,
+            filter_thres=filter_thres,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            generator=generator,
+        )
+        read = read_prompts(prompts, prompt_lens, mask)
+        last = window(self.net, read, check_seq_len(seq_len), restrict_to_max_seq_len)
+        steps = self._draws(read, seq_len, draw, kwargs, last, cache_kv)
+        tokens, unended = [], torch.zeros((), dtype=torch.long, device=read.ids.device)
+        with evaluating(self):
+            for token, ended in steps:
+                tokens.append(token)
+                unended = unended + ~ended.all()
+                if eos_token is not None and len(tokens) % check_every(token.device) == 0 and bool(ended.all()):
+                    break
+        made = torch.stack(tokens, dim=-1)
+        # How long it took to notice that all rows had ended must not show in the result.
+        return made if eos_token is None else made[..., : int(unended) + 1]
+
+    def stream(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        seq_len: int,
+        *,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        filter_logits_fn: Any = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        filter_thres: float | None = None,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        generator: torch.Generator | None = None,
+        restrict_to_max_seq_len: bool = False,
+        cache_kv: bool = True,
+        **kwargs,
+    ) -> Iterator[Int[Tensor, "*b"]]:
+        """`generate` one token a row at a time, as each is drawn; the arguments are checked before the first.
+
+        The model is in eval mode while a token is made and in its own mode in between.
+        """
+        draw = Draw(
+            eos_token=check_eos(self.net, eos_token),
+            temperature=temperature,
+            filter_logits_fn=filter_logits_fn,
+            filter_kwargs=filter_kwargs,
+            filter_thres=filter_thres,
+            repetition_penalty=repetition_penalty,
+            min_tokens=min_tokens,
+            generator=generator,
+        )
+        read = read_prompts(prompts, prompt_lens, mask)
+        last = window(self.net, read, check_seq_len(seq_len), restrict_to_max_seq_len)
+        steps = self._draws(read, seq_len, draw, kwargs, last, cache_kv)
+
+        def each() -> Iterator[Tensor]:
+            while True:
+                with evaluating(self):
+                    made = next(steps, None)
+                if made is None:
+                    return
+                yield made[0]
+                if eos_token is not None and bool(made[1].all()):
+                    return
+
+        return each()
+
+    def _draws(
+        self, prompts: Prompts, seq_len: int, draw: Draw, kwargs: Mapping[str, Any], last: int | None, cache_kv: bool
+    ) -> Iterator[tuple[Int[Tensor, "*b"], Bool[Tensor, " b"]]]:
+        """Token after token, the batch shaped as the prompts', and which rows have ended with it."""
+        logits, state = begin(self.net, prompts, kwargs, last=last, cache_kv=cache_kv)
+        seen = None if draw.repetition_penalty == 1 else seen_tokens(prompts.ids, prompts.mask, logits.shape[-1])
+        ended = torch.zeros(len(prompts.ids), dtype=torch.bool, device=logits.device)
+        for made in range(seq_len):
+            if made:
+                logits, state = advance(self.net, token, state)
+            token = draw(logits, seen, made)
+            shown = token.masked_fill(ended, self.pad_value)
+            if draw.eos_token is not None:
+                ended = ended | (token == draw.eos_token)
+            if seen is not None:
+                seen = seen.scatter(1, token[:, None], True)
+            yield shown.reshape(prompts.lead), ended
+
+    def beam_search(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        seq_len: int,
+        beams: int = 4,
+        *,
+        eos_token: int | None = None,
+        length_penalty: float = 1.0,
+        temperature: float = 1.0,
+        return_beams_and_scores: bool = False,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        restrict_to_max_seq_len: bool = False,
+        cache_kv: bool = True,
+        **kwargs,
+    ) -> Int[Tensor, "*b n"] | tuple[Int[Tensor, "a *b n"], Float[Tensor, "a *b"]]:
+        """The continuation with the highest score that a beam of `beams` hypotheses finds for each prompt.
+
+        The score is log-probability / tokens ** length_penalty, the end token counted and the logits divided by
+        `temperature` before. An ended hypothesis stays in the beam as long as its score does; the search stops when
+        nothing open can overtake it. With as many beams as there are sequences the search is exhaustive, with one it
+        is greedy. `return_beams_and_scores` gives all beams, best first, and their scores. The rest is as in
+        `generate`.
+        """
+        read = read_prompts(prompts, prompt_lens, mask)
+        with evaluating(self):
+            found, scores = beam_search(
+                self.net,
+                read,
+                seq_len,
+                kwargs,
+                beams=beams,
+                eos_token=eos_token,
+                length_penalty=length_penalty,
+                temperature=temperature,
+                pad_value=self.pad_value,
+                all_beams=return_beams_and_scores,
+                restrict_to_max_seq_len=restrict_to_max_seq_len,
+                cache_kv=cache_kv,
+            )
+        if not return_beams_and_scores:
+            return found[:, 0].reshape(*read.lead, -1)
+        a, n = found.shape[1:]
+        return found.transpose(0, 1).reshape(a, *read.lead, n), scores.T.reshape(a, *read.lead)
