@@ -23,10 +23,21 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"layers": "attn ff gau(heads=2) flash(group_size=3) attn(window=4)", "depth": 1},
         {"custom_layers": ("f", "flash", "a", "gau")},
     ],
-    "norm": [{"norm": name} for name in ("layernorm", "rmsnorm", "simple_rmsnorm", "scalenorm")],
+    "norm": [
+        {"norm": "layernorm"},
+        {"norm": "layernorm", "norm_bias": True},
+        {"norm": "rmsnorm"},
+        {"norm": "simple_rmsnorm"},
+        {"norm": "scalenorm"},
+    ],
     "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
     "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
-    "residual": [{"residual": name} for name in ("add", "layerscale", "rezero", "scaled")],
+    "residual": [
+        {"residual": "add"},
+        {"residual": "layerscale", "residual_init": 0.1},
+        {"residual": "rezero"},
+        {"residual": "scaled"},
+    ],
     "pos": [
         {},
         {"pos": "rotary", "rotary_emb_dim": 4, "rotary_interleaved": True, "rotary_base": 500.0},
@@ -102,7 +113,7 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
     "l2norm_embed": [{}, {"l2norm_embed": True}],
     "post_emb_norm": [{}, {"post_emb_norm": True}],
     "emb_dropout": [{}, {"emb_dropout": 0.1}],
-    "head": [{}, {"tie_embedding": True}, {"logits_bias": True}, {"logits_dim": 7}],
+    "head": [{}, {"tie_embedding": True}, {"tie_embedding": True, "tie_embedding_scale": 0.5}, {"logits_bias": True}, {"logits_dim": 7}],
     "emb_dim": [{}, {"emb_dim": 20}],
     "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
 }

@@ -186,6 +186,7 @@ def test_prompts_of_one_length_need_no_mask(model, prompts):
     assert torch.equal(model.generate(list(prompts), NEW, temperature=0.0), expected)
     padded = nn.functional.pad(prompts, (0, 2), value=99)
     assert torch.equal(model.generate(padded, NEW, temperature=0.0, prompt_lens=[N] * B), expected)
+    assert model.net.calls == ([("step", N, [])] + [("step", 1, [])] * (NEW - 1)) * 3
 
 
 def test_the_batch_keeps_its_shape(model):
@@ -355,7 +356,14 @@ def test_modes_are_restored_module_by_module(model, prompts):
             break
     model.beam_search(prompts, 3)
     assert modes(model) == before
-    assert not expected.requires_grad
+
+
+def test_no_graph_is_built(model, prompts):
+    graphs = []
+    model.net.out.register_forward_hook(lambda module, args, logits: graphs.append(logits.requires_grad))
+    for call in (model.generate, model.beam_search, lambda *args: next(model.stream(*args))):
+        call(prompts, 3)
+    assert set(graphs) == {False}
 
 
 def test_modes_are_restored_after_an_error(model, prompts):

@@ -6,6 +6,7 @@ import torch
 from tiny_lm import TinyLM
 
 from xflash.wrappers.autoregressive import AutoregressiveWrapper
+from xflash.wrappers.beam import Beams
 
 V, T = 3, 5
 
@@ -112,6 +113,25 @@ def test_the_search_stops_when_nothing_open_can_win():
     found = model.beam_search(prompts, 31, 5, eos_token=6)
     assert found.tolist() == [[6]] * 3
     assert len(model.net.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("penalty", "seq_len", "settled"),
+    [
+        # Ended at -0.75 with one token, open at -1.5 with two: five tokens could still give -1.5 / 5.
+        (1.0, 5, False),
+        (1.0, 2, True),
+        (0.0, 5, True),
+        # Where length is punished the open one has its best score now: -1.5 * 2.
+        (-1.0, 5, True),
+    ],
+)
+def test_settled_by_hand(penalty, seq_len, settled):
+    total, length = torch.tensor([[-1.5, -0.75, -math.inf]]), torch.tensor([[2, 1, 1]])
+    beams = Beams(total, length, torch.tensor([[False, True, False]]))
+    assert beams.settled(seq_len, penalty).tolist() == [settled]
+    assert not beams._replace(ended=torch.zeros(1, 3).bool()).settled(seq_len, penalty).any()
+    assert beams._replace(ended=torch.ones(1, 3).bool()).settled(seq_len, penalty).all()
 
 
 def test_no_beam_scores_above_the_best_sequence():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from xflash import Decoder, Encoder, TransformerWrapper, from_config
 from xflash.wrappers.autoregressive import AutoregressiveWrapper
@@ -130,3 +131,13 @@ def test_a_bidirectional_model_is_refused():
     encoder = Encoder(dim=16, depth=1, heads=2)
     with pytest.raises(ValueError, match="TransformerWrapper is bidirectional, so it sees what it is to predict"):
         AutoregressiveWrapper(TransformerWrapper(num_tokens=V, max_seq_len=13, attn_layers=encoder))
+
+
+def test_the_loss_compiles_for_any_length():
+    model = build("learned").train()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for n in (5, 7, 11):
+        x, mask = torch.randint(0, V, (3, n)), torch.rand(3, n) < 0.8
+        torch.testing.assert_close(compiled(x, mask), model(x, mask))
+    assert counter.frame_count <= 2

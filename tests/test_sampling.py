@@ -115,6 +115,7 @@ def test_by_hand():
     assert kept(top_p(logits, 0.6)) == {1, 2}
     assert kept(top_p(logits, 0.8)) == {0, 1, 2}
     assert kept(top_p(logits, 0.0)) == {1}
+    assert kept(top_p(torch.zeros(4), 0.5)) == {0, 1}
     assert kept(top_p(logits, 1.0)) == {0, 1, 2, 3}
     assert kept(min_p(logits, 0.3)) == {1, 2}
     assert kept(min_p(logits, 1.0)) == {1}
@@ -123,8 +124,13 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(("v", "k"), [(1, 1), (3, 1), (10, 1), (30, 3), (31, 4), (100, 10)])
-def test_a_tenth_is_rounded_up_as_written(v, k):
+def test_a_tenth_is_rounded_up(v, k):
     assert len(kept(top_k(torch.randn(v)))) == k
+
+
+def test_a_share_is_rounded_up_as_written():
+    assert len(kept(top_k(torch.randn(100), 0.07))) == 7
+    assert len(kept(top_k(torch.randn(101), 0.07))) == 8
 
 
 @pytest.mark.parametrize(("v", "thres", "k"), [(5, 0.9, 1), (10, 0.9, 1), (100, 0.9, 10), (7, 0, 7), (7, 1, 1)])

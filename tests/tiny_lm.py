@@ -20,7 +20,7 @@ class TinyState(NamedTuple):
 class TinyLM(nn.Module):
     """A GRU over token embeddings that skips masked tokens; logits at masked places are garbage on purpose.
 
-    max_seq_len: adds learned absolute positions. `calls` has what was asked for: (method, tokens, names of kwargs).
+    max_seq_len: adds learned absolute positions. `calls` lists (method, tokens, what else was given).
     """
 
     causal = True
@@ -59,10 +59,13 @@ class TinyLM(nn.Module):
             raise ValueError(f"{length.max()} tokens don't fit")
         return torch.stack(logits, 1), TinyState(hidden, length)
 
+    def note(self, method, ids, mask, kwargs):
+        self.calls.append((method, ids.shape[1], sorted(kwargs) + ["mask"] * (mask is not None)))
+
     def forward(self, ids, mask=None, **kwargs):
-        self.calls.append(("forward", ids.shape[1], sorted(kwargs)))
+        self.note("forward", ids, mask, kwargs)
         return self.read(ids, None, mask, **kwargs)[0]
 
     def step(self, ids, state=None, mask=None, **kwargs):
-        self.calls.append(("step", ids.shape[1], sorted(kwargs)))
+        self.note("step", ids, mask, kwargs)
         return self.read(ids, state, mask, **kwargs)

@@ -84,6 +84,7 @@ STACKS = {
     "shift_tokens": {"shift_tokens": 1},
     "shift_tokens a layer": {"shift_tokens": (2, 0, 1, 3), "rotary_pos_emb": True},
     "weight_tie_layers": {"weight_tie_layers": True, "depth": 3, "rel_pos_bias": True},
+    "weight_tie_layers shift": {"weight_tie_layers": True, "depth": 3, "shift_tokens": (2, 0)},
     "custom_layers": {"custom_layers": ("a", "f", "f", "a", "a", "f"), "depth": None},
     "only_attn": {"only_attn": True, "shift_tokens": 1},
     "sandwich_coef": {"sandwich_coef": 1, "depth": 3},

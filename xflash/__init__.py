@@ -4,8 +4,38 @@ from .configurable import from_config, load, save
 from .layers.attention import Attention
 from .layers.block import Block, Site
 from .layers.feedforward import FeedForward
+from .layers.flash import MixedChunkAttention
+from .layers.gau import GatedAttention
 from .registry import activations, blocks, norms, positions, residuals
+from .sampling import min_p, top_a, top_k, top_p
 from .stack import AttentionLayers, Decoder, Encoder
+from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.transformer import TransformerWrapper
+
+__all__ = [
+    "Attention",
+    "AttentionLayers",
+    "AutoregressiveWrapper",
+    "Block",
+    "Decoder",
+    "Encoder",
+    "FeedForward",
+    "GatedAttention",
+    "MixedChunkAttention",
+    "Site",
+    "TransformerWrapper",
+    "activations",
+    "blocks",
+    "from_config",
+    "load",
+    "min_p",
+    "norms",
+    "positions",
+    "residuals",
+    "save",
+    "top_a",
+    "top_k",
+    "top_p",
+]
 
 __version__ = "0.1.0"

@@ -11,7 +11,8 @@ __all__ = ["LETTERS", "LayerSpec", "layout_text", "parse_layout"]
 
 LETTERS = {"a": "attn", "c": "cross_attn", "f": "ff"}
 
-ENTRY = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<args>[^()]*(?:\([^()]*\)[^()]*)*)\))?\s*(?:\*\s*(?P<times>-?\d+))?")
+NAME = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)\s*")
+TIMES = re.compile(r"\s*\*\s*(?P<times>-?\d+)")
 
 
 class LayerSpec(NamedTuple):
@@ -21,31 +22,54 @@ class LayerSpec(NamedTuple):
     overrides: Mapping[str, Any]
 
 
-def parse_args(text: str, entry: str) -> dict[str, Any]:
-    """`window=64, dropout=.1` as a dict; ValueError when it is not keyword=value pairs of literals."""
+def parse_call(text: str) -> dict[str, Any] | None:
+    """`(window=64, dropout=.1)` as a dict; None when it is not keyword=value pairs of literals."""
     try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-            raise ValueError
-        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        call = ast.parse(f"f{text}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            return None
+        pairs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
     except (SyntaxError, ValueError):
-        raise ValueError(f"cannot read {text!r} in the layout entry {entry!r}; write it as 'attn(window=64)'") from None
+        return None
+    return pairs if len(pairs) == len(call.keywords) else None
+
+
+def parse_overrides(text: str, at: int, name: str) -> tuple[dict[str, Any], int]:
+    """The overrides that start at `at`, and where they end: at the first bracket that makes them whole."""
+    if not text.startswith("(", at):
+        return {}, at
+    end = at
+    while (end := text.find(")", end) + 1) > 0:
+        overrides = parse_call(text[at:end])
+        if overrides is not None:
+            return overrides, end
+    given = text[at : text.find(")", at) + 1] or text[at:]
+    raise ValueError(f"cannot read {given!r} in the layout entry {name + given!r}; write it as 'attn(window=64)'")
 
 
 def parse_text(text: str) -> list[LayerSpec]:
     specs: list[LayerSpec] = []
     at = 0
     while text[at:].strip():
-        match = ENTRY.match(text, at)
+        match = NAME.match(text, at)
         if match is None:
-            raise ValueError(f"cannot read the layout {text!r} at {text[at:].strip()!r}; write 'flash*3 attn(window=64) ff'")
-        times = int(match["times"] or 1)
+            raise ValueError(
+                f"cannot read the layout {text!r} at {text[at:].strip()!r}; write 'flash*3 attn(window=64) ff'"
+            )
+        overrides, end = parse_overrides(text, match.end(), match["name"])
+        repeated = TIMES.match(text, end)
+        times, end = (1, end) if repeated is None else (int(repeated["times"]), repeated.end())
         if times < 1:
-            raise ValueError(f"{match[0].strip()!r} in the layout {text!r} repeats {times} times; give 1 or more")
-        overrides = parse_args(match["args"], match[0].strip()) if match["args"] else {}
+            raise ValueError(f"{text[at:end].strip()!r} in the layout {text!r} repeats {times} times; give 1 or more")
         specs += [LayerSpec(match["name"], overrides)] * times
-        at = match.end()
+        at = end
     return specs
+
+
+def is_pair(entry: Any) -> bool:
+    """Whether a layer is given as `('attn', {'window': 64})`."""
+    pair = isinstance(entry, (tuple, list)) and len(entry) == 2
+    return pair and isinstance(entry[0], str) and isinstance(entry[1], Mapping)
 
 
 def parse_layout(layers: str | Sequence[Any]) -> tuple[LayerSpec, ...]:
@@ -56,12 +80,14 @@ def parse_layout(layers: str | Sequence[Any]) -> tuple[LayerSpec, ...]:
     """
     if isinstance(layers, str):
         specs = parse_text(layers)
+    elif not isinstance(layers, Sequence):
+        raise TypeError(f"a layout is text such as 'flash*3 attn ff' or a tuple of layers, not {layers!r}")
     else:
         specs = []
         for entry in layers:
             if isinstance(entry, str):
                 specs += parse_text(entry)
-            elif isinstance(entry, (tuple, list)) and len(entry) == 2 and isinstance(entry[1], Mapping):
+            elif is_pair(entry):
                 specs.append(LayerSpec(entry[0], dict(entry[1])))
             else:
                 raise TypeError(f"a layer is a name or a pair ('attn', {{'window': 64}}), not {entry!r}")

@@ -19,7 +19,7 @@ from .shapes import Bool, Float, Int, Tensor
 
 __all__ = ["FILTERS", "Draw", "min_p", "repetition_penalty", "sample", "seen_tokens", "top_a", "top_k", "top_p"]
 
-# A share of the vocabulary is meant as written: 0.1 * 30 is 3 tokens although in floats it is a little more.
+# A share of the vocabulary is meant as written: 0.07 * 100 is 7 tokens although in floats it is a little more.
 SHARE_SLACK = 1e-6
 
 

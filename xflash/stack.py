@@ -246,6 +246,8 @@ class AttentionLayers(Configurable):
         if held and held[0].is_inference() and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)
         in_place = not torch.is_grad_enabled()
+        if in_place and state.lease is None:
+            state = state.detach()
         copy = in_place and (state.lease is None or state.lease.fill != state.bound)
         need = state.bound + n
         branches = tuple(
@@ -336,11 +338,13 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
         return norms[stack.norm](plan.norm, stack.dim) if wanted else None
 
     shift = plan.shifts[i]
+    # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
+    after = norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5) if stack.norm_place == "sandwich" else None
     return Branch(
         blocks[name](config, site),
         residuals[stack.residual](plan.residual, stack.dim),
         before=norm(stack.norm_place != "post"),
-        after=norm(stack.norm_place == "sandwich"),
+        after=after,
         final=norm(stack.norm_place == "post"),
         shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
         dropout=plan.dropouts[i],

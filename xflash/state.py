@@ -64,6 +64,9 @@ class StackState(NamedTuple):
         moved = tree_map(fn, self._replace(lease=None))
         return moved
 
+    def __deepcopy__(self, memo: dict) -> "StackState":
+        return self.map(torch.clone)
+
     def reorder(self, index: Int[Tensor, " b2"]) -> "StackState":
         """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
         return self.map(lambda t: t.index_select(0, index))

@@ -127,6 +127,9 @@ class GatedAttention(Block):
             k, v = (t.masked_fill(~real[:, None, :, None], 0) for t in (k, v))
         if state is None:
             return k, v, KV(k, v) if ctx.keep_state else None
+        for name in ("doc_ids", "attn_mask"):
+            if getattr(ctx, name) is not None:
+                raise ValueError(f"{name} cannot be given to GatedAttention together with a state")
         state = KV(write(state.k, k, ctx), write(state.v, v, ctx))
         m = ctx.past + k.shape[2]
         return state.k[:, :, :m].to(k.dtype), state.v[:, :, :m].to(v.dtype), state if ctx.keep_state else None

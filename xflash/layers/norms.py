@@ -25,8 +25,19 @@ class Norm(nn.Module):
         self.config = config
         self.dim = dim
 
+    def start_at(self, size: float) -> "Norm":
+        """The norm with its gain started at `size`; ValueError for a norm that has none."""
+        gain = getattr(self, "gain", None)
+        if gain is None:
+            raise ValueError(
+                f"norm_place='sandwich' starts the norm behind each block small, but {type(self).__name__} has no gain; "
+                "use a norm with one, such as norm='rmsnorm' or 'scalenorm'"
+            )
+        nn.init.constant_(gain, size)
+        return self
+
     def extra_repr(self) -> str:
-        return f"{self.dim}, eps={self.config.eps}"
+        return ", ".join([str(self.dim), *(f"{name}={value!r}" for name, value in vars(self.config).items())])
 
 
 @norms.register("layernorm")
@@ -55,7 +66,7 @@ class RMSNorm(Norm):
         self.gain = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return F.rms_norm(x, (self.dim,), self.gain, self.config.eps)
+        return F.rms_norm(x, (self.dim,), self.gain.to(x.dtype), self.config.eps)
 
 
 @norms.register("simple_rmsnorm")
@@ -75,4 +86,4 @@ class ScaleNorm(Norm):
         self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        return F.rms_norm(x, (self.dim,), None, self.config.eps) * self.gain
+        return F.rms_norm(x, (self.dim,), None, self.config.eps) * self.gain.to(x.dtype)

@@ -39,6 +39,11 @@ class Position(nn.Module):
         self.config = config
         self.causal = causal
 
+    @classmethod
+    def family(cls) -> type["Position"]:
+        """The class whose interface this one has (`Rotary`, `Bias`): a block that can use one member can use all."""
+        return next(c for c in cls.__mro__ if issubclass(c, Position) and Position in c.__bases__)
+
 
 class Bias(Position):
     """Base of the positions that add something to the scores by the distance between key and query."""

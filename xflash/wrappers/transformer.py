@@ -31,6 +31,9 @@ class ModelState(NamedTuple):
         """A state of its own with `fn` applied to every tensor."""
         return ModelState(self.stack.map(fn), self.bound, tree_map(fn, self.length))
 
+    def __deepcopy__(self, memo: dict) -> "ModelState":
+        return self.map(torch.clone)
+
     def reorder(self, index: Int[Tensor, " b2"]) -> "ModelState":
         """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
         return self.map(lambda t: t.index_select(0, index))
@@ -78,9 +81,9 @@ class TransformerWrapper(Configurable):
         for name, value in (counts | {"max_seq_len": max_seq_len or None}).items():
             if value is not None or name == "num_tokens":
                 check_count(name, value)
-        switches = {"scaled_sinu_pos_emb": scaled_sinu_pos_emb, "l2norm_embed": l2norm_embed, "logits_bias": logits_bias}
-        switches |= {"post_emb_norm": post_emb_norm, "tie_embedding": tie_embedding}
-        for name, value in (switches | {"use_abs_pos_emb": use_abs_pos_emb or False}).items():
+        switches = {"scaled_sinu_pos_emb": scaled_sinu_pos_emb, "use_abs_pos_emb": use_abs_pos_emb or False}
+        switches |= {"l2norm_embed": l2norm_embed, "post_emb_norm": post_emb_norm, "tie_embedding": tie_embedding}
+        for name, value in (switches | {"logits_bias": logits_bias}).items():
             check_switch(name, value)
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
@@ -246,7 +249,8 @@ class TransformerWrapper(Configurable):
         if doc_ids is not None:
             raise ValueError("doc_ids and prepend_embeds exclude each other: the embeddings would belong to no document")
         if not isinstance(prefix, torch.Tensor) or not prefix.is_floating_point():
-            raise TypeError(f"prepend_embeds must be a floating-point tensor (batch, any number, {self.dim}), not {given(prefix)}")
+            expected = f"a floating-point tensor (batch, any number, {self.dim})"
+            raise TypeError(f"prepend_embeds must be {expected}, not {given(prefix)}")
         if prefix.dim() != 3 or prefix.shape[0] != x.shape[0] or prefix.shape[2] != self.dim:
             raise ValueError(f"prepend_embeds must be ({x.shape[0]}, any number, {self.dim}), not {tuple(prefix.shape)}")
         if mask is not None or prefix_mask is not None:

@@ -1,4 +1,4 @@
-"""How tokens are laid out in groups of w slots, and what is carried on from the groups to the next call."""
+"""How the tokens of FLASH are laid out in groups of w slots: padded, each in a slot of its own, or by document."""
 
 from typing import NamedTuple
 
@@ -8,23 +8,10 @@ import torch.nn.functional as F
 from ...shapes import Bool, Float, Int, Tensor
 from ...state import document_starts
 
-__all__ = ["Documents", "FlashState", "Padded", "Scattered", "append", "carry", "document_groups", "group_count", "place"]
+__all__ = ["Documents", "Padded", "Scattered", "document_groups", "group_count", "place"]
 
-# Older than torch 2.6: no graph can be told from an exported one.
-EXPORTING = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
-
-class FlashState(NamedTuple):
-    """What causal FLASH carries, of constant size; a fresh row is all zeros, and so are the slots not filled yet.
-
-    closed: sum of far_k v^T over the closed groups, float32 at least.  open: the same of the open group.
-    keys, values: the open group's.
-    """
-
-    closed: Float[Tensor, "b k e"]
-    open: Float[Tensor, "b k e"]
-    keys: Float[Tensor, "b w k"]
-    values: Float[Tensor, "b w e"]
+# torch before 2.6 cannot tell an exported graph from a compiled one.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class Padded(NamedTuple):
@@ -40,7 +27,7 @@ class Padded(NamedTuple):
         # A padding of nothing would still copy; a graph must not ask.
         exact = not torch.compiler.is_compiling() and self.offset + behind == 0
         padded = t if exact else F.pad(t, (0, 0, self.offset, behind))
-        if head is not None:
+        if self.offset and head is not None:
             padded[:, : self.offset] = head[:, : self.offset]
         return padded.unflatten(1, (-1, self.w))
 
@@ -60,8 +47,7 @@ class Scattered(NamedTuple):
     slot: Int[Tensor, "b n"]
 
     def put(self, t: Float[Tensor, "b n _"], head: Float[Tensor, "b w _"] | None = None) -> Float[Tensor, "b g w _"]:
-        b, _, width = t.shape
-        canvas = t.new_zeros(b, self.groups * self.w, width)
+        canvas = t.new_zeros(t.shape[0], self.groups * self.w, t.shape[2])
         if head is not None:
             canvas[:, : self.w] = head
         return canvas.scatter(1, self.slot[..., None].expand_as(t), t).unflatten(1, (-1, self.w))
@@ -74,8 +60,8 @@ class Scattered(NamedTuple):
 def group_count(n: int, w: int) -> int:
     """How many groups hold n slots; in an exported graph one to spare."""
     if torch.compiler.is_compiling():
-        # A graph for 1 group and one for more; an exported graph cannot tell them apart, so it never has only 1.
-        if EXPORTING():
+        # One graph for a single group and one for more; an exported graph is only one, so it never has a single group.
+        if is_exporting():
             return (n + 2 * w - 1) // w
         return 1 if n <= w else (n + w - 1) // w
     return -(-n // w)
@@ -90,22 +76,26 @@ def place(n: int, w: int, fill: int | Int[Tensor, " b"]) -> Padded | Scattered:
 
 
 class Documents(NamedTuple):
-    """Packed documents, each in groups of its own: where the tokens go, and which document a group belongs to (-1: none)."""
+    """Packed documents in groups of their own: the layout, the slots they fill, whose each group is (-1: none)."""
 
     layout: Scattered
+    filled: Bool[Tensor, "b g w"]
     owner: Int[Tensor, "b g"]
 
-    def mix(self, causal: bool) -> Bool[Tensor, "b g g"]:
-        """Which groups (last axis) the far part of each group sums over: those of its document, closed ones if causal."""
+    def mix(self, causal: bool, alone: bool) -> Bool[Tensor, "b g g"]:
+        """Which groups (last axis) the far part of each group sums over.
+
+        Those of its document, closed ones if causal; with `alone` each group only itself.
+        """
+        if alone:
+            return torch.diag_embed(self.owner >= 0)
         same = (self.owner[:, :, None] == self.owner[:, None]) & (self.owner >= 0)[:, None]
         return same.tril(-1) if causal else same
 
-    def alone(self) -> Bool[Tensor, "b g g"]:
-        """As `mix`, with every group summing over itself only."""
-        return torch.diag_embed(self.owner >= 0)
 
-
-def document_groups(doc_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, w: int, most: int | None) -> Documents:
+def document_groups(
+    doc_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"] | None, w: int, most: int | None
+) -> Documents:
     """Gives every document groups of its own, so that it is computed as if it stood alone.
 
     `most` documents a row size the canvas without a look at the data; None looks, which cannot be compiled.
@@ -120,41 +110,20 @@ def document_groups(doc_ids: Int[Tensor, "b n"], real: Bool[Tensor, "b n"] | Non
     index = torch.arange(n, device=doc_ids.device)
     position = index - torch.where(first, index, 0).cummax(1).values
     group = (position % w == 0).cumsum(1) - 1
-    if most is None:
-        if torch.compiler.is_compiling():
-            raise ValueError("doc_ids in a compiled flash layer need flash_max_documents, the most documents in a row")
-        groups = int(group[:, -1].max()) + 1
-    else:
-        groups = n // w + most
-        if not torch.compiler.is_compiling() and doc_ids.device.type == "cpu" and int(group[:, -1].max()) >= groups:
-            found = int(first.sum(1).max())
-            raise ValueError(f"a row has {found} documents, but flash_max_documents={most}")
+    groups = canvas_size(group, first, n // w, most)
+    layout = Scattered(groups, w, group * w + position % w)
+    exists = torch.ones_like(first) if real is None else real
     owner = torch.full((b, groups), -1, device=doc_ids.device).scatter(1, group, first.cumsum(1))
-    return Documents(Scattered(groups, w, group * w + position % w), owner)
+    return Documents(layout, layout.put(exists[..., None])[..., 0], owner)
 
 
-def append(buffer: Float[Tensor, "b w _"], t: Float[Tensor, "b n _"], at: int, in_place: bool) -> Float[Tensor, "b w _"]:
-    """The buffer with t in slots at .. at + n - 1."""
-    if in_place:
-        buffer[:, at : at + t.shape[1]] = t
-        return buffer
-    return torch.cat((buffer[:, :at], t.to(buffer.dtype), buffer[:, at + t.shape[1] :]), 1)
-
-
-def pick(t: Float[Tensor, "b g x y"], group: Int[Tensor, " b"]) -> Float[Tensor, "b x y"]:
-    """The group that each row names; zeros for a row that names the one past the last."""
-    chosen = t[torch.arange(t.shape[0], device=t.device), group.clamp(max=t.shape[1] - 1)]
-    return chosen.masked_fill((group == t.shape[1])[:, None, None], 0)
-
-
-def carry(
-    closed: Float[Tensor, "b k e"] | None,
-    kv: Float[Tensor, "b g k e"],
-    keys: Float[Tensor, "b g w k"],
-    values: Float[Tensor, "b g w e"],
-    full: Int[Tensor, " b"],
-) -> FlashState:
-    """The state after groups of which each row has filled the first `full`; groups are committed when full, never before."""
-    done = torch.arange(kv.shape[1], device=kv.device) < full[:, None]
-    total = torch.where(done[..., None, None], kv, 0).sum(1)
-    return FlashState(total if closed is None else closed + total, pick(kv, full), pick(keys, full), pick(values, full))
+def canvas_size(group: Int[Tensor, "b n"], first: Bool[Tensor, "b n"], whole: int, most: int | None) -> int:
+    """How many groups the fullest row takes, or a bound on it from the number of documents."""
+    compiling = torch.compiler.is_compiling()
+    if most is None:
+        if compiling:
+            raise ValueError("doc_ids in a compiled flash layer need flash_max_documents, the most documents in a row")
+        return int(group[:, -1].max()) + 1
+    if not compiling and group.device.type == "cpu" and int(first.sum(1).max()) > most:
+        raise ValueError(f"a row of doc_ids has {int(first.sum(1).max())} documents, but flash_max_documents={most}")
+    return whole + most

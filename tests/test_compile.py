@@ -1,0 +1,61 @@
+"""Law 7: compiled equals eager, twenty lengths do not compile twenty graphs, export takes any length."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import laws
+from test_laws import able, build
+from xflash.registry import blocks, positions
+
+LENGTHS = (7, 8, 11, 13, 16, 5, 21, 3, 25, 30, 17, 18, 10, 29, 12, 6, 9, 14, 15, 19)
+
+CASES = {
+    **{f"block {name}": {"layers": name} for name in blocks},
+    "positions": {"layers": able("rel_pos"), "pos": tuple(positions)},
+    "parts": {"layers": "attn flash", "shift_tokens": 1, "num_memory_tokens": 2, "pos": "rotary", "norm": "scalenorm"},
+}
+
+
+def compiled(stack):
+    """The stack compiled without graph breaks, and what counts its graphs; tracing as it is in training, no code generated."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    return torch.compile(stack, fullgraph=True, backend=counter), counter
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_lengths_are_few_graphs(case, causal):
+    stack = laws.live(build(causal=causal, depth=1, **CASES[case]))
+    fast, counter = compiled(stack)
+    for n in LENGTHS:
+        x = laws.sample(stack, n).requires_grad_()
+        y, expected = fast(x), stack(x)
+        laws.close(y, expected, f"compiled at {n}")
+        if n in LENGTHS[:2]:
+            grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (y, expected)]
+            laws.close(*grads, f"compiled gradient at {n}")
+    assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_masks_compile(causal):
+    stack = laws.live(build(causal=causal, depth=1, **CASES["parts"]))
+    fast, counter = compiled(stack)
+    for n in LENGTHS[:8]:
+        x = laws.sample(stack, n)
+        mask = torch.rand(laws.BATCH, n, generator=torch.Generator().manual_seed(n)) < 0.7
+        laws.close(fast(x, mask), stack(x, mask), f"compiled with a mask at {n}")
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("case", CASES)
+def test_export_takes_any_length(case, causal):
+    stack = laws.live(build(causal=causal, depth=1, **CASES[case]))
+    n = torch.export.Dim("n", min=2, max=4096)
+    program = torch.export.export(stack, (laws.sample(stack, 11),), dynamic_shapes=({1: n},))
+    for length in (2, 5, 29, 40):
+        x = laws.sample(stack, length)
+        laws.close(program.module()(x), stack(x), f"exported at {length}")

@@ -1,0 +1,157 @@
+"""Flags that are unknown, contradict each other or have no use: each is refused when the stack is built, by name."""
+
+import pytest
+
+from xflash import Decoder, Encoder
+
+BASE = {"dim": 24, "depth": 2, "heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("spelling", "match"),
+    [
+        (
+            {"use_scalenorm": True, "use_rmsnorm": True},
+            "use_scalenorm=True means norm='scalenorm', but use_rmsnorm=True means",
+        ),
+        ({"norm": "rmsnorm", "norm_type": "scalenorm"}, "norm='rmsnorm' means .* but norm_type='scalenorm' means"),
+        ({"norm": "rmsnorm", "use_rmsnorm": False}, "use_rmsnorm=False contradicts norm='rmsnorm'"),
+        ({"pre_norm": False, "sandwich_norm": True}, "pre_norm=False means norm_place='post', but sandwich_norm=True"),
+        ({"pre_norm": True, "norm_place": "post"}, "pre_norm=True contradicts norm_place='post'"),
+        ({"pos": "rotary alibi", "alibi_pos_bias": False}, r"alibi_pos_bias=False contradicts pos='rotary alibi'"),
+        ({"use_layerscale": True, "scale_residual": True}, "means residual='layerscale', but scale_residual=True"),
+        (
+            {"attn_one_kv_head": True, "attn_kv_heads": 2},
+            "attn_one_kv_head=True means attn_kv_heads=1, but attn_kv_heads=2",
+        ),
+        (
+            {"attn_max_attend_past": 3, "attn_window": 3},
+            "attn_max_attend_past=3 means attn_window=4, but attn_window=3",
+        ),
+        (
+            {"ff_swish": True, "ff_relu_squared": True},
+            "ff_swish=True means ff_activation='silu', but ff_relu_squared=True",
+        ),
+        (
+            {"final_norm": True, "pre_norm_has_final_norm": False},
+            "final_norm=True means .* but pre_norm_has_final_norm=False",
+        ),
+        (
+            {"custom_layers": ("a", "f")},
+            "custom_layers is the whole column of layers, so depth cannot be given beside it",
+        ),
+        ({"attn_qk_norm_scale": 8}, "attn_qk_norm_scale=8.0 is set, but attn_qk_norm is False"),
+    ],
+    ids=str,
+)
+def test_what_contradicts_is_refused(spelling, match):
+    for order in (spelling, dict(reversed(spelling.items()))):
+        with pytest.raises(ValueError, match=match if order is spelling else "means|cannot|contradicts|is set"):
+            Decoder(**BASE, **order)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "match"),
+    [
+        ({"flash_group": 3}, TypeError, "unknown flag 'flash_group'; did you mean 'flash_group_size'"),
+        ({"attn_flsh": True}, TypeError, "unknown flag 'attn_flsh'; did you mean 'attn_flash'"),
+        ({"dpeth": 2}, TypeError, "unknown flag 'dpeth'; did you mean 'depth'"),
+        ({"rotary_pos_em": True}, TypeError, "unknown flag 'rotary_pos_em'; did you mean 'rotary_"),
+        ({"use_scalenrm": True}, TypeError, "unknown flag 'use_scalenrm'; did you mean 'use_scalenorm'"),
+        ({"xyzzy": 1}, TypeError, "unknown flag 'xyzzy'$"),
+        (
+            {"gau_expansion_factor": 2.0},
+            ValueError,
+            "gau_expansion_factor is set but the layout 'attn ff' has no 'gau'",
+        ),
+        ({"layers": "ff", "attn_dim_head": 4}, ValueError, "attn_dim_head is set but the layout 'ff' has no 'attn'"),
+        ({"rotary_base": 5.0}, ValueError, "rotary_base is set but pos=None has no 'rotary'"),
+        (
+            {"pos": "alibi", "rel_pos_num_buckets": 8},
+            ValueError,
+            "rel_pos_num_buckets is set but pos='alibi' has no 'rel_pos'",
+        ),
+        ({"residual_init": 0.1}, ValueError, "residual_init is set but residual='add' has no such flag"),
+        ({"norm": "rmsnorm", "norm_bias": True}, ValueError, "norm_bias is set but norm='rmsnorm' has no such flag"),
+        (
+            {"layers": "ff", "pos": "rotary"},
+            ValueError,
+            "pos has 'rotary', but no block of the layout 'ff' can use it .*attn",
+        ),
+        (
+            {"layers": "flash", "pos": "alibi"},
+            ValueError,
+            "pos has 'alibi', but no block of the layout 'flash' can use it",
+        ),
+        ({"pos": "rotry"}, ValueError, "unknown position 'rotry'; did you mean 'rotary'"),
+        ({"pos": 3}, TypeError, "pos must be names of positions such as 'rotary alibi' or .*, not 3"),
+        ({"norm": "layernrom"}, ValueError, "unknown norm 'layernrom'; did you mean 'layernorm'"),
+        (
+            {"norm_place": "Pre"},
+            ValueError,
+            "norm_place='Pre' is not one of 'pre' | 'post' | 'sandwich'; did you mean 'pre'",
+        ),
+        ({"residual": "added"}, ValueError, "unknown residual 'added'; did you mean 'add'"),
+        ({"ff_activation": "sillu"}, ValueError, "unknown activation 'sillu'; did you mean 'silu'"),
+        (
+            {"use_rmsnorm": (True, False)},
+            TypeError,
+            r"use_rmsnorm must be True or False for the whole stack, not \(True, False\)",
+        ),
+        ({"ff_swish": 1}, TypeError, "ff_swish must be True or False for the whole stack, not 1"),
+        ({"attn_max_attend_past": -1}, ValueError, "attn_max_attend_past must be at least 0, not -1"),
+        ({"attn_max_attend_past": 2.0}, TypeError, r"attn_max_attend_past must be int \| None, not 2.0"),
+        ({"dim": 0}, ValueError, "dim must be at least 1, not 0"),
+        ({"dim": 16.0}, TypeError, "dim must be int, not 16.0"),
+        ({"dim": True}, TypeError, "dim must be int, not True"),
+        ({"depth": -1}, ValueError, "depth must be at least 1, not -1"),
+        ({"depth": None}, TypeError, r"the flag 'depth' \(how often the layout is repeated\) must be given"),
+        ({"heads": 0}, ValueError, "heads must be at least 1, not 0"),
+        ({"attn_dim_head": 0}, ValueError, "attn_dim_head must be at least 1, not 0"),
+        ({"attn_kv_heads": 3}, ValueError, "attn_kv_heads=3 does not divide the 4 heads"),
+        ({"attn_kv_heads": 8}, ValueError, "attn_kv_heads=8 does not divide the 4 heads"),
+        ({"attn_num_mem_kv": -1}, ValueError, "attn_num_mem_kv must be at least 0, not -1"),
+        ({"attn_window": 0}, ValueError, "attn_window must be at least 1, not 0"),
+        (
+            {"attn_qk_norm": True, "attn_qk_norm_groups": 5},
+            ValueError,
+            "attn_qk_norm_groups=5 must cut attn_dim_head=64 into",
+        ),
+        ({"attn_dropout": 1.0}, ValueError, "attn_dropout must be below 1, not 1.0"),
+        ({"ff_dropout": float("nan")}, ValueError, "ff_dropout must be finite, not nan"),
+        ({"ff_mult": (4, 2)}, TypeError, r"ff_mult must be float, not \(4, 2\)"),
+        ({"ff_mult": 0.01}, ValueError, "ff_mult=0.01 with dim=24 leaves no inner channel"),
+        ({"ff_glu": 1}, TypeError, "ff_glu must be bool, not 1"),
+        ({"norm_eps": 0}, ValueError, "norm_eps must be above 0, not 0.0"),
+        ({"num_memory_tokens": -1}, ValueError, "num_memory_tokens must be at least 0, not -1"),
+        ({"rotary_pos_emb": True, "rotary_emb_dim": 5}, ValueError, "rotary_emb_dim must be even, not 5"),
+        ({"weight_tie_layers": True, "depth": 1}, ValueError, "weight_tie_layers=True ties the repetitions .*depth=1"),
+        (
+            {"shift_tokens": (1, 0)},
+            ValueError,
+            "shift_tokens has 2 entries, but the stack has 4 layers; give one a layer",
+        ),
+        ({"layer_dropout": (0.1,) * 5}, ValueError, "layer_dropout has 5 entries, but the stack has 4 layers"),
+        ({"shift_tokens": (1, 0, -1, 0)}, ValueError, "shift_tokens must be at least 0, not -1"),
+        ({"shift_tokens": 30}, ValueError, "shift_tokens=30 cuts the channels into 31 chunks, but dim is 24"),
+        (
+            {"shift_tokens": (1, 0, 2, 0), "weight_tie_layers": True},
+            ValueError,
+            "shift_tokens.* weight_tie_layers=True makes",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(flags, error, match):
+    with pytest.raises(error, match=match) as caught:
+        Decoder(**{**BASE, **flags})
+    assert type(caught.value) is error
+
+
+def test_a_direction_that_a_flag_needs():
+    with pytest.raises(ValueError, match="rotary_xpos=True needs a causal stack"):
+        Encoder(**BASE, rotary_xpos=True)
+    with pytest.raises(
+        ValueError, match=r"attn_max_attend_past leaves the future open.*attn_window limits a bidirectional one"
+    ):
+        Encoder(**BASE, attn_max_attend_past=3)
