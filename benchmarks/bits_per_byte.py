@@ -7,36 +7,24 @@ biases, norms. The spread between seeds is about as large as the difference, so 
 """
 
 import argparse
+import importlib
 import math
 import time
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import keep, median, show
 from torch import Tensor, nn
 
-from common import keep, median, show
-from xflash import Decoder, TransformerWrapper, data
+from xflash import data
 
 
 def build(name: str, options: argparse.Namespace) -> nn.Module:
-    """The model of one library; the sizes are the same, everything else is what it does unless told otherwise."""
-    if name == "flash_pytorch":
-        from flash_pytorch import FLASHTransformer
-
-        return FLASHTransformer(
-            num_tokens=256, dim=options.dim, depth=options.depth, group_size=options.group_size, causal=True
-        )
-    stack = Decoder(
-        dim=options.dim,
-        depth=options.depth,
-        layers="flash",
-        flash_group_size=options.group_size,
-        norm="scalenorm",
-        pos="rotary",
-        shift_tokens=1,
-    )
-    return TransformerWrapper(num_tokens=256, attn_layers=stack, scaled_sinu_pos_emb=True)
+    """The model of one library: the same arguments for both, everything else is what it does unless told otherwise."""
+    library = importlib.import_module(name)
+    sizes = {"dim": options.dim, "depth": options.depth, "group_size": options.group_size}
+    return library.FLASHTransformer(num_tokens=256, causal=True, **sizes)
 
 
 def bits(model: nn.Module, ids: Tensor) -> Tensor:
@@ -75,7 +63,13 @@ def train(name: str, seed: int, parts: tuple[Tensor, Tensor], options: argparse.
         optimizer.step()
     seconds = time.perf_counter() - begun
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"library": name, "seed": seed, "bits": validate(model, parts[1], options), "parameters": parameters, "seconds": seconds}
+    return {
+        "library": name,
+        "seed": seed,
+        "bits": validate(model, parts[1], options),
+        "parameters": parameters,
+        "seconds": seconds,
+    }
 
 
 def read_options(words: list[str] | None) -> argparse.Namespace:
@@ -100,7 +94,9 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     for seed in options.seeds:
         for name in ("xflash", "flash_pytorch"):
             rows.append(train(name, seed, parts, options))
-            print(f"{name}, seed {seed}: {rows[-1]['bits']:.3f} bits per byte ({rows[-1]['seconds']:.0f} s)", flush=True)
+            print(
+                f"{name}, seed {seed}: {rows[-1]['bits']:.3f} bits per byte ({rows[-1]['seconds']:.0f} s)", flush=True
+            )
     show(["library", "seed", "bits per byte", "parameters", "seconds"], [list(row.values()) for row in rows])
     medians = {name: median([r["bits"] for r in rows if r["library"] == name]) for name in ("xflash", "flash_pytorch")}
     for name, value in medians.items():

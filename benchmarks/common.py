@@ -20,7 +20,8 @@ RESULTS = Path("runs") / "benchmarks"
 def processor() -> str:
     """The CPU's name where the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -50,12 +51,20 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[Any]], decimals: int = 3) -> None:
-    """Prints a table, numbers to the right."""
-    cells = [[f"{v:,.{decimals}f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in row] for row in rows]
-    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
-    for line in [columns, *cells]:
-        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))))
+def written(value: Any) -> str:
+    """A cell of a table."""
+    if isinstance(value, float):
+        return f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table: names to the left, numbers to the right."""
+    lines = [list(columns), *([written(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]))
 
 
 def keep(name: str, result: Mapping[str, Any], device: str = "cpu") -> Path:

@@ -11,9 +11,9 @@ import argparse
 from typing import Any
 
 import torch
+from common import RESULTS, keep, median, milliseconds, show
 from torch import Tensor
 
-from common import RESULTS, keep, median, milliseconds, show
 from xflash import Decoder, TransformerWrapper
 from xflash.state import tensors
 
@@ -109,8 +109,11 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     rows = [row for name in STACKS for row in measure(name, options, ids)]
     show(["stack", "parameters", "context", "ms a token", "state MB"], [list(row.values()) for row in rows])
     for name in STACKS:
-        times = [row["ms"] for row in rows if row["stack"] == name]
-        print(f"{name!r}: {times[-1] / times[0]:.2f} times the time at {rows[-1]['context']:,} tokens as at {rows[0]['context']:,}")
+        own = [row for row in rows if row["stack"] == name]
+        first, last = own[0], own[-1]
+        print(
+            f"{name!r}: {last['ms'] / first['ms']:.2f} times as long at {last['context']:,} as at {first['context']:,}"
+        )
     path = keep("decode_cost", {"options": vars(options), "rows": rows}, options.device)
     plot(rows)
     print(f"{path} and {RESULTS / 'decode_cost.png'}")

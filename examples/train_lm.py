@@ -68,7 +68,7 @@ class Options:
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    valid_every: int = 100
+    valid_every: int = 50
     """Steps between looks at a small part of the validation text."""
     valid_bytes: int = 1_000_000
     """How much of the validation text the final figure is measured on, at most."""
@@ -309,7 +309,7 @@ def train_step(run: Run, ids: Tensor) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def bits_per_byte(run: Run, ids: Tensor) -> float:
+def bits_per_byte(run: Run, ids: Tensor, progress: bool = False) -> float:
     """Window after window of full forward passes; every byte but the first is predicted once."""
     n, net = run.options.seq_len, run.model.net
     whole = (len(ids) - 1) // n * n
@@ -319,7 +319,7 @@ def bits_per_byte(run: Run, ids: Tensor) -> float:
         pieces.append((ids[None, whole:-1], ids[None, whole + 1 :]))
     net.eval()
     nats = 0.0
-    for x, y in pieces:
+    for x, y in tqdm(pieces, desc="validation", leave=False, disable=not progress):
         with half_precision(run.options.device):
             logits = net(x.long().to(run.options.device))
         nats += F.cross_entropy(logits.float().transpose(1, 2), y.long().to(logits.device), reduction="sum").item()
@@ -363,11 +363,10 @@ def train(run: Run, ids: Tensor, look: Tensor) -> None:
 def report(run: Run, parts: data.Splits) -> None:
     """The figure that counts beside what counting alone would reach, the speed, a sample and the curve."""
     valid = parts.valid[: run.options.valid_bytes]
-    print(f"measuring on {len(valid):,} bytes of validation text ...", flush=True)
-    bits = bits_per_byte(run, data.to_ids(valid))
+    bits = bits_per_byte(run, data.to_ids(valid), progress=True)
     lines = {name: data.ngram_bits(parts.train, valid, order) for order, name in YARDSTICKS.items()}
     speed = run.step * run.options.batch * run.options.seq_len / max(run.seconds, 1e-9)
-    print("bits per byte there (less is better):")
+    print(f"\nbits per byte on {len(valid):,} bytes of validation text (less is better):")
     for name, value in sorted({**lines, "this model": bits}.items(), key=lambda line: -line[1]):
         print(f"  {name:10}  {value:.3f}")
     print(f"{run.step} steps in {run.seconds:.0f} s, {speed:,.0f} tokens/s")

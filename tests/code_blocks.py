@@ -1,11 +1,12 @@
-"""Runs the python blocks of a Markdown page, top to bottom in one namespace, with sizes shrunk by a table of substitutions."""
+"""Runs the python blocks of a Markdown page top to bottom in one namespace, sizes shrunk by substitutions."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from xflash.registry import activations, blocks as registered, norms, positions, residuals
+from xflash.registry import activations, norms, positions, residuals
+from xflash.registry import blocks as registered
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +36,7 @@ def registries_kept() -> Iterator[None]:
 
 
 def run(page: Path, sizes: Mapping[str, str] | None = None) -> dict:
-    """Executes the page's blocks; what they raise points at the line of the page. A substitution without use is an error."""
+    """Executes the page's blocks; tracebacks have the page's line numbers. A substitution without use is an error."""
     sizes = sizes or {}
     found = blocks(page, "python")
     unused = [large for large in sizes if not any(large in code for _, code in found)]

@@ -201,7 +201,10 @@ def sane_start(stack, n: int = 31, train: bool = True) -> None:
     stack = stack.float().train(train)
     x = torch.randn(2, n, stack.dim, generator=torch.Generator().manual_seed(3))
     seen = []
-    hooks = [b.register_forward_hook(lambda _m, _i, out: seen.append(out[0].square().mean().sqrt().item())) for b in stack.branches]
+    hooks = [
+        b.register_forward_hook(lambda _m, _i, out: seen.append(out[0].square().mean().sqrt().item()))
+        for b in stack.branches
+    ]
     y = stack(x)
     for hook in hooks:
         hook.remove()
@@ -247,7 +250,11 @@ def model_laws(model, folder, n: int = 19) -> None:
         prefix = torch.randn(BATCH, 2, model.dim, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
         whole = model(ids, prepend_embeds=prefix)
         head, state = model.step(ids[:, :4], prepend_embeds=prefix)
-        close(torch.cat((head, steps(model, ids[:, 4:], [1, n - 5], None, state)[0]), 1), whole, "chunk: embeddings in front")
+        close(
+            torch.cat((head, steps(model, ids[:, 4:], [1, n - 5], None, state)[0]), 1),
+            whole,
+            "chunk: embeddings in front",
+        )
         close(steps(model, ids, [1] * n)[0], y, "chunk: token by token")
         _, state = model.step(ids)
         rows = torch.tensor([False, True, False])

@@ -101,7 +101,13 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"flash_global_scope": "group"},
     ],
     "flash bias": [{"flash_rel_pos_bias": kind} for kind in ("t5", "toeplitz", None)],
-    "flash start": [{}, {"flash_offset": False}, {"flash_bias": False}, {"flash_bias": True}, {"flash_gamma_init": "normal"}],
+    "flash start": [
+        {},
+        {"flash_offset": False},
+        {"flash_bias": False},
+        {"flash_bias": True},
+        {"flash_gamma_init": "normal"},
+    ],
     "flash_dropout": [{}, {"flash_dropout": 0.1}],
     "flash_expansion": [{}, {"flash_expansion_factor": 1.5}],
 }
@@ -113,7 +119,13 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
     "l2norm_embed": [{}, {"l2norm_embed": True}],
     "post_emb_norm": [{}, {"post_emb_norm": True}],
     "emb_dropout": [{}, {"emb_dropout": 0.1}],
-    "head": [{}, {"tie_embedding": True}, {"tie_embedding": True, "tie_embedding_scale": 0.5}, {"logits_bias": True}, {"logits_dim": 7}],
+    "head": [
+        {},
+        {"tie_embedding": True},
+        {"tie_embedding": True, "tie_embedding_scale": 0.5},
+        {"logits_bias": True},
+        {"logits_dim": 7},
+    ],
     "emb_dim": [{}, {"emb_dim": 20}],
     "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
 }
@@ -176,19 +188,19 @@ def cover(what: str, causal: bool) -> dict[str, list[list[int]]]:
             if refusal(build, causal, {**defaults, name: choice}):
                 refused.append(tuple(i if j == at else 0 for j in range(len(names))))
                 barred.add(((name, id(choice)),))
+
+    def allowed(values) -> bool:
+        present = {(name, id(domain[name][i])) for name, i in zip(names, values, strict=False)}
+        return not any(present.issuperset(blame) for blame in barred)
+
     # Each round bars the pairs that turned out to be refused, and covers what the refused combinations left open.
     while True:
         live = [[i for i, c in enumerate(domain[n]) if ((n, id(c)),) not in barred] for n in names]
-
-        def allowed(values) -> bool:
-            present = {(name, id(domain[name][i])) for name, i in zip(names, values, strict=False)}
-            return not any(present.issuperset(blame) for blame in barred)
-
         found = [tuple(row) for row in AllPairs(live, filter_func=allowed, previously_tested=accepted)]
         fresh = [row for row in found if refusal(build, causal, as_row(what, row))]
         accepted += [row for row in found if row not in fresh]
         refused += fresh
-        barred |= {culprits(build, causal, as_row(what, row), defaults) for row in fresh}
+        barred.update(culprits(build, causal, as_row(what, row), defaults) for row in fresh)
         if not fresh:
             return {"accepted": [list(r) for r in accepted], "refused": [list(r) for r in refused]}
 
@@ -211,7 +223,13 @@ def stored() -> dict[str, dict[str, list[list[int]]]]:
 
 
 if __name__ == "__main__":
-    kinds = {f"{what} {'causal' if causal else 'bidirectional'}": cover(what, causal) for what in ("stack", "wrapper") for causal in (True, False)}
-    FILE.write_text("{\n" + ",\n".join(f"{json.dumps(kind)}: {json.dumps(rows)}" for kind, rows in kinds.items()) + "\n}\n")
+    kinds = {
+        f"{what} {'causal' if causal else 'bidirectional'}": cover(what, causal)
+        for what in ("stack", "wrapper")
+        for causal in (True, False)
+    }
+    FILE.write_text(
+        "{\n" + ",\n".join(f"{json.dumps(kind)}: {json.dumps(rows)}" for kind, rows in kinds.items()) + "\n}\n"
+    )
     for kind, rows in kinds.items():
         print(f"{kind}: {len(rows['accepted'])} accepted, {len(rows['refused'])} refused")

@@ -1,9 +1,8 @@
 """`from_x_transformers` against x-transformers itself: the same weights, the same outputs, in float64."""
 
+import laws
 import pytest
 import torch
-
-import laws
 from x_transformers_cases import (
     CAUSAL_STACKS,
     CAUSAL_WRAPPERS,
@@ -15,6 +14,7 @@ from x_transformers_cases import (
     make_stack,
     make_wrapper,
 )
+
 from xflash import Decoder, Encoder, TransformerWrapper, from_config, load
 from xflash.convert.x_transformers import from_x_transformers
 from xflash.state import tensors

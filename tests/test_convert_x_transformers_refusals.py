@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-
 from x_transformers_cases import (
     CAUSAL_STACKS,
     CAUSAL_WRAPPERS,
@@ -20,6 +19,7 @@ from x_transformers_cases import (
     make_wrapper,
     peers,
 )
+
 from xflash.convert.x_transformers import from_x_transformers
 
 

@@ -1,12 +1,12 @@
 import itertools
 import math
 
+import laws
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import laws
 from xflash import Decoder, Encoder
 from xflash.layers.block import Site
 from xflash.layers.gau import GatedAttention

@@ -1,9 +1,9 @@
 """The laws over everything that is registered: a new block, norm, position or residual is tested by being there."""
 
+import laws
 import pytest
 import torch
 
-import laws
 import xflash
 from xflash import AttentionLayers
 from xflash.registry import blocks, norms, positions, residuals
@@ -18,7 +18,9 @@ DIM, HEADS = 34, 4
 
 def build(layers: str = "attn ff", depth: int = 2, **flags) -> AttentionLayers:
     torch.manual_seed(0)
-    small = {k: v for name, given in SMALL.items() if name in layers.replace("(", " ").split() for k, v in given.items()}
+    small = {
+        k: v for name, given in SMALL.items() if name in layers.replace("(", " ").split() for k, v in given.items()
+    }
     return AttentionLayers(**{"dim": DIM, "depth": depth, "heads": HEADS, "layers": layers, **small, **flags})
 
 
@@ -60,7 +62,7 @@ def test_sane_start(case, causal):
 @pytest.mark.parametrize("name", blocks)
 def test_bidirectional_blocks_refuse_to_step(name):
     stack = build(layers=name, causal=False)
-    with pytest.raises(ValueError, match="bidirectional stack .* has no state and no step"):
+    with pytest.raises(ValueError, match=r"bidirectional stack .* has no state and no step"):
         stack.step(torch.randn(1, 3, DIM))
 
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from code_blocks import ROOT
 
 import xflash
 from xflash import __main__ as command
@@ -22,13 +23,16 @@ def test_without_settings_every_flag_of_every_part_is_listed(name, capsys):
     assert set(known_flags()) <= first
     assert set(ALIASES) <= first
     causal = next(words for words in lines if words[0] == "causal")
-    assert causal[1:3] == {"Decoder": ["True", "*"], "Encoder": ["False", "False"], "AttentionLayers": ["False", "False"]}[name]
+    assert (
+        causal[1:3]
+        == {"Decoder": ["True", "*"], "Encoder": ["False", "False"], "AttentionLayers": ["False", "False"]}[name]
+    )
 
 
 def test_parts_are_headings(capsys):
     text = printed(capsys, "flags", "Decoder")
     for kind, registry in (("block", blocks), ("position", positions)):
-        for name, part in registry.items():
+        for name in registry:
             if known := [flag for flag in known_flags() if flag.startswith(f"{name}_")]:
                 assert f"{kind} {name!r}: " in text, known
     for name in (*norms, *residuals):
@@ -37,7 +41,9 @@ def test_parts_are_headings(capsys):
 
 
 def test_settings_are_shown_in_the_table_of_the_stack(capsys):
-    text = printed(capsys, "flags", "Decoder", "layers=flash ff", "pos=rotary", "flash_group_size=64", "flash_offset=False")
+    text = printed(
+        capsys, "flags", "Decoder", "layers=flash ff", "pos=rotary", "flash_group_size=64", "flash_offset=False"
+    )
     assert text.startswith("Decoder 'flash ff', ")
     assert "(assumed: dim=512, depth=1)" in text
     row = {line.split()[0]: line for line in text.splitlines() if line}
@@ -57,7 +63,7 @@ def test_a_wrapper_shows_its_arguments(capsys):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    ("words", "message"),
     [
         (["flags", "Decodr"], "unknown class 'Decodr'; did you mean 'Decoder'?"),
         (["flags", "Decoder", "flash_group=3"], "unknown flag 'flash_group'; did you mean 'flash_group_size'?"),
@@ -76,7 +82,7 @@ def test_errors_name_the_nearest_match_and_exit_with_2(words, message, capsys):
 
 
 def test_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "xflash", "flag"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "xflash", "flag"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "flags" in done.stderr
 

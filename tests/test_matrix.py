@@ -2,10 +2,10 @@
 
 import itertools
 
-import pytest
-
 import laws
 import matrix
+import pytest
+
 from xflash import TransformerWrapper
 from xflash.flags import flags_of
 from xflash.stack_flags import known_flags
@@ -23,7 +23,7 @@ def cases(what: str, outcome: str) -> list:
     ]
 
 
-@pytest.mark.parametrize("causal, row", cases("stack", "accepted"))
+@pytest.mark.parametrize(("causal", "row"), cases("stack", "accepted"))
 def test_stack(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     stack = matrix.build_stack(causal, matrix.as_row("stack", row))
@@ -40,7 +40,7 @@ def test_stack(causal, row, tmp_path, record_property):
     laws.sane_start(stack)
 
 
-@pytest.mark.parametrize("causal, row", cases("wrapper", "accepted"))
+@pytest.mark.parametrize(("causal", "row"), cases("wrapper", "accepted"))
 def test_wrapper(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     model = matrix.build_model(causal, matrix.as_row("wrapper", row))
@@ -87,7 +87,12 @@ def test_every_wrapper_argument_is_in_the_matrix():
     import inspect
 
     said = {flag for options in matrix.WRAPPER.values() for choice in options for flag in choice}
-    arguments = set(inspect.signature(TransformerWrapper.__init__).parameters) - {"self", "num_tokens", "max_seq_len", "attn_layers"}
+    arguments = set(inspect.signature(TransformerWrapper.__init__).parameters) - {
+        "self",
+        "num_tokens",
+        "max_seq_len",
+        "attn_layers",
+    }
     assert arguments <= said
 
 

@@ -3,12 +3,12 @@
 import json
 from dataclasses import dataclass
 
+import laws
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import laws
 import xflash
 from xflash import Block, Decoder, Encoder, TransformerWrapper, activations, blocks, norms, positions, residuals
 from xflash.flags import flag

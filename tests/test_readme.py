@@ -1,14 +1,15 @@
 """The README's code runs, its commands are the project's own, its links lead somewhere."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 
-import pytest
-
 import code_blocks
+import pytest
 from code_blocks import ROOT
+
 from xflash import __main__ as command
 
 README = ROOT / "README.md"
@@ -50,7 +51,10 @@ def test_it_is_short():
 
 def test_the_own_block_is_the_one_of_contributing():
     """One example for both, apart from quotes and imports."""
-    body = [re.search(r"class EMA.*?else None\n", page.read_text(), re.DOTALL) for page in (README, ROOT / "CONTRIBUTING.md")]
+    body = [
+        re.search(r"class EMA.*?else None\n", page.read_text(), re.DOTALL)
+        for page in (README, ROOT / "CONTRIBUTING.md")
+    ]
     ours, theirs = (found[0].replace('"', "'").replace("xflash.Block", "Block") for found in body)
     assert ours == theirs
 
@@ -80,14 +84,20 @@ def test_the_flag_commands_print_tables(capsys):
 
 def test_the_script_knows_the_options_that_are_named():
     """What the text says of train_lm.py is what it can do."""
-    shown = subprocess.run(
-        [sys.executable, "examples/train_lm.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    words = [sys.executable, "examples/train_lm.py", "--help"]
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(words, cwd=ROOT, env=here, capture_output=True, text=True, check=True).stdout
     for option in re.findall(r"`--(\w+)", README.read_text()):
         assert f"--{option}" in shown
 
 
 def test_links_lead_somewhere():
-    pages = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [
+        README,
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "benchmarks" / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]
     missing = [(page.name, link) for page, link in code_blocks.links(pages) if not (page.parent / link).exists()]
     assert not missing

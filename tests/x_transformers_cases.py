@@ -7,11 +7,11 @@ import functools
 import os
 import warnings
 
+import laws
 import pytest
 import torch
 import torch.nn.functional as F
 
-import laws
 from xflash.layers.positions import inverse_frequencies
 
 try:

@@ -92,9 +92,11 @@ def aliases() -> list[tuple[str, str]]:
 
 
 def arguments(cls: type[Configurable]) -> list[tuple[str, Flag]]:
-    """The arguments of a wrapper as flags without a doc."""
+    """The arguments of a wrapper as flags without a doc; those that it hands on to its stack are not among them."""
     found = []
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         default = REQUIRED if parameter.default is parameter.empty else parameter.default
         found.append((parameter.name, Flag(parameter.name, default, parameter.annotation, "", {})))
     return found
@@ -159,7 +161,12 @@ def show(name: str, words: Sequence[str]) -> str:
 
 def markdown() -> str:
     """docs/flags.md: all flags, their other spellings, and the arguments of the wrappers."""
-    text = ["# Flags", "", "Written by `python -m xflash docs-flags > docs/flags.md`; a test fails when it is stale.", ""]
+    text = [
+        "# Flags",
+        "",
+        "Written by `python -m xflash docs-flags > docs/flags.md`; a test fails when stale.",
+        "",
+    ]
     for group in groups():
         text += [f"## {group.title[0].upper()}{group.title[1:]}", ""]
         text += [group.doc, ""] if group.doc else []

@@ -1,12 +1,22 @@
 """Checks of arguments: each says what was given and what is possible."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from .shapes import Bool, Int, Tensor
 
-__all__ = ["as_doc_ids", "as_rows", "check_count", "check_share", "check_switch"]
+__all__ = [
+    "as_doc_ids",
+    "as_rows",
+    "check_attn_mask",
+    "check_binary",
+    "check_count",
+    "check_share",
+    "check_switch",
+    "given",
+]
 
 
 def given(value: Any) -> str:
@@ -52,3 +62,28 @@ def as_doc_ids(doc_ids: Any, shape: tuple[int, int]) -> Int[Tensor, "b n"]:
     if tuple(doc_ids.shape) != tuple(shape):
         raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(shape)}")
     return doc_ids
+
+
+def check_binary(name: str, mask: Tensor) -> None:
+    """ValueError for integers other than 0 and 1; looked at on the CPU only, for it would make a GPU wait."""
+    if mask.dtype == torch.bool or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(f"{name} must be boolean or 0/1 integers, but it goes from {mask.min()} to {mask.max()}")
+
+
+def check_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> None:
+    """TypeError or ValueError unless `attn_mask` is a boolean (n, n) or (1 | b, 1 | h, n, n) for each of `heads`."""
+    if not isinstance(attn_mask, torch.Tensor) or attn_mask.is_floating_point():
+        raise TypeError(f"attn_mask must be a boolean tensor (True = may attend), not {given(attn_mask)}")
+    check_binary("attn_mask", attn_mask)
+    shape = tuple(attn_mask.shape)
+    if shape == (n, n) or (len(shape) == 4 and shape[0] in (1, b) and shape[2:] == (n, n)):
+        if len(shape) == 2 or shape[1] == 1 or set(heads) == {shape[1]}:
+            return
+        raise ValueError(
+            f"attn_mask is for {shape[1]} heads, but the blocks have {sorted(heads)}; give 1 for all heads"
+        )
+    raise ValueError(
+        f"attn_mask must be ({n}, {n}) or (1 or {b}, 1 or heads, {n}, {n}), not {shape}; three axes would be ambiguous"
+    )

@@ -26,7 +26,7 @@ class Configurable(nn.Module):
     Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules.
     """
 
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
     version: ClassVar[int] = 1
 
     def __init_subclass__(cls, **kwargs):
@@ -114,7 +114,7 @@ def save(model: Configurable, folder: str | Path) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
-    """The model that `save` wrote into `folder`, with its weights, in their dtype; ValueError when files are missing."""
+    """The model that `save` wrote into `folder`, its weights in their dtype; ValueError when files are missing."""
     from safetensors.torch import load_file, load_model
 
     folder = Path(folder)

@@ -37,7 +37,7 @@ def flags_of(config: type) -> dict[str, Flag]:
     hints = typing.get_type_hints(config)
     return {
         f.name: Flag(f.name, f.default, hints[f.name], f.metadata.get("doc", ""), f.metadata.get("bounds", {}))
-        for f in dataclasses.fields(config)
+        for f in dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
     }
 
 
@@ -130,7 +130,7 @@ def build(config: type[T], given: Mapping[str, Any], prefix: str = "", where: st
 
 
 class Owner(NamedTuple):
-    """A part that owns flags: its prefix ('' for the stack itself), its Config, and why it is absent ('' if present)."""
+    """A part that owns flags: its prefix ('' for the stack), its Config, and why it is absent ('' if present)."""
 
     prefix: str
     config: type
@@ -146,10 +146,10 @@ def route(flags: Mapping[str, Any], owners: Iterable[Owner]) -> dict[str, dict[s
     present = [o for o in owners if not o.absent]
     routed: dict[str, dict[str, Any]] = {o.prefix: {} for o in present}
     for name, value in flags.items():
-        candidates = [o for o in owners if name.startswith(o.prefix) and name[len(o.prefix):] in flags_of(o.config)]
+        candidates = [o for o in owners if name.startswith(o.prefix) and name[len(o.prefix) :] in flags_of(o.config)]
         live = [o for o in candidates if not o.absent]
         if live:
-            routed[live[0].prefix][name[len(live[0].prefix):]] = value
+            routed[live[0].prefix][name[len(live[0].prefix) :]] = value
         elif candidates:
             raise ValueError(f"{name} is set but {candidates[0].absent}")
         else:

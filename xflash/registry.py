@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Registry", "activations", "blocks", "nearest", "norms", "positions", "residuals"]
 
@@ -15,12 +15,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-class Registry(Mapping[str, type]):
+class Registry(Mapping[str, Any]):
     """A mapping from a name to a class (or function) that classes enter by decoration."""
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._parts: dict[str, type] = {}
+        self._parts: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Class decorator; raises ValueError when the name is no identifier or belongs to another class."""
@@ -32,12 +32,12 @@ class Registry(Mapping[str, type]):
             # A notebook cell that is run again defines the same class anew: that replaces, it does not clash.
             if present is not None and getattr(present, "__qualname__", "") != getattr(part, "__qualname__", ""):
                 raise ValueError(f"the {self.kind} {name!r} is already registered, by {present.__qualname__}")
-            self._parts[name] = part  # type: ignore[assignment]
+            self._parts[name] = part
             return part
 
         return enter
 
-    def __getitem__(self, name: str) -> type:
+    def __getitem__(self, name: str) -> Any:
         try:
             return self._parts[name]
         except KeyError:

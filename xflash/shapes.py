@@ -14,7 +14,7 @@
 import functools
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import torch
 from beartype import beartype
@@ -25,10 +25,8 @@ __all__ = ["CHECKING", "Bool", "Float", "Int", "Tensor", "typed"]
 
 CHECKING = os.environ.get("XFLASH_TYPECHECK", "1").lower() not in ("0", "false", "")
 
-F = TypeVar("F", bound=Callable)
 
-
-def typed(fn: F) -> F:
+def typed(fn: Callable) -> Callable:
     """Checks the tensor shapes in the annotations of `fn` at every call; steps aside while torch compiles.
 
     `XFLASH_TYPECHECK=0` in the environment (read at import) makes it the identity.
@@ -44,5 +42,6 @@ def typed(fn: F) -> F:
         return checked(*args, **kwargs)
 
     # Dynamo counts recompilations per code object: one shared by all wrapped functions would use up its limit.
-    wrapper.__code__ = wrapper.__code__.replace(co_name=fn.__qualname__)
+    inner: Any = wrapper
+    inner.__code__ = inner.__code__.replace(co_name=getattr(fn, "__qualname__", "typed"))
     return wrapper

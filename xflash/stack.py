@@ -1,22 +1,24 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .configurable import Configurable
+from .door import Plan, as_mask, pack, pack_mask, plan_rows, unpack, unpack_map
 from .flags import flag_table
 from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.embeddings import MemoryTokens
-from .layers.positions import Relative
+from .layers.positions import Position, Relative
 from .layers.shift import TokenShift
 from .registry import blocks, norms, positions, residuals
 from .shapes import Bool, Float, Int, Tensor, typed
 from .stack_flags import Resolved, resolve
-from .state import BranchState, Ctx, Lease, Plan, StackState, as_mask, pack, plan_rows, tensors, tree_map, unpack
+from .state import BranchState, Ctx, Lease, StackState, tensors, tree_map
 
 __all__ = ["AttentionLayers", "Decoder", "Encoder"]
 
@@ -34,7 +36,9 @@ class AttentionLayers(Configurable):
         super().__init__()
         causal = self.fixed_causal
         if causal is not None and flags.setdefault("causal", causal) != causal:
-            raise ValueError(f"causal={flags['causal']} contradicts {type(self).__name__}; use AttentionLayers(causal=...)")
+            raise ValueError(
+                f"causal={flags['causal']} contradicts {type(self).__name__}; use AttentionLayers(causal=...)"
+            )
         plan = resolve(flags)
         self.arguments = {k: v for k, v in plan.flat.items() if not (k == "causal" and causal is not None)}
         self.rows = plan.rows
@@ -58,7 +62,7 @@ class AttentionLayers(Configurable):
 
     def blocks(self) -> list[Block]:
         """The distinct blocks of the column, top to bottom."""
-        return [branch.block for branch in self.branches]  # type: ignore[misc]
+        return [cast(Branch, branch).block for branch in self.branches]
 
     def flag_table(self) -> str:
         """Every flag of this stack with its value, default, type and meaning, as text."""
@@ -121,8 +125,7 @@ class AttentionLayers(Configurable):
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        y, state = self.run(x, state, mask, keep_state=True)
-        return y, state  # type: ignore[return-value]
+        return cast("tuple[Tensor, StackState]", self.run(x, state, mask, keep_state=True))
 
     def attention_maps(self, x: Tensor, mask: Tensor | None = None, **kwargs) -> tuple[Tensor, list[Tensor]]:
         """As forward, with the matrix (b, h, n, n) of every layer that has one; memory slots left out.
@@ -139,7 +142,9 @@ class AttentionLayers(Configurable):
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""
         if not self.causal:
-            raise ValueError(f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences")
+            raise ValueError(
+                f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences"
+            )
         for block in self.blocks():
             if block.refuses_step():
                 raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
@@ -178,16 +183,14 @@ class AttentionLayers(Configurable):
             x = self.memory_tokens(x)
         state, in_place = self.open(state, x.shape[1])
         ctx = self.context(x, state, plan, memory, keep_state, in_place, maps)
-        extra = {} if doc_ids is None else {"doc_ids": doc_ids}
-        if attn_mask is not None:
-            extra["attn_mask"] = door_mask(attn_mask, plan, memory, n)
-        if extra:
-            ctx = Ctx(**{**vars(ctx), **extra})
+        if doc_ids is not None or attn_mask is not None:
+            may_see = None if attn_mask is None else pack_mask(attn_mask, plan, memory, n)
+            ctx = replace(ctx, doc_ids=doc_ids, attn_mask=may_see)
         y, carried = self.descend(x, ctx, state)
         new_state = self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
         y = y[:, memory:] if memory else y
         if maps is not None:
-            maps[:] = [door_map(m[..., memory:, memory:], plan) for m in maps]
+            maps[:] = [unpack_map(m[..., memory:, memory:], plan) for m in maps]
         return (y if plan is None else unpack(y, plan)), new_state
 
     def descend(self, x: Tensor, ctx: Ctx, state: StackState | None) -> tuple[Tensor, list[BranchState | None]]:
@@ -205,14 +208,20 @@ class AttentionLayers(Configurable):
         """The mask as booleans; ValueError or TypeError for what no stack, or not this one, can take."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             given = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-            raise TypeError(f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given}; token ids go into TransformerWrapper")
+            raise TypeError(
+                f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given}; token ids go into "
+                "TransformerWrapper"
+            )
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (batch, tokens, {self.dim}), not {tuple(x.shape)}")
         if x.shape[1] < 1:
             raise ValueError("x has no tokens; give at least one")
         if doc_ids is not None:
             if self.memory_tokens is not None:
-                raise ValueError("doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first document only")
+                raise ValueError(
+                    "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first document "
+                    "only"
+                )
             if tuple(doc_ids.shape) != tuple(x.shape[:2]):
                 raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(x.shape[:2])}")
         for name, given in (("attn_mask", attn_mask), ("doc_ids", doc_ids)):
@@ -226,13 +235,15 @@ class AttentionLayers(Configurable):
                     raise ValueError(f"{type(block).__name__} cannot honour {name}; blocks that can: {able}")
         return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
 
-    def context(self, x: Tensor, state: StackState | None, plan: Plan | None, memory: int, keep: bool, in_place: bool, maps) -> Ctx:
+    def context(
+        self, x: Tensor, state: StackState | None, plan: Plan | None, memory: int, keep: bool, in_place: bool, maps
+    ) -> Ctx:
         """What goes down beside x."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
         new = None if plan is None else plan.new + memory
-        relative = Relative(self.positions) if len(self.positions) else None  # type: ignore[arg-type]
+        relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
         return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps)
 
     def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
@@ -250,8 +261,9 @@ class AttentionLayers(Configurable):
             state = state.detach()
         copy = in_place and (state.lease is None or state.lease.fill != state.bound)
         need = state.bound + n
+        distinct = self.blocks()
         branches = tuple(
-            BranchState(b.shift, self.branches[i].block.reserve(b.block, state.bound, need, copy))  # type: ignore[union-attr]
+            BranchState(b.shift, distinct[i].reserve(b.block, state.bound, need, copy))
             for i, b in zip(self.order, state.branches, strict=True)
         )
         lease = (Lease(state.bound) if copy else state.lease) if in_place else None
@@ -304,31 +316,6 @@ def sized(t: Tensor, like: Tensor) -> Tensor:
     return t
 
 
-def door_mask(attn_mask: Tensor, plan: Plan | None, memory: int, n: int) -> Tensor:
-    """The caller's attention mask behind the door: rows packed, memory slots visible, (1 | b, 1 | h, m, m)."""
-    if attn_mask.dim() not in (2, 4) or tuple(attn_mask.shape[-2:]) != (n, n):
-        raise ValueError(
-            f"attn_mask must be (n, n) or (1 or b, 1 or h, n, n) with n={n}, not {tuple(attn_mask.shape)}; three axes would be ambiguous"
-        )
-    mask = attn_mask.bool() if attn_mask.dim() == 4 else attn_mask.bool()[None, None]
-    if plan is not None:
-        b = plan.order.shape[0]
-        mask = mask.expand(b, -1, -1, -1)
-        order = plan.order[:, None]
-        mask = mask.gather(2, order[..., None].expand_as(mask)).gather(3, order[:, :, None].expand_as(mask))
-    return F.pad(mask, (memory, 0, memory, 0), value=True) if memory else mask
-
-
-def door_map(weights: Tensor, plan: Plan | None) -> Tensor:
-    """An attention map with its rows and columns back where the caller's tokens stand, zeros for masked ones."""
-    if plan is None:
-        return weights
-    dest = plan.dest[:, None]
-    moved = weights.gather(2, dest[..., None].expand_as(weights)).gather(3, dest[:, :, None].expand_as(weights))
-    real = plan.mask[:, None]
-    return moved.masked_fill(~(real[..., None] & real[:, :, None]), 0)
-
-
 def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
     """Layer i of the column with its norms, shift and residual."""
     name, config = plan.layers[i]
@@ -339,7 +326,11 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
 
     shift = plan.shifts[i]
     # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
-    after = norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5) if stack.norm_place == "sandwich" else None
+    after = (
+        norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5)
+        if stack.norm_place == "sandwich"
+        else None
+    )
     return Branch(
         blocks[name](config, site),
         residuals[stack.residual](plan.residual, stack.dim),

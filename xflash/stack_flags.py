@@ -1,7 +1,7 @@
 """From keyword flags to what a stack is built of: its own Config, its layers, and the Config of every part."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .aliases import canonical, names
@@ -29,9 +29,13 @@ class StackConfig:
     final_norm: bool | None = flag(None, "a norm behind the last layer (None: unless norm_place is 'post')")
     residual: str = flag("add", "a registered residual: add, layerscale, rezero, scaled, ...")
     pos: str | tuple[str, ...] | None = flag(None, "relative positions: any of rotary, rel_pos, alibi, ...")
-    shift_tokens: int | tuple[int, ...] | bool = flag(0, "tokens by which channels are delayed, or one number a layer", at_least=0)
+    shift_tokens: int | tuple[int, ...] | bool = flag(
+        0, "tokens by which channels are delayed, or one number a layer", at_least=0
+    )
     shift_style: ShiftStyle = flag("second_half", "x-transformers' token shift, or FLASH-pytorch's 'first_half'")
-    layer_dropout: float | tuple[float, ...] = flag(0.0, "chance of a row to skip a layer, or one a layer", at_least=0, below=1)
+    layer_dropout: float | tuple[float, ...] = flag(
+        0.0, "chance of a row to skip a layer, or one a layer", at_least=0, below=1
+    )
     weight_tie_layers: bool = flag(False, "one set of weights for all repetitions of the layout")
     num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
 
@@ -103,7 +107,9 @@ def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
         positions[name]
         if not any(name in blocks[block].positions for block in used):
             able = ", ".join(block for block in blocks if name in blocks[block].positions)
-            raise ValueError(f"pos has {name!r}, but no block of the layout {text!r} can use it (blocks that can: {able})")
+            raise ValueError(
+                f"pos has {name!r}, but no block of the layout {text!r} can use it (blocks that can: {able})"
+            )
 
 
 def resolve(flags: Mapping[str, Any]) -> Resolved:
@@ -122,10 +128,12 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
     layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
     if stack.weight_tie_layers and depth == 1:
-        raise ValueError("weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)")
+        raise ValueError(
+            "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"
+        )
     parts[""] = stack
     # Owners in the order a reader expects them: the stack's flags first, then part by part.
-    rows = [(p + f.name, getattr(parts[p], f.name), flags_of(present[p])[f.name]) for p in present for f in fields(present[p])]
+    rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
     return Resolved(
         config=stack,
         layers=layers,

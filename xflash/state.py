@@ -1,28 +1,23 @@
-"""What goes down beside x (`Ctx`), what is carried on from call to call (`StackState`), and the door.
-
-Behind the door every row is right-padded and starts at slot 0, so the key in slot j stands at position j.
-"""
+"""What goes down beside x (`Ctx`), and what is carried on from call to call (`StackState`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 from .shapes import Bool, Float, Int, Tensor
 
-__all__ = ["BranchState", "Ctx", "Lease", "Plan", "StackState", "as_mask", "pack", "plan_rows", "tree_map", "unpack"]
-
-S = TypeVar("S")
+__all__ = ["BranchState", "Ctx", "Lease", "StackState", "document_positions", "document_starts", "tensors", "tree_map"]
 
 
-def tree_map(fn: Callable[[Tensor], Tensor], state: S) -> S:
+def tree_map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
     """Applies `fn` to every tensor of a state made of (named) tuples, None and plain values."""
     if isinstance(state, torch.Tensor):
-        return fn(state)  # type: ignore[return-value]
+        return fn(state)
     if isinstance(state, tuple):
         parts = [tree_map(fn, part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)  # type: ignore[return-value]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
     return state
 
 
@@ -77,6 +72,7 @@ class StackState(NamedTuple):
 
     def to(self, *args, **kwargs) -> "StackState":
         """Moved or cast like a tensor; integer tensors keep their dtype."""
+
         def move(t: Tensor) -> Tensor:
             moved = t.to(*args, **kwargs)
             return moved if t.is_floating_point() else moved.to(t.dtype)
@@ -135,7 +131,10 @@ class Ctx:
 
     def doc_positions(self) -> Int[Tensor, "b n"]:
         """Each token's position in its own document (`doc_ids` must be set; documents are contiguous)."""
-        return self.once("doc_positions", lambda: document_positions(self.doc_ids))
+        doc_ids = self.doc_ids
+        if doc_ids is None:
+            raise ValueError("this call has no doc_ids")
+        return self.once("doc_positions", lambda: document_positions(doc_ids))
 
 
 def document_starts(doc_ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
@@ -149,44 +148,3 @@ def document_positions(doc_ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
     """Each token's distance from the start of its document."""
     index = torch.arange(doc_ids.shape[1], device=doc_ids.device)
     return index - torch.where(document_starts(doc_ids), index, 0).cummax(1).values
-
-
-class Plan(NamedTuple):
-    """How the door packs rows: `order[b, slot]` is the token that goes to a slot, `dest[b, token]` is its slot."""
-
-    mask: Bool[Tensor, "b n"]
-    order: Int[Tensor, "b n"]
-    dest: Int[Tensor, "b n"]
-    new: Int[Tensor, " b"]
-
-
-def as_mask(mask: Tensor, shape: tuple[int, int], name: str = "mask") -> Bool[Tensor, "b n"]:
-    """A (b, n) boolean mask from booleans or 0/1 integers, True for real tokens; TypeError or ValueError otherwise."""
-    if not isinstance(mask, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {tuple(shape)}, not {type(mask).__name__}")
-    if mask.is_floating_point() or mask.is_complex():
-        raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}")
-    if tuple(mask.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}")
-    return mask.bool()
-
-
-def plan_rows(mask: Bool[Tensor, "b n"]) -> Plan:
-    """The stable move of each row's real tokens to its front."""
-    real = mask.cumsum(1)
-    new = real[:, -1]
-    dest = torch.where(mask, real - 1, new[:, None] + (~mask).cumsum(1) - 1)
-    slots = torch.arange(mask.shape[1], device=mask.device).expand_as(dest)
-    return Plan(mask, torch.empty_like(dest).scatter_(1, dest, slots), dest, new)
-
-
-def pack(x: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
-    """Real tokens to the front of each row, zeros behind them."""
-    zeroed = x.masked_fill(~plan.mask[..., None], 0)
-    return zeroed.gather(1, plan.order[..., None].expand_as(x))
-
-
-def unpack(y: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
-    """The inverse of `pack`: every token back to its place, zeros where the mask is False."""
-    moved = y.gather(1, plan.dest[..., None].expand_as(y))
-    return moved.masked_fill(~plan.mask[..., None], 0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..flags import flag
 from ..registry import blocks
-from ..shapes import Bool, Float, Tensor, typed
+from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
 from .kernels.buffers import grow, write
@@ -69,7 +69,9 @@ class Attention(Block):
     class Config:
         dim_head: int = flag(64, "width of a head", at_least=1)
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
-        kv_heads: int | None = flag(None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1)
+        kv_heads: int | None = flag(
+            None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1
+        )
         flash: bool | None = flag(None, "the fused softmax kernel (None: where possible; not FLASH, that is the block)")
         dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
         num_mem_kv: int = flag(0, "learned keys and values that every query sees", at_least=0)
@@ -77,7 +79,9 @@ class Attention(Block):
         qk_norm_groups: int = flag(1, "groups of channels that qk_norm normalises each for itself", at_least=1)
         qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0)
         qk_norm_dim_scale: bool = flag(False, "learned scales per head and channel instead of qk_norm_scale")
-        window: int | None = flag(None, "tokens a query sees, itself included (both ways when bidirectional)", at_least=1)
+        window: int | None = flag(
+            None, "tokens a query sees, itself included (both ways when bidirectional)", at_least=1
+        )
         gate_values: bool = flag(False, "sigmoid gate on the output, from the input")
         head_scale: bool = flag(False, "learned gain per head on its output")
 
@@ -183,7 +187,7 @@ class Attention(Block):
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
 
-    def with_memory(self, k: Tensor, v: Tensor, mask: Bool | None, bias: Tensor | None, causal: bool, n: int):
+    def with_memory(self, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool, n: int):
         """Learned keys and values in front of the others (https://arxiv.org/abs/1907.01470): always seen, no bias."""
         t, m = self.config.num_mem_kv, k.shape[2]
         mem_k, mem_v = self.mem_kv.to(k.dtype)

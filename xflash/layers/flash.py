@@ -1,5 +1,6 @@
 """`flash`: mixed chunk attention, the layer of FLASH (https://arxiv.org/abs/2202.10447)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,8 @@ from .block import Block, Site
 from .kernels.carried import FlashState, across, step, within
 from .kernels.groups import Documents, document_groups
 from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
-from .positions import own_bias
+from .kernels.relative import t5_bucket
+from .positions import T5Bias, own_bias
 
 __all__ = ["FlashState", "MixedChunkAttention"]
 
@@ -105,7 +107,7 @@ class MixedChunkAttention(Block):
 
     def mix(self, t: Heads, ctx: Ctx, state: FlashState | None) -> tuple[Float[Tensor, "b n e"], FlashState | None]:
         """What the gate multiplies, by the way that costs least."""
-        n, w, spec = t.v.shape[1], self.config.group_size, self.spec()
+        n, w, spec = t.v.shape[1], self.config.group_size, self.spec(ctx)
         if ctx.doc_ids is not None:
             return packed(t, spec, self.documents(ctx.doc_ids, ctx, spec)), None
         if not self.site.causal:
@@ -118,9 +120,11 @@ class MixedChunkAttention(Block):
             return step(t, spec, ctx, state)
         return across(t, spec, ctx, state)
 
-    def spec(self) -> Spec:
+    def spec(self, ctx: Ctx) -> Spec:
         """The settings as the kernels take them; dropout only while training."""
-        config = self.config
+        config, bias = self.config, self.rel_pos_bias
+        if isinstance(bias, T5Bias):
+            bias = shared_buckets(bias, ctx, config.group_size)
         w, root = config.group_size, config.query_key_dim**-0.5
         scale, divide = {None: (1 / w, 1), "content": (1 / w, 1), "outside": (root, w)}[config.normaliser_place]
         return Spec(
@@ -130,7 +134,7 @@ class MixedChunkAttention(Block):
             scale=root if config.attn_fn == "softmax" else scale,
             divide=divide,
             dropout=config.dropout if self.training else 0.0,
-            bias=self.rel_pos_bias,
+            bias=bias,
             normaliser=config.global_normaliser,
             scope=config.global_scope,
         )
@@ -143,6 +147,17 @@ class MixedChunkAttention(Block):
             raise ValueError("doc_ids with flash_global_normaliser='padded_length': documents would not be independent")
         w, most, real = spec.w, self.config.max_documents, ctx.real(doc_ids.shape[1])
         return ctx.once(("documents", w, most), lambda: document_groups(doc_ids, real, w, most))
+
+
+def shared_buckets(bias: T5Bias, ctx: Ctx, w: int) -> Callable[[Int[Tensor, " l"]], Float[Tensor, "1 l"]]:
+    """The bias, its buckets worked out once a call: layers with equal groups ask for the same distances."""
+    key = ("flash_buckets", w, bias.causal, bias.num_buckets, bias.max_distance)
+
+    def at(distance: Int[Tensor, " l"]) -> Float[Tensor, "1 l"]:
+        found = ctx.once(key, lambda: t5_bucket(distance, bias.causal, bias.num_buckets, bias.max_distance))
+        return bias.weight[:, found]
+
+    return at
 
 
 def check(config: MixedChunkAttention.Config, causal: bool) -> None:

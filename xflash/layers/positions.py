@@ -1,8 +1,9 @@
-"""Relative positions of a stack by name (rotary, rel_pos, alibi), and the bias vectors GAU and FLASH keep of their own."""
+"""Relative positions of a stack by name (rotary, rel_pos, alibi), and the biases GAU and FLASH keep of their own."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,18 @@ from ..shapes import Float, Int, Tensor
 from ..state import Ctx
 from .kernels.relative import distances, ragged_bias, t5_bucket, toeplitz
 
-__all__ = ["Alibi", "Bias", "Position", "RelPos", "Relative", "Rotary", "T5Bias", "ToeplitzBias", "angle_dtype", "inverse_frequencies"]
+__all__ = [
+    "Alibi",
+    "Bias",
+    "Position",
+    "RelPos",
+    "Relative",
+    "Rotary",
+    "T5Bias",
+    "ToeplitzBias",
+    "angle_dtype",
+    "inverse_frequencies",
+]
 
 
 def angle_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -78,7 +90,9 @@ class Rotary(Position):
         """How many channels of a key of this width are turned: an even number, no more than the key has."""
         return min(self.config.emb_dim or key_width, key_width) // 2 * 2
 
-    def table(self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    def table(
+        self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Cosines, signed sines and (xPos) scales of shape (1 | b, 1, n, width) in `dtype`."""
         width, config = self.width(key_width), self.config
         exact = angle_dtype(dtype)
@@ -89,7 +103,9 @@ class Rotary(Position):
         scale = None
         if config.xpos:
             ratio = (torch.arange(0, width, 2, device=where.device) + 0.4 * width) / (1.4 * width)
-            scale = self.spread(*[ratio.to(exact) ** (where.to(exact)[..., None] / config.xpos_scale_base)] * 2)[:, None]
+            scale = self.spread(*[ratio.to(exact) ** (where.to(exact)[..., None] / config.xpos_scale_base)] * 2)[
+                :, None
+            ]
         signed, even = self.spread(-sin, sin)[:, None].to(dtype), self.spread(cos, cos)[:, None].to(dtype)
         return even, signed, scale
 
@@ -120,7 +136,10 @@ class T5Bias(nn.Module):
     def __init__(self, heads: int, causal: bool, num_buckets: int, max_distance: int):
         super().__init__()
         if max_distance <= num_buckets // (2 if causal else 4):
-            raise ValueError(f"a T5 bias with {num_buckets} buckets needs a max distance above {num_buckets // (2 if causal else 4)}, not {max_distance}")
+            raise ValueError(
+                f"a T5 bias with {num_buckets} buckets needs a max distance above {num_buckets // (2 if causal else 4)}, "
+                f"not {max_distance}"
+            )
         self.causal, self.num_buckets, self.max_distance = causal, num_buckets, max_distance
         # Small and unscaled: a unit-normal bias times sqrt(width) drowns the content of the scores for good.
         self.weight = nn.Parameter(torch.empty(heads, num_buckets).normal_(std=0.02))
@@ -130,7 +149,7 @@ class T5Bias(nn.Module):
 
 
 class ToeplitzBias(nn.Module):
-    """A learned bias for every distance up to `length` - 1 either way, (heads, l) from l distances; farther ones share the last."""
+    """A learned bias for every distance up to `length` - 1 either way, (heads, l) from l; farther ones share the last."""
 
     def __init__(self, heads: int, length: int):
         super().__init__()
@@ -168,7 +187,7 @@ class RelPos(Bias):
 
 @positions.register("alibi")
 class Alibi(Bias):
-    """A penalty that grows linearly with distance, one slope a head (https://arxiv.org/abs/2108.12409); symmetric when bidirectional."""
+    """A penalty linear in the distance, one slope a head (https://arxiv.org/abs/2108.12409); symmetric if bidirectional."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -191,16 +210,17 @@ def alibi_slopes(heads: int) -> list[float]:
 class Relative:
     """The positions of a stack as its blocks use them: tables and biases are made once a call."""
 
-    def __init__(self, modules: Mapping[str, Position]):
-        self.rotaries = [m for m in modules.values() if isinstance(m, Rotary)]
-        self.biases = [m for m in modules.values() if isinstance(m, Bias)]
+    def __init__(self, modules: Iterable[Position]):
+        modules = list(modules)
+        self.rotaries = [m for m in modules if isinstance(m, Rotary)]
+        self.biases = [m for m in modules if isinstance(m, Bias)]
 
     def rotate(self, t: Float[Tensor, "b h n k"], ctx: Ctx, inverse: bool = False) -> Float[Tensor, "b h n k"]:
         """Queries (or keys, `inverse`) turned to their positions; unchanged without a rotary position."""
         for i, rotary in enumerate(self.rotaries):
-            key = ("rotary", i, t.shape[-1], t.dtype)
-            table = ctx.once(key, lambda r=rotary: r.table(ctx.positions, t.shape[-1], t.dtype))
-            t = rotary.turn(t, table, inverse)
+            width, dtype = t.shape[-1], t.dtype
+            make = partial(rotary.table, ctx.positions, width, dtype)
+            t = rotary.turn(t, ctx.once(("rotary", i, width, dtype), make), inverse)
         return t
 
     def bias(self, heads: int, n: int, m: int, ctx: Ctx, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:
@@ -210,7 +230,8 @@ class Relative:
 
         def make():
             distance = distances(n, m, ctx.positions.device)
-            vector = sum(bias.by_distance(distance, heads, dtype) for bias in self.biases).to(dtype)
+            vectors = [bias.by_distance(distance, heads, dtype) for bias in self.biases]
+            vector = torch.stack(vectors).sum(0).to(dtype) if len(vectors) > 1 else vectors[0].to(dtype)
             return toeplitz(vector, n, m)[None] if ctx.length is None else ragged_bias(vector, ctx.positions, m)
 
         return ctx.once(("bias", heads, dtype), make)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from ..configurable import Configurable
+from ..door import as_mask
 from ..losses import check_targets, next_token_loss, next_tokens
 from ..sampling import Draw, describe, seen_tokens
 from ..shapes import Bool, Float, Int, Tensor
-from ..state import as_mask
 from .beam import beam_search
 from .decoding import (
     Prompts,

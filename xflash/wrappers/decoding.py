@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..door import as_mask
 from ..sampling import describe, integer
 from ..shapes import Bool, Float, Int, Tensor
-from ..state import as_mask
 
 __all__ = [
     "Prompts",

@@ -8,11 +8,12 @@ from torch import nn
 
 from ..checks import as_doc_ids, as_rows, check_count, check_share, check_switch, given
 from ..configurable import Configurable
+from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
-from ..state import StackState, as_mask, document_positions, plan_rows, tree_map
+from ..state import StackState, document_positions, tensors, tree_map
 
 __all__ = ["ModelState", "TransformerWrapper"]
 
@@ -76,7 +77,9 @@ class TransformerWrapper(Configurable):
     ):
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
-            raise TypeError(f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}")
+            raise TypeError(
+                f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
+            )
         counts = {"num_tokens": num_tokens, "emb_dim": emb_dim, "logits_dim": logits_dim}
         for name, value in (counts | {"max_seq_len": max_seq_len or None}).items():
             if value is not None or name == "num_tokens":
@@ -247,12 +250,16 @@ class TransformerWrapper(Configurable):
                 raise ValueError("prepend_mask is given without prepend_embeds")
             return y, mask
         if doc_ids is not None:
-            raise ValueError("doc_ids and prepend_embeds exclude each other: the embeddings would belong to no document")
+            raise ValueError(
+                "doc_ids and prepend_embeds exclude each other: the embeddings would belong to no document"
+            )
         if not isinstance(prefix, torch.Tensor) or not prefix.is_floating_point():
             expected = f"a floating-point tensor (batch, any number, {self.dim})"
             raise TypeError(f"prepend_embeds must be {expected}, not {given(prefix)}")
         if prefix.dim() != 3 or prefix.shape[0] != x.shape[0] or prefix.shape[2] != self.dim:
-            raise ValueError(f"prepend_embeds must be ({x.shape[0]}, any number, {self.dim}), not {tuple(prefix.shape)}")
+            raise ValueError(
+                f"prepend_embeds must be ({x.shape[0]}, any number, {self.dim}), not {tuple(prefix.shape)}"
+            )
         if mask is not None or prefix_mask is not None:
             mask = x.new_ones(x.shape, dtype=torch.bool) if mask is None else mask
             front = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
@@ -260,8 +267,10 @@ class TransformerWrapper(Configurable):
             mask = torch.cat((front, mask), 1)
         return torch.cat((prefix.to(y.dtype), y), 1), mask
 
-    def token_positions(self, x: Tensor, mask: Tensor | None, state: ModelState | None, doc_ids: Tensor | None) -> Tensor:
-        """(1 | b, n) the absolute position of each token: real tokens count from 0 in their row, or in their document."""
+    def token_positions(
+        self, x: Tensor, mask: Tensor | None, state: ModelState | None, doc_ids: Tensor | None
+    ) -> Tensor:
+        """(1 | b, n) each token's absolute position: real tokens count from 0 in their row, or in their document."""
         where = torch.arange(x.shape[1], device=x.device)[None]
         if doc_ids is not None:
             if mask is None:
@@ -303,7 +312,5 @@ def projection(width: int, dim: int) -> nn.Linear:
 
 def stack_batch(state: ModelState) -> int:
     """The number of rows a state has."""
-    from ..state import tensors
-
     held = tensors(state.stack)
     return held[0].shape[0] if held else 1

@@ -76,9 +76,7 @@ def within(
     if not ctx.keep_state:
         return y, None
     total = outer(t.far_k, t.v, w)
-    closed = torch.zeros_like(total)
-    if state is not None:
-        closed, total = state.closed, state.open + total
+    closed, total = (torch.zeros_like(total), total) if state is None else (state.closed, state.open + total)
     if end < w:
         return y, FlashState(closed, total, keys, values)
     # New buffers, not cleared ones: an older state may still read the old.

@@ -67,7 +67,7 @@ def local_bias(spec: Spec, n: int, m: int, like: Tensor) -> Float[Tensor, "n m"]
     bias = None
     if spec.bias is not None:
         bias = toeplitz(spec.bias(distances(n, m, like.device)), n, m)[0].to(like.dtype)
-    if not spec.causal:
+    if not spec.causal or n == 1:
         return bias
     ahead = torch.ones(n, m, dtype=torch.bool, device=like.device).triu(m - n + 1)
     return (like.new_zeros(n, m) if bias is None else bias).masked_fill(ahead, -math.inf)

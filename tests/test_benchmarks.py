@@ -1,0 +1,57 @@
+"""The scripts that the README's figures come from still run, at sizes that say nothing."""
+
+import importlib
+import json
+import random
+
+import pytest
+from code_blocks import ROOT
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """Imports a benchmark; what it leaves goes into a folder of its own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.chdir(tmp_path)
+    return importlib.import_module
+
+
+def test_decode_cost(script, capsys, tmp_path):
+    module = script("decode_cost")
+    rows = module.main(["--contexts", "9", "150", "--tokens", "3", "--rounds", "2", "--dim", "32"])
+    assert [(row["stack"], row["context"]) for row in rows] == [(s, c) for s in ("flash", "attn ff") for c in (9, 150)]
+    held = {(row["stack"], row["context"]): row["state_mb"] for row in rows}
+    assert held["flash", 9] == held["flash", 150]
+    assert held["attn ff", 9] < held["attn ff", 150]
+    assert "state MB" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "runs/benchmarks/decode_cost.json").read_text())
+    assert kept["rows"] == rows and kept["machine"]["torch"]
+    assert (tmp_path / "runs/benchmarks/decode_cost.png").stat().st_size > 1000
+
+
+def test_bits_per_byte(script, tmp_path):
+    pytest.importorskip("flash_pytorch")
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(random.Random(0).choices(b"abcd \n", k=4000)))
+    sizes = ["--dim", "34", "--depth", "1", "--group_size", "8", "--n", "20", "--windows", "3", "--steps", "2"]
+    rows = script("bits_per_byte").main(["--text", str(text), *sizes, "--seeds", "0", "1"])
+    assert [(row["library"], row["seed"]) for row in rows] == [
+        (n, s) for s in (0, 1) for n in ("xflash", "flash_pytorch")
+    ]
+    assert all(4 < row["bits"] < 10 for row in rows)
+    assert set(json.loads((tmp_path / "runs/benchmarks/bits_per_byte.json").read_text())["medians"]) == {
+        "xflash",
+        "flash_pytorch",
+    }
+
+
+def test_recall(script, tmp_path):
+    pytest.importorskip("flash_pytorch")
+    sizes = ["--dim", "34", "--depth", "1", "--n", "20", "--symbols", "5", "--batch", "3", "--periods", "4", "7"]
+    rows = script("recall").main([*sizes, "--steps", "1", "2", "--seeds", "0"])
+    assert [row["model"] for row in rows] == ["flash", "flash_pytorch"]
+    assert all(set(row["accuracy"]) == {1, 2} and 0 <= row["accuracy"][2] <= 1 for row in rows)
+    assert set(json.loads((tmp_path / "runs/benchmarks/recall.json").read_text())["medians"]) == {
+        "flash",
+        "flash_pytorch",
+    }

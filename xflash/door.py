@@ -1,0 +1,81 @@
+"""The door of a stack: padding is solved once, here, and no block has to know of it.
+
+Behind the door every row is right-padded and starts at slot 0, so the key in slot j stands at position j; holes inside
+a row are closed up. On the way out every token goes back to its place.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .shapes import Bool, Float, Int, Tensor
+
+__all__ = ["Plan", "as_mask", "pack", "pack_mask", "plan_rows", "unpack", "unpack_map"]
+
+
+class Plan(NamedTuple):
+    """How the door packs rows: `order[b, slot]` is the token that goes to a slot, `dest[b, token]` is its slot."""
+
+    mask: Bool[Tensor, "b n"]
+    order: Int[Tensor, "b n"]
+    dest: Int[Tensor, "b n"]
+    new: Int[Tensor, " b"]
+
+
+def as_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Bool[Tensor, "b n"]:
+    """A (b, n) boolean mask from booleans or 0/1 integers, True for real tokens; TypeError or ValueError otherwise."""
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {tuple(shape)}, not {type(mask).__name__}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}")
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}")
+    return mask.bool()
+
+
+def plan_rows(mask: Bool[Tensor, "b n"]) -> Plan:
+    """The stable move of each row's real tokens to its front."""
+    real = mask.cumsum(1)
+    new = real[:, -1]
+    dest = torch.where(mask, real - 1, new[:, None] + (~mask).cumsum(1) - 1)
+    slots = torch.arange(mask.shape[1], device=mask.device).expand_as(dest)
+    return Plan(mask, torch.empty_like(dest).scatter_(1, dest, slots), dest, new)
+
+
+def pack(x: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
+    """Real tokens to the front of each row, zeros behind them."""
+    zeroed = x.masked_fill(~plan.mask[..., None], 0)
+    return zeroed.gather(1, plan.order[..., None].expand_as(x))
+
+
+def unpack(y: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
+    """The inverse of `pack`: every token back to its place, zeros where the mask is False."""
+    moved = y.gather(1, plan.dest[..., None].expand_as(y))
+    return moved.masked_fill(~plan.mask[..., None], 0)
+
+
+def pack_mask(attn_mask: Tensor, plan: Plan | None, memory: int, n: int) -> Tensor:
+    """The caller's attention mask behind the door: rows packed, memory slots visible, (1 | b, 1 | h, m, m)."""
+    if attn_mask.dim() not in (2, 4) or tuple(attn_mask.shape[-2:]) != (n, n):
+        raise ValueError(
+            f"attn_mask must be (n, n) or (1 or b, 1 or h, n, n) with n={n}, not "
+            f"{tuple(attn_mask.shape)}; three axes would be ambiguous"
+        )
+    mask = attn_mask.bool() if attn_mask.dim() == 4 else attn_mask.bool()[None, None]
+    if plan is not None:
+        b = plan.order.shape[0]
+        mask = mask.expand(b, -1, -1, -1)
+        order = plan.order[:, None]
+        mask = mask.gather(2, order[..., None].expand_as(mask)).gather(3, order[:, :, None].expand_as(mask))
+    return F.pad(mask, (memory, 0, memory, 0), value=True) if memory else mask
+
+
+def unpack_map(weights: Tensor, plan: Plan | None) -> Tensor:
+    """An attention map with its rows and columns back where the caller's tokens stand, zeros for masked ones."""
+    if plan is None:
+        return weights
+    dest = plan.dest[:, None]
+    moved = weights.gather(2, dest[..., None].expand_as(weights)).gather(3, dest[:, :, None].expand_as(weights))
+    real = plan.mask[:, None]
+    return moved.masked_fill(~(real[..., None] & real[:, :, None]), 0)
