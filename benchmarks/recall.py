@@ -17,19 +17,21 @@ import torch.nn.functional as F
 from common import keep, median, show
 from torch import Tensor, nn
 
-from xflash import Decoder, TransformerWrapper
+from xflash import Decoder, FLASHTransformer, TransformerWrapper
 
 PEER = "flash_pytorch"
+OURS = "FLASHTransformer"
 
 
 def build(name: str, options: argparse.Namespace) -> nn.Module:
-    """flash_pytorch's FLASHTransformer, or an xflash stack of the layout `name`; sizes alike, defaults their own."""
+    """A FLASHTransformer, theirs or ours, or an xflash stack of the layout `name`; sizes alike, defaults their own."""
+    sizes = {"num_tokens": options.symbols, "dim": options.dim, "depth": options.depth, "group_size": options.n}
     if name == PEER:
-        from flash_pytorch import FLASHTransformer
+        import flash_pytorch
 
-        return FLASHTransformer(
-            num_tokens=options.symbols, dim=options.dim, depth=options.depth, group_size=options.n, causal=True
-        )
+        return flash_pytorch.FLASHTransformer(**sizes, causal=True)
+    if name == OURS:
+        return FLASHTransformer(**sizes, causal=True, **options.flags)
     stack = {"norm": "scalenorm", "pos": "rotary", "shift_tokens": 1, "layers": name, "depth": options.depth}
     if "flash" in name:
         stack["flash_group_size"] = options.n
@@ -85,8 +87,8 @@ def train(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def read_options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="*", default=["flash", PEER], help=f"layouts such as 'flash attn ff', or {PEER}")
-    for name, value in {"dim": 128, "depth": 4, "n": 128, "symbols": 64, "batch": 32}.items():
+    parser.add_argument("models", nargs="*", default=[OURS, PEER], help=f"{OURS}, {PEER} or layouts")
+    for name, value in {"dim": 128, "depth": 4, "n": 128, "symbols": 64, "batch": 16}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--periods", type=int, nargs=2, default=[20, 59], help="shortest and longest")
     parser.add_argument("--steps", type=int, nargs="+", default=[450, 750], help="where accuracy is measured")

@@ -104,7 +104,7 @@ def test_ids_of_any_integer_type_are_the_same(dtype):
     (torch.ones(B, N, N).bool(), ValueError, r"not \(3, 5, 5\); three axes would be ambiguous"),
     (torch.ones(N, N + 1).bool(), ValueError, r"attn_mask must be \(5, 5\) .* not \(5, 6\)"),
     (torch.ones(2, 1, N, N).bool(), ValueError, r"\(1 or 3, .* not \(2, 1, 5, 5\)"),
-    (torch.ones(B, 3, N, N).bool(), ValueError, r"attn_mask is for 3 heads, but the blocks have \[2\]; give 1 for all heads"),
+    (torch.ones(B, 3, N, N).bool(), ValueError, r"attn_mask is for 3 heads, but the blocks have \[2\]; give 1"),
     (torch.zeros(N, N), TypeError, r"attn_mask must be a boolean tensor \(True = may attend\), not torch.float32"),
     (torch.full((N, N), 2), ValueError, "attn_mask must be boolean or 0/1 integers, but it goes from 2 to 2"),
     (REAL.tolist(), TypeError, "attn_mask must be a boolean tensor .* not list"),

@@ -24,7 +24,7 @@ CASES = {
 
 
 def compiled(stack):
-    """The stack compiled without graph breaks (traced as for training, no code generated), and what counts its graphs."""
+    """The stack compiled without graph breaks (traced as in training, no code generated), and a count of its graphs."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     return torch.compile(stack, fullgraph=True, backend=counter), counter

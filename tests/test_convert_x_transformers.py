@@ -13,10 +13,12 @@ from x_transformers_cases import (
     exact,
     make_stack,
     make_wrapper,
+    peers,
 )
 
-from xflash import Decoder, Encoder, TransformerWrapper, from_config, load
+from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config, load
 from xflash.convert.x_transformers import from_x_transformers
+from xflash.layers.positions import Alibi
 from xflash.state import tensors
 
 CLOSE = 1e-8
@@ -79,6 +81,15 @@ def test_wrappers_give_the_same(name, causal):
         close(ours(x, return_embeddings=True), peer(x, return_embeddings=True), "embeddings")
 
 
+@pytest.mark.parametrize("heads", [4, 7, 12, 16])
+def test_alibi_is_exact_in_float64(heads):
+    """A bias rounded to float32 on the way would hide behind the softmax, which forgets far keys."""
+    peer = make_stack({"alibi_pos_bias": True, "heads": heads}, causal=False).double().rel_pos
+    distance = torch.arange(LENGTH)
+    ours = Alibi(Alibi.Config(), causal=False, heads=(heads,)).by_distance(distance, heads, torch.float64)
+    assert torch.equal(ours, peer(LENGTH, LENGTH)[0, :, 0])
+
+
 def test_the_new_module_is_one_of_its_own(tmp_path):
     """Nothing shared, nothing drawn from the generator; dtype and mode kept; saved and trained like any other."""
     peer = make_wrapper(
@@ -90,6 +101,8 @@ def test_the_new_module_is_one_of_its_own(tmp_path):
     assert ours.training
     assert not from_x_transformers(peer.eval()).training
     assert {p.dtype for p in from_x_transformers(make_stack({}, causal=True).half()).parameters()} == {torch.half}
+    base = peers.x_transformers.AttentionLayers(**SMALL, causal=True)
+    assert type(from_x_transformers(base)) is AttentionLayers
     held = {p.data_ptr() for p in ours.parameters()}
     assert not held & {p.data_ptr() for p in peer.parameters()}
     assert all(p.requires_grad and p.is_contiguous() for p in ours.parameters())

@@ -162,8 +162,12 @@ def appendix(x, m: MixedChunkAttention, causal: bool):
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_the_papers_appendix(causal):
     paper = {
-        "flash_rel_pos_bias": "toeplitz", "flash_gamma_init": "normal", "flash_bias": True,
-        "flash_normaliser_place": "content", "flash_global_normaliser": "mean", "pos": "rotary",
+        "flash_rel_pos_bias": "toeplitz",
+        "flash_gamma_init": "normal",
+        "flash_bias": True,
+        "flash_normaliser_place": "content",
+        "flash_global_normaliser": "mean",
+        "pos": "rotary",
     }
     stack = build(causal, depth=1, norm="scalenorm", final_norm=False, **paper)
     (branch,), x = stack.branches, tokens(20)

@@ -89,9 +89,7 @@ def test_gradcheck(attn_fn, place):
     rows = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
     def run(q, k, v, bias):
-        return gated_attention(
-            q, k, v, attn_fn=attn_fn, scale=0.3, bias=bias, divisor=rows, place=place, causal=True
-        )
+        return gated_attention(q, k, v, attn_fn=attn_fn, scale=0.3, bias=bias, divisor=rows, place=place, causal=True)
 
     assert torch.autograd.gradcheck(run, (q, k, v, bias), fast_mode=True)
 
@@ -99,7 +97,9 @@ def test_gradcheck(attn_fn, place):
 def test_gradcheck_of_the_row_sum():
     q, k, v, bias = inputs()
     assert torch.autograd.gradcheck(
-        lambda *a: gated_attention(*a[:3], attn_fn="relu2", bias=a[3], divisor="row_sum"), (q, k, v, bias), fast_mode=True
+        lambda *a: gated_attention(*a[:3], attn_fn="relu2", bias=a[3], divisor="row_sum"),
+        (q, k, v, bias),
+        fast_mode=True,
     )
 
 

@@ -30,7 +30,10 @@ SETTINGS = {
     "softmax_plus": {"gau_attn_fn": "softmax_plus", "gau_rel_pos_bias": "t5"},
     "two heads": {"gau_heads": 2, "gau_rel_pos_bias": "t5", "pos": ("rotary", "alibi")},
     "softmax, two heads, as wide as the keys": {
-        "gau_heads": 2, "gau_attn_fn": "softmax_plus", "gau_query_key_dim": 26, "pos": "rotary",
+        "gau_heads": 2,
+        "gau_attn_fn": "softmax_plus",
+        "gau_query_key_dim": 26,
+        "pos": "rotary",
     },
     "T5 of the stack": {"pos": "rel_pos", "gau_rel_pos_bias": "toeplitz", "gau_bias": True, "gau_offset": False},
     "no score scale": {"gau_score_scale": "none", "pos": "rotary"},
@@ -119,8 +122,13 @@ def test_documents_and_masks_have_no_state():
     stack = block()
     x = tokens()
     _, state = stack(x, context(LENGTH, keep_state=True))
-    for field in ({"doc_ids": torch.zeros(BATCH, LENGTH).long()}, {"attn_mask": torch.ones(1, 1, LENGTH, LENGTH).bool()}):
-        with pytest.raises(ValueError, match=f"{next(iter(field))} cannot be given to GatedAttention together with a state"):
+    for field in (
+        {"doc_ids": torch.zeros(BATCH, LENGTH).long()},
+        {"attn_mask": torch.ones(1, 1, LENGTH, LENGTH).bool()},
+    ):
+        with pytest.raises(
+            ValueError, match=f"{next(iter(field))} cannot be given to GatedAttention together with a state"
+        ):
             stack(x, context(LENGTH, **field), state)
 
 
@@ -224,7 +232,7 @@ def test_the_papers_appendix(causal):
 
 
 def test_the_papers_formula():
-    """A = relu^2(Q K^T / sqrt(s)) / n (also Su Jianlin, kexue.fm/archives/8934), with each query's own n when causal."""
+    """A = relu^2(Q K^T / sqrt(s)) / n (also Su Jianlin, kexue.fm/archives/8934), each query's own n if causal."""
     x = tokens()
     gau = block(causal=False)
     by_hand = gau_by_hand(gau, x, lambda qk: (qk / math.sqrt(WIDTH)).relu() ** 2 / LENGTH)
@@ -267,7 +275,7 @@ def test_the_tutorials_code():
 
 
 def test_flash_quad_with_the_length_it_was_trained_for():
-    """FLASH-Quad is a stack of GAUs; with n fixed (JunnYu/FLASHQuad_pytorch) it does not depend on the input's length."""
+    """FLASH-Quad is a stack of GAUs; with n fixed (JunnYu/FLASHQuad_pytorch) no input's length matters."""
     fixed = {"gau_normaliser": "fixed", "gau_fixed_length": 64, "gau_toeplitz_length": 64}
     stack, x = build(causal=False, depth=3, **{**APPENDIX, **fixed}), tokens()
 
@@ -279,10 +287,17 @@ def test_flash_quad_with_the_length_it_was_trained_for():
 
 
 def test_gau_alpha():
-    """GAU-alpha: no biases, no offsets, softmax_plus, rotary pairs side by side, a norm without weights after the sum."""
+    """GAU-alpha: no biases, no offsets, softmax_plus, rotary pairs side by side, a bare norm after the sum."""
     stack = build(
-        causal=False, norm_place="post", norm="simple_rmsnorm", norm_eps=1e-12, pos="rotary", rotary_interleaved=True,
-        gau_attn_fn="softmax_plus", gau_bias=False, gau_offset=False,
+        causal=False,
+        norm_place="post",
+        norm="simple_rmsnorm",
+        norm_eps=1e-12,
+        pos="rotary",
+        rotary_interleaved=True,
+        gau_attn_fn="softmax_plus",
+        gau_bias=False,
+        gau_offset=False,
     )
     assert {n.rsplit(".", 1)[1] for n, _ in stack.named_parameters()} == {"weight", "gamma"}
     x = tokens()
@@ -291,7 +306,9 @@ def test_gau_alpha():
     for row, length in ((0, LENGTH), (1, 17), (2, 5)):
         t = x[row : row + 1, :length]
 
-        def weigh(qk, seen=max(16, length)):
+        keys = max(16, length)
+
+        def weigh(qk, seen=keys):
             return (qk / math.sqrt(WIDTH) * math.log(seen) / math.log(512)).softmax(-1)
 
         for branch in stack.branches:
@@ -340,12 +357,22 @@ WRONG = [
 @pytest.mark.parametrize(("flags", "message"), WRONG, ids=[" ".join(map(str, f.values())) for f, _ in WRONG])
 def test_contradictions(flags, message):
     with pytest.raises(ValueError, match=message):
-        Decoder(**{"dim": DIM, "depth": 1, "layers": "gau", "gau_query_key_dim": WIDTH, **{f"gau_{k}": v for k, v in flags.items()}})
+        Decoder(
+            **{
+                "dim": DIM,
+                "depth": 1,
+                "layers": "gau",
+                "gau_query_key_dim": WIDTH,
+                **{f"gau_{k}": v for k, v in flags.items()},
+            }
+        )
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_sane_start(setting, causal):
     torch.manual_seed(0)
-    stack = (Decoder if causal else Encoder)(dim=64, depth=12, layers="gau", **{"gau_query_key_dim": 64, **SETTINGS[setting]})
+    stack = (Decoder if causal else Encoder)(
+        dim=64, depth=12, layers="gau", **{"gau_query_key_dim": 64, **SETTINGS[setting]}
+    )
     laws.sane_start(stack, n=61)

@@ -10,15 +10,19 @@ from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
 from .stack import AttentionLayers, Decoder, Encoder
 from .wrappers.autoregressive import AutoregressiveWrapper
+from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.transformer import TransformerWrapper
 
 __all__ = [
+    "FLASH",
+    "GAU",
     "Attention",
     "AttentionLayers",
     "AutoregressiveWrapper",
     "Block",
     "Decoder",
     "Encoder",
+    "FLASHTransformer",
     "FeedForward",
     "GatedAttention",
     "MixedChunkAttention",

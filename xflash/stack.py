@@ -219,8 +219,8 @@ class AttentionLayers(Configurable):
         if doc_ids is not None:
             if self.memory_tokens is not None:
                 raise ValueError(
-                    "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first document "
-                    "only"
+                    "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first "
+                    "document only"
                 )
             if tuple(doc_ids.shape) != tuple(x.shape[:2]):
                 raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(x.shape[:2])}")

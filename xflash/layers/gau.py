@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +96,7 @@ class GatedAttention(Block):
     def refuses_step(self) -> str:
         if self.normaliser != "padded_length":
             return ""
-        return "gau_normaliser='padded_length' divides by the length of each call, so that a cut sequence gives other numbers"
+        return "gau_normaliser='padded_length' divides by the length of each call"
 
     @typed
     def forward(
@@ -138,7 +138,7 @@ class GatedAttention(Block):
         """What the queries read from the values."""
         n, m = q.shape[2], k.shape[2]
         allowed, causal = self.mask(ctx, n, m)
-        options = {
+        options: dict[str, Any] = {
             "attn_fn": "softmax" if self.config.attn_fn == "softmax_plus" else self.config.attn_fn,
             "scale": self.scale,
             "bias": self.bias(ctx, n, m, q.dtype),
@@ -223,14 +223,18 @@ def check(config: GatedAttention.Config) -> None:
     """Raises ValueError for settings that contradict each other, naming both flags."""
     fn, normaliser, place = config.attn_fn, config.normaliser, config.normaliser_place
     if fn.startswith("softmax") and normaliser not in (None, "none"):
-        raise ValueError(f"gau_attn_fn={fn!r} normalises its rows itself: gau_normaliser={normaliser!r} must be left out")
+        raise ValueError(
+            f"gau_attn_fn={fn!r} normalises its rows itself: gau_normaliser={normaliser!r} must be left out"
+        )
     if place is not None:
         if fn.startswith("softmax"):
             raise ValueError(f"gau_normaliser_place={place!r} is set, but gau_attn_fn={fn!r} takes no normaliser")
         if normaliser == "none" or (normaliser == "row_sum" and place != "outside"):
             raise ValueError(f"gau_normaliser={normaliser!r} has no place {place!r}: leave out gau_normaliser_place")
     if config.fixed_length is not None and normaliser != "fixed":
-        raise ValueError(f"gau_fixed_length={config.fixed_length} is set, but gau_normaliser is {normaliser!r}, not 'fixed'")
+        raise ValueError(
+            f"gau_fixed_length={config.fixed_length} is set, but gau_normaliser is {normaliser!r}, not 'fixed'"
+        )
     if config.toeplitz_length is not None and config.rel_pos_bias != "toeplitz":
         raise ValueError(
             f"gau_toeplitz_length={config.toeplitz_length} is set, but gau_rel_pos_bias is {config.rel_pos_bias!r}"

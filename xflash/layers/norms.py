@@ -30,7 +30,8 @@ class Norm(nn.Module):
         gain = getattr(self, "gain", None)
         if gain is None:
             raise ValueError(
-                f"norm_place='sandwich' starts the norm behind each block small, but {type(self).__name__} has no gain: "
+                "norm_place='sandwich' starts the norm behind each block small, "
+                f"but {type(self).__name__} has no gain: "
                 "use a norm with one, such as norm='rmsnorm' or 'scalenorm'"
             )
         nn.init.constant_(gain, size)

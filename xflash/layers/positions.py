@@ -137,8 +137,8 @@ class T5Bias(nn.Module):
         super().__init__()
         if max_distance <= num_buckets // (2 if causal else 4):
             raise ValueError(
-                f"a T5 bias with {num_buckets} buckets needs a max distance above {num_buckets // (2 if causal else 4)}, "
-                f"not {max_distance}"
+                f"a T5 bias with {num_buckets} buckets needs a max distance above "
+                f"{num_buckets // (2 if causal else 4)}, not {max_distance}"
             )
         self.causal, self.num_buckets, self.max_distance = causal, num_buckets, max_distance
         # Small and unscaled: a unit-normal bias times sqrt(width) drowns the content of the scores for good.
@@ -149,7 +149,7 @@ class T5Bias(nn.Module):
 
 
 class ToeplitzBias(nn.Module):
-    """A learned bias for every distance up to `length` - 1 either way, (heads, l) from l; farther ones share the last."""
+    """A learned bias for each distance below `length` either way, (heads, l) from l; farther ones share the last."""
 
     def __init__(self, heads: int, length: int):
         super().__init__()
@@ -187,7 +187,7 @@ class RelPos(Bias):
 
 @positions.register("alibi")
 class Alibi(Bias):
-    """A penalty linear in the distance, one slope a head (https://arxiv.org/abs/2108.12409); symmetric if bidirectional."""
+    """A penalty linear in the distance, one slope a head (https://arxiv.org/abs/2108.12409), alike both ways."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -24,10 +24,10 @@ TINY = 1e-9
 def laplace(score: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Mega's bounded stand-in for relu^2 (https://arxiv.org/abs/2209.10655): a normal distribution function.
 
-    It has relu^2's value and slope at sqrt(1/2), its mean.
+    It has relu^2's value and slope at its mean, sqrt(1/2); its deviation is 1 / sqrt(4 pi). By erfc, for 1 + erf would
+    lose most digits of the small weights in half precision.
     """
-    mean, deviation = math.sqrt(0.5), math.sqrt(1 / (4 * math.pi))
-    return 0.5 * (1 + torch.erf((score - mean) / (deviation * math.sqrt(2))))
+    return torch.special.erfc((math.sqrt(0.5) - score) * math.sqrt(2 * math.pi)) * 0.5
 
 
 def gated_attention(
@@ -53,9 +53,9 @@ def gated_attention(
     'row_sum'), keys that do not exist need no mask: let their values be zero. Scores and sums are float32 at least.
     """
     check(attn_fn, divisor, place)
-    if attn_fn == "softmax" and bias is None and allowed is None and v.shape[-1] == q.shape[-1]:
-        if divisor is None or place != "outside":
-            return fused_softmax(q, k, v, scale, divisor, causal, dropout_p)
+    plain = bias is None and allowed is None and (divisor is None or place != "outside")
+    if attn_fn == "softmax" and plain and v.shape[-1] == q.shape[-1]:
+        return fused_softmax(q, k, v, scale, divisor, causal, dropout_p)
     outputs = []
     for part in row_blocks(q, k.shape[2], bias, divisor, allowed, causal):
         weights, rows = part_weights(part, k[:, :, : part.end], attn_fn, scale, place)
@@ -133,17 +133,20 @@ def row_blocks(q: Tensor, m: int, bias, divisor, allowed, causal: bool, rows: in
         yield Part(queries[i], None if biases[i] is None else biases[i][..., :end], divide, seen, end)
 
 
-def part_weights(part: Part, k: Tensor, attn_fn: AttnFn, scale: float, place: Place) -> tuple[Tensor, Tensor | float | None]:
+def part_weights(
+    part: Part, k: Tensor, attn_fn: AttnFn, scale: float, place: Place
+) -> tuple[Tensor, Tensor | float | None]:
     """The weights of a block of rows, and what each row is still to be divided by (None: nothing)."""
     q, bias, divisor, seen, _ = part
     score = q @ k.mT
     score = score.to(torch.promote_types(score.dtype, torch.float32)) * scale
-    if place == "content" and divisor is not None:
-        score = score / divisor
+    number = None if isinstance(divisor, str) else divisor
+    if place == "content" and number is not None:
+        score = score / number
     if bias is not None:
         score = score + bias
-    if place == "inside" and divisor is not None:
-        score = score / divisor
+    if place == "inside" and number is not None:
+        score = score / number
     if attn_fn == "softmax":
         # The lowest finite number: a row of -inf would come out as NaN, and is zeros instead.
         hidden = score if seen is None else score.masked_fill(~seen, torch.finfo(score.dtype).min)
@@ -154,7 +157,7 @@ def part_weights(part: Part, k: Tensor, attn_fn: AttnFn, scale: float, place: Pl
         weights = weights.masked_fill(~seen, 0)
     if isinstance(divisor, str):
         return weights, weights.sum(-1, keepdim=True) + TINY
-    return weights, divisor if place == "outside" else None
+    return weights, number if place == "outside" else None
 
 
 def fused_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, divisor, causal: bool, dropout_p: float) -> Tensor:

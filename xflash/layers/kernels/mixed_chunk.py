@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ...shapes import Bool, Float, Int, Tensor
+from .gated import laplace
 from .groups import Documents, Padded, place
 from .relative import distances, ragged_bias, toeplitz
 
@@ -42,14 +43,6 @@ class Spec(NamedTuple):
     bias: Callable[[Int[Tensor, " l"]], Float[Tensor, "1 l"]] | None = None
     normaliser: Literal["mean", "sum", "padded_length"] = "mean"
     scope: Literal["sequence", "group"] = "sequence"
-
-
-def laplace(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Mega's bounded stand-in for relu^2 (https://arxiv.org/abs/2209.10655), from 0 to 1.
-
-    By erfc, for 1 + erf would lose most digits of the small weights in half precision.
-    """
-    return torch.special.erfc((math.sqrt(0.5) - x) * math.sqrt(2 * math.pi)) * 0.5
 
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
