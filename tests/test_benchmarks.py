@@ -49,9 +49,9 @@ def test_recall(script, tmp_path):
     pytest.importorskip("flash_pytorch")
     sizes = ["--dim", "34", "--depth", "1", "--n", "20", "--symbols", "5", "--batch", "3", "--periods", "4", "7"]
     rows = script("recall").main([*sizes, "--steps", "1", "2", "--seeds", "0"])
-    assert [row["model"] for row in rows] == ["flash", "flash_pytorch"]
+    assert [row["model"] for row in rows] == ["FLASHTransformer", "flash_pytorch"]
     assert all(set(row["accuracy"]) == {1, 2} and 0 <= row["accuracy"][2] <= 1 for row in rows)
     assert set(json.loads((tmp_path / "runs/benchmarks/recall.json").read_text())["medians"]) == {
-        "flash",
+        "FLASHTransformer",
         "flash_pytorch",
     }
