@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .checks import check_binary
 from .shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Plan", "as_mask", "pack", "pack_mask", "plan_rows", "unpack", "unpack_map"]
@@ -31,6 +32,7 @@ def as_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Bool[Te
         raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}")
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}")
+    check_binary(name, mask)
     return mask.bool()
 
 
@@ -55,13 +57,8 @@ def unpack(y: Float[Tensor, "b n d"], plan: Plan) -> Float[Tensor, "b n d"]:
     return moved.masked_fill(~plan.mask[..., None], 0)
 
 
-def pack_mask(attn_mask: Tensor, plan: Plan | None, memory: int, n: int) -> Tensor:
+def pack_mask(attn_mask: Tensor, plan: Plan | None, memory: int) -> Tensor:
     """The caller's attention mask behind the door: rows packed, memory slots visible, (1 | b, 1 | h, m, m)."""
-    if attn_mask.dim() not in (2, 4) or tuple(attn_mask.shape[-2:]) != (n, n):
-        raise ValueError(
-            f"attn_mask must be (n, n) or (1 or b, 1 or h, n, n) with n={n}, not "
-            f"{tuple(attn_mask.shape)}; three axes would be ambiguous"
-        )
     mask = attn_mask.bool() if attn_mask.dim() == 4 else attn_mask.bool()[None, None]
     if plan is not None:
         b = plan.order.shape[0]

@@ -137,10 +137,13 @@ class Owner(NamedTuple):
     absent: str = ""
 
 
-def route(flags: Mapping[str, Any], owners: Iterable[Owner]) -> dict[str, dict[str, Any]]:
+def route(
+    flags: Mapping[str, Any], owners: Iterable[Owner], spellings: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Sorts flat flags by the prefix of their owner, prefixes taken off.
 
-    TypeError for a flag nobody owns (with the nearest known one); ValueError for one of a part that is absent.
+    TypeError for a flag nobody owns (with the nearest known one, other `spellings` included); ValueError for one of a
+    part that is absent.
     """
     owners = sorted(owners, key=lambda owner: -len(owner.prefix))
     present = [o for o in owners if not o.absent]
@@ -153,7 +156,7 @@ def route(flags: Mapping[str, Any], owners: Iterable[Owner]) -> dict[str, dict[s
         elif candidates:
             raise ValueError(f"{name} is set but {candidates[0].absent}")
         else:
-            known = [o.prefix + field for o in owners for field in flags_of(o.config)]
+            known = [*(o.prefix + field for o in owners for field in flags_of(o.config)), *spellings]
             raise TypeError(f"unknown flag {name!r}{nearest(name, known)}")
     return routed
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import as_doc_ids, as_rows, check_attn_mask
 from .configurable import Configurable
 from .door import Plan, as_mask, pack, pack_mask, plan_rows, unpack, unpack_map
 from .flags import flag_table
@@ -42,6 +43,7 @@ class AttentionLayers(Configurable):
         plan = resolve(flags)
         self.arguments = {k: v for k, v in plan.flat.items() if not (k == "causal" and causal is not None)}
         self.rows = plan.rows
+        self.maker = self.signature()
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
         count = len(plan.layers)
@@ -71,11 +73,10 @@ class AttentionLayers(Configurable):
     def extra_repr(self) -> str:
         return f"dim={self.dim}, layout={self.layout!r}, causal={self.causal}"
 
-    @property
-    def maker(self) -> str:
-        """What a state must have been made by to be continued by this stack."""
-        memory = 0 if self.memory_tokens is None else len(self.memory_tokens)
-        return f"{type(self).__name__}(dim={self.dim}, {self.layout}, memory tokens={memory})"
+    def signature(self) -> str:
+        """The flags that are not at their default: a state can be continued by the stack that made it only."""
+        flags = ", ".join(f"{name}={value!r}" for name, value, spec in self.rows if value != spec.default)
+        return f"{type(self).__name__}({flags})"
 
     @property
     def has_relative_positions(self) -> bool:
@@ -90,6 +91,7 @@ class AttentionLayers(Configurable):
         self.memory_tokens = MemoryTokens(number, self.dim)
         self.arguments["num_memory_tokens"] = number
         self.rows = [(n, number if n == "num_memory_tokens" else v, spec) for n, v, spec in self.rows]
+        self.maker = self.signature()
 
     def forward(
         self,
@@ -121,6 +123,7 @@ class AttentionLayers(Configurable):
         """
         self.check_steppable()
         mask = self.check_input(x, mask)
+        reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])
             if reset is not None:
@@ -172,7 +175,6 @@ class AttentionLayers(Configurable):
         maps: list | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState | None]:
         """The way of a tensor: in through the door, down the branches, out through the door."""
-        n = x.shape[1]
         plan = None if mask is None else plan_rows(mask)
         if plan is not None:
             x = pack(x, plan)
@@ -184,7 +186,7 @@ class AttentionLayers(Configurable):
         state, in_place = self.open(state, x.shape[1])
         ctx = self.context(x, state, plan, memory, keep_state, in_place, maps)
         if doc_ids is not None or attn_mask is not None:
-            may_see = None if attn_mask is None else pack_mask(attn_mask, plan, memory, n)
+            may_see = None if attn_mask is None else pack_mask(attn_mask, plan, memory)
             ctx = replace(ctx, doc_ids=doc_ids, attn_mask=may_see)
         y, carried = self.descend(x, ctx, state)
         new_state = self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
@@ -222,13 +224,13 @@ class AttentionLayers(Configurable):
                     "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first "
                     "document only"
                 )
-            if tuple(doc_ids.shape) != tuple(x.shape[:2]):
-                raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(x.shape[:2])}")
+            as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
+        if attn_mask is not None:
+            heads = {h for block in self.blocks() if (h := block.bias_heads()) is not None}
+            check_attn_mask(attn_mask, x.shape[0], x.shape[1], heads)
         for name, given in (("attn_mask", attn_mask), ("doc_ids", doc_ids)):
             if given is None:
                 continue
-            if given.is_floating_point():
-                raise TypeError(f"{name} must be boolean or integer, not {given.dtype}")
             for block in self.blocks():
                 if name not in block.honours:
                     able = ", ".join(b for b in blocks if name in blocks[b].honours)

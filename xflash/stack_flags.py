@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .aliases import canonical, names
+from .aliases import ALIASES, canonical, names
 from .flags import Flag, Owner, build, flag, flags_of, route
 from .layers.branch import NormPlace
 from .layers.shift import ShiftStyle
@@ -68,14 +68,16 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
     return parse_layout(config.layers if config.layers is not None else "attn ff"), config.depth
 
 
-def per_layer(name: str, value: Any, count: int, tied: bool) -> tuple:
-    """One value a layer from one number for all or a tuple with exactly one entry a layer."""
+def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
+    """One value a layer from one number for all or a tuple with exactly one entry a layer, the same every `period`."""
     if not isinstance(value, tuple):
         return (int(value) if isinstance(value, bool) else value,) * count
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} entries, but the stack has {count} layers; give one a layer")
-    if tied and len(set(value)) > 1:
-        raise ValueError(f"{name} differs from layer to layer, but weight_tie_layers=True makes the layers one")
+    if value != value[:period] * (count // period):
+        raise ValueError(
+            f"{name}={value} differs between repetitions of the layout, but weight_tie_layers=True makes them one"
+        )
     return value
 
 
@@ -101,12 +103,17 @@ def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, te
     return found
 
 
+def families(block: str) -> set[type]:
+    """What kinds of positions a block can use, those registered by users among them."""
+    return {positions[name].family() for name in blocks[block].positions}
+
+
 def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
     """ValueError for a position that no block of the layout can use."""
     for name in pos:
-        positions[name]
-        if not any(name in blocks[block].positions for block in used):
-            able = ", ".join(block for block in blocks if name in blocks[block].positions)
+        family = positions[name].family()
+        if not any(family in families(block) for block in used):
+            able = ", ".join(block for block in blocks if family in families(block))
             raise ValueError(
                 f"pos has {name!r}, but no block of the layout {text!r} can use it (blocks that can: {able})"
             )
@@ -123,7 +130,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     pos = names(stack.pos)
     check_positions(pos, used, text)
     all_owners = owners(used, pos, stack.norm, stack.residual, text)
-    routed = route(said, all_owners)
+    routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
     layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
@@ -132,6 +139,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
             "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"
         )
     parts[""] = stack
+    distinct = len(specs) if stack.weight_tie_layers else len(layers)
     # Owners in the order a reader expects them: the stack's flags first, then part by part.
     rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
     return Resolved(
@@ -142,8 +150,8 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
         norm=parts["norm_"],
         residual=parts["residual_"],
         positions={name: parts[slot_prefix(name)] for name in pos},
-        shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), stack.weight_tie_layers),
-        dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), stack.weight_tie_layers),
+        shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), distinct),
+        dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), distinct),
         flat={name: value for name, value, _ in rows},
         rows=rows,
     )
