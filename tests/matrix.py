@@ -4,6 +4,7 @@ Layouts hold every block, so that no flag lacks its block; a combination that xf
 is to blame is found, and the other pairs it would have covered are covered by further combinations.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,17 @@ def cover(what: str, causal: bool) -> dict[str, list[list[int]]]:
         refused += fresh
         barred.update(culprits(build, causal, as_row(what, row), defaults) for row in fresh)
         if not fresh:
-            return {"accepted": [list(r) for r in accepted], "refused": [list(r) for r in refused]}
+            break
+    # What the filter kept from being joined with anything stands beside defaults.
+    for pair in itertools.combinations(range(len(names)), 2):
+        for values in itertools.product(*(range(len(domain[names[i]])) for i in pair)):
+            row = [0] * len(names)
+            for i, value in zip(pair, values, strict=True):
+                row[i] = value
+            held = any(all(r[i] == v for i, v in zip(pair, values, strict=True)) for r in accepted)
+            if not held and not refusal(build, causal, as_row(what, row)):
+                accepted.append(tuple(row))
+    return {"accepted": [list(r) for r in accepted], "refused": [list(r) for r in refused]}
 
 
 def as_row(what: str, indices) -> dict[str, dict[str, Any]]:

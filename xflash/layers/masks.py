@@ -46,6 +46,9 @@ def make_visible(ctx: Ctx, n: int, m: int, causal: bool, window: int | None):
             ahead = slot - where < window
     if not causal and ctx.new is not None:
         rows = (slot < ctx.new.clamp(min=1)[:, None])[:, None, None]
+        if window is not None:
+            # A token behind the row's end may have no real one in its window: it sees itself, lest it become NaN.
+            rows = rows | (slot == where)
     if ctx.doc_ids is not None:
         documents = (ctx.doc_ids[:, :, None] == ctx.doc_ids[:, None, :])[:, None]
     mask = and_all(back, ahead, rows, documents, ctx.attn_mask)
