@@ -31,6 +31,29 @@ def sample(stack, n: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(BATCH, n, stack.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def beside(stack, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A context for the blocks that attend to one, alike in every row and partly padding; nothing for other stacks."""
+    widths = {block.context_width() for block in getattr(stack, "attn_layers", stack).blocks()} - {None}
+    if not widths:
+        return {}
+    shape = (1, 7, *widths)
+    context = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    real = torch.tensor([[True, True, False, True, True, True, False]])
+    dtype = x.dtype if x.is_floating_point() else next(stack.parameters()).dtype
+    rows = x.shape[0]
+    return {"context": context.to(dtype).expand(rows, -1, -1), "context_mask": real.expand(rows, -1)}
+
+
+def run(stack, x, mask=None):
+    """The whole stack, given a context if it wants one."""
+    return stack(x, mask, **beside(stack, x))
+
+
+def go(stack, x, state=None, mask=None, **given):
+    """A step of the stack, the first one given a context if it wants one."""
+    return stack.step(x, state, mask, **given, **(beside(stack, x) if state is None else {}))
+
+
 def close(a: torch.Tensor, b: torch.Tensor, law: str) -> None:
     assert a.shape == b.shape, f"{law}: {tuple(a.shape)} against {tuple(b.shape)}"
     gap = (a - b).abs().max().item() if a.numel() else 0.0
@@ -40,10 +63,10 @@ def close(a: torch.Tensor, b: torch.Tensor, law: str) -> None:
 def shape(stack, n: int = 11) -> None:
     """1: y has x's shape, dtype and device."""
     x = sample(stack, n)
-    y = stack(x)
+    y = run(stack, x)
     assert (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device)
     assert y.isfinite().all()
-    one = stack(x[:1, :1])
+    one = run(stack, x[:1, :1])
     assert one.shape == (1, 1, stack.dim) and one.isfinite().all()
 
 
@@ -51,7 +74,7 @@ def causal(stack, n: int = 23) -> None:
     """2: nothing at or before i depends on anything after i."""
     x = sample(stack, n).requires_grad_()
     for i in (0, 4, 5, n - 2):
-        (grad,) = torch.autograd.grad(stack(x)[:, i].square().sum(), x)
+        (grad,) = torch.autograd.grad(run(stack, x)[:, i].square().sum(), x)
         assert grad[:, i + 1 :].abs().max() == 0, f"causal: token {i} sees a later one"
         assert grad[:, i].abs().max() > 0, f"causal: token {i} does not see itself"
 
@@ -61,10 +84,10 @@ def chunk(stack, n: int = 23, cuts=None) -> None:
     x = sample(stack, n)
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            whole = stack(x)
+            whole = run(stack, x)
             for i in cuts or range(1, n):
-                head, state = stack.step(x[:, :i])
-                tail, _ = stack.step(x[:, i:], state)
+                head, state = go(stack, x[:, :i])
+                tail, _ = go(stack, x[:, i:], state)
                 close(torch.cat((head, tail), 1), whole, f"chunk: cut at {i}, grad={grad}")
             close(steps(stack, x, [1] * n)[0], whole, f"chunk: token by token, grad={grad}")
             close(steps(stack, x, [3, 1, 1, 5, 1, n - 11])[0], whole, f"chunk: in pieces, grad={grad}")
@@ -77,7 +100,7 @@ def steps(stack, x, sizes, mask=None, state=None):
         if size <= 0:
             continue
         piece = None if mask is None else mask[:, at : at + size]
-        y, state = stack.step(x[:, at : at + size], state, piece)
+        y, state = go(stack, x[:, at : at + size], state, piece)
         outputs.append(y)
         at += size
     return torch.cat(outputs, 1), state
@@ -97,11 +120,11 @@ def padding(stack, n: int = 17) -> None:
     x = sample(stack, n)
     for name, mask in masks(n).items():
         poisoned = x.masked_fill(~mask[..., None], float("nan"))
-        y = stack(poisoned, mask)
+        y = run(stack, poisoned, mask)
         assert (y[~mask] == 0).all(), f"padding: {name} does not give zeros"
         for row in range(BATCH):
             if mask[row].any():
-                alone = stack(x[row : row + 1, mask[row]])[0]
+                alone = run(stack, x[row : row + 1, mask[row]])[0]
                 close(y[row, mask[row]], alone, f"padding: {name}, row {row}")
 
 
@@ -111,7 +134,7 @@ def ragged(stack, n: int = 29) -> None:
     for name, mask in masks(n).items():
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
-                whole = stack(x, mask)
+                whole = run(stack, x, mask)
                 pieces, _ = steps(stack, x, [4, 1, 1, 7, 1, 3, 1, n - 18], mask)
                 close(pieces, whole, f"ragged: {name}, grad={grad}")
 
@@ -122,19 +145,19 @@ def state_is_a_value(stack, n: int = 19) -> None:
     first, second = x[:, :n], x[:, n:]
     order = torch.tensor([2, 0, 1])
     for mask in (None, masks(n)["left"] | masks(n)["right"]):
-        _, state = stack.step(first, None, mask)
+        _, state = go(stack, first, None, mask)
         with torch.no_grad():
-            plain, after = stack.step(second[:, :5], state)
-            close(stack.step(second[order, :5], state.reorder(order))[0], plain[order], "state: permuted")
-            stack.step(second[:, 5:11] * 2, state)
-            close(stack.step(second[:, :5], state)[0], plain, "state: forked")
-            onward, _ = stack.step(second[:, 5:], after)
-            close(stack.step(second[:, 5:], copy.deepcopy(after))[0], onward, "state: deepcopy")
-            close(stack.step(second[:, 5:], saved(after))[0], onward, "state: saved")
+            plain, after = go(stack, second[:, :5], state)
+            close(go(stack, second[order, :5], state.reorder(order))[0], plain[order], "state: permuted")
+            go(stack, second[:, 5:11] * 2, state)
+            close(go(stack, second[:, :5], state)[0], plain, "state: forked")
+            onward, _ = go(stack, second[:, 5:], after)
+            close(go(stack, second[:, 5:], copy.deepcopy(after))[0], onward, "state: deepcopy")
+            close(go(stack, second[:, 5:], saved(after))[0], onward, "state: saved")
         rows = torch.tensor([True, False, True])
-        fresh = stack(second)
-        renewed, _ = stack.step(second, state, reset=rows)
-        kept, _ = stack.step(second, state)
+        fresh = run(stack, second)
+        renewed, _ = go(stack, second, state, reset=rows)
+        kept, _ = go(stack, second, state)
         close(renewed[rows], fresh[rows], "state: a reset row equals a fresh one")
         close(renewed[~rows], kept[~rows], "state: a neighbour of a reset row goes on")
     masked_tail(stack, x[:, :n], second)
@@ -152,22 +175,22 @@ def masked_tail(stack, x, after) -> None:
     """What a masked tail contains never reaches the state; a call without real tokens changes nothing."""
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
     mask[:, -4:] = False
-    _, a = stack.step(x, None, mask)
-    _, b = stack.step(x.masked_fill(~mask[..., None], 100.0), None, mask)
-    expected = stack.step(after, stack.step(x[:, :-4])[1])[0]
-    close(stack.step(after, a)[0], expected, "state: masked tail")
-    close(stack.step(after, b)[0], expected, "state: masked tail, other contents")
-    _, c = stack.step(x, a, torch.zeros_like(mask))
-    close(stack.step(after, c)[0], expected, "state: a call without real tokens")
+    _, a = go(stack, x, None, mask)
+    _, b = go(stack, x.masked_fill(~mask[..., None], 100.0), None, mask)
+    expected = go(stack, after, go(stack, x[:, :-4])[1])[0]
+    close(go(stack, after, a)[0], expected, "state: masked tail")
+    close(go(stack, after, b)[0], expected, "state: masked tail, other contents")
+    _, c = go(stack, x, a, torch.zeros_like(mask))
+    close(go(stack, after, c)[0], expected, "state: a call without real tokens")
 
 
 def through_state(stack, first, second) -> None:
     """Gradients flow through a state until it is detached."""
     x = first.clone().requires_grad_()
-    _, state = stack.step(x)
-    (grad,) = torch.autograd.grad(stack.step(second, state)[0].square().sum(), x, allow_unused=True)
+    _, state = go(stack, x)
+    (grad,) = torch.autograd.grad(go(stack, second, state)[0].square().sum(), x, allow_unused=True)
     joined = first.clone().requires_grad_()
-    whole = stack(torch.cat((joined, second), 1))[:, first.shape[1] :]
+    whole = run(stack, torch.cat((joined, second), 1))[:, first.shape[1] :]
     (expected,) = torch.autograd.grad(whole.square().sum(), joined)
     close(torch.zeros_like(x) if grad is None else grad, expected, "state: gradient through it")
     assert not any(t.requires_grad for t in tensors(state.detach())), "state: detach leaves a graph"
@@ -179,9 +202,9 @@ def saved_as_built(stack, folder, n: int = 13) -> None:
     again = xflash.from_config(stack.to_config())
     assert again.to_config() == stack.to_config()
     assert [p.shape for p in again.parameters()] == [p.shape for p in stack.parameters()]
-    y = stack(x)
+    y = run(stack, x)
     stack.save(folder)
-    assert torch.equal(xflash.load(folder).eval()(x), y), "saved: load differs"
+    assert torch.equal(run(xflash.load(folder).eval(), x), y), "saved: load differs"
     twin = copy.deepcopy(stack)
     buffer = io.BytesIO()
     torch.save(stack, buffer)
@@ -190,7 +213,7 @@ def saved_as_built(stack, folder, n: int = 13) -> None:
     with torch.no_grad():
         for p in stack.parameters():
             p.add_(1.0)
-    assert torch.equal(twin(x), y) and torch.equal(pickled(x), y), "saved: a copy shares with the original"
+    assert torch.equal(run(twin, x), y) and torch.equal(run(pickled, x), y), "saved: a copy shares with the original"
     with torch.no_grad():
         for p in stack.parameters():
             p.sub_(1.0)
@@ -205,7 +228,7 @@ def sane_start(stack, n: int = 31, train: bool = True) -> None:
         b.register_forward_hook(lambda _m, _i, out: seen.append(out[0].square().mean().sqrt().item()))
         for b in stack.branches
     ]
-    y = stack(x)
+    y = run(stack, x)
     for hook in hooks:
         hook.remove()
     assert max(seen) < 3, f"sane start: the stream's rms reaches {max(seen):.2f}"
@@ -216,7 +239,7 @@ def sane_start(stack, n: int = 31, train: bool = True) -> None:
     stack.zero_grad()
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype=dtype):
-            assert stack(x).isfinite().all(), f"sane start: not finite under autocast {dtype}"
+            assert run(stack, x).isfinite().all(), f"sane start: not finite under autocast {dtype}"
     stack.double().eval()
 
 

@@ -19,10 +19,10 @@ FILE = Path(__file__).with_name("covering.json")
 # A choice is a dict of flags: flags that mean nothing without each other stand together. The first is the default.
 STACK: dict[str, list[dict[str, Any]]] = {
     "layout": [
-        {"layers": "flash attn gau ff", "depth": 1},
-        {"layers": "gau ff flash attn", "depth": 2, "weight_tie_layers": True},
-        {"layers": "attn ff gau(heads=2) flash(group_size=3) attn(window=4)", "depth": 1},
-        {"custom_layers": ("f", "flash", "a", "gau")},
+        {"layers": "flash cross_attn attn gau cross_gau ff", "depth": 1},
+        {"layers": "cross_gau gau ff flash attn cross_attn", "depth": 2, "weight_tie_layers": True},
+        {"layers": "attn ff cross_attn gau(heads=2) flash(group_size=3) cross_gau(heads=2) attn(window=4)", "depth": 1},
+        {"custom_layers": ("f", "flash", "a", "cross_gau", "c", "gau")},
     ],
     "norm": [
         {"norm": "layernorm"},
@@ -64,6 +64,38 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "window": [{}, {"attn_window": 5}],
     "gate_values": [{}, {"attn_gate_values": True}],
     "head_scale": [{}, {"attn_head_scale": True}],
+    "cross_attend": [{}, {"cross_attend": True}],
+    "cross heads": [{}, {"cross_attn_kv_heads": 1}, {"cross_attn_kv_heads": 2}, {"cross_attn_heads": 2}],
+    "cross kernel": [{}, {"cross_attn_flash": True}, {"cross_attn_flash": False}],
+    "cross width": [{}, {"cross_attn_dim_context": 20, "cross_gau_dim_context": 20}],
+    "cross_attn parts": [
+        {},
+        {"cross_attn_num_mem_kv": 2},
+        {"cross_attn_gate_values": True},
+        {"cross_attn_head_scale": True},
+        {"cross_attn_dropout": 0.1},
+    ],
+    "cross qk_norm": [
+        {},
+        {"cross_attn_qk_norm": True, "cross_attn_qk_norm_groups": 2, "cross_attn_qk_norm_scale": 4},
+        {"cross_attn_qk_norm": True, "cross_attn_qk_norm_dim_scale": True},
+    ],
+    "cross_gau weights": [
+        {},
+        {"cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
+        {"cross_gau_normaliser": "row_sum", "cross_gau_attn_fn": "laplace"},
+        {"cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
+        {"cross_gau_attn_fn": "softmax"},
+        {"cross_gau_attn_fn": "softmax_plus"},
+    ],
+    "cross_gau parts": [
+        {},
+        {"cross_gau_heads": 2},
+        {"cross_gau_expansion_factor": 1.5},
+        {"cross_gau_gamma_init": "normal", "cross_gau_offset": False},
+        {"cross_gau_bias": True},
+        {"cross_gau_dropout": 0.1, "cross_gau_out_dropout": 0.1},
+    ],
     "ff_mult": [{"ff_mult": 2.0}, {"ff_mult": 1}],
     "ff_glu": [{}, {"ff_glu": True}],
     "ff_activation": [{"ff_activation": name} for name in ("gelu", "silu", "relu2")],
@@ -83,7 +115,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
     ],
     "gau_score_scale": [{}, {"gau_score_scale": "none"}],
     "gau_heads": [{}, {"gau_heads": 2}],
-    "gau bias": [{}, {"gau_rel_pos_bias": "t5"}, {"gau_rel_pos_bias": "toeplitz", "gau_toeplitz_length": 6}],
+    "gau bias": [{}, {"gau_rel_pos_bias": None}, {"gau_rel_pos_bias": "toeplitz", "gau_toeplitz_length": 6}],
     "gau start": [{}, {"gau_offset": False}, {"gau_bias": True}, {"gau_bias": False}, {"gau_gamma_init": "normal"}],
     "gau_dropout": [{}, {"gau_dropout": 0.1}, {"gau_out_dropout": 0.1}],
     "gau_expansion": [{}, {"gau_expansion_factor": 1.5}],
@@ -131,7 +163,10 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
     "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
 }
 
-FIXED = {"dim": 24, "heads": 4, "attn_dim_head": 6, "gau_query_key_dim": 12, "flash_query_key_dim": 10}
+FIXED = {
+    **{"dim": 24, "heads": 4, "attn_dim_head": 6, "gau_query_key_dim": 12, "flash_query_key_dim": 10},
+    **{"cross_attn_dim_head": 6, "cross_gau_query_key_dim": 8},
+}
 STACK_FLAGS = ("pos", "shift_tokens")
 
 

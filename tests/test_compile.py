@@ -32,7 +32,7 @@ def test_twenty_lengths_are_few_graphs(case, causal):
     with torch.no_grad():
         for n in LENGTHS:
             x = laws.sample(stack, n)
-            laws.close(fast(x), stack(x), f"compiled at {n}")
+            laws.close(laws.run(fast, x), laws.run(stack, x), f"compiled at {n}")
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
@@ -41,7 +41,7 @@ def test_compiled_training(name):
     stack = laws.live(build(layers=name, causal=True, depth=1))
     fast, _ = compiled(stack)
     x = laws.sample(stack, 13).requires_grad_()
-    grads = [torch.autograd.grad(f(x).square().sum(), [x, *stack.parameters()]) for f in (fast, stack)]
+    grads = [torch.autograd.grad(laws.run(f, x).square().sum(), [x, *stack.parameters()]) for f in (fast, stack)]
     for ours, expected in zip(*grads, strict=True):
         laws.close(ours, expected, "compiled gradient")
 
@@ -63,7 +63,10 @@ def test_masks_compile(causal):
 def test_export_takes_any_length(case, causal):
     stack = laws.live(build(causal=causal, depth=1, **CASES[case]))
     n = torch.export.Dim("n", min=2, max=4096)
-    program = torch.export.export(stack, (laws.sample(stack, 11),), dynamic_shapes=({1: n},))
+    x = laws.sample(stack, 11)
+    beside = laws.beside(stack, x)
+    shapes = {"x": {1: n}} | {name: {} for name in beside}
+    program = torch.export.export(stack, (x,), beside, dynamic_shapes=shapes)
     for length in (2, 5, 29, 40):
         x = laws.sample(stack, length)
-        laws.close(program.module()(x), stack(x), f"exported at {length}")
+        laws.close(program.module()(x, **beside), laws.run(stack, x), f"exported at {length}")

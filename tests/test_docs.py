@@ -143,7 +143,8 @@ def test_every_refusal_of_flags_in_the_code_is_on_the_page():
 
 # The test that compares a line of settings.md with its formula, and what it is called with.
 FORMULAS = {
-    "GAU as xflash starts it": (test_gau, "test_the_papers_formula", ()),
+    "GAU as xflash starts it": (test_gau, "test_what_it_starts_with", ()),
+    "GAU, the paper's formula": (test_gau, "test_the_papers_formula", ()),
     "GAU, the paper's appendix": (test_gau, "test_the_papers_appendix", (True,)),
     "GAU, a tutorial's code": (test_gau, "test_the_tutorials_code", ()),
     "FLASH-Quad with the length it was trained for": (

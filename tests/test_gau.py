@@ -19,6 +19,7 @@ E = 2 * DIM
 # Every setting that keeps the laws; those that reproduce a peer only stand further down.
 SETTINGS = {
     "default": {},
+    "no bias": {"gau_rel_pos_bias": None},
     "fixed": {"gau_normaliser": "fixed", "gau_fixed_length": 41},
     "row_sum": {"gau_normaliser": "row_sum"},
     "none": {"gau_normaliser": "none"},
@@ -231,13 +232,24 @@ def test_the_papers_appendix(causal):
     laws.close(through(stack, x, by_hand), stack(x), "appendix")
 
 
+def test_what_it_starts_with():
+    """The paper's formula with each query's own n, and T5's bias in the units of qk / s."""
+    gau, x = block(), tokens()
+    # Below 16 every distance has a bucket of its own, 16 to 18 share one.
+    bucket = torch.tensor([[min(max(i - j, 0), 16) for j in range(LENGTH)] for i in range(LENGTH)])
+    bias = math.sqrt(WIDTH) * gau.rel_pos_bias.weight[0, bucket]
+    rows = torch.arange(1, LENGTH + 1)[:, None]
+    by_hand = gau_by_hand(gau, x, lambda qk: ((qk / math.sqrt(WIDTH) + bias).relu() ** 2 / rows).tril())
+    laws.close(gau(x, context(LENGTH))[0], by_hand, "default")
+
+
 def test_the_papers_formula():
-    """A = relu^2(Q K^T / sqrt(s)) / n (also Su Jianlin, kexue.fm/archives/8934), each query's own n if causal."""
+    """A = relu^2(Q K^T / sqrt(s)) / n (also Su Jianlin, kexue.fm/archives/8934), n by query if causal."""
     x = tokens()
-    gau = block(causal=False)
+    gau = block(causal=False, rel_pos_bias=None)
     by_hand = gau_by_hand(gau, x, lambda qk: (qk / math.sqrt(WIDTH)).relu() ** 2 / LENGTH)
     laws.close(gau(x, context(LENGTH))[0], by_hand, "formula")
-    gau = block()
+    gau = block(rel_pos_bias=None)
     rows = torch.arange(1, LENGTH + 1)[:, None]
     by_hand = gau_by_hand(gau, x, lambda qk: ((qk / math.sqrt(WIDTH)).relu() ** 2 / rows).tril())
     laws.close(gau(x, context(LENGTH))[0], by_hand, "formula, causal")
@@ -261,7 +273,7 @@ def test_the_tutorials_code():
     torch.manual_seed(0)
     peer = Tutorial().double()
     flags = {"bias": True, "score_scale": "none", "normaliser": "padded_length", "normaliser_place": "inside"}
-    gau = block(causal=False, gamma_init="normal", **flags)
+    gau = block(causal=False, gamma_init="normal", rel_pos_bias=None, **flags)
     with torch.no_grad():
         # Its first half is v and its second the gate, ours the other way round.
         for name in ("weight", "bias"):
@@ -298,6 +310,7 @@ def test_gau_alpha():
         gau_attn_fn="softmax_plus",
         gau_bias=False,
         gau_offset=False,
+        gau_rel_pos_bias=None,
     )
     assert {n.rsplit(".", 1)[1] for n, _ in stack.named_parameters()} == {"weight", "gamma"}
     x = tokens()
@@ -318,7 +331,7 @@ def test_gau_alpha():
 
 
 def test_a_number_by_hand():
-    gau = block(dim=1, query_key_dim=1, expansion_factor=1, offset=False)
+    gau = block(dim=1, query_key_dim=1, expansion_factor=1, offset=False, rel_pos_bias=None)
     with torch.no_grad():
         for p in gau.parameters():
             p.fill_(1.0)

@@ -12,6 +12,8 @@ SMALL = {
     "attn": {"attn_dim_head": 6},
     "gau": {"gau_query_key_dim": 14},
     "flash": {"flash_query_key_dim": 14, "flash_group_size": 5},
+    "cross_attn": {"cross_attn_dim_head": 6, "cross_attn_dim_context": 22},
+    "cross_gau": {"cross_gau_query_key_dim": 14, "cross_gau_dim_context": 22},
 }
 DIM, HEADS = 34, 4
 
@@ -63,7 +65,7 @@ def test_sane_start(case, causal):
 def test_bidirectional_blocks_refuse_to_step(name):
     stack = build(layers=name, causal=False)
     with pytest.raises(ValueError, match=r"bidirectional stack .* has no state and no step"):
-        stack.step(torch.randn(1, 3, DIM))
+        laws.go(stack, torch.randn(1, 3, DIM))
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -76,7 +78,7 @@ def test_documents_never_mix(name, causal):
     ids = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(laws.BATCH, -1)
     if "doc_ids" not in blocks[name].honours and name != "ff":
         with pytest.raises(ValueError, match="cannot honour doc_ids"):
-            stack(x, doc_ids=ids)
+            stack(x, doc_ids=ids, **laws.beside(stack, x))
         return
     packed = stack(x, doc_ids=ids)
     for piece, out in zip(x.split(lengths, 1), packed.split(lengths, 1), strict=True):
@@ -96,4 +98,4 @@ def test_the_laws_can_fail(tmp_path):
 
 
 def test_every_registered_name_is_tested():
-    assert {"attn", "ff", "gau", "flash"} <= set(xflash.blocks)
+    assert {"attn", "ff", "gau", "flash", "cross_attn", "cross_gau"} <= set(xflash.blocks)

@@ -3,12 +3,14 @@
 from .configurable import from_config, load, save
 from .layers.attention import Attention
 from .layers.block import Block, Site
+from .layers.cross_attention import CrossAttention
+from .layers.cross_gau import CrossGatedAttention
 from .layers.feedforward import FeedForward
 from .layers.flash import MixedChunkAttention
 from .layers.gau import GatedAttention
 from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
-from .stack import AttentionLayers, Decoder, Encoder
+from .stack import AttentionLayers, CrossAttender, Decoder, Encoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.transformer import TransformerWrapper
@@ -20,6 +22,9 @@ __all__ = [
     "AttentionLayers",
     "AutoregressiveWrapper",
     "Block",
+    "CrossAttender",
+    "CrossAttention",
+    "CrossGatedAttention",
     "Decoder",
     "Encoder",
     "FLASHTransformer",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from .checks import check_binary
 from .shapes import Bool, Float, Int, Tensor
 
-__all__ = ["Plan", "as_mask", "pack", "pack_mask", "plan_rows", "unpack", "unpack_map"]
+__all__ = ["Plan", "as_mask", "pack", "pack_mask", "plan_rows", "unpack", "unpack_columns", "unpack_rows"]
 
 
 class Plan(NamedTuple):
@@ -68,11 +68,14 @@ def pack_mask(attn_mask: Tensor, plan: Plan | None, memory: int) -> Tensor:
     return F.pad(mask, (memory, 0, memory, 0), value=True) if memory else mask
 
 
-def unpack_map(weights: Tensor, plan: Plan | None) -> Tensor:
-    """An attention map with its rows and columns back where the caller's tokens stand, zeros for masked ones."""
+def unpack_rows(weights: Float[Tensor, "b h n m"], plan: Plan | None) -> Float[Tensor, "b h n m"]:
+    """An attention map with its rows back where the caller's tokens stand, zeros for masked ones."""
     if plan is None:
         return weights
-    dest = plan.dest[:, None]
-    moved = weights.gather(2, dest[..., None].expand_as(weights)).gather(3, dest[:, :, None].expand_as(weights))
-    real = plan.mask[:, None]
-    return moved.masked_fill(~(real[..., None] & real[:, :, None]), 0)
+    moved = weights.gather(2, plan.dest[:, None, :, None].expand_as(weights))
+    return moved.masked_fill(~plan.mask[:, None, :, None], 0)
+
+
+def unpack_columns(weights: Float[Tensor, "b h m n"], plan: Plan | None) -> Float[Tensor, "b h m n"]:
+    """The same for its columns."""
+    return unpack_rows(weights.mT, plan).mT

@@ -1,5 +1,6 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -7,21 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .checks import as_doc_ids, as_rows, check_attn_mask
+from .checks import as_rows, given
 from .configurable import Configurable
-from .door import Plan, as_mask, pack, pack_mask, plan_rows, unpack, unpack_map
+from .door import Plan, as_mask, pack, plan_rows, unpack, unpack_columns, unpack_rows
 from .flags import flag_table
 from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.embeddings import MemoryTokens
+from .layers.multi_head import MultiHead
 from .layers.positions import Position, Relative
 from .layers.shift import TokenShift
 from .registry import blocks, norms, positions, residuals
-from .shapes import Bool, Float, Int, Tensor, typed
+from .shapes import Bool, Float, Tensor, typed
+from .side_inputs import SideInputs
 from .stack_flags import Resolved, resolve
-from .state import BranchState, Ctx, Lease, StackState, tensors, tree_map
+from .state import AttentionMap, BranchState, Ctx, Lease, StackState, tensors, tree_map
 
-__all__ = ["AttentionLayers", "Decoder", "Encoder"]
+__all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder"]
 
 
 class AttentionLayers(Configurable):
@@ -32,6 +35,7 @@ class AttentionLayers(Configurable):
     """
 
     fixed_causal: ClassVar[bool | None] = None
+    default_layers: ClassVar[str | None] = None
 
     def __init__(self, **flags: Any):
         super().__init__()
@@ -40,7 +44,7 @@ class AttentionLayers(Configurable):
             raise ValueError(
                 f"causal={flags['causal']} contradicts {type(self).__name__}; use AttentionLayers(causal=...)"
             )
-        plan = resolve(flags)
+        plan = resolve(flags, self.default_layers)
         self.arguments = {k: v for k, v in plan.flat.items() if not (k == "causal" and causal is not None)}
         self.rows = plan.rows
         self.maker = self.signature()
@@ -100,14 +104,20 @@ class AttentionLayers(Configurable):
         *,
         attn_mask: Tensor | None = None,
         doc_ids: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_pos: Tensor | None = None,
     ) -> Float[Tensor, "b n d"]:
         """The whole stack on whole sequences.
 
         mask: (b, n), True = real token.  attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.
         doc_ids: (b, n) integers, a contiguous run for each of the documents packed into a row.
+        context: (b, c, width) what cross_attn and cross_gau attend to, context_mask (b, c), True = real token,
+        context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
         """
-        mask = self.check_input(x, mask, attn_mask, doc_ids)
-        return self.run(x, None, mask, attn_mask=attn_mask, doc_ids=doc_ids)[0]
+        mask = self.check_input(x, mask)
+        beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos).check(self, x, stepping=False)
+        return self.run(x, None, mask, beside)[0]
 
     def step(
         self,
@@ -115,32 +125,48 @@ class AttentionLayers(Configurable):
         state: StackState | None = None,
         mask: Tensor | None = None,
         *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_pos: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState]:
         """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
 
-        Only causal stacks have one. `reset` names the rows that start anew while their neighbours go on.
+        Only causal stacks have one. A context is given in the first call, the state then holds it. `reset` names the
+        rows that start anew, with their context, while their neighbours go on.
         """
         self.check_steppable()
         mask = self.check_input(x, mask)
+        beside = SideInputs(context=context, context_mask=context_mask, context_pos=context_pos)
+        beside = beside.check(self, x, stepping=state is not None)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        return cast("tuple[Tensor, StackState]", self.run(x, state, mask, keep_state=True))
+        return cast("tuple[Tensor, StackState]", self.run(x, state, mask, beside, keep_state=True))
 
-    def attention_maps(self, x: Tensor, mask: Tensor | None = None, **kwargs) -> tuple[Tensor, list[Tensor]]:
-        """As forward, with the matrix (b, h, n, n) of every layer that has one; memory slots left out.
+    def attention_maps(self, x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, list[Tensor]]:
+        """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
 
-        ValueError when no block of the stack has a matrix.
+        Memory slots are left out. ValueError when no block of the stack has a matrix.
         """
-        maps: list[Tensor] = []
-        mask = self.check_input(x, mask, **kwargs)
-        y, _ = self.run(x, None, mask, maps=maps, **kwargs)
+        self.check_maps()
+        mask = self.check_input(x, mask)
+        maps: list[AttentionMap] = []
+        y, _ = self.run(x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
         if not maps:
             raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
-        return y, maps
+        return y, [weights for weights, _ in maps]
+
+    def check_maps(self) -> None:
+        """ValueError when a block is told to use the fused kernel, which never makes its matrix."""
+        for block in self.blocks():
+            if isinstance(block, MultiHead) and block.config.flash:
+                raise ValueError(
+                    f"attention matrices are asked for, but {block.kind}_flash=True: the fused kernel never makes "
+                    "them; leave it out, and it is used where possible"
+                )
 
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""
@@ -168,73 +194,50 @@ class AttentionLayers(Configurable):
         x: Float[Tensor, "b n d"],
         state: StackState | None,
         mask: Bool[Tensor, "b n"] | None,
+        beside: SideInputs,
         *,
         keep_state: bool = False,
-        attn_mask: Bool[Tensor, "..."] | Int[Tensor, "..."] | None = None,
-        doc_ids: Int[Tensor, "b n"] | None = None,
         maps: list | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState | None]:
         """The way of a tensor: in through the door, down the branches, out through the door."""
         plan = None if mask is None else plan_rows(mask)
         if plan is not None:
             x = pack(x, plan)
-            doc_ids = None if doc_ids is None else doc_ids.gather(1, plan.order)
         memory = 0
         if self.memory_tokens is not None and state is None:
             memory = len(self.memory_tokens)
             x = self.memory_tokens(x)
         state, in_place = self.open(state, x.shape[1])
         ctx = self.context(x, state, plan, memory, keep_state, in_place, maps)
-        if doc_ids is not None or attn_mask is not None:
-            may_see = None if attn_mask is None else pack_mask(attn_mask, plan, memory)
-            ctx = replace(ctx, doc_ids=doc_ids, attn_mask=may_see)
-        y, carried = self.descend(x, ctx, state)
+        ctx = replace(ctx, **beside.fields(plan, memory))
+        y, carried = self.descend(x, ctx, None if state is None else state.branches)
         new_state = self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
         y = y[:, memory:] if memory else y
         if maps is not None:
-            maps[:] = [unpack_map(m[..., memory:, memory:], plan) for m in maps]
+            maps[:] = [unpacked(found, plan, memory) for found in maps]
         return (y if plan is None else unpack(y, plan)), new_state
 
-    def descend(self, x: Tensor, ctx: Ctx, state: StackState | None) -> tuple[Tensor, list[BranchState | None]]:
+    def descend(
+        self, x: Tensor, ctx: Ctx, before: Sequence[BranchState] | None
+    ) -> tuple[Tensor, list[BranchState | None]]:
         """Through the branches, top to bottom, and the last norm."""
         carried = []
         for place, index in enumerate(self.order):
-            before = None if state is None else state.branches[place]
-            x, after = self.branches[index](x, ctx, before)
+            x, after = self.branches[index](x, ctx, None if before is None else before[place])
             carried.append(after)
         return (x if self.final_norm is None else self.final_norm(x)), carried
 
-    def check_input(
-        self, x: Tensor, mask: Tensor | None = None, attn_mask: Tensor | None = None, doc_ids: Tensor | None = None
-    ) -> Tensor | None:
-        """The mask as booleans; ValueError or TypeError for what no stack, or not this one, can take."""
+    def check_input(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """The mask as booleans; ValueError or TypeError for what is no stream of this stack."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            given = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
             raise TypeError(
-                f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given}; token ids go into "
+                f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given(x)}; token ids go into "
                 "TransformerWrapper"
             )
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must be (batch, tokens, {self.dim}), not {tuple(x.shape)}")
         if x.shape[1] < 1:
             raise ValueError("x has no tokens; give at least one")
-        if doc_ids is not None:
-            if self.memory_tokens is not None:
-                raise ValueError(
-                    "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first "
-                    "document only"
-                )
-            as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
-        if attn_mask is not None:
-            heads = {h for block in self.blocks() if (h := block.bias_heads()) is not None}
-            check_attn_mask(attn_mask, x.shape[0], x.shape[1], heads)
-        for name, given in (("attn_mask", attn_mask), ("doc_ids", doc_ids)):
-            if given is None:
-                continue
-            for block in self.blocks():
-                if name not in block.honours:
-                    able = ", ".join(b for b in blocks if name in blocks[b].honours)
-                    raise ValueError(f"{type(block).__name__} cannot honour {name}; blocks that can: {able}")
         return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
 
     def context(
@@ -289,25 +292,43 @@ class AttentionLayers(Configurable):
         return StackState(self.maker, bound, length, lease, tuple(carried))
 
     def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
-        """`state` with the named rows as fresh as before their first token."""
-        batch = rows.shape[0]
-        fresh = None
+        """`state` with the named rows as fresh as before their first token; a context they attend to stays theirs."""
+        distinct = self.blocks()
+        kept = [distinct[i].kept_on_reset(b.block) for i, b in zip(self.order, state.branches, strict=True)]
+        start, fresh = 0, None
         if self.memory_tokens is not None:
-            x = self.memory_tokens.tokens[None].expand(batch, -1, -1)
+            x = self.memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
             ctx = self.context(x, None, None, 0, True, False, None)
-            fresh = self.close(self.descend(x, ctx, None)[1], ctx, x.shape[1])
-        start = 0 if fresh is None else fresh.bound
+            before = [BranchState(None, held) for held in kept]
+            fresh, start = [cast(BranchState, b) for b in self.descend(x, ctx, before)[1]], x.shape[1]
+        branches = tuple(
+            BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
+            if (held := kept[i]) is not None
+            else renewed(b, rows, fresh and fresh[i])
+            for i, b in enumerate(state.branches)
+        )
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         length = torch.where(rows, torch.full_like(before, start), before)
-        flat = iter(tensors(fresh.branches) if fresh is not None else ())
+        return state._replace(length=length, lease=None, branches=branches)
 
-        def renew(t: Tensor) -> Tensor:
-            chosen = rows.view(-1, *[1] * (t.dim() - 1))
-            if fresh is None:
-                return t.masked_fill(chosen, 0)
-            return torch.where(chosen, sized(next(flat), t), t)
 
-        return state._replace(length=length, lease=None, branches=tree_map(renew, state.branches))
+def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:
+    """`state` with the tensors of the named rows as in `fresh`, zeros where that is None."""
+    flat = iter(tensors(fresh))
+
+    def renew(t: Tensor) -> Tensor:
+        chosen = rows.view(-1, *[1] * (t.dim() - 1))
+        return t.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(next(flat), t), t)
+
+    return tree_map(renew, state)
+
+
+def unpacked(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
+    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
+    weights = found.weights[..., memory:, :]
+    if found.over_tokens:
+        weights = unpack_columns(weights[..., memory:], plan)
+    return AttentionMap(unpack_rows(weights, plan), found.over_tokens)
 
 
 def sized(t: Tensor, like: Tensor) -> Tensor:
@@ -354,3 +375,10 @@ class Decoder(AttentionLayers):
     """A causal stack: no token sees a later one, and `step` decodes."""
 
     fixed_causal = True
+
+
+class CrossAttender(AttentionLayers):
+    """A stack that attends to a context only, its tokens never to each other: `layers='cross_attn ff'` unless given."""
+
+    fixed_causal = False
+    default_layers = "cross_attn ff"

@@ -37,6 +37,8 @@ class StackConfig:
         0.0, "chance of a row to skip a layer, or one a layer", at_least=0, below=1
     )
     weight_tie_layers: bool = flag(False, "one set of weights for all repetitions of the layout")
+    cross_attend: bool | None = flag(None, "layers attend to a context too (None: as the layout says)")
+    only_cross: bool = flag(False, "the default layout is 'cross_attn ff'")
     num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
 
 
@@ -56,8 +58,10 @@ class Resolved(NamedTuple):
     rows: list[tuple[str, Any, Flag]]
 
 
-def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
-    """One period of the layout and how often it is repeated."""
+def column(config: StackConfig, default: str | None) -> tuple[tuple[LayerSpec, ...], int]:
+    """One period of the layout (`default` where no flag says more) and how often it is repeated."""
+    if config.only_cross and config.cross_attend is False:
+        raise ValueError("only_cross=True contradicts cross_attend=False")
     if config.custom_layers is not None:
         for name in ("layers", "depth"):
             if getattr(config, name) is not None:
@@ -65,7 +69,25 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
         return parse_layout(config.custom_layers), 1
     if config.depth is None:
         raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
-    return parse_layout(config.layers if config.layers is not None else "attn ff"), config.depth
+    if config.layers is None and config.only_cross:
+        default = "cross_attn ff"
+    elif config.layers is None and config.cross_attend:
+        default = default or "attn cross_attn ff"
+    return parse_layout(config.layers if config.layers is not None else default or "attn ff"), config.depth
+
+
+def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
+    """ValueError when the layout contradicts cross_attend or only_cross."""
+    crossing = [name for name in used if blocks[name].takes_context]
+    able = ", ".join(name for name in blocks if blocks[name].takes_context)
+    if config.cross_attend and not crossing:
+        raise ValueError(f"cross_attend=True, but no block of the layout {text!r} attends to a context ({able})")
+    if config.cross_attend is False and crossing:
+        raise ValueError(f"cross_attend=False contradicts the layout {text!r}, which has {crossing[0]!r}")
+    if config.only_cross:
+        others = [name for name in used if name not in crossing and name != "ff"]
+        if others or not crossing:
+            raise ValueError(f"only_cross=True contradicts the layout {text!r}; leave out one of them")
 
 
 def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
@@ -119,16 +141,20 @@ def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
             )
 
 
-def resolve(flags: Mapping[str, Any]) -> Resolved:
-    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
+def resolve(flags: Mapping[str, Any], default_layers: str | None = None) -> Resolved:
+    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible.
+
+    `default_layers` is the layout of a class of stacks that has one of its own.
+    """
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
-    stack = build(StackConfig, {**own, "pos": names(own.get("pos"))})
-    specs, depth = column(stack)
+    stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
+    specs, depth = column(stack, default_layers)
     used = list(dict.fromkeys(spec.name for spec in specs))
     text = layout_text(specs)
     pos = names(stack.pos)
     check_positions(pos, used, text)
+    check_cross(stack, used, text)
     all_owners = owners(used, pos, stack.norm, stack.residual, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}

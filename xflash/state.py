@@ -8,7 +8,17 @@ import torch
 
 from .shapes import Bool, Float, Int, Tensor
 
-__all__ = ["BranchState", "Ctx", "Lease", "StackState", "document_positions", "document_starts", "tensors", "tree_map"]
+__all__ = [
+    "AttentionMap",
+    "BranchState",
+    "Ctx",
+    "Lease",
+    "StackState",
+    "document_positions",
+    "document_starts",
+    "tensors",
+    "tree_map",
+]
 
 
 def tree_map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
@@ -80,6 +90,13 @@ class StackState(NamedTuple):
         return self.map(move)
 
 
+class AttentionMap(NamedTuple):
+    """The weights (b, h, n, m) of one layer; whether its keys are the stack's tokens (else those of a context)."""
+
+    weights: Tensor
+    over_tokens: bool
+
+
 @dataclass(frozen=True)
 class Ctx:
     """What every block gets beside x, built once a call and passed on unchanged.
@@ -101,6 +118,7 @@ class Ctx:
     attn_mask: Bool[Tensor, "..."] | None = None
     context: Float[Tensor, "b c _"] | None = None
     context_mask: Bool[Tensor, "b c"] | None = None
+    context_pos: Int[Tensor, "_ c"] | None = None
     relative: Any = None
     maps: list | None = None
     memo: dict = field(default_factory=dict)

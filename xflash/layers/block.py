@@ -39,11 +39,13 @@ class Block(nn.Module, ABC):
     A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and
     of how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first; None is a fresh
     one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
-    `positions` the positions of the stack it uses.
+    `positions` the positions of the stack it uses. A block that `takes_context` reads `ctx.context` when it has no
+    state yet, and is refused without one.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[frozenset[str]] = frozenset()
+    takes_context: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -60,6 +62,14 @@ class Block(nn.Module, ABC):
 
     def bias_heads(self) -> int | None:
         """How many heads of an additive position bias the block takes; None when it takes none."""
+        return None
+
+    def context_width(self) -> int | None:
+        """The width of the context the block attends to; None when it attends to none."""
+        return None
+
+    def kept_on_reset(self, state: Any) -> Any:
+        """What of its state a row keeps when it starts anew: nothing, or the context it attends to."""
         return None
 
     def refuses_step(self) -> str:

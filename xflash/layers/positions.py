@@ -215,12 +215,18 @@ class Relative:
         self.rotaries = [m for m in modules if isinstance(m, Rotary)]
         self.biases = [m for m in modules if isinstance(m, Bias)]
 
-    def rotate(self, t: Float[Tensor, "b h n k"], ctx: Ctx, inverse: bool = False) -> Float[Tensor, "b h n k"]:
-        """Queries (or keys, `inverse`) turned to their positions; unchanged without a rotary position."""
+    def rotate(
+        self,
+        t: Float[Tensor, "b h n k"],
+        ctx: Ctx,
+        inverse: bool = False,
+        where: Int[Tensor, "_ n"] | None = None,
+    ) -> Float[Tensor, "b h n k"]:
+        """Queries (or keys, `inverse`) turned to their positions, or to those of a context (`where`)."""
         for i, rotary in enumerate(self.rotaries):
             width, dtype = t.shape[-1], t.dtype
-            make = partial(rotary.table, ctx.positions, width, dtype)
-            t = rotary.turn(t, ctx.once(("rotary", i, width, dtype), make), inverse)
+            make = partial(rotary.table, ctx.positions if where is None else where, width, dtype)
+            t = rotary.turn(t, ctx.once(("rotary", i, width, dtype, where is None), make), inverse)
         return t
 
     def bias(self, heads: int, n: int, m: int, ctx: Ctx, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:

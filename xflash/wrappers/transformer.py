@@ -157,24 +157,30 @@ class TransformerWrapper(Configurable):
         prepend_mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
+        context: Float[Tensor, "b c _"] | None = None,
+        context_mask: Tensor | None = None,
+        context_pos: Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
     ) -> Any:
         """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d).
 
-        mask (b, n): True = real token. `return_embeddings` gives the stack's output instead,
-        `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices).
+        mask (b, n): True = real token. `context` (b, c, width) is what cross_attn and cross_gau layers attend to, with
+        `context_mask` (b, c) and, for rotary positions to count, `context_pos`. `return_embeddings` gives the stack's
+        output instead, `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices).
         """
         mask = self.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
         embedded, mask = self.embed(x, mask, None, prepend_embeds, prepend_mask, doc_ids)
+        beside: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids}
+        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         maps = None
         if return_attn:
-            y, maps = self.attn_layers.attention_maps(embedded, mask, attn_mask=attn_mask, doc_ids=doc_ids)
+            y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
         else:
-            y = self.attn_layers(embedded, mask, attn_mask=attn_mask, doc_ids=doc_ids)
+            y = self.attn_layers(embedded, mask, **beside)
         if return_logits_and_embeddings:
             out: Any = (self.logits(y), y)
         else:
@@ -189,11 +195,15 @@ class TransformerWrapper(Configurable):
         *,
         prepend_embeds: Float[Tensor, "b p d"] | None = None,
         prepend_mask: Tensor | None = None,
+        context: Float[Tensor, "b c _"] | None = None,
+        context_mask: Tensor | None = None,
+        context_pos: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n v"], ModelState]:
         """Logits of any number of new tokens behind what `state` has seen, and the state with them.
 
-        `mask` covers the new tokens only; rows may differ in length. `reset` (b,) names rows that start anew.
+        `mask` covers the new tokens only; rows may differ in length. A context is given in the first call, the state
+        then holds it. `reset` (b,) names rows that start anew, with their context.
         """
         self.attn_layers.check_steppable()
         mask = self.check_ids(x, mask)
@@ -205,7 +215,8 @@ class TransformerWrapper(Configurable):
             if reset is not None:
                 state = self.reset(state, reset)
         embedded, full = self.embed(x, mask, state, prepend_embeds, prepend_mask, None)
-        y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full)
+        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         bound, length = (0, None) if state is None else (state.bound, state.length)
         if mask is not None:
             length = mask.sum(1) + (bound if length is None else length)

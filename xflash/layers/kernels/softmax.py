@@ -1,0 +1,43 @@
+"""Softmax attention (https://arxiv.org/abs/1706.03762): PyTorch's fused kernel, and the definition beside it."""
+
+import torch
+import torch.nn.functional as F
+
+from ...shapes import Float, Tensor
+
+__all__ = ["attend", "attend_slow"]
+
+
+def attend_slow(
+    q: Float[Tensor, "b h n k"],
+    k: Float[Tensor, "b h m k"],
+    v: Float[Tensor, "b h m e"],
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float = 1.0,
+    dropout: float = 0.0,
+) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n m"]]:
+    """softmax(q k^T * scale + bias) v and the matrix itself; the definition of what the fused kernel computes."""
+    n, m = q.shape[2], k.shape[2]
+    scores = q @ k.mT * scale
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        scores = scores.masked_fill(torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1), -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = F.dropout(scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)), dropout)
+    return weights.to(v.dtype) @ v, weights
+
+
+def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) -> Float[Tensor, "b h n e"]:
+    """The same through PyTorch's fused kernel; `mask` (True = may attend) and `bias` broadcast to (b, h, n, m)."""
+    if bias is not None:
+        bias = bias.to(q.dtype)
+        if causal:
+            n, m = q.shape[2], k.shape[2]
+            later = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1)
+            bias, causal = bias.masked_fill(later, -torch.inf), False
+        mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)

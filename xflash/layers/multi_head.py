@@ -1,0 +1,156 @@
+"""`MultiHead`: what softmax attention over tokens and over a context have in common."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+
+from ..flags import flag
+from ..shapes import Bool, Float, Tensor
+from ..state import AttentionMap
+from .block import Block, Site
+from .kernels.softmax import attend, attend_slow
+
+__all__ = ["MultiHead"]
+
+
+class MultiHead(Block):
+    """Heads, memory keys and values, gates and the kernel; query head h uses key/value head h // r, r to each.
+
+    `kind` is the name that the block is registered by.
+    """
+
+    kind: ClassVar[str]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        dim_head: int = flag(64, "width of a head", at_least=1)
+        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
+        kv_heads: int | None = flag(
+            None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1
+        )
+        flash: bool | None = flag(None, "the fused softmax kernel (None: where possible; not FLASH, that is the block)")
+        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
+        num_mem_kv: int = flag(0, "learned keys and values that every query sees", at_least=0)
+        qk_norm: bool = flag(False, "cosine attention: queries and keys l2-normalised")
+        qk_norm_groups: int = flag(1, "groups of channels that qk_norm normalises each for itself", at_least=1)
+        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0)
+        qk_norm_dim_scale: bool = flag(False, "learned scales per head and channel instead of qk_norm_scale")
+        gate_values: bool = flag(False, "sigmoid gate on the output, from the input")
+        head_scale: bool = flag(False, "learned gain per head on its output")
+
+    def __init__(self, config: Config, site: Site, dim_source: int):
+        super().__init__(config, site)
+        self.heads = config.heads or site.heads
+        self.kv_heads = config.kv_heads or self.heads
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.kind}_kv_heads={self.kv_heads} does not divide the {self.heads} heads")
+        width, inner = config.dim_head, self.heads * config.dim_head
+        self.to_q = nn.Linear(site.dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim_source, 2 * self.kv_heads * width, bias=False)
+        self.to_out = site.linear_out(inner)
+        self.scale = width**-0.5
+        self.build_qk_norm(config)
+        if config.num_mem_kv:
+            self.mem_kv = nn.Parameter(torch.randn(2, self.kv_heads, config.num_mem_kv, width))
+        if config.gate_values:
+            self.to_gate = nn.Linear(site.dim, inner, bias=False)
+            nn.init.zeros_(self.to_gate.weight)
+        if config.head_scale:
+            self.head_gain = nn.Parameter(torch.ones(self.heads, 1, 1))
+
+    def build_qk_norm(self, config: Config) -> None:
+        if not config.qk_norm:
+            for name in ("qk_norm_groups", "qk_norm_scale", "qk_norm_dim_scale"):
+                if getattr(config, name) != MultiHead.Config.__dataclass_fields__[name].default:
+                    kind = self.kind
+                    raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {kind}_qk_norm is False")
+            return
+        if config.dim_head % config.qk_norm_groups or config.dim_head // config.qk_norm_groups < 3:
+            raise ValueError(
+                f"{self.kind}_qk_norm_groups={config.qk_norm_groups} must cut {self.kind}_dim_head={config.dim_head} "
+                "into equal groups of 3 channels or more"
+            )
+        if config.qk_norm_dim_scale:
+            start = config.dim_head**0.25
+            self.q_gain = nn.Parameter(torch.full((self.heads, 1, config.dim_head), start))
+            self.k_gain = nn.Parameter(torch.full((self.kv_heads, 1, config.dim_head), start))
+        else:
+            self.scale = config.qk_norm_scale
+
+    def queries(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n k"]:
+        """The queries of all heads, normed as the flags ask for it."""
+        return self.normed(rearrange(self.to_q(x), "b n (h k) -> b h n k", h=self.heads), "q")
+
+    def keys_and_values(self, source: Float[Tensor, "b m _"]) -> tuple[Float[Tensor, "b h m k"], Tensor]:
+        """The keys, normed as the flags ask for it, and the values of all key/value heads."""
+        k, v = rearrange(self.to_kv(source), "b m (two h k) -> two b h m k", two=2, h=self.kv_heads).unbind(0)
+        return self.normed(k, "k"), v
+
+    def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
+        y = rearrange(y, "b h n k -> b n (h k)")
+        return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
+
+    def normed(self, t: Float[Tensor, "b h n k"], role: str) -> Float[Tensor, "b h n k"]:
+        """`t` l2-normalised in groups and scaled per channel, as far as the flags ask for it."""
+        if not self.config.qk_norm:
+            return t
+        t = F.normalize(t.unflatten(-1, (self.config.qk_norm_groups, -1)), dim=-1).flatten(-2)
+        return t * getattr(self, f"{role}_gain").to(t.dtype) if self.config.qk_norm_dim_scale else t
+
+    def read(
+        self,
+        q: Float[Tensor, "b h n k"],
+        k: Float[Tensor, "b h m k"],
+        v: Float[Tensor, "b h m k"],
+        mask: Bool[Tensor, "_ _ _ m"] | None,
+        *,
+        bias: Float[Tensor, "_ h n m"] | None = None,
+        causal: bool = False,
+        may_be_blind: bool = False,
+        maps: list[AttentionMap] | None = None,
+        over_tokens: bool = True,
+    ) -> Float[Tensor, "b h n k"]:
+        """What the queries read from keys and values, memory ones included.
+
+        `may_be_blind`: the mask may leave a query nothing to see, which then gives zeros. `maps`, when there, gets
+        the weights, `over_tokens` saying whether the keys are the stack's own tokens.
+        """
+        if self.config.num_mem_kv:
+            k, v, mask, bias, causal = self.with_memory(k, v, mask, bias, causal, q.shape[2])
+        blind = None
+        if may_be_blind and mask is not None:
+            blind = ~mask.any(-1, keepdim=True)
+            mask = mask | blind
+        r = self.heads // self.kv_heads
+        if r > 1:
+            k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
+        dropout = self.config.dropout if self.training else 0.0
+        if self.config.flash is False or maps is not None:
+            y, weights = attend_slow(q, k, v, mask, bias, causal, self.scale, dropout)
+            if maps is not None:
+                weights = weights if blind is None else weights.masked_fill(blind, 0)
+                maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
+        else:
+            y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+        if blind is not None:
+            y = y.masked_fill(blind, 0)
+        return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
+
+    def with_memory(self, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool, n: int):
+        """Learned keys and values in front of the others (https://arxiv.org/abs/1907.01470): always seen, no bias."""
+        t, m = self.config.num_mem_kv, k.shape[2]
+        mem_k, mem_v = self.mem_kv.to(k.dtype)
+        mem_k = self.normed(mem_k[None], "k")[0]
+        k, v = (torch.cat((a.expand(k.shape[0], -1, -1, -1), b), 2) for a, b in ((mem_k, k), (mem_v, v)))
+        if causal:
+            mask = torch.ones(1, 1, n, m, dtype=torch.bool, device=k.device).tril(m - n)
+        if mask is not None:
+            mask = F.pad(mask, (t, 0), value=True)
+        if bias is not None:
+            bias = F.pad(bias, (t, 0))
+        return k, v, mask, bias, False

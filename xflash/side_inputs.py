@@ -1,0 +1,123 @@
+"""What a caller may give a stack beside x and its mask, checked in one place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .checks import as_doc_ids, check_attn_mask, given
+from .door import Plan, as_mask, pack_mask
+from .registry import blocks as registered
+from .shapes import Tensor
+
+__all__ = ["SideInputs"]
+
+
+@dataclass(frozen=True)
+class SideInputs:
+    """The optional inputs of a call; `check` refuses what the stack cannot honour, `fields` gives them to the Ctx.
+
+    attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.  doc_ids: (b, n) integers, a contiguous run for each
+    of the documents packed into a row.  context: (b, c, its width), context_mask: (b, c), True = real token,
+    context_pos: (c,) or (b, c) integers, where its tokens stand (rotary positions then count for them too).
+    """
+
+    attn_mask: Tensor | None = None
+    doc_ids: Tensor | None = None
+    context: Tensor | None = None
+    context_mask: Tensor | None = None
+    context_pos: Tensor | None = None
+
+    def check(self, stack: Any, x: Tensor, stepping: bool) -> "SideInputs":
+        """The same with masks as booleans; TypeError or ValueError for what no stack, or not this one, can take.
+
+        `stepping`: the call continues a state, which holds the context.
+        """
+        batch, n = x.shape[:2]
+        if self.doc_ids is not None:
+            if stack.memory_tokens is not None:
+                raise ValueError(
+                    "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first "
+                    "document only"
+                )
+            as_doc_ids(self.doc_ids, (batch, n))
+        blocks = stack.blocks()
+        if self.attn_mask is not None:
+            heads = {h for block in blocks if (h := block.bias_heads()) is not None}
+            check_attn_mask(self.attn_mask, batch, n, heads)
+        for name in ("attn_mask", "doc_ids"):
+            for block in blocks if getattr(self, name) is not None else ():
+                if name not in block.honours:
+                    able = ", ".join(b for b in registered if name in registered[b].honours)
+                    raise ValueError(f"{type(block).__name__} cannot honour {name}; blocks that can: {able}")
+        return self.check_context(stack, batch, stepping)
+
+    def check_context(self, stack: Any, batch: int, stepping: bool) -> "SideInputs":
+        takers = [block for block in stack.blocks() if block.takes_context]
+        if self.context is None:
+            for name in ("context_mask", "context_pos"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is given without context")
+            if takers and not stepping:
+                raise ValueError(
+                    f"the layout {stack.layout!r} attends to a context: give context=, of width "
+                    f"{takers[0].context_width()}"
+                )
+            return self
+        if not takers:
+            able = ", ".join(name for name in registered if registered[name].takes_context)
+            raise ValueError(
+                f"context is given, but no block of the layout {stack.layout!r} attends to one (blocks that do: "
+                f"{able}; cross_attend=True puts one into the default layout)"
+            )
+        if stepping:
+            raise ValueError("the state holds the context already: give context in the first call only")
+        context = self.context
+        if not isinstance(context, torch.Tensor) or not context.is_floating_point():
+            raise TypeError(f"context must be a floating-point tensor (batch, tokens, width), not {given(context)}")
+        for block in takers:
+            width = block.context_width()
+            if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width or context.shape[1] < 1:
+                raise ValueError(
+                    f"context must be ({batch}, at least one token, {width}), not {tuple(context.shape)}; "
+                    "cross_attn_dim_context (cross_gau_dim_context) sets another width"
+                )
+        mask = self.context_mask
+        return SideInputs(
+            self.attn_mask,
+            self.doc_ids,
+            context,
+            None if mask is None else as_mask(mask, tuple(context.shape[:2]), "context_mask"),
+            self.placed(stack, batch, context.shape[1]),
+        )
+
+    def placed(self, stack: Any, batch: int, c: int) -> Tensor | None:
+        """`context_pos` as (1 | b, c)."""
+        where = self.context_pos
+        if where is None:
+            if "rotary" in stack.positions and all(b.takes_context or not b.positions for b in stack.blocks()):
+                raise ValueError(
+                    f"pos='rotary' has nothing to turn in the layout {stack.layout!r} unless the context's tokens have "
+                    "positions: give context_pos"
+                )
+            return None
+        if "rotary" not in stack.positions:
+            raise ValueError("context_pos is for rotary positions, and this stack has none")
+        if not isinstance(where, torch.Tensor) or where.is_floating_point() or where.dtype == torch.bool:
+            raise TypeError(f"context_pos must be an integer tensor ({c},) or ({batch}, {c}), not {given(where)}")
+        if tuple(where.shape) not in ((c,), (1, c), (batch, c)):
+            raise ValueError(f"context_pos must be ({c},) or ({batch}, {c}), not {tuple(where.shape)}")
+        return where if where.dim() == 2 else where[None]
+
+    def fields(self, plan: Plan | None, memory: int) -> dict[str, Any]:
+        """What goes into the Ctx, behind the door."""
+        doc_ids, attn_mask = self.doc_ids, self.attn_mask
+        if doc_ids is not None and plan is not None:
+            doc_ids = doc_ids.gather(1, plan.order)
+        return {
+            "doc_ids": doc_ids,
+            "attn_mask": None if attn_mask is None else pack_mask(attn_mask, plan, memory),
+            "context": self.context,
+            "context_mask": self.context_mask,
+            "context_pos": self.context_pos,
+        }
