@@ -32,7 +32,7 @@ class EMA(Block):
             means.append(torch.lerp(token, means[-1], self.config.decay))
         y = torch.stack(means, 1)
         end = y[:, -1] if ctx.new is None else y[torch.arange(len(x)), ctx.new]
-        return y[:, 1:], (end,) if ctx.keep_state else None
+        return y[:, 1:] * self.site.branches**-0.5, (end,) if ctx.keep_state else None
 
 
 class TanhNorm(Norm):
@@ -120,7 +120,7 @@ def test_own_parts_keep_the_laws(own, cls, flags, tmp_path):
 @pytest.mark.parametrize("cls", [Decoder, Encoder])
 def test_own_parts_start_sanely(own, cls):
     """Without an output projection (`site.linear_out`) to start small, what it adds is held back by the residual."""
-    laws.sane_start(build(cls, layers="ema ff", depth=12, norm="tanh_norm", residual="layerscale"))
+    laws.sane_start(build(cls, layers="ema ff", depth=12, norm="tanh_norm"))
 
 
 def test_own_parts_are_in_the_flags_the_table_and_the_config(own):

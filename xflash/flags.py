@@ -95,23 +95,23 @@ TESTS = {
 }
 
 
-def check_value(name: str, value: Any, spec: Flag) -> Any:
-    """The value to keep for flag `name`; TypeError for a wrong type, ValueError for an unknown choice or range."""
+def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
+    """The value to keep for flag `name` (given `where`); TypeError for a wrong type, ValueError for an unknown choice or range."""
     ok, kept = fit(value, spec.hint)
     if not ok:
         possible = hint_text(spec.hint)
         if isinstance(value, str) and choices(spec.hint):
-            raise ValueError(f"{name}={value!r} is not one of {possible}{nearest(value, choices(spec.hint))}")
-        raise TypeError(f"{name} must be {possible}, not {value!r}")
+            raise ValueError(f"{name}={value!r}{where} is not one of {possible}{nearest(value, choices(spec.hint))}")
+        raise TypeError(f"{name}{where} must be {possible}, not {value!r}")
     for number in kept if isinstance(kept, tuple) else (kept,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
         if not math.isfinite(number):
-            raise ValueError(f"{name} must be finite, not {number}")
+            raise ValueError(f"{name}{where} must be finite, not {number}")
         for bound, limit in spec.bounds.items():
             passes, words = TESTS[bound]
             if not passes(number, limit):
-                raise ValueError(f"{name} must be {words} {limit}, not {number}")
+                raise ValueError(f"{name}{where} must be {words} {limit}, not {number}")
     return kept
 
 
@@ -122,7 +122,7 @@ def build(config: type[T], given: Mapping[str, Any], prefix: str = "", where: st
         if name not in specs:
             full = nearest(prefix + name, [prefix + known for known in specs])
             raise TypeError(f"unknown flag {prefix + name!r}{where}{full}")
-    values = {name: check_value(prefix + name, value, specs[name]) for name, value in given.items()}
+    values = {name: check_value(prefix + name, value, specs[name], where) for name, value in given.items()}
     for name, spec in specs.items():
         if spec.default is REQUIRED and name not in values:
             raise TypeError(f"the flag {prefix + name!r} ({spec.doc}) must be given")
