@@ -96,7 +96,7 @@ TESTS = {
 
 
 def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
-    """The value to keep for flag `name` (given `where`); TypeError for a wrong type, ValueError for an unknown choice or range."""
+    """The value to keep for flag `name`; TypeError for a wrong type, ValueError for an unknown choice or range."""
     ok, kept = fit(value, spec.hint)
     if not ok:
         possible = hint_text(spec.hint)
