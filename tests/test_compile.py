@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import build
+from test_laws import both_ways, build
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash.registry import blocks, positions
@@ -24,10 +24,9 @@ def compiled(stack):
     return torch.compile(stack, fullgraph=True, backend=counter), counter
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("case", CASES)
-def test_twenty_lengths_are_few_graphs(case, causal):
-    stack = laws.live(build(causal=causal, depth=1, **CASES[case]))
+@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+def test_twenty_lengths_are_few_graphs(flags, causal):
+    stack = laws.live(build(causal=causal, depth=1, **flags))
     fast, counter = compiled(stack)
     with torch.no_grad():
         for n in LENGTHS:
@@ -58,10 +57,9 @@ def test_masks_compile(causal):
     assert counter.frame_count <= 3
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("case", CASES)
-def test_export_takes_any_length(case, causal):
-    stack = laws.live(build(causal=causal, depth=1, **CASES[case]))
+@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+def test_export_takes_any_length(flags, causal):
+    stack = laws.live(build(causal=causal, depth=1, **flags))
     n = torch.export.Dim("n", min=2, max=4096)
     x = laws.sample(stack, 11)
     beside = laws.beside(stack, x)

@@ -12,6 +12,9 @@ SMALL = {
     "attn": {"attn_dim_head": 6},
     "gau": {"gau_query_key_dim": 14},
     "flash": {"flash_query_key_dim": 14, "flash_group_size": 5},
+    "block_attn": {"block_attn_block_width": 5, "block_attn_dim_head": 6},
+    "recurrent": {"recurrent_block_width": 5, "recurrent_dim_head": 6, "recurrent_num_state_vectors": 3},
+    "state_read": {"state_read_dim_head": 6},
     "cross_attn": {"cross_attn_dim_head": 6, "cross_attn_dim_context": 22},
     "cross_gau": {"cross_gau_query_key_dim": 14, "cross_gau_dim_context": 22},
 }
@@ -31,8 +34,21 @@ def able(position: str) -> str:
     return " ".join(name for name, block in blocks.items() if position in block.positions)
 
 
+# What a block needs beside it.
+COMPANY = {"state_read": "state_read recurrent"}
 CASES = {
-    **{f"block {name}": {"layers": name} for name in blocks},
+    **{f"block {name}": {"layers": COMPANY.get(name, name)} for name in blocks},
+    "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff"},
+    "read_layer": {"layers": "recurrent(reads=False) recurrent(read_layer=1) ff", "depth": 1},
+    "compressed": {"layers": "recurrent ff", "recurrent_compress": "conv", "recurrent_compress_factor": 5},
+    "sliding": {"layers": "block_attn ff", "block_attn_reach": "sliding", "pos": "rotary", "rotary_xpos": True},
+    "lstm": {
+        "layers": "recurrent",
+        "recurrent_gate": "lstm",
+        "recurrent_update": "dual",
+        "recurrent_write_from": "window",
+    },
+    "gru": {"layers": "recurrent", "recurrent_gate": "gru", "recurrent_update": "single", "recurrent_kv_heads": 2},
     **{f"norm {name}": {"layers": "attn ff flash", "norm": name} for name in norms},
     **{f"position {name}": {"layers": able(name), "pos": name} for name in positions},
     **{f"residual {name}": {"layers": "attn gau", "residual": name} for name in residuals},
@@ -42,18 +58,28 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("case", CASES)
-def test_laws(case, causal, tmp_path):
-    laws.all_laws(build(causal=causal, **CASES[case]), tmp_path)
+def both_ways(cases: dict[str, dict]) -> list:
+    """Each case as a causal stack and, without blocks that look back only, as a bidirectional one: (flags, causal)."""
+    found = []
+    for case, flags in cases.items():
+        found.append(pytest.param(flags, True, id=f"{case}-causal"))
+        entries = flags["layers"].split()
+        gone = [entry for entry in entries if blocks[entry.split("(")[0]].causal_only]
+        left = " ".join(entry for entry in entries if entry not in gone)
+        if left and not any(flag.startswith(tuple(gone)) for flag in flags if gone):
+            found.append(pytest.param({**flags, "layers": left}, False, id=f"{case}-bidirectional"))
+    return found
 
 
-@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("case", CASES)
-def test_sane_start(case, causal):
-    flags = dict(CASES[case])
-    flags["shift_tokens"] = 1 if flags.get("shift_tokens") else 0
-    stack = build(causal=causal, depth=12, **flags)
+@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+def test_laws(flags, causal, tmp_path):
+    laws.all_laws(build(causal=causal, **flags), tmp_path)
+
+
+@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+def test_sane_start(flags, causal):
+    flags = {**flags, "shift_tokens": 1 if flags.get("shift_tokens") else 0}
+    stack = build(causal=causal, **{"depth": 12, **flags})
     if flags.get("residual") == "rezero":
         with torch.no_grad():
             for branch in stack.branches:
@@ -63,6 +89,10 @@ def test_sane_start(case, causal):
 
 @pytest.mark.parametrize("name", blocks)
 def test_bidirectional_blocks_refuse_to_step(name):
+    if blocks[name].causal_only:
+        with pytest.raises(ValueError, match=f"has '{name}', which looks back only, in a bidirectional stack"):
+            build(layers=name, causal=False)
+        return
     stack = build(layers=name, causal=False)
     with pytest.raises(ValueError, match=r"bidirectional stack .* has no state and no step"):
         laws.go(stack, torch.randn(1, 3, DIM))
@@ -72,7 +102,9 @@ def test_bidirectional_blocks_refuse_to_step(name):
 @pytest.mark.parametrize("name", blocks)
 def test_documents_never_mix(name, causal):
     """Packed documents give what each gives alone, token-exact, or the block refuses doc_ids."""
-    stack = laws.live(build(layers=f"{name} ff", causal=causal, shift_tokens=1))
+    if blocks[name].causal_only and not causal:
+        return
+    stack = laws.live(build(layers=f"{COMPANY.get(name, name)} ff", causal=causal, shift_tokens=1))
     lengths = [7, 1, 13, 2]
     x = laws.sample(stack, sum(lengths))
     ids = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(laws.BATCH, -1)

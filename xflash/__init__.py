@@ -3,15 +3,18 @@
 from .configurable import from_config, load, save
 from .layers.attention import Attention
 from .layers.block import Block, Site
+from .layers.block_attention import BlockAttention
 from .layers.cross_attention import CrossAttention
 from .layers.cross_gau import CrossGatedAttention
 from .layers.feedforward import FeedForward
 from .layers.flash import MixedChunkAttention
 from .layers.gau import GatedAttention
+from .layers.recurrent import Recurrent
 from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
 from .stack import AttentionLayers, CrossAttender, Decoder, Encoder
 from .wrappers.autoregressive import AutoregressiveWrapper
+from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.transformer import TransformerWrapper
 
@@ -22,6 +25,8 @@ __all__ = [
     "AttentionLayers",
     "AutoregressiveWrapper",
     "Block",
+    "BlockAttention",
+    "BlockRecurrentTransformer",
     "CrossAttender",
     "CrossAttention",
     "CrossGatedAttention",
@@ -31,6 +36,8 @@ __all__ = [
     "FeedForward",
     "GatedAttention",
     "MixedChunkAttention",
+    "Recurrent",
+    "RecurrentTrainerWrapper",
     "Site",
     "TransformerWrapper",
     "activations",

@@ -1,5 +1,6 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -55,6 +56,7 @@ class AttentionLayers(Configurable):
         distinct = plan.period if plan.config.weight_tie_layers else count
         self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
         self.order = [i % distinct for i in range(count)]
+        self.publishers, self.piece = publishing(self.blocks(), self.order, self.layout)
         last = plan.config.final_norm
         keep_last = plan.config.norm_place != "post" if last is None else last
         self.final_norm = norms[plan.config.norm](plan.norm, self.dim) if keep_last else None
@@ -207,15 +209,52 @@ class AttentionLayers(Configurable):
         if self.memory_tokens is not None and state is None:
             memory = len(self.memory_tokens)
             x = self.memory_tokens(x)
-        state, in_place = self.open(state, x.shape[1])
-        ctx = self.context(x, state, plan, memory, keep_state, in_place, maps)
-        ctx = replace(ctx, **beside.fields(plan, memory))
-        y, carried = self.descend(x, ctx, None if state is None else state.branches)
-        new_state = self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
+        new = None if plan is None else plan.new + memory
+        fields = beside.fields(plan, memory)
+        if self.piece is None:
+            y, new_state = self.through(x, state, new, fields, keep_state, maps)
+        else:
+            y, new_state = self.in_pieces(x, state, new, fields, self.piece, maps)
+            new_state = new_state if keep_state else None
         y = y[:, memory:] if memory else y
         if maps is not None:
             maps[:] = [unpacked(found, plan, memory) for found in maps]
         return (y if plan is None else unpack(y, plan)), new_state
+
+    def through(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
+    ) -> tuple[Tensor, StackState | None]:
+        """Packed tokens, layer after layer."""
+        state, in_place = self.open(state, x.shape[1])
+        branches = None if state is None else state.branches
+        ctx = replace(self.context(x, state, new, keep_state, in_place, maps), **fields)
+        if self.piece is not None:
+            held = [None if branches is None else branches[place].block for place in self.publishers]
+            blocks_here = [self.blocks()[self.order[place]] for place in self.publishers]
+            pairs = zip(blocks_here, held, strict=True)
+            ctx = replace(ctx, states={i: block.published(kept, x) for i, (block, kept) in enumerate(pairs, 1)})
+        y, carried = self.descend(x, ctx, branches)
+        return y, self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
+
+    def in_pieces(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, w: int, maps: Any
+    ) -> tuple[Tensor, StackState]:
+        """Packed tokens block after block of w, for layers that read what a layer above wrote in the block before."""
+        for name in ("attn_mask", "doc_ids"):
+            if fields[name] is not None:
+                raise ValueError(f"{name} cannot be given to a stack whose layers read each other's state vectors")
+        if maps is not None:
+            raise ValueError(
+                "a stack whose layers read each other's state vectors runs in blocks: it has no whole maps"
+            )
+        outputs = []
+        for start, end in cuts(x.shape[1], w, state):
+            here = None if new is None else (new - start).clamp(0, end - start)
+            y, state = self.through(x[:, start:end], state, here, fields, True, None)
+            # From now on the state holds it.
+            fields = {**fields, "context": None, "context_mask": None, "context_pos": None}
+            outputs.append(y)
+        return torch.cat(outputs, 1), cast(StackState, state)
 
     def descend(
         self, x: Tensor, ctx: Ctx, before: Sequence[BranchState] | None
@@ -241,13 +280,12 @@ class AttentionLayers(Configurable):
         return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
 
     def context(
-        self, x: Tensor, state: StackState | None, plan: Plan | None, memory: int, keep: bool, in_place: bool, maps
+        self, x: Tensor, state: StackState | None, new: Tensor | None, keep: bool, in_place: bool, maps: Any
     ) -> Ctx:
         """What goes down beside x."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
-        new = None if plan is None else plan.new + memory
         relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
         return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps)
 
@@ -298,7 +336,7 @@ class AttentionLayers(Configurable):
         start, fresh = 0, None
         if self.memory_tokens is not None:
             x = self.memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
-            ctx = self.context(x, None, None, 0, True, False, None)
+            ctx = self.context(x, None, None, True, False, None)
             before = [BranchState(None, held) for held in kept]
             fresh, start = [cast(BranchState, b) for b in self.descend(x, ctx, before)[1]], x.shape[1]
         branches = tuple(
@@ -310,6 +348,33 @@ class AttentionLayers(Configurable):
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         length = torch.where(rows, torch.full_like(before, start), before)
         return state._replace(length=length, lease=None, branches=branches)
+
+
+def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
+    """The places of layers with state vectors, and after how many tokens others may read them anew (None: none do)."""
+    places = [place for place, i in enumerate(order) if blocks[i].publishes]
+    wanted = {number for block in blocks for number in block.reads_states()}
+    if not wanted:
+        return places, None
+    if max(wanted) > len(places):
+        raise ValueError(
+            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {layout!r} has "
+            f"{len(places)}"
+        )
+    widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
+    if len(widths) > 1:
+        raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
+    return places, widths.pop()
+
+
+def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
+    """Where n new tokens are cut so that no row has a border of its blocks of w inside a piece."""
+    fills = [0 if state is None else state.bound]
+    if state is not None and state.length is not None:
+        # Rows at different places in their blocks have different borders: the one place that has to look at data.
+        fills = state.length.tolist()
+    borders = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
+    return list(itertools.pairwise(sorted(borders)))
 
 
 def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:

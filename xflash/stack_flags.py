@@ -155,11 +155,16 @@ def resolve(flags: Mapping[str, Any], default_layers: str | None = None) -> Reso
     pos = names(stack.pos)
     check_positions(pos, used, text)
     check_cross(stack, used, text)
+    for name in used:
+        if blocks[name].causal_only and not stack.causal:
+            raise ValueError(f"the layout {text!r} has {name!r}, which looks back only, in a bidirectional stack")
     all_owners = owners(used, pos, stack.norm, stack.residual, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
     layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
+    for place, (name, _) in enumerate(layers):
+        layers = tuple(blocks[name].arrange(place, layers))
     if stack.weight_tie_layers and depth == 1:
         raise ValueError(
             "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"

@@ -105,6 +105,7 @@ class Ctx:
     length: (b,) each row's tokens before this call, None when all rows have `past`.
     new: (b,) each row's real tokens in this call, None when all n are real.
     positions: (1 | b, n) the slot of each token of this call.
+    states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
     keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
     """
 
@@ -120,6 +121,7 @@ class Ctx:
     context_mask: Bool[Tensor, "b c"] | None = None
     context_pos: Int[Tensor, "_ c"] | None = None
     relative: Any = None
+    states: dict[int, Tensor] = field(default_factory=dict)
     maps: list | None = None
     memo: dict = field(default_factory=dict)
 

@@ -1,6 +1,7 @@
 """`Block`: the interface of everything that can stand in a layout, and the laws it obeys."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,12 +41,15 @@ class Block(nn.Module, ABC):
     of how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first; None is a fresh
     one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
     `positions` the positions of the stack it uses. A block that `takes_context` reads `ctx.context` when it has no
-    state yet, and is refused without one.
+    state yet, and is refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that
+    `publishes` has state vectors that other layers may read; the stack then runs block after block of its tokens.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
     positions: ClassVar[frozenset[str]] = frozenset()
     takes_context: ClassVar[bool] = False
+    causal_only: ClassVar[bool] = False
+    publishes: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -67,6 +71,19 @@ class Block(nn.Module, ABC):
     def context_width(self) -> int | None:
         """The width of the context the block attends to; None when it attends to none."""
         return None
+
+    def reads_states(self) -> tuple[int, ...]:
+        """Which publishing layers' state vectors the block reads from `ctx.states`, counted from 1 down the column."""
+        return ()
+
+    def published(self, state: Any, x: Tensor) -> Float[Tensor, "b s d"]:
+        """What the tokens of other layers may read of this one's state, which may be None."""
+        raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    @classmethod
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+        """The column of (name, Config) with what the layer at `place` asks of others."""
+        return layers
 
     def kept_on_reset(self, state: Any) -> Any:
         """What of its state a row keeps when it starts anew: nothing, or the context it attends to."""

@@ -12,7 +12,7 @@ from ..flags import flag
 from ..shapes import Bool, Float, Tensor
 from ..state import AttentionMap
 from .block import Block, Site
-from .kernels.softmax import attend, attend_slow
+from .kernels.softmax import attend, attend_slow, unit
 
 __all__ = ["MultiHead"]
 
@@ -99,7 +99,7 @@ class MultiHead(Block):
         """`t` l2-normalised in groups and scaled per channel, as far as the flags ask for it."""
         if not self.config.qk_norm:
             return t
-        t = F.normalize(t.unflatten(-1, (self.config.qk_norm_groups, -1)), dim=-1).flatten(-2)
+        t = unit(t.unflatten(-1, (self.config.qk_norm_groups, -1))).flatten(-2)
         return t * getattr(self, f"{role}_gain").to(t.dtype) if self.config.qk_norm_dim_scale else t
 
     def read(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -229,15 +229,27 @@ class Relative:
             t = rotary.turn(t, ctx.once(("rotary", i, width, dtype, where is None), make), inverse)
         return t
 
+    def turn(
+        self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], inverse: bool = False
+    ) -> Float[Tensor, "b h n k"]:
+        """Queries (or keys, `inverse`) turned to positions of the block's own, such as those in a window."""
+        for rotary in self.rotaries:
+            t = rotary.turn(t, rotary.table(where, t.shape[-1], t.dtype), inverse)
+        return t
+
+    def by_distance(self, distance: Int[Tensor, " l"], heads: int, dtype: torch.dtype) -> Float[Tensor, "h l"] | None:
+        """What the stack's biases add at each distance (key minus query); None without any."""
+        if not self.biases:
+            return None
+        return torch.stack([bias.by_distance(distance, heads, dtype) for bias in self.biases]).sum(0).to(dtype)
+
     def bias(self, heads: int, n: int, m: int, ctx: Ctx, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:
         """What the stack's biases add to the scores of n queries against m slots; None without any."""
         if not self.biases:
             return None
 
         def make():
-            distance = distances(n, m, ctx.positions.device)
-            vectors = [bias.by_distance(distance, heads, dtype) for bias in self.biases]
-            vector = torch.stack(vectors).sum(0).to(dtype) if len(vectors) > 1 else vectors[0].to(dtype)
+            vector = cast(Tensor, self.by_distance(distances(n, m, ctx.positions.device), heads, dtype))
             return toeplitz(vector, n, m)[None] if ctx.length is None else ragged_bias(vector, ctx.positions, m)
 
         return ctx.once(("bias", heads, dtype), make)

@@ -2,10 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 
 from ...shapes import Float, Tensor
 
-__all__ = ["attend", "attend_slow"]
+__all__ = ["attend", "attend_slow", "shared_attention", "unit"]
 
 
 def attend_slow(
@@ -41,3 +42,28 @@ def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) 
             bias, causal = bias.masked_fill(later, -torch.inf), False
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+
+
+def unit(t: Float[Tensor, "*_ k"]) -> Float[Tensor, "*_ k"]:
+    """`t` l2-normalised; zeros stay zeros in float16 too, where PyTorch's own least norm would vanish."""
+    return F.normalize(t, dim=-1, eps=1e-6)
+
+
+def shared_attention(
+    q: Float[Tensor, "b h r k"],
+    k: Float[Tensor, "b _ s k"],
+    v: Float[Tensor, "b _ s k"],
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+    fused: bool = True,
+) -> Float[Tensor, "b h r k"]:
+    """`attend` (or its slow twin) where groups of query heads share key/value heads: head h uses h // r."""
+    r = q.shape[1] // k.shape[1]
+    if r > 1:
+        k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
+    if fused:
+        return attend(q, k, v, mask, bias, False, scale, dropout)
+    return attend_slow(q, k, v, mask, bias, False, scale, dropout)[0]

@@ -1,0 +1,258 @@
+"""`block_attn`: softmax attention to a token's own block and the one before, with bounded memory."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from ..flags import flag
+from ..registry import blocks
+from ..shapes import Bool, Float, Int, Tensor, typed
+from ..state import Ctx
+from .block import Block, Site
+from .compress import Compressor
+from .kernels.cosine import Cosine
+from .kernels.groups import Padded, Scattered
+from .kernels.softmax import shared_attention
+from .kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
+from .positions import own_bias
+from .state_read import StateReader
+
+__all__ = ["BlockAttention"]
+
+
+@blocks.register("block_attn")
+class BlockAttention(Block):
+    """Each token attends to its own block of w tokens, up to itself, and to the whole block before (sliding: w tokens).
+
+    The local attention of the block-recurrent transformer (https://arxiv.org/abs/2203.07852), whose state is bounded:
+    Transformer-XL's memory (https://arxiv.org/abs/1901.02860) of one block, in every call the same. What falls out of
+    it may be kept compressed (https://arxiv.org/abs/1911.05507). Positions count inside the window, so that rotary and
+    xPos stay small however long the text is. The paper's W is our w.
+    """
+
+    kind: ClassVar[str] = "block_attn"
+    causal_only = True
+    positions = frozenset({"rotary", "rel_pos", "alibi"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        block_width: int = flag(512, "tokens in a block", at_least=1)
+        dim_head: int = flag(64, "width of a head", at_least=1)
+        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
+        kv_heads: int | None = flag(
+            None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1
+        )
+        reach: Literal["blocks", "sliding"] = flag(
+            "blocks", "a token sees its block and all of the one before, or block_width tokens, itself included"
+        )
+        rel_pos_bias: Literal["t5"] | None = flag(None, "T5's bias by distance, of the layer's own")
+        qk_norm: bool = flag(False, "cosine attention with learned gains per channel")
+        qk_norm_scale: float = flag(8.0, "what qk_norm multiplies the cosines by", above=0)
+        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
+        flash: bool = flag(True, "the fused softmax kernel")
+        read_from: tuple[int, ...] = flag(
+            (), "recurrent layers of the column, counted from 1, whose state vectors are read beside the window"
+        )
+        read_qk_norm: bool = flag(True, "cosine attention to the state vectors of read_from")
+        read_qk_norm_scale: float = flag(8.0, "what read_qk_norm multiplies the cosines by", above=0)
+        compress: Literal["conv", "mean", "max"] | None = flag(
+            None, "blocks that fall out of the window are kept, compressed so (conv: learned)"
+        )
+        compress_factor: int | None = flag(None, "tokens that become one entry (None: 4)", at_least=2)
+        compress_blocks: int | None = flag(None, "blocks that are kept compressed (None: 2)", at_least=1)
+
+    def __init__(self, config: Config, site: Site, reads: int = 0):
+        super().__init__(config, site)
+        if not site.causal:
+            raise ValueError(
+                f"{self.kind} needs a causal stack: its blocks look back only; use attn_window in both ways"
+            )
+        self.heads = config.heads or site.heads
+        self.kv_heads = config.kv_heads or self.heads
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.kind}_kv_heads={self.kv_heads} does not divide the {self.heads} heads")
+        width, inner = config.dim_head, self.heads * config.dim_head
+        self.scale = config.qk_norm_scale if config.qk_norm else width**-0.5
+        self.to_q = nn.Linear(site.dim, inner, bias=False)
+        self.to_kv = nn.Linear(site.dim, 2 * self.kv_heads * width, bias=False)
+        self.to_out = site.linear_out((1 + reads + len(config.read_from)) * inner)
+        self.cosine = Cosine(width) if config.qk_norm else None
+        read_scale = config.read_qk_norm_scale if config.read_qk_norm else width**-0.5
+        self.readers = nn.ModuleList(
+            StateReader(site.dim, self.heads, self.kv_heads, width, config.read_qk_norm, read_scale)
+            for _ in config.read_from
+        )
+        self.rel_pos_bias = own_bias(config.rel_pos_bias, self.heads, True, 0)
+        self.compressor = self.build_compressor(config)
+
+    def build_compressor(self, config: Config) -> Compressor | None:
+        if config.compress is None:
+            for name in ("compress_factor", "compress_blocks"):
+                if getattr(config, name) is not None:
+                    raise ValueError(
+                        f"{self.kind}_{name}={getattr(config, name)} is set, but {self.kind}_compress is None"
+                    )
+            return None
+        factor = config.compress_factor or 4
+        if config.block_width % factor:
+            raise ValueError(
+                f"{self.kind}_compress_factor={factor} does not divide {self.kind}_block_width={config.block_width}"
+            )
+        return Compressor(config.compress, factor, config.compress_blocks or 2, 2 * self.kv_heads, config.dim_head)
+
+    def bias_heads(self) -> int:
+        return self.heads
+
+    def blank(self, batch: int, like: Tensor) -> Any:
+        """The state of rows that have seen nothing, in the dtype and on the device of `like`."""
+        k = like.new_zeros(batch, self.config.block_width, self.kv_heads * self.config.dim_head)
+        older = None
+        if self.compressor is not None:
+            short = self.config.block_width // self.compressor.factor
+            older = like.new_zeros(batch, self.compressor.blocks, short, k.shape[2])
+        return Window(*(k.clone() for _ in range(4)), older, None if older is None else older.clone())
+
+    def reserve(self, state: Any, used: int, need: int, copy: bool) -> Any:
+        if state is None or not copy:
+            return state
+        return state._replace(open_k=state.open_k.clone(), open_v=state.open_v.clone())
+
+    @typed
+    def forward(
+        self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Window | None = None
+    ) -> tuple[Float[Tensor, "b n d"], Window | None]:
+        folded = self.fold(x, ctx, state)
+        y, state = self.local(x, folded, ctx, state)
+        return self.to_out(torch.cat((y, *self.read_others(x, ctx)), -1)), state
+
+    def reads_states(self) -> tuple[int, ...]:
+        return self.config.read_from
+
+    def read_others(self, x: Float[Tensor, "b n d"], ctx: Ctx) -> list[Float[Tensor, "b n _"]]:
+        """What the tokens read from the state vectors of other layers."""
+        pairs = zip(self.readers, self.config.read_from, strict=True)
+        return [reader(x, ctx.states[number].to(x.dtype)) for reader, number in pairs]
+
+    def fold(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Window | None) -> Blocks:
+        """The keys and values of the tokens, in blocks behind what the state holds."""
+        k, v = self.to_kv(x).chunk(2, -1)
+        n, w = x.shape[1], self.config.block_width
+        real = ctx.real(n)
+        if real is not None:
+            k, v = (t.masked_fill(~real[..., None], 0) for t in (k, v))
+        filled: Any = ctx.past if ctx.length is None else ctx.length
+        together = ctx.past % w + n <= w if ctx.uniform else state is not None and n == 1
+        if together and not torch.compiler.is_compiling():
+            return within(k, v, state, w, filled, ctx.new, ctx.in_place)
+        return fold(k, v, state, w, filled, ctx.new)
+
+    def local(
+        self, x: Float[Tensor, "b n d"], folded: Blocks, ctx: Ctx, state: Window | None
+    ) -> tuple[Float[Tensor, "b n _"], Window | None]:
+        """What the tokens read from their windows, heads joined, and the state."""
+        older = self.older(folded, state)
+        q = self.to_q(x)
+        y = self.alone(q, folded, older, ctx) if folded.layout is None else self.across(q, folded, older, ctx)
+        if not ctx.keep_state:
+            return y, None
+        rest = folded.rest()
+        if older is not None:
+            k, v = (kept(t, folded.full, older.m) for t in (older.k, older.v))
+            rest = rest._replace(older_k=k, older_v=v)
+        return y, rest
+
+    def older(self, folded: Blocks, state: Window | None) -> Older | None:
+        """What is kept, compressed, of blocks: those that fell out of the window already and those that will."""
+        if self.compressor is None:
+            return None
+        m = self.compressor.blocks
+        known = state is not None and state.older_k is not None and state.older_v is not None
+        if known and folded.layout is None and isinstance(folded.full, int) and not folded.full:
+            return Older(state.older_k, state.older_v, m)  # no block is closed, so nothing new is kept
+        k, v = self.compressor(*folded.behind())
+        if not known:
+            heads = [t.new_zeros(t.shape[0], m, *t.shape[2:]) for t in (k, v)]
+        else:
+            heads = [state.older_k.to(k.dtype), state.older_v.to(v.dtype)]
+        return Older(*(torch.cat((head, t), 1) for head, t in zip(heads, (k, v), strict=True)), m)
+
+    def slots(self, folded: Blocks, older: Older | None) -> tuple[Tensor, Tensor, int, Bool[Tensor, "_ g _"]]:
+        """Keys and values of each block's window, how many are older entries, and which slots hold something."""
+        k, v = (torch.cat(pair, 2) for pair in ((folded.before_k, folded.k), (folded.before_v, folded.v)))
+        g, extra, m = k.shape[1], 0, 0
+        if older is not None:
+            old_k, old_v = seen_older(older, g)
+            extra, m = old_k.shape[2], older.m
+            k, v = torch.cat((old_k.to(k.dtype), k), 2), torch.cat((old_v.to(v.dtype), v), 2)
+        closed = folded.closed
+        if isinstance(closed, int):
+            closed = torch.full((1,), closed, device=k.device)
+        return k, v, extra, valid(closed, g, self.config.block_width, m, extra // max(m, 1))
+
+    def across(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
+        """All blocks at once, folded into the batch."""
+        layout, w = cast("Padded | Scattered", folded.layout), self.config.block_width
+        queries = layout.put(q)
+        k, v, extra, filled = self.slots(folded, older)
+        mask = window_mask(w, extra, self.config.reach == "sliding", q.device) & filled[:, :, None]
+        mask = mask.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
+        where = torch.arange(w, device=q.device)[None] + (extra + w)
+        y = self.read(*(t.flatten(0, 1) for t in (queries, k, v)), mask, where, ctx)
+        return layout.take(y.unflatten(0, (q.shape[0], -1)))
+
+    def alone(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
+        """Tokens that stay in the open block of their row."""
+        n, w = q.shape[1], self.config.block_width
+        k, v, extra, filled = self.slots(folded, older)
+        first: Any = ctx.past % w if ctx.uniform else ctx.filled().expand(q.shape[0])[:, None] % w
+        where = torch.arange(n, device=q.device)[None] + first
+        mask = window_mask(w, extra, self.config.reach == "sliding", q.device)[where] & filled
+        k, v = k[:, 0], v[:, 0]
+        if isinstance(first, int):
+            # Slots that no row has filled need not be looked at.
+            begin = 0 if folded.closed else extra + w
+            seen = slice(begin, extra + w + first + n)
+            k, v, mask, extra = k[:, seen], v[:, seen], mask[..., seen], extra - begin
+        return self.read(q, k, v, mask, where + extra + w, ctx)
+
+    def read(
+        self,
+        q: Float[Tensor, "b r _"],
+        k: Float[Tensor, "b s c"],
+        v: Float[Tensor, "b s c"],
+        mask: Bool[Tensor, "_ r s"],
+        where: Int[Tensor, "_ r"],
+        ctx: Ctx,
+    ) -> Float[Tensor, "b r _"]:
+        """Softmax attention of queries that stand at `where` among the slots of their window, heads joined."""
+        q, k, v = (
+            rearrange(t, "b n (h k) -> b h n k", h=h)
+            for t, h in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads))
+        )
+        if self.cosine is not None:
+            q, k = self.cosine(q, k)
+        slots = torch.arange(k.shape[2], device=k.device)[None]
+        if ctx.relative is not None:
+            q, k = ctx.relative.turn(q, where), ctx.relative.turn(k, slots, inverse=True)
+        bias = self.bias(where, slots, ctx, q.dtype)
+        dropout = self.config.dropout if self.training else 0.0
+        y = shared_attention(q, k, v, mask[:, None], bias, scale=self.scale, dropout=dropout, fused=self.config.flash)
+        return rearrange(y, "b h n k -> b n (h k)")
+
+    def bias(
+        self, where: Int[Tensor, "_ r"], slots: Int[Tensor, "1 s"], ctx: Ctx, dtype: torch.dtype
+    ) -> Float[Tensor, "_ h r s"] | None:
+        """What the stack's positions and the layer's own add to the scores."""
+        # From the farthest slot behind to the last one ahead, whatever the call holds of them.
+        reach = slots.shape[1]
+        distance = torch.arange(1 - reach, reach, device=slots.device)
+        vector = None if ctx.relative is None else ctx.relative.by_distance(distance, self.heads, dtype)
+        if self.rel_pos_bias is not None:
+            own = self.rel_pos_bias(distance).to(dtype)
+            vector = own if vector is None else vector + own
+        if vector is None:
+            return None
+        return vector[:, slots[:, None] - where[..., None] + reach - 1].transpose(0, 1)

@@ -1,0 +1,170 @@
+"""Attention in blocks of w tokens that see their own block, the one before and what is kept of older ones.
+
+`c` here is the width of all key/value heads together. A row's tokens fill its blocks from its first token on; whatever
+is kept of a block is committed when the block is full, never before, so that no cut of a sequence shows.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ...shapes import Bool, Float, Int, Tensor
+from .carried import pick
+from .groups import Padded, Scattered, place
+
+__all__ = ["Blocks", "Older", "Window", "fold", "kept", "seen_older", "valid", "window_mask", "within"]
+
+
+class Window(NamedTuple):
+    """What a row carries: keys and values (b, w, c) of the block before and of the open one, zeros where unfilled.
+
+    older: (b, m, l, c) what is kept of the m blocks before those, l entries of each, the oldest first; None if nothing.
+    """
+
+    past_k: Tensor
+    past_v: Tensor
+    open_k: Tensor
+    open_v: Tensor
+    older_k: Tensor | None = None
+    older_v: Tensor | None = None
+
+
+class Older(NamedTuple):
+    """Entries kept of blocks, (b, m + 1 + g, l, c): the state's m, the block before, each block of this call."""
+
+    k: Float[Tensor, "b _ l c"]
+    v: Float[Tensor, "b _ l c"]
+    m: int
+
+
+class Blocks(NamedTuple):
+    """The tokens of a call in their blocks, g of them a row, behind what the state holds.
+
+    layout: where each token stands; None when all of them stay in the open block of their row, which then is the
+    only one.  k, v: (b, g, w, c).  before_k, before_v: the same one block earlier.  closed: blocks each row had closed
+    before the call, full: how many it closes in it; numbers where all rows agree, else (b,).
+    """
+
+    layout: Padded | Scattered | None
+    k: Float[Tensor, "b g w c"]
+    v: Float[Tensor, "b g w c"]
+    before_k: Float[Tensor, "b g w c"]
+    before_v: Float[Tensor, "b g w c"]
+    closed: int | Int[Tensor, " b"]
+    full: int | Int[Tensor, " b"]
+
+    def behind(self) -> tuple[Float[Tensor, "b _ w c"], Float[Tensor, "b _ w c"]]:
+        """The block before the first, and all blocks."""
+        k, v = (torch.cat((b[:, :1], t), 1) for b, t in ((self.before_k, self.k), (self.before_v, self.v)))
+        return k, v
+
+    def rest(self) -> Window:
+        """The state behind the call, but for older blocks."""
+        full = self.full
+        if isinstance(full, int):
+            ends = [t[:, full] if full < t.shape[1] else torch.zeros_like(t[:, 0]) for t in (self.k, self.v)]
+            if not full:
+                return Window(self.before_k[:, 0], self.before_v[:, 0], *ends)
+            return Window(self.k[:, full - 1], self.v[:, full - 1], *ends)
+        row = torch.arange(self.k.shape[0], device=self.k.device)
+        return Window(*(t[row, full] for t in self.behind()), *(pick(t, full) for t in (self.k, self.v)))
+
+
+def fold(
+    k: Float[Tensor, "b n c"],
+    v: Float[Tensor, "b n c"],
+    state: Window | None,
+    w: int,
+    filled: int | Int[Tensor, " b"],
+    new: Int[Tensor, " b"] | None,
+) -> Blocks:
+    """Any number of tokens, rows at any fill; the keys and values of tokens that do not exist are zeros.
+
+    filled: tokens seen before, a number where all rows agree.  new: (b,) real tokens of this call, None if all are.
+    """
+    b, n = k.shape[:2]
+    if not isinstance(filled, int):
+        filled = filled.expand(b)
+    layout = place(n, w, filled % w)
+    put = [layout.put(t, head) for t, head in ((k, state and state.open_k), (v, state and state.open_v))]
+    before = []
+    for t, past in zip(put, (state and state.past_k, state and state.past_v), strict=True):
+        first = torch.zeros_like(t[:, :1]) if past is None else past[:, None].to(t.dtype)
+        before.append(torch.cat((first, t[:, :-1]), 1))
+    full = (filled % w + (n if new is None else new)) // w
+    return Blocks(layout, *put, *before, filled // w, full if isinstance(full, int) else full.expand(b))
+
+
+def within(
+    k: Float[Tensor, "b n c"],
+    v: Float[Tensor, "b n c"],
+    state: Window | None,
+    w: int,
+    filled: int | Int[Tensor, " b"],
+    new: Int[Tensor, " b"] | None,
+    in_place: bool,
+) -> Blocks:
+    """The same where all tokens stay in the open block of their row: rows alike, or one token a row."""
+    n = k.shape[1]
+    if state is None:
+        opened = [F.pad(t, (0, 0, 0, w - n)) for t in (k, v)]
+        past = [torch.zeros_like(opened[0])] * 2
+    else:
+        slot = filled % w
+        opened = [single(t, extra, slot, in_place) for t, extra in ((state.open_k, k), (state.open_v, v))]
+        past = [state.past_k, state.past_v]
+    full = (filled % w + (n if new is None else new)) // w
+    if not isinstance(full, int) and full.device.type == "cpu" and not bool(full.any()):
+        full = 0
+    return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
+
+
+def window_mask(w: int, older: int, sliding: bool, device: torch.device) -> Bool[Tensor, "w _"]:
+    """Which of `older` + 2w slots the i-th token of a block may see: up to its own, from w - 1 before it if `sliding`.
+
+    Older slots are left to their own validity. Not sliding, a token sees the whole block before its own.
+    """
+    query, key = torch.arange(w, device=device)[:, None], torch.arange(2 * w, device=device)
+    mask = key <= query + w
+    if sliding:
+        mask = mask & (key > query)
+    return F.pad(mask, (older, 0), value=True) if older else mask
+
+
+def valid(closed: Int[Tensor, " _"], g: int, w: int, m: int, length: int) -> Bool[Tensor, "_ g _"]:
+    """Which slots of each of g blocks hold something: m older blocks of `length`, the block before, its own."""
+    number = closed[:, None] + torch.arange(g, device=closed.device)
+    before = (number >= 1)[..., None].expand(-1, -1, w)
+    parts = [before, torch.ones_like(before)]
+    if m:
+        # The j-th of m older blocks is block number - 1 - m + j.
+        kept = number[..., None] - 1 - m + torch.arange(m, device=closed.device) >= 0
+        parts = [kept.repeat_interleave(length, -1), *parts]
+    return torch.cat(parts, -1)
+
+
+def seen_older(older: Older, g: int) -> tuple[Float[Tensor, "b g _ c"], Float[Tensor, "b g _ c"]]:
+    """For each of g blocks the entries kept of the m blocks before the block before it."""
+    index = torch.arange(g, device=older.k.device)[:, None] + torch.arange(older.m, device=older.k.device)
+    k, v = (t[:, index].flatten(2, 3) for t in (older.k, older.v))
+    return k, v
+
+
+def single(buffer: Float[Tensor, "b w c"], t: Float[Tensor, "b n c"], slot: int | Int[Tensor, " b"], in_place: bool):
+    """The open block with `t` behind its fill: n tokens where all rows agree, one where they do not."""
+    if isinstance(slot, int):
+        if in_place:
+            buffer[:, slot : slot + t.shape[1]] = t
+            return buffer
+        return torch.cat((buffer[:, :slot], t.to(buffer.dtype), buffer[:, slot + t.shape[1] :]), 1)
+    index = slot[:, None, None].expand_as(t)
+    return (buffer.scatter_ if in_place else buffer.scatter)(1, index, t.to(buffer.dtype))
+
+
+def kept(t: Float[Tensor, "b _ l c"], full: int | Int[Tensor, " b"], m: int) -> Float[Tensor, "b m l c"]:
+    """The m entries that stand in front of the next call's blocks, `full` blocks further on."""
+    if isinstance(full, int):
+        return t[:, full : full + m]
+    index = full[:, None] + torch.arange(m, device=t.device)
+    return t.gather(1, index[..., None, None].expand(-1, -1, *t.shape[2:]))

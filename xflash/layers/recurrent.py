@@ -1,0 +1,244 @@
+"""`recurrent`: the layer of the block-recurrent transformer (https://arxiv.org/abs/2203.07852)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from ..flags import flag
+from ..registry import blocks
+from ..shapes import Bool, Float, Int, Tensor, typed
+from ..state import Ctx
+from .block import Site
+from .block_attention import BlockAttention
+from .kernels.cosine import Cosine
+from .kernels.softmax import shared_attention
+from .kernels.windows import Blocks, Window
+from .norms import LayerNorm
+
+__all__ = ["Recurrent", "RecurrentState"]
+
+
+class RecurrentState(NamedTuple):
+    """The state vectors, float32 at least, how often each row has rewritten them, and the window.
+
+    A row that never has starts from the learned vectors, whatever stands here.
+    """
+
+    vectors: Float[Tensor, "b s d"]
+    writes: Int[Tensor, " b"]
+    window: Window
+
+
+class Gate(nn.Module):
+    """How state vectors take an update in; h is what it is made of, the paper's eq. 1 to 9.
+
+    fixed: S g + z (1 - g) with one learned g a channel. lstm: S f + z i. gru: S g + z (1 - g), g from h. z, f, i and g
+    are linear in h; lstm and gru bound z by tanh.
+    """
+
+    def __init__(self, kind: Literal["fixed", "lstm", "gru"], width: int, dim: int):
+        super().__init__()
+        self.kind = kind
+        outputs = {"fixed": 1, "gru": 2, "lstm": 3}[kind]
+        self.to_update = nn.Linear(width, outputs * dim)
+        nn.init.zeros_(self.to_update.bias)
+        if kind == "fixed":
+            self.decay = nn.Parameter(torch.empty(dim).normal_(std=0.1))
+
+    def forward(self, states: Float[Tensor, "b s d"], h: Float[Tensor, "b s _"]) -> Float[Tensor, "b s d"]:
+        z = self.to_update(h).to(states.dtype)
+        if self.kind == "fixed":
+            return torch.lerp(z, states, self.decay.sigmoid().to(states.dtype))
+        if self.kind == "gru":
+            z, keep = z.chunk(2, -1)
+            return torch.lerp(z.tanh(), states, (keep + 1).sigmoid())
+        z, take, keep = z.chunk(3, -1)
+        return states * (keep + 1).sigmoid() + z.tanh() * (take - 1).sigmoid()
+
+
+class Mixer(nn.Module):
+    """A feed-forward layer on the state vectors: relu between two linear maps, four times as wide."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.to_inner = nn.Linear(width, 4 * dim)
+        self.to_out = nn.Linear(4 * dim, dim)
+
+    def forward(self, h: Float[Tensor, "b s _"]) -> Float[Tensor, "b s d"]:
+        return self.to_out(self.to_inner(h).relu())
+
+
+@blocks.register("recurrent")
+class Recurrent(BlockAttention):
+    """Attention in blocks beside a set of state vectors that every block reads and that each full block rewrites.
+
+    A token's block and the one before (`block_attn`), and the state vectors as the blocks before left them, are read
+    side by side and joined by one map. A full block updates the vectors: they attend to each other and to the block's
+    keys and values and pass through a gate. An open block never does, so that every cut gives the same. The paper's W
+    is our w, its S our s.
+    """
+
+    kind = "recurrent"
+    publishes = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(BlockAttention.Config):
+        num_state_vectors: int = flag(512, "state vectors", at_least=1)
+        gate: Literal["fixed", "lstm", "gru"] = flag("fixed", "how state vectors take an update in")
+        update: Literal["skip", "single", "dual"] = flag(
+            "skip", "attention and a gate; attention, feed-forward and a gate; or a gate behind each of the two"
+        )
+        reads: bool = flag(True, "its own tokens read the state vectors (else other layers do)")
+        read_layer: int | None = flag(
+            None,
+            "the layer of the column, from 1, that reads them in its stead: a block_attn or recurrent one",
+            at_least=1,
+        )
+        write_from: Literal["block", "window"] = flag("block", "what the vectors attend to: the full block, or two")
+        qk_norm: bool = flag(True, "cosine attention with learned gains per channel")
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site, reads=int(config.reads and config.read_layer is None))
+        dim, width, inner = site.dim, config.dim_head, self.heads * config.dim_head
+        self.reads_own = config.reads and config.read_layer is None
+        if self.reads_own:
+            self.to_state_q = nn.Linear(dim, inner, bias=False)
+        self.state_norm = LayerNorm(LayerNorm.Config(), dim)
+        # The vectors' names: without them all vectors would be updated alike. N(0, 1), for they stand behind a norm.
+        self.names = nn.Parameter(torch.randn(config.num_state_vectors, dim))
+        self.start = nn.Parameter(0.1 * torch.randn(config.num_state_vectors, dim))
+        self.state_to_q = nn.Linear(dim, 2 * inner, bias=False)
+        self.state_to_kv = nn.Linear(dim, 2 * self.kv_heads * width, bias=False)
+        self.state_cosines = nn.ModuleDict()
+        if config.qk_norm:
+            self.state_cosines = nn.ModuleDict(
+                {name: Cosine(width) for name in ("read", "among", "write")[not self.reads_own :]}
+            )
+        self.mixer = Mixer(2 * inner, dim) if config.update == "single" else None
+        self.gate = Gate(config.gate, dim if config.update == "single" else 2 * inner, dim)
+        if config.update == "dual":
+            self.mixer_norm, self.mixer = LayerNorm(LayerNorm.Config(), dim), Mixer(dim, dim)
+            self.mixer_gate = Gate(config.gate, dim, dim)
+
+    def blank(self, batch: int, like: Tensor) -> RecurrentState:
+        vectors = like.new_zeros(batch, *self.start.shape, dtype=torch.promote_types(like.dtype, torch.float32))
+        writes = torch.zeros(batch, dtype=torch.long, device=like.device)
+        return RecurrentState(vectors, writes, super().blank(batch, like))
+
+    def reserve(self, state: RecurrentState | None, used: int, need: int, copy: bool) -> RecurrentState | None:
+        if state is None:
+            return None
+        return state._replace(window=super().reserve(state.window, used, need, copy))
+
+    @typed
+    def forward(
+        self, x: Float[Tensor, "b n d"], ctx: Ctx, state: RecurrentState | None = None
+    ) -> tuple[Float[Tensor, "b n d"], RecurrentState | None]:
+        window = None if state is None else state.window
+        folded = self.fold(x, ctx, window)
+        y, window = self.local(x, folded, ctx, window)
+        before = self.vectors(folded, state, x, ctx.keep_state)
+        own = [self.read_states(self.to_state_q(x), before, folded)] if self.reads_own else []
+        y = self.to_out(torch.cat((y, *own, *self.read_others(x, ctx)), -1))
+        if window is None:
+            return y, None
+        writes = torch.zeros(x.shape[0], dtype=torch.long, device=x.device) if state is None else state.writes
+        return y, RecurrentState(before[-1], writes + folded.full, window)
+
+    def vectors(
+        self, folded: Blocks, state: RecurrentState | None, x: Tensor, keep: bool
+    ) -> list[Float[Tensor, "b s d"]]:
+        """The state vectors that each block of the call reads, and last those behind all full ones."""
+        known = self.known(state, x)
+        full, g = folded.full, folded.k.shape[1]
+        before, after = [known], known
+        # What the last block leaves behind is for the state only.
+        for i in range(min(full if isinstance(full, int) else g, g if keep else g - 1)):
+            renewed = self.renew(after, folded, i)
+            after = renewed if isinstance(full, int) else torch.where((full > i)[:, None, None], renewed, after)
+            before.append(after)
+        return [*before, *[after] * (g + 1 - len(before))]
+
+    def known(self, state: RecurrentState | None, x: Tensor) -> Float[Tensor, "b s d"]:
+        """The state vectors that each row has come to."""
+        start = self.start.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0], -1, -1)
+        return start if state is None else torch.where((state.writes > 0)[:, None, None], state.vectors, start)
+
+    def published(self, state: RecurrentState | None, x: Tensor) -> Float[Tensor, "b s d"]:
+        return self.named(self.known(state, x))
+
+    @classmethod
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+        """The column with the layer that reads the states in this one's stead told to; ValueError if it cannot."""
+        layers, where = list(layers), layers[place][1].read_layer
+        if where is None:
+            return layers
+        if where > len(layers):
+            raise ValueError(f"recurrent_read_layer={where}, but the stack has {len(layers)} layers")
+        name, config = layers[where - 1]
+        if not issubclass(blocks[name], BlockAttention):
+            raise ValueError(
+                f"recurrent_read_layer={where} is a layer of {name!r}, which cannot read state vectors; name one of "
+                "block_attn or recurrent, or put state_read in front of it"
+            )
+        number = 1 + sum(issubclass(blocks[n], cls) for n, _ in layers[:place])
+        layers[where - 1] = name, replace(config, read_from=(*config.read_from, number))
+        return layers
+
+    def renew(self, states: Float[Tensor, "b s d"], folded: Blocks, i: int) -> Float[Tensor, "b s d"]:
+        """The state vectors behind the i-th block of the call."""
+        named = self.named(states)
+        q_among, q_write = self.state_to_q(named).chunk(2, -1)
+        k, v = folded.k[:, i], folded.v[:, i]
+        seen = None
+        if self.config.write_from == "window":
+            k, v = torch.cat((folded.before_k[:, i], k), 1), torch.cat((folded.before_v[:, i], v), 1)
+            seen = self.written(folded, i, k)
+        among = self.look("among", q_among, *self.state_to_kv(named).chunk(2, -1))
+        h = torch.cat((among, self.look("write", q_write, k.to(named.dtype), v.to(named.dtype), seen)), -1)
+        if self.config.update == "single" and self.mixer is not None:
+            return self.gate(states, self.mixer(h).tanh())
+        states = self.gate(states, h)
+        if self.config.update == "dual" and self.mixer is not None:
+            states = self.mixer_gate(states, self.mixer(self.mixer_norm(states).to(h.dtype)))
+        return states
+
+    def written(self, folded: Blocks, i: int, k: Tensor) -> Bool[Tensor, "_ 1 1 m"] | None:
+        """Which of the two blocks' tokens there are: a row's first block has none before it."""
+        w = self.config.block_width
+        own = torch.arange(2 * w, device=k.device) >= w
+        if isinstance(folded.closed, int):
+            return None if folded.closed + i else own[None, None, None]
+        return (own | (folded.closed + i > 0)[:, None])[:, None, None]
+
+    def named(self, states: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
+        """The normed state vectors with their names, in the dtype of the maps."""
+        return self.state_norm(states.to(self.names.dtype)) + self.names
+
+    def look(self, role: str, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Float[Tensor, "b r _"]:
+        """Softmax attention without positions, heads joined."""
+        q, k, v = (
+            rearrange(t, "b n (h k) -> b h n k", h=h)
+            for t, h in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads))
+        )
+        if role in self.state_cosines:
+            q, k = self.state_cosines[role](q, k)
+        y = shared_attention(q, k, v, seen, scale=self.scale, fused=self.config.flash)
+        return rearrange(y, "b h n k -> b n (h k)")
+
+    def read_states(
+        self, q: Float[Tensor, "b n _"], before: list[Float[Tensor, "b s d"]], folded: Blocks
+    ) -> Float[Tensor, "b n _"]:
+        """What the tokens read from the state vectors their block began with."""
+        if folded.layout is None:
+            k, v = self.state_to_kv(self.named(before[0])).chunk(2, -1)
+            return self.look("read", q, k, v)
+        g = folded.k.shape[1]
+        states = torch.stack(before[:g], 1)
+        k, v = self.state_to_kv(self.named(states.flatten(0, 1))).chunk(2, -1)
+        y = self.look("read", folded.layout.put(q)[:, :g].flatten(0, 1), k, v)
+        return folded.layout.take(y.unflatten(0, (-1, g)))

@@ -1,0 +1,299 @@
+"""`BlockRecurrentTransformer` and its trainer, with the calls of block-recurrent-transformer-pytorch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from ..checks import check_count, check_share, check_switch, given
+from ..layers.block_attention import BlockAttention
+from ..layers.recurrent import RecurrentState
+from ..losses import next_token_loss
+from ..shapes import Float, Int, Tensor
+from ..stack import Decoder
+from ..state import BranchState, StackState
+from .autoregressive import AutoregressiveWrapper
+from .decoding import token_ids
+from .transformer import ModelState, TransformerWrapper
+
+__all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
+
+
+class Memories(NamedTuple):
+    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
+
+    state: ModelState
+
+
+def columns(
+    depth: int,
+    recurrent_layers: tuple[int, ...] | None,
+    read_recurrent_layers: tuple[int, ...] | None,
+    all_cosine: bool,
+) -> tuple[Any, ...]:
+    """The column of attention and feed-forward layers; layers are counted from 1. ValueError for what cannot be."""
+    writers = (depth // 2 or 1,) if recurrent_layers is None else tuple(recurrent_layers)
+    readers = writers if read_recurrent_layers is None else tuple(read_recurrent_layers)
+    for name, layers in (("recurrent_layers", writers), ("read_recurrent_layers", readers)):
+        for layer in layers:
+            if not isinstance(layer, int) or isinstance(layer, bool):
+                raise TypeError(f"{name} must be whole numbers, layers counted from 1, not {layer!r}")
+            if not 1 <= layer <= depth:
+                raise ValueError(f"{name} are counted from 1 to the depth {depth}, not {layer}")
+    if len(set(writers)) != len(writers):
+        raise ValueError(f"recurrent_layers names a layer twice: {writers}")
+    if len(readers) != len(writers):
+        raise ValueError(f"read_recurrent_layers has {len(readers)} entries, but recurrent_layers {len(writers)}")
+    for reader, writer in zip(readers, writers, strict=True):
+        if reader > writer:
+            raise ValueError(
+                f"read_recurrent_layers={readers}: layer {writer} cannot be read above itself, at {reader}"
+            )
+    numbers = {writer: number for number, writer in enumerate(sorted(writers), 1)}
+    column: list[Any] = []
+    for layer in range(1, depth + 1):
+        others = tuple(numbers[w] for r, w in zip(readers, writers, strict=True) if r == layer != w)
+        flags: dict[str, Any] = {"read_from": others} if others else {}
+        if layer in writers:
+            own = any(r == w == layer for r, w in zip(readers, writers, strict=True))
+            column.append(("recurrent", flags if own else {"reads": False, **flags}))
+        else:
+            column.append(("block_attn", {"qk_norm": True, **flags} if all_cosine else flags))
+        column.append(("ff", {}))
+    return tuple(column)
+
+
+class BlockRecurrentTransformer(TransformerWrapper):
+    """The block-recurrent transformer (https://arxiv.org/abs/2203.07852) as block-recurrent-transformer-pytorch has it.
+
+    `logits, memories, states = model(ids)` reads any number of tokens and hands on what it carries, always and not
+    detached; `model(ids, xl_memories=memories, states=states)` goes on. Either can be left out: the memories are the
+    attention layers' blocks, the states the state vectors of each recurrent layer (b, s, dim). Layers are counted from
+    1. `step`, `generate` and the rest are those of every causal model. `flags` are further flags of the stack
+    (`recurrent_gate='lstm'`).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        dim: int,
+        depth: int,
+        dim_head: int = 64,
+        heads: int = 8,
+        all_layers_qk_rmsnorm: bool = False,
+        ff_mult: float = 4,
+        max_seq_len: int = 1024,
+        block_width: int = 512,
+        recurrent_layers: tuple[int, ...] | None = None,
+        read_recurrent_layers: tuple[int, ...] | None = None,
+        num_state_vectors: int | None = None,
+        ignore_index: int = -100,
+        use_flash_attn: bool = False,
+        use_compressed_mem: bool = False,
+        compressed_mem_factor: int = 4,
+        **flags: Any,
+    ):
+        for name, value in (("depth", depth), ("max_seq_len", max_seq_len), ("block_width", block_width)):
+            check_count(name, value)
+        for name, switch in (
+            ("all_layers_qk_rmsnorm", all_layers_qk_rmsnorm),
+            ("use_flash_attn", use_flash_attn),
+            ("use_compressed_mem", use_compressed_mem),
+        ):
+            check_switch(name, switch)
+        if max_seq_len % block_width:
+            raise ValueError(f"block_width={block_width} does not divide max_seq_len={max_seq_len}")
+        column = columns(depth, recurrent_layers, read_recurrent_layers, all_layers_qk_rmsnorm)
+        shared: dict[str, Any] = {"block_width": block_width, "dim_head": dim_head, "kv_heads": 1}
+        if use_compressed_mem:
+            shared |= {"compress": "conv", "compress_factor": compressed_mem_factor}
+            shared["compress_blocks"] = max(compressed_mem_factor // 2, 1)
+        used = {entry[0] for entry in column} - {"ff"}
+        given_flags = {f"{block}_{name}": value for block in used for name, value in shared.items()}
+        if "recurrent" in used:
+            given_flags["recurrent_num_state_vectors"] = block_width if num_state_vectors is None else num_state_vectors
+        stack = Decoder(
+            **{
+                "dim": dim,
+                "heads": heads,
+                "custom_layers": column,
+                "pos": "rotary",
+                "rotary_xpos": True,
+                "ff_glu": True,
+                "ff_no_bias": True,
+                "ff_mult": ff_mult * 2 / 3,
+                **given_flags,
+                **flags,
+            }
+        )
+        super().__init__(num_tokens=num_tokens, attn_layers=stack)
+        self.max_seq_len = self.segment = max_seq_len
+        self.block_width, self.ignore_index = block_width, ignore_index
+
+    @property
+    def length_limit(self) -> None:
+        """There is none: max_seq_len is how many tokens the trainer reads at a time."""
+        return None
+
+    def recurrent_places(self) -> list[int]:
+        """Where in the column the layers with state vectors stand."""
+        return [p for p, i in enumerate(self.attn_layers.order) if self.attn_layers.blocks()[i].publishes]
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Int[Tensor, "b n"],
+        mask: Tensor | None = None,
+        *,
+        return_loss: bool = False,
+        xl_memories: Memories | None = None,
+        states: Sequence[Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """(logits (b, n, v), memories, states) of the next tokens; with `return_loss` the loss in place of the logits.
+
+        The loss is that of each token after the first.
+        """
+        ids = token_ids("x", x)
+        if return_loss:
+            if ids.dim() != 2 or ids.shape[1] < 2:
+                raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
+            labels = ids[:, 1:]
+            ids = ids[:, :-1].masked_fill(ids[:, :-1] == self.ignore_index, 0)
+            mask = None if mask is None else mask[:, :-1]
+        out, state = self.step(ids, self.joined(xl_memories, states, ids), mask, **kwargs)
+        if return_loss:
+            out = next_token_loss(out, labels, self.ignore_index)
+        return out, Memories(state), self.vectors(state)
+
+    def vectors(self, state: ModelState) -> list[Float[Tensor, "b s d"]]:
+        """The state vectors of each recurrent layer, top to bottom of the column."""
+        return [state.stack.branches[place].block.vectors for place in self.recurrent_places()]
+
+    def joined(
+        self, memories: Memories | None, states: Sequence[Tensor] | None, ids: Int[Tensor, "b n"]
+    ) -> ModelState | None:
+        """One state from what the caller hands back; TypeError or ValueError where it does not fit."""
+        # The port's own spelling of nothing is an empty list.
+        memories = None if isinstance(memories, (list, tuple)) and not memories else memories
+        states = None if states is None or len(states) == 0 else states
+        if memories is None and states is None:
+            return None
+        if memories is not None and not isinstance(memories, Memories):
+            raise TypeError(f"xl_memories must be what the model gave, Memories, not {type(memories).__name__}")
+        places = self.recurrent_places()
+        if memories is None:
+            state = self.without_memories(ids.shape[0], ids.device)
+        else:
+            state = memories.state
+            self.attn_layers.check_state(state.stack, ids.shape[0])
+        branches = list(state.stack.branches)
+        given_states = [None] * len(places) if states is None else list(states)
+        if len(given_states) != len(places):
+            raise ValueError(f"states has {len(given_states)} entries, but there are {len(places)} recurrent layers")
+        for place, vectors in zip(places, given_states, strict=True):
+            before = cast(RecurrentState, branches[place].block)
+            branches[place] = branches[place]._replace(block=self.with_vectors(before, vectors))
+        return state._replace(stack=state.stack._replace(branches=tuple(branches)))
+
+    def with_vectors(self, before: RecurrentState, vectors: Tensor | None) -> RecurrentState:
+        """The state of a recurrent layer with other state vectors; None: the learned ones it starts with."""
+        if vectors is None:
+            return before._replace(writes=torch.zeros_like(before.writes))
+        if not isinstance(vectors, torch.Tensor) or not vectors.is_floating_point():
+            raise TypeError(
+                f"states must be floating-point tensors of {tuple(before.vectors.shape)}, not {given(vectors)}"
+            )
+        if vectors.shape != before.vectors.shape:
+            raise ValueError(f"states must be of shape {tuple(before.vectors.shape)}, not {tuple(vectors.shape)}")
+        return before._replace(vectors=vectors, writes=before.writes.clamp(min=1))
+
+    def without_memories(self, batch: int, device: torch.device) -> ModelState:
+        """A state that has seen nothing."""
+        parameter = self.token_emb.weight
+        branches = []
+        for i in self.attn_layers.order:
+            block = self.attn_layers.blocks()[i]
+            held = block.blank(batch, parameter) if isinstance(block, BlockAttention) else None
+            branches.append(BranchState(None, held))
+        stack = StackState(self.attn_layers.maker, 0, None, None, tuple(branches))
+        return ModelState(stack, 0, None)
+
+    def generate(self, prime: Tensor, length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+        """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
+
+        options are those of AutoregressiveWrapper.generate.
+        """
+        return generate(self, prime, self.segment + 1 if length is None else length, options)
+
+
+def generate(model: BlockRecurrentTransformer, prime: Tensor, length: int, options: dict[str, Any]) -> Tensor:
+    """The new tokens only; ValueError unless `length`, which counts the prime, is longer than it."""
+    prime = token_ids("prime", prime)
+    check_count("length", length)
+    if prime.dim() != 2 or not 0 < prime.shape[1] < length:
+        raise ValueError(f"length={length} counts the prime, of shape {tuple(prime.shape)}, and must be longer")
+    return AutoregressiveWrapper(model).generate(prime, length - prime.shape[1], **options)
+
+
+class RecurrentTrainerWrapper(nn.Module):
+    """Trains a BlockRecurrentTransformer on sequences longer than its max_seq_len, and samples any length.
+
+    `loss = trainer(ids)` reads segments of max_seq_len tokens, each with what the ones before have left.
+    xl_memories_dropout, state_dropout: chance that all rows forget the one or the other before a segment, while
+    training.  detach_every: after how many segments gradients are cut (None: never).
+    """
+
+    def __init__(
+        self,
+        transformer: BlockRecurrentTransformer,
+        xl_memories_dropout: float = 0.0,
+        state_dropout: float = 0.0,
+        detach_every: int | None = None,
+    ):
+        super().__init__()
+        if not isinstance(transformer, BlockRecurrentTransformer):
+            raise TypeError(f"transformer must be a BlockRecurrentTransformer, not {type(transformer).__name__}")
+        for name, value in (("xl_memories_dropout", xl_memories_dropout), ("state_dropout", state_dropout)):
+            check_share(name, value)
+        if detach_every is not None:
+            check_count("detach_every", detach_every)
+        self.transformer, self.detach_every = transformer, detach_every
+        self.xl_memories_dropout, self.state_dropout = xl_memories_dropout, state_dropout
+
+    def forward(
+        self, x: Int[Tensor, "b n"], return_memories_and_states: bool = False
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Memories, list[Tensor]]:
+        """The mean loss over all tokens but the first, of any number of them."""
+        ids = token_ids("x", x)
+        if ids.dim() != 2 or ids.shape[1] < 2:
+            raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
+        memories: Any = None
+        states: Any = None
+        targets = ids.shape[1] - 1
+        total = self.transformer.token_emb.weight.new_zeros(())
+        for number, (start, end) in enumerate(self.segments(targets)):
+            if number and self.detach_every is not None and number % self.detach_every == 0:
+                memories, states = Memories(memories.state.detach()), [t.detach() for t in states]
+            if self.training:
+                memories = None if self.drops(self.xl_memories_dropout) else memories
+                states = None if self.drops(self.state_dropout) else states
+            loss, memories, states = self.transformer(
+                ids[:, start : end + 1], xl_memories=memories, states=states, return_loss=True
+            )
+            total = total + loss * ((end - start) / targets)
+        return (total, memories, states) if return_memories_and_states else total
+
+    def segments(self, n: int) -> Iterator[tuple[int, int]]:
+        """Where segments of n tokens begin and end."""
+        width = self.transformer.segment
+        return ((start, min(start + width, n)) for start in range(0, n, width))
+
+    def drops(self, chance: float) -> bool:
+        """Whether to forget this time; drawn from torch's generator."""
+        return chance > 0 and bool(torch.rand(()) < chance)
+
+    def generate(self, prime: Tensor, length: int, **options: Any) -> Int[Tensor, "b n"]:
+        """The tokens behind `prime` until there are `length` with it, at constant cost a token."""
+        return generate(self.transformer, prime, length, options)
