@@ -1,0 +1,171 @@
+"""A needle across blocks: does what was stored many blocks ago come back when it is asked for?
+
+    python examples/needle.py                                   (the default variant, 300 seconds of one core)
+    python examples/needle.py --variants xl fixed lstm port --seeds 0 1 2
+
+Rows of noise in blocks of 16 tokens. At a random place of the first block stands STORE and four symbols; some blocks
+later stands QUERY, and the model, which sees two blocks at a time, has to give the four symbols. It is trained on gaps
+of 1 to 5 blocks; longer ones ask whether the state vectors hold what they were never trained to hold for so long.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xflash import Decoder, TransformerWrapper
+
+SYMBOLS, NOISE, STORE, QUERY, VOCABULARY = 16, 14, 30, 31, 32
+NEEDLE = 4
+GAPS = (1, 2, 3, 4, 5, 15, 31, 63)
+# What each variant's layers beside the feed-forward ones are.
+VARIANTS = {
+    "xl": ("block_attn ff block_attn ff", {}),
+    "fixed": ("block_attn ff recurrent ff", {}),
+    "lstm": ("block_attn ff recurrent ff", {"recurrent_gate": "lstm"}),
+    "gru": ("block_attn ff recurrent ff", {"recurrent_gate": "gru"}),
+    "single": ("block_attn ff recurrent ff", {"recurrent_update": "single"}),
+    "dual": ("block_attn ff recurrent ff", {"recurrent_update": "dual"}),
+    "window": ("block_attn ff recurrent ff", {"recurrent_write_from": "window"}),
+    "unscaled": ("block_attn ff recurrent ff", {"recurrent_qk_norm_scale": 16**-0.5}),
+}
+PORT = "port"
+
+
+def rows(count: int, gaps: Tensor, blocks: int, width: int, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ids (count, blocks * width), the needle in block 0 and asked for `gaps` blocks later, and QUERY's places."""
+    ids = torch.randint(SYMBOLS, SYMBOLS + NOISE, (count, blocks * width), generator=chance)
+    needle = torch.randint(SYMBOLS, (count, NEEDLE), generator=chance)
+    last = width - NEEDLE
+    stored, asked = (torch.randint(last, (count,), generator=chance) for _ in range(2))
+    asked = asked + gaps * width
+    for at, sign in ((stored, STORE), (asked, QUERY)):
+        ids.scatter_(1, at[:, None], sign)
+        ids.scatter_(1, at[:, None] + torch.arange(1, NEEDLE + 1), needle)
+    return ids, asked
+
+
+def answers(logits: Tensor, ids: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits at QUERY and the first three symbols behind it, and the symbols that follow each."""
+    where = asked[:, None] + torch.arange(NEEDLE)
+    found = logits.gather(1, where[..., None].expand(-1, -1, logits.shape[-1]))
+    return found, ids.gather(1, where + 1)
+
+
+def build(variant: str, options: argparse.Namespace) -> nn.Module:
+    """Two layers of attention in blocks, one recurrent where the variant says so; `port` is the peer's model."""
+    if variant == PORT:
+        import block_recurrent_transformer_pytorch as peer
+
+        return peer.BlockRecurrentTransformer(
+            num_tokens=VOCABULARY,
+            dim=options.dim,
+            depth=2,
+            dim_head=16,
+            heads=4,
+            max_seq_len=max(GAPS) * options.width + options.width,
+            block_width=options.width,
+            num_state_vectors=options.states,
+            recurrent_layers=(2,),
+        )
+    layers, flags = VARIANTS[variant]
+    sizes = {"block_width": options.width, "dim_head": 16}
+    flags = {f"block_attn_{name}": value for name, value in sizes.items()} | flags
+    if "recurrent" in layers:
+        flags = {f"recurrent_{name}": value for name, value in sizes.items()} | flags
+        flags["recurrent_num_state_vectors"] = options.states
+    stack = Decoder(dim=options.dim, depth=1, heads=4, layers=layers, pos="rotary", rotary_xpos=True, **flags)
+    return TransformerWrapper(num_tokens=VOCABULARY, attn_layers=stack)
+
+
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    out = model(ids)
+    return out[0] if isinstance(out, tuple) else out
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, options: argparse.Namespace) -> dict[int, float]:
+    """The share of symbols that are right, by gap; rows are as long as the gap asks for."""
+    chance = torch.Generator().manual_seed(4321)
+    model.eval()
+    found = {}
+    for gap in GAPS[: options.gaps]:
+        count = options.test_rows
+        ids, asked = rows(count, torch.full((count,), gap), gap + 1, options.width, chance)
+        logits, symbols = answers(logits_of(model, ids), ids, asked)
+        found[gap] = (logits.argmax(-1) == symbols).float().mean().item()
+    model.train()
+    return found
+
+
+def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One run of a variant: steps, and accuracy by gap."""
+    torch.manual_seed(seed)
+    model = build(variant, options)
+    optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
+    chance = torch.Generator().manual_seed(seed)
+    begun, steps, loss = time.process_time(), 0, torch.tensor(0.0)
+    while steps < options.steps if options.steps else time.process_time() - begun < options.seconds:
+        gaps = torch.randint(1, options.blocks, (options.batch,), generator=chance)
+        ids, asked = rows(options.batch, gaps, options.blocks, options.width, chance)
+        logits, symbols = answers(logits_of(model, ids), ids, asked)
+        loss = F.cross_entropy(logits.flatten(0, 1), symbols.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        steps += 1
+    return {
+        "variant": variant,
+        "seed": seed,
+        "steps": steps,
+        "loss": loss.item(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "accuracy": accuracy(model, options),
+    }
+
+
+def read_options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    known = [*VARIANTS, PORT]
+    parser.add_argument("--variants", nargs="+", default=["fixed"], choices=known, help=f"{PORT}: the peer's model")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seconds", type=float, default=300.0, help="of one core's time to train each")
+    parser.add_argument("--steps", type=int, default=0, help="that many steps instead")
+    for name, value in {"dim": 64, "width": 16, "states": 16, "blocks": 6, "batch": 16, "test_rows": 256}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--gaps", type=int, default=len(GAPS), help=f"how many of the gaps {GAPS} are tested")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--out", default="runs/needle.json")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    options = read_options(words)
+    found = []
+    print(f"{'variant':10} {'seed':>6} {'steps':>6}  gap " + " ".join(f"{gap:>5}" for gap in GAPS[: options.gaps]))
+    for variant in options.variants:
+        for seed in options.seeds:
+            found.append(train(variant, seed, options))
+            line = " ".join(f"{share:5.3f}" for share in found[-1]["accuracy"].values())
+            print(f"{variant:10} {seed:>6} {found[-1]['steps']:>6}      {line}", flush=True)
+        runs = [run["accuracy"] for run in found if run["variant"] == variant]
+        if len(runs) > 1:
+            middle = " ".join(f"{median(run[gap] for run in runs):5.3f}" for gap in runs[0])
+            print(f"{variant:10} {'median':>6} {'':>6}      {middle}")
+    print(f"chance is {1 / SYMBOLS:.3f}; a stack without state vectors sees gaps of 1 and 2 only")
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"options": vars(options), "runs": found}, indent=2) + "\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()
