@@ -12,6 +12,7 @@ from .stack import AttentionLayers, Decoder, Encoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.transformer import TransformerWrapper
+from .wrappers.vit import ViTransformerWrapper
 
 __all__ = [
     "FLASH",
@@ -28,6 +29,7 @@ __all__ = [
     "MixedChunkAttention",
     "Site",
     "TransformerWrapper",
+    "ViTransformerWrapper",
     "activations",
     "blocks",
     "from_config",
