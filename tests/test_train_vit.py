@@ -122,6 +122,7 @@ def test_every_image_is_seen_once_in_a_pass(train_vit):
         (["--layouts", "attn fff"], "error: .*'fff'"),
         (["--layouts", "attn ff", "gau", "--gau_head", "2"], "unknown flag 'gau_head'; did you mean 'gau_heads'"),
         (["--epoch", "3"], r"unknown flag 'epoch'.*among the options of this script.*'epochs'"),
+        (["--layouts"], "error: --layouts is empty; give at least one, such as 'attn ff'"),
         (["--batch", "0"], "error: --batch must be above 0, not 0"),
         (["--patch", "3"], "image_size has a height of 8, which patches of height 3 do not divide"),
         (["--images", "9"], "error: --images must be at least 10, two for each class, not 9"),
