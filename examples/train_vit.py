@@ -31,6 +31,13 @@ from training import half_precision, learning_rate, make_optimizer, read_command
 from xflash import Encoder, ViTransformerWrapper
 from xflash.images import Images, digits
 
+# What the default layouts are trained with; every other one starts from the defaults of its blocks. Queries and keys of
+# 128 channels are made for wider models, and a group of 4 is a row of patches.
+RECIPES = {
+    "attn ff": {},
+    "gau*2": {"gau_query_key_dim": 32},
+    "flash*2": {"flash_query_key_dim": 32, "flash_group_size": 4},
+}
 SHOWN = 24  # misread digits in the picture, for each model
 
 
@@ -38,8 +45,8 @@ SHOWN = 24  # misread digits in the picture, for each model
 class Options:
     """Compares vision transformers on real digits; any flag of the model can be added: --num_register_tokens 4."""
 
-    layouts: tuple[str, ...] = ("attn ff", "gau*2", "flash(group_size=4)*2")
-    """The stacks to compare, each repeated --depth times; the groups of FLASH are rows of patches."""
+    layouts: tuple[str, ...] = tuple(RECIPES)
+    """The stacks to compare, each repeated --depth times."""
     dim: int = 64
     depth: int = 3
     heads: int = 4
@@ -91,6 +98,7 @@ def patch_side(options: Options, side: int) -> int:
 
 def build(layout: str, options: Options, flags: dict[str, Any], data: Images) -> ViTransformerWrapper:
     """The model; a flag of the wrapper goes to the wrapper, every other one to the stack."""
+    flags = {**RECIPES.get(layout, {}), **flags}
     outer = {name: flags[name] for name in flags if name in inspect.signature(ViTransformerWrapper).parameters}
     inner = {name: flags[name] for name in flags if name not in outer}
     torch.manual_seed(options.seed)

@@ -47,7 +47,7 @@ def run(train_vit, tmp_path, monkeypatch):
 def test_a_run_compares_its_models(run, capsys):
     results, folder = run("--steps", "3")
     said = capsys.readouterr().out
-    assert [r.layout for r in results] == ["attn ff", "gau*2", "flash(group_size=4)*2"]
+    assert [r.layout for r in results] == ["attn ff", "gau*2", "flash*2"]
     for r in results:
         assert f"{r.layout}" in said and f"{r.parameters:,}" in said and f"{r.accuracy:.2%}" in said
         assert r.steps == 3 and r.seconds > 0
@@ -57,7 +57,9 @@ def test_a_run_compares_its_models(run, capsys):
     assert [row["accuracy"] for row in kept["results"]] == [r.accuracy for r in results]
     assert kept["options"]["dim"] == 12 and kept["data"] == "tiles"
     test = tiles().split()[1]
-    for name, r in zip(("attn_ff", "gau_2", "flash_group_size_4_2"), results, strict=True):
+    stack = json.loads((folder / "flash_2" / "config.json").read_text())["attn_layers"]
+    assert (stack["flash_group_size"], stack["flash_query_key_dim"]) == (4, 32)
+    for name, r in zip(("attn_ff", "gau_2", "flash_2"), results, strict=True):
         model = xflash.load(folder / name).eval()
         with torch.no_grad():
             assert torch.equal(model(test.scaled()).argmax(-1), r.read)
