@@ -217,7 +217,7 @@ def confusion(axis: Any, r: Result, test: Images) -> None:
     count = torch.zeros(test.classes, test.classes, dtype=torch.long)
     count.index_put_((test.labels, r.read), torch.tensor(1), accumulate=True)
     # The diagonal would drown what matters.
-    axis.imshow(count.float().fill_diagonal_(0).numpy(), cmap="Reds")
+    axis.imshow(count.float().fill_diagonal_(0).numpy(), cmap="Reds", alpha=0.6)
     for i, j in itertools.product(range(test.classes), repeat=2):
         if count[i, j]:
             axis.text(j, i, str(count[i, j].item()), ha="center", va="center", fontsize=7)
