@@ -7,7 +7,6 @@
 A run leaves runs/NAME/ with checkpoint.pt, log.jsonl, loss.png and the table of all flags.
 """
 
-import ast
 import hashlib
 import inspect
 import itertools
@@ -27,9 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor
 from tqdm.auto import tqdm
+from training import half_precision, learning_rate, make_optimizer, read_command_line, with_options
 
 import xflash
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper, data
@@ -82,6 +81,7 @@ class Options:
 
 # What may be said anew when a run is resumed; everything else would change its losses.
 MAY_CHANGE = ("text", "name", "resume", "device", "runs", "save_every", "valid_bytes", "sample")
+POSITIVE = ("seconds", "steps", "seq_len", "batch", "lr", "clip", "valid_every", "valid_bytes")
 
 
 @dataclass
@@ -103,31 +103,6 @@ class Run:
         return Path(self.options.runs) / str(self.options.name)
 
 
-def read_command_line(arguments: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """The options, and whatever else is written `--flag value`: flags of the model, which checks them itself."""
-    options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
-    flags: dict[str, Any] = {}
-    words = list(itertools.chain.from_iterable(word.split("=", 1) if word[:2] == "--" else [word] for word in rest))
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise ValueError(f"cannot place {word!r}: options and flags are written --name value")
-        bare = not words or words[0].startswith("--")
-        flags[word[2:].replace("-", "_")] = True if bare else literal(words.pop(0))
-    for name in ("seconds", "steps", "seq_len", "batch", "lr", "clip", "valid_every", "valid_bytes"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise ValueError(f"--{name} must be above 0, not {getattr(options, name)}")
-    return options, flags
-
-
-def literal(word: str) -> Any:
-    """A Python value where it reads as one (3, 0.5, True, None, (1, 2)), else the text itself."""
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        return word
-
-
 def build(options: Options, flags: dict[str, Any]) -> TransformerWrapper:
     """The model; a flag of the wrapper goes to the wrapper, every other one to the stack."""
     flags = {**RECIPE, **flags} if options.layers == Options.layers and "custom_layers" not in flags else flags
@@ -138,29 +113,8 @@ def build(options: Options, flags: dict[str, Any]) -> TransformerWrapper:
     try:
         stack = Decoder(dim=options.dim, heads=options.heads, **column, **inner)
     except TypeError as error:
-        # An option of this script may have been meant, which the stack cannot know.
-        unknown = next((name for name in inner if f"unknown flag {name!r}" in str(error)), "")
-        meant = nearest(unknown, [f.name for f in fields(Options)])
-        raise TypeError(f"{error}{meant and ' (or, among the options of this script' + meant + ')'}") from None
+        raise with_options(error, inner, Options) from None
     return TransformerWrapper(num_tokens=256, max_seq_len=options.seq_len, attn_layers=stack, **outer)
-
-
-def make_optimizer(model: AutoregressiveWrapper, options: Options) -> torch.optim.Optimizer:
-    """AdamW; weight decay for matrices only, since norms, biases and scales have no reason to be near zero."""
-    used = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in used if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in used if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
-
-
-def learning_rate(step: int, total: int | None, options: Options) -> float:
-    """A function of the step alone, so that a resumed run has the same."""
-    if total is None or step < options.warmup:
-        return options.lr * min(1.0, (step + 1) / max(1, options.warmup))
-    done = (step - options.warmup) / max(1, total - options.warmup)
-    return options.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def start(options: Options, flags: dict[str, Any], text: data.Text) -> Run:
@@ -283,11 +237,6 @@ class Stop:
     def note(self, signum: int, frame: object) -> None:
         self.signum = signum
         self.__exit__()
-
-
-def half_precision(device: str) -> torch.autocast:
-    """bfloat16 where it is fast; on a CPU everything stays in float32."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device.startswith("cuda"))
 
 
 def train_step(run: Run, ids: Tensor) -> dict[str, Any]:
@@ -420,7 +369,7 @@ def plot(run: Run, lines: dict[str, float], bits: float) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     try:
-        options, flags = read_command_line(arguments)
+        options, flags = read_command_line(Options, arguments, POSITIVE)
         saved: dict[str, Any] = {}
         if options.resume:
             options, saved = load(options)

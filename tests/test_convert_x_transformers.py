@@ -8,15 +8,17 @@ from x_transformers_cases import (
     CAUSAL_WRAPPERS,
     SMALL,
     STACKS,
+    VITS,
     VOCABULARY,
     WRAPPERS,
     exact,
     make_stack,
+    make_vit,
     make_wrapper,
     peers,
 )
 
-from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config, load
+from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, from_config, load
 from xflash.convert.x_transformers import from_x_transformers
 from xflash.layers.positions import Alibi
 from xflash.state import tensors
@@ -79,6 +81,22 @@ def test_wrappers_give_the_same(name, causal):
     compare(ours, peer, x, padding(causal, flags))
     with torch.no_grad():
         close(ours(x, return_embeddings=True), peer(x, return_embeddings=True), "embeddings")
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_vision_transformers_give_the_same(name):
+    flags, arguments = VITS[name]
+    peer = exact(make_vit(flags, arguments))
+    ours = from_x_transformers(peer)
+    assert type(ours) is ViTransformerWrapper
+    img = torch.randn(3, arguments.get("channels", 3), 35, 35, dtype=torch.float64)
+    with torch.no_grad():
+        close(ours(img), peer(img), "pooled")
+        close(ours(img, return_embeddings=True), peer(img, return_embeddings=True), "embeddings")
+        both, theirs = (f(img, return_logits_and_embeddings=True) for f in (ours, peer))
+        close(both[0], theirs[0], "logits beside embeddings")
+        close(both[1], theirs[1], "embeddings beside logits")
+    assert ours.emb_dropout == arguments.get("emb_dropout", 0)
 
 
 @pytest.mark.parametrize("heads", [4, 7, 12, 16])

@@ -14,8 +14,10 @@ from x_transformers_cases import (
     REFUSED,
     SMALL,
     STACKS,
+    VITS,
     WRAPPERS,
     make_stack,
+    make_vit,
     make_wrapper,
     peers,
 )
@@ -29,7 +31,7 @@ def test_every_argument_of_the_peer_is_accounted_for(part):
     module = importlib.import_module("x_transformers.x_transformers")
     known = {PREFIX[part] + name for name in inspect.signature(getattr(module, part).__init__).parameters} - {"self"}
     stacks = [*STACKS.values(), *CAUSAL_STACKS.values()]
-    both = [*WRAPPERS.values(), *CAUSAL_WRAPPERS.values(), *REFUSED.values()]
+    both = [*WRAPPERS.values(), *CAUSAL_WRAPPERS.values(), *VITS.values(), *REFUSED.values()]
     used = {name for flags in stacks for name in flags} | {name for pair in both for flags in pair for name in flags}
     idle = {PREFIX[part] + name for name in IDLE[part].split()}
     unsaid = known - used - idle - {PREFIX[part] + "self"}
@@ -45,10 +47,9 @@ def test_what_xflash_has_not_is_refused_by_name(name):
 
 
 def test_other_classes_are_refused():
-    vit = peers.ViTransformerWrapper(image_size=8, patch_size=4, attn_layers=make_stack({}, causal=False))
-    for other in (vit, torch.nn.Linear(2, 2), peers.AutoregressiveWrapper(make_wrapper({}, {}, causal=True))):
+    for other in (torch.nn.Linear(2, 2), peers.AutoregressiveWrapper(make_wrapper({}, {}, causal=True))):
         with pytest.raises(
-            TypeError, match=f"takes a TransformerWrapper, an Encoder or a Decoder .*{type(other).__name__}"
+            TypeError, match=f"takes a TransformerWrapper, a ViT.*, an Encoder or a Decoder .*{type(other).__name__}"
         ):
             from_x_transformers(other)
     crossed = peers.CrossAttender(**SMALL)
@@ -57,6 +58,17 @@ def test_other_classes_are_refused():
     prefix = peers.TransformerWrapper(num_tokens=3, max_seq_len=3, attn_layers=peers.PrefixDecoder(**SMALL))
     with pytest.raises(ValueError, match=r"counterpart of x-transformers' PrefixDecoder"):
         from_x_transformers(prefix)
+
+
+def test_what_a_vision_transformer_of_xflash_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"attn_layers \(a causal Decoder in a ViTransformerWrapper\)"):
+        from_x_transformers(make_vit({}, {}, causal=True))
+    peer = make_vit({}, {"num_classes": 3})
+    peer.mlp_head = torch.nn.Sequential(peer.mlp_head)
+    with pytest.raises(ValueError, match=r"mlp_head \(Sequential\)"):
+        from_x_transformers(peer)
+    with pytest.raises(ValueError, match="residual_attn"):
+        from_x_transformers(make_vit({"residual_attn": True}, {}))
 
 
 def test_weights_shared_or_added_are_refused():

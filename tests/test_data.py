@@ -6,12 +6,13 @@ import math
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from xflash import data
+from xflash import data, fetch
 
 WORDS = b"the quick brown fox jumps over the lazy dog. " * 40
 
@@ -22,8 +23,8 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("XFLASH_DATA", raising=False)
-    monkeypatch.setattr(data, "find_spec", lambda name: None)
-    monkeypatch.setattr(data.subprocess, "run", lambda *a, **k: pytest.fail("a test went to the network"))
+    monkeypatch.setattr(fetch, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *a, **k: pytest.fail("a test went to the network"))
 
 
 @pytest.fixture
@@ -35,8 +36,7 @@ def lines():
 def small_wiki(monkeypatch):
     """A small text in the place of the Wikipedia extract, checksums included; returns it packed."""
     packed = bz2.compress(WORDS)
-    monkeypatch.setattr(data, "WIKI_PACKED_SHA256", hashlib.sha256(packed).hexdigest())
-    monkeypatch.setattr(data, "WIKI_SHA256", hashlib.sha256(WORDS).hexdigest())
+    monkeypatch.setattr(data, "WIKI", replace(data.WIKI, sha256=hashlib.sha256(packed).hexdigest()))
     return packed
 
 
@@ -45,7 +45,7 @@ def pip_that_brings(packed, calls):
         calls.append(command)
         folder = command[command.index("-d") + 1]
         with zipfile.ZipFile(f"{folder}/some.whl", "w") as wheel:
-            wheel.writestr(data.WIKI, packed)
+            wheel.writestr(data.WIKI.path, packed)
 
     return run
 
@@ -113,7 +113,7 @@ def test_enwik8_is_found_beside_or_where_the_variable_says(tmp_path, monkeypatch
 
 def test_the_wiki_is_fetched_once(small_wiki, monkeypatch, lines):
     calls = []
-    monkeypatch.setattr(data.subprocess, "run", pip_that_brings(small_wiki, calls))
+    monkeypatch.setattr(fetch.subprocess, "run", pip_that_brings(small_wiki, calls))
     for _ in range(2):
         assert data.text(say=lines.append).data == WORDS
     assert len(calls) == 1
@@ -122,7 +122,7 @@ def test_the_wiki_is_fetched_once(small_wiki, monkeypatch, lines):
 
 
 def test_a_damaged_cache_is_replaced(small_wiki, tmp_path, monkeypatch, lines):
-    monkeypatch.setattr(data.subprocess, "run", pip_that_brings(small_wiki, []))
+    monkeypatch.setattr(fetch.subprocess, "run", pip_that_brings(small_wiki, []))
     data.text(say=lines.append)
     (cached,) = (tmp_path / "cache" / "xflash").iterdir()
     cached.write_bytes(cached.read_bytes()[:-1])
@@ -132,18 +132,18 @@ def test_a_damaged_cache_is_replaced(small_wiki, tmp_path, monkeypatch, lines):
 
 
 def test_a_wheel_with_other_content_is_refused(monkeypatch, tmp_path, lines):
-    monkeypatch.setattr(data.subprocess, "run", pip_that_brings(bz2.compress(WORDS), []))
+    monkeypatch.setattr(fetch.subprocess, "run", pip_that_brings(bz2.compress(WORDS), []))
     assert data.text(say=lines.append).name == "Python sources"
     assert any("gensim==4.4.0 has not the expected checksum" in line for line in lines)
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_installed_gensim_is_read_in_place(small_wiki, tmp_path, monkeypatch, lines):
-    place = tmp_path / "site" / data.WIKI
+    place = tmp_path / "site" / data.WIKI.path
     place.parent.mkdir(parents=True)
     place.write_bytes(small_wiki)
     origin = str(tmp_path / "site" / "gensim" / "__init__.py")
-    monkeypatch.setattr(data, "find_spec", lambda name: SimpleNamespace(origin=origin))
+    monkeypatch.setattr(fetch, "find_spec", lambda name: SimpleNamespace(origin=origin))
     assert data.text(download=False, say=lines.append).source == str(place)
 
 
@@ -160,7 +160,7 @@ def test_without_a_network_python_sources_do(failure, reason, monkeypatch, lines
     def run(*args, **options):
         raise failure
 
-    monkeypatch.setattr(data.subprocess, "run", run)
+    monkeypatch.setattr(fetch.subprocess, "run", run)
     found = data.text(say=lines.append)
     assert reason in lines[1]
     assert lines[-1] == str(found)

@@ -1,6 +1,6 @@
 import argparse
 import dataclasses
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -21,12 +21,9 @@ STEPS = [*SMALL.split(), "--steps", "11", "--warmup", "3", "--device", "cpu", "-
 
 @pytest.fixture(scope="module")
 def train_lm():
-    spec = importlib.util.spec_from_file_location("train_lm", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_lm"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_lm"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        yield importlib.import_module("train_lm")
 
 
 @pytest.fixture

@@ -137,6 +137,17 @@ CAUSAL_WRAPPERS = {
     ),
 }  # fmt: skip
 
+VITS = {
+    "plain": ({}, {}),
+    "classes": ({}, {"num_classes": 11}),
+    "registers": ({"rotary_pos_emb": True}, {"num_register_tokens": 3, "num_classes": 11}),
+    "post_emb_norm": ({}, {"post_emb_norm": True, "emb_dropout": 0.1, "num_classes": 11}),
+    "mixed": (
+        {"use_rmsnorm": True, "ff_glu": True, "attn_one_kv_head": True, "attn_num_mem_kv": 2},
+        {"channels": 1, "num_register_tokens": 2, "post_emb_norm": True, "num_classes": 2},
+    ),
+}  # fmt: skip
+
 
 # What xflash has no counterpart of: the flag its error names, how to get it, and the wrapper's arguments.
 REFUSED = {
@@ -255,8 +266,12 @@ IDLE = {
     "TransformerWrapper": """num_tokens attn_layers train_max_recycle_steps max_looped_steps attn_z_loss_weight
         num_cls_tokens num_pooled_tokens attn_pool_depth dim_pooled_tokens mixture_of_softmax_k
         input_not_include_cache""",
+    "ViTransformerWrapper": "image_size patch_size attn_layers",
 }
-PREFIX = {"AttentionLayers": "", "Attention": "attn_", "FeedForward": "ff_", "TransformerWrapper": ""}
+PREFIX = {
+    "AttentionLayers": "", "Attention": "attn_", "FeedForward": "ff_", "TransformerWrapper": "",
+    "ViTransformerWrapper": "",
+}  # fmt: skip
 
 
 def exact(peer):
@@ -281,3 +296,8 @@ def make_stack(flags, causal):
 def make_wrapper(flags, arguments, causal):
     given = {"num_tokens": VOCABULARY, "max_seq_len": LIMIT, **arguments}
     return peers.TransformerWrapper(**given, attn_layers=make_stack(flags, causal))
+
+
+def make_vit(flags, arguments, causal=False):
+    given = {"image_size": 35, "patch_size": 7, **arguments}
+    return peers.ViTransformerWrapper(**given, attn_layers=make_stack(flags, causal))

@@ -17,6 +17,7 @@ from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.transformer import TransformerWrapper
+from .wrappers.vit import ViTransformerWrapper
 
 __all__ = [
     "FLASH",
@@ -40,6 +41,7 @@ __all__ = [
     "RecurrentTrainerWrapper",
     "Site",
     "TransformerWrapper",
+    "ViTransformerWrapper",
     "activations",
     "blocks",
     "from_config",

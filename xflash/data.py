@@ -9,28 +9,29 @@ import hashlib
 import lzma
 import os
 import re
-import subprocess
-import sys
 import sysconfig
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .fetch import Packaged, find
 from .registry import nearest
 
-WIKI = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-WIKI_PACKED_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
-WIKI_SHA256 = "34c1c63050c87cc8477b9ae36b1cb0edf372612c92938b742e579a7109c20fa4"
-# The wheel is only unzipped, never installed: one fixed build serves every Python and every system.
-WIKI_WHEEL = "gensim==4.4.0"
-WIKI_TAGS = ["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--platform=manylinux_2_28_x86_64"]
+WIKI = Packaged(
+    wheel="gensim==4.4.0",
+    path="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+    sha256="a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d",
+    kept_as="enwiki-2016-shortened.xml.bz2",
+    label="text",
+    what="6 MB of Wikipedia text (a 28 MB package, once)",
+    # The wheel is only unzipped, never installed: one fixed build serves every Python and every system.
+    tags=("--python-version=3.11", "--implementation=cp", "--abi=cp311", "--platform=manylinux_2_28_x86_64"),
+)
 
 ENWIK8 = ("enwik8", "enwik8.gz", "enwik8.zip")
 SOURCES_CAP = 6_000_000
@@ -170,61 +171,10 @@ def _enwik8(say: Callable[[str], object]) -> Text | None:
 
 
 def _wiki(download: bool, say: Callable[[str], object]) -> Text | None:
-    cached = _cache_folder() / "enwiki-2016-shortened.xml.bz2"
-    gensim = find_spec("gensim")  # looks where it is, imports nothing
-    installed = [Path(gensim.origin).parents[1] / WIKI] if gensim and gensim.origin else []
-    for place in (cached, *installed):
-        if place.is_file() and (data := _checked(place.read_bytes(), place, say)):
-            return Text("English Wikipedia, 206 pages of 2016", "CC BY-SA (Wikipedia)", str(place), data)
-    packed = _wiki_from_wheel(say) if download else None
-    data = _checked(packed, WIKI_WHEEL, say) if packed else None
-    if not packed or not data:
+    found = find(WIKI, download, say)
+    if found is None:
         return None
-    try:
-        _write_atomically(cached, packed)
-    except OSError as error:
-        say(f"text: not kept for next time: {error}")
-    return Text("English Wikipedia, 206 pages of 2016", "CC BY-SA (Wikipedia)", f"the wheel {WIKI_WHEEL}", data)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xflash"
-
-
-def _checked(packed: bytes, where: object, say: Callable[[str], object]) -> bytes | None:
-    if hashlib.sha256(packed).hexdigest() == WIKI_PACKED_SHA256:
-        data = bz2.decompress(packed)
-        if hashlib.sha256(data).hexdigest() == WIKI_SHA256:
-            return data
-    say(f"text: {where} has not the expected checksum; not used")
-    return None
-
-
-def _wiki_from_wheel(say: Callable[[str], object]) -> bytes | None:
-    """pip fetches the wheel (so its index and proxy settings hold), one member of it is kept."""
-    say("text: fetching 6 MB of Wikipedia text (a 28 MB package, once)")
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["-q", "--no-deps", "--only-binary=:all:", "--retries=1", "--disable-pip-version-check", *WIKI_TAGS]
-        command = [sys.executable, "-m", "pip", "download", *flags, "-d", folder, WIKI_WHEEL]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-                return wheel.read(WIKI)
-        except subprocess.CalledProcessError as error:
-            reason = (error.stderr.strip() or f"pip ended with {error.returncode}").splitlines()[-1]
-        except (OSError, subprocess.TimeoutExpired, StopIteration, KeyError, zipfile.BadZipFile) as error:
-            reason = f"{type(error).__name__}: {error}"
-    say(f"text: could not fetch it ({reason})")
-    return None
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Two runs that fetch at once must each leave a whole file, hence a temporary name of one's own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        half = Path(folder) / path.name
-        half.write_bytes(data)
-        os.replace(half, path)
+    return Text("English Wikipedia, 206 pages of 2016", "CC BY-SA (Wikipedia)", found[1], bz2.decompress(found[0]))
 
 
 def _sources() -> Text:

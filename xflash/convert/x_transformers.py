@@ -11,8 +11,10 @@ from ..layout import LayerSpec, layout_text
 from ..shapes import Tensor
 from ..stack import AttentionLayers, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
+from ..wrappers.vit import ViTransformerWrapper
 from .x_transformers_blocks import read_attention, read_ff, read_positions
 from .x_transformers_parts import Reader, check_parts, feature, kind, read_gain
+from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
 
@@ -25,8 +27,8 @@ TINY = 1e-24
 Weights = dict[str, Tensor]
 
 
-def from_x_transformers(module: nn.Module) -> TransformerWrapper | AttentionLayers:
-    """The xflash module with the weights and the outputs of x-transformers' TransformerWrapper, Encoder or Decoder.
+def from_x_transformers(module: nn.Module) -> TransformerWrapper | ViTransformerWrapper | AttentionLayers:
+    """The xflash module with the weights and outputs of x-transformers' wrapper (of ids or images) or stack.
 
     The new module shares nothing with the old one, and has its dtype, device and mode. TypeError for another class;
     ValueError, with the name of the feature, for what xflash has no counterpart of. Constants (branch scales, the T5
@@ -34,14 +36,18 @@ def from_x_transformers(module: nn.Module) -> TransformerWrapper | AttentionLaye
     put in xflash's order. At masked positions xflash gives zeros where x-transformers gives whatever comes out, and
     `layer_dropout` drops rows instead of whole batches while training.
     """
-    if not isinstance(module, nn.Module) or kind(module) not in ("TransformerWrapper", *STACKS):
+    wrappers = {
+        "TransformerWrapper": (TransformerWrapper, read_wrapper),
+        "ViTransformerWrapper": (ViTransformerWrapper, read_vit),
+    }
+    if not isinstance(module, nn.Module) or kind(module) not in (*wrappers, *STACKS):
         raise TypeError(
-            f"from_x_transformers takes a TransformerWrapper, an Encoder or a Decoder of x-transformers, not "
-            f"{type(module).__module__}.{type(module).__qualname__}"
+            "from_x_transformers takes a TransformerWrapper, a ViTransformerWrapper, an Encoder or a Decoder of "
+            f"x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
         )
     check_parts(module)
     reader = Reader(module)
-    wrapped = kind(module) == "TransformerWrapper"
+    wrapped = kind(module) in wrappers
     peer: Any = module.attn_layers if wrapped else module
     if kind(peer) not in STACKS:
         raise feature("attn_layers", kind(peer))
@@ -49,13 +55,14 @@ def from_x_transformers(module: nn.Module) -> TransformerWrapper | AttentionLaye
     arguments: dict[str, Any] = {}
     if wrapped:
         weights = {f"attn_layers.{name}": t for name, t in weights.items()}
-        arguments = read_wrapper(module, reader, weights)
+        wrapper, read = wrappers[kind(module)]
+        arguments = read(module, reader, weights)
     reader.finish()
     # On meta nothing is drawn from the generator, and a weight that was forgotten cannot go unnoticed.
     with torch.device("meta"):
         model: Any = STACKS[kind(peer)](**flags)
         if wrapped:
-            model = TransformerWrapper(attn_layers=model, **arguments)
+            model = wrapper(attn_layers=model, **arguments)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.train(module.training)
 

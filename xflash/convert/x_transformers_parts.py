@@ -14,6 +14,8 @@ KNOWN = {
         emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
         input_not_include_cache""",
+    "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
+        post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
         rotary_pos_emb dim_condition has_custom_layer_types len_default_block layer_types layers_execute_order
         num_attn_layers num_ff_layers depth depth_scale_residual residual_scale layer_dropouts softclamp_output_value
