@@ -117,6 +117,7 @@ def building_sites() -> list[tuple[Path, ast.Raise]]:
         package / "aliases.py",
         *(package / "layers").glob("*.py"),
         package / "wrappers" / "transformer.py",
+        package / "wrappers" / "input_embedding.py",
     ):
         for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
             given = {argument.arg for argument in function.args.args}

@@ -75,13 +75,13 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
         "num_memory_tokens": module.num_memory_tokens or None,
         **read_absolute(module.pos_emb, reader, weights),
     }
-    weights["token_emb.weight"] = reader.take(module.token_emb.emb.weight)
+    weights["embedding.token_emb.weight"] = reader.take(module.token_emb.emb.weight)
     if kind(module.post_emb_norm) == "LayerNorm":
         arguments["post_emb_norm"] = True
-        weights["post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
+        weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
     if isinstance(module.project_emb, nn.Linear):
-        weights["project_emb.weight"] = reader.take(module.project_emb.weight)
-        weights["project_emb.bias"] = reader.take(module.project_emb.bias)
+        weights["embedding.project_emb.weight"] = reader.take(module.project_emb.weight)
+        weights["embedding.project_emb.bias"] = reader.take(module.project_emb.bias)
     if module.num_memory_tokens:
         weights["attn_layers.memory_tokens.tokens"] = reader.take(module.memory_tokens)
     return {**arguments, **read_head(module, reader, weights)}
@@ -95,11 +95,11 @@ def read_absolute(pos_emb: Any, reader: Reader, weights: Weights) -> dict[str, A
         own = inverse_frequencies(2 * len(pos_emb.inv_freq), 10000.0, pos_emb.inv_freq.device)
         if not torch.allclose(reader.take(pos_emb.inv_freq).float(), own, rtol=1e-6):
             raise feature("scaled_sinu_pos_emb", "with a base other than 10000, or with frequencies that were rounded")
-        weights["pos_emb.scale"] = reader.take(pos_emb.scale).reshape(())
+        weights["embedding.pos_emb.scale"] = reader.take(pos_emb.scale).reshape(())
         return {"scaled_sinu_pos_emb": True}
     if kind(pos_emb) != "AbsolutePositionalEmbedding":
         raise feature("pos_emb", kind(pos_emb))
-    weights["pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
+    weights["embedding.pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
     return {"use_abs_pos_emb": True}
 
 
