@@ -74,6 +74,8 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
         "emb_dropout": module.emb_dropout.p,
         "num_memory_tokens": module.num_memory_tokens or None,
         **read_absolute(module.pos_emb, reader, weights),
+        **read_embeds(module.embeds, reader, weights),
+        **read_pooling(module, reader, weights),
     }
     weights["embedding.token_emb.weight"] = reader.take(module.token_emb.emb.weight)
     if kind(module.post_emb_norm) == "LayerNorm":
@@ -101,6 +103,29 @@ def read_absolute(pos_emb: Any, reader: Reader, weights: Weights) -> dict[str, A
         raise feature("pos_emb", kind(pos_emb))
     weights["embedding.pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
     return {"use_abs_pos_emb": True}
+
+
+def read_embeds(embeds: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The argument that says which further embeddings there are."""
+    counts = {}
+    for key, table in ({} if embeds is None else embeds).items():
+        if type(table) is not nn.Embedding or table.max_norm is not None:
+            raise feature("embed_num_tokens", f"with {key} a {kind(table)}")
+        counts[key.removesuffix("_embed")] = table.num_embeddings
+        weights[f"embedding.embeds.{key}.weight"] = reader.take(table.weight)
+    return {"embed_num_tokens": counts} if counts else {}
+
+
+def read_pooling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments that say how the outputs of a row are pooled."""
+    if module.average_pool_embed:
+        return {"average_pool_embed": True}
+    if module.cls_token is None:
+        return {}
+    if module.attn_layers.causal:
+        raise feature("use_cls_token", "in a causal stack, where it sees no other token")
+    weights["pooled.cls_tokens.tokens"] = reader.take(module.cls_token)
+    return {"use_cls_token": True, "num_cls_tokens": module.num_cls_tokens}
 
 
 def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:

@@ -1,13 +1,17 @@
 """`InputEmbedding`: what turns token ids into the stream that a stack reads."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import given
+from ..checks import check_count, given
 from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
+from ..registry import nearest
 from ..shapes import Float, Int, Tensor
 from ..state import document_positions
 
@@ -29,9 +33,25 @@ def absolute_positions(
     return LearnedPositions(max_seq_len, width, l2norm)
 
 
+def check_embed_num_tokens(counts: Any) -> dict[str, int]:
+    """`embed_num_tokens` as a dict; TypeError or ValueError unless it maps names to whole numbers of 1 or more."""
+    if counts is None:
+        return {}
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"embed_num_tokens must map names to numbers, such as {{'segment': 2}}, not {counts!r}")
+    for name, count in counts.items():
+        if not isinstance(name, str):
+            raise TypeError(f"embed_num_tokens must map names to numbers, but {name!r} is no name")
+        if not name or "." in name:
+            raise ValueError(f"embed_num_tokens has the name {name!r}: weights are named after it, so it needs letters")
+        check_count(f"embed_num_tokens[{name!r}]", count)
+    return dict(counts)
+
+
 class InputEmbedding(nn.Module):
     """Token embeddings with absolute positions, norm, dropout and projection, and embeddings put in front of them.
 
+    `embed_num_tokens`: further embeddings that are added, such as BERT's of segments (https://arxiv.org/abs/1810.04805).
     `width` is that of the embeddings, `dim` that of the stream. `past` and `length` say how many tokens the rows have
     seen before a call: all of them `past`, or each its `length` (b,), of which `past` is a bound.
     """
@@ -49,12 +69,18 @@ class InputEmbedding(nn.Module):
         l2norm_embed: bool,
         post_emb_norm: bool,
         emb_dropout: float,
+        embed_num_tokens: Mapping[str, int] | None,
     ):
         super().__init__()
         self.num_tokens, self.dim = num_tokens, dim
         self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
         self.pos_emb = absolute_positions(
             use_abs_pos_emb, scaled_sinu_pos_emb, relative, max_seq_len, width, l2norm_embed
+        )
+        self.embed_num_tokens = check_embed_num_tokens(embed_num_tokens)
+        # A ModuleDict has methods, and a name such as 'type' would be one of them.
+        self.embeds = nn.ModuleDict(
+            {f"{name}_embed": TokenEmbedding(count, width) for name, count in self.embed_num_tokens.items()}
         )
         self.post_emb_norm = LayerNorm(LayerNorm.Config(), width) if post_emb_norm else None
         self.emb_dropout = emb_dropout
@@ -75,6 +101,7 @@ class InputEmbedding(nn.Module):
         doc_ids: Int[Tensor, "b n"] | None = None,
         prepend_embeds: Float[Tensor, "b p d"] | None = None,
         prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
     ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
         """Embedded tokens behind the embeddings in front of them, and the mask of both."""
         y = self.token_emb(x)
@@ -82,6 +109,8 @@ class InputEmbedding(nn.Module):
             where = token_positions(x, mask, past, length, doc_ids)
             self.check_length(x, where, past)
             y = y + self.pos_emb(where)
+        for name, ids in self.check_embed_ids(x, embed_ids).items():
+            y = y + self.embeds[f"{name}_embed"](ids)
         if self.post_emb_norm is not None:
             y = self.post_emb_norm(y)
         if self.emb_dropout:
@@ -116,16 +145,37 @@ class InputEmbedding(nn.Module):
 
     def check_ids(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
         """The mask as booleans; TypeError or ValueError for ids that cannot be looked up."""
-        if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"token ids must be an integer tensor (batch, tokens), not {given(x)}")
+        check_integers("token ids", x)
         if x.dim() != 2 or x.shape[1] < 1:
             raise ValueError(f"token ids must be (batch, tokens) with at least one token, not {tuple(x.shape)}")
-        # Looking at values would make a GPU wait; there the embedding itself fails.
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
-            low, high = x.min().item(), x.max().item()
-            if low < 0 or high >= self.num_tokens:
-                raise ValueError(f"token ids must be from 0 to {self.num_tokens - 1}, but they go from {low} to {high}")
+        check_range("token ids", x, self.num_tokens)
         return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+
+    def check_embed_ids(self, x: Tensor, embed_ids: Any) -> dict[str, Tensor]:
+        """The ids of the further embeddings, in the order these were given in; TypeError or ValueError otherwise."""
+        if embed_ids is None:
+            embed_ids = {}
+        if not isinstance(embed_ids, Mapping):
+            raise TypeError(f"embed_ids must map names to ids, such as {{'segment': ids}}, not {given(embed_ids)}")
+        known = ", ".join(map(repr, self.embed_num_tokens))
+        for name, ids in embed_ids.items():
+            if not known:
+                raise ValueError(f"embed_ids has {name!r}, but the model was built without embed_num_tokens")
+            if name not in self.embed_num_tokens:
+                near = nearest(name, self.embed_num_tokens)
+                raise ValueError(f"embed_ids has {name!r}, but embed_num_tokens has {known}{near}")
+            check_integers(f"embed_ids[{name!r}]", ids)
+            if ids.shape != x.shape:
+                raise ValueError(
+                    f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but the token ids have {tuple(x.shape)}"
+                )
+            check_range(f"embed_ids[{name!r}]", ids, self.embed_num_tokens[name])
+        missing = [name for name in self.embed_num_tokens if name not in embed_ids]
+        if missing:
+            raise ValueError(
+                f"embed_ids has no {missing[0]!r}: every call gives ids for all of embed_num_tokens ({known})"
+            )
+        return {name: embed_ids[name] for name in self.embed_num_tokens}
 
     def check_length(self, x: Tensor, where: Tensor, past: int) -> None:
         """ValueError when a row would grow beyond the learned positions."""
@@ -138,6 +188,22 @@ class InputEmbedding(nn.Module):
                 f"{bound} tokens are more than max_seq_len={limit}, the number of learned positions; give a larger "
                 "max_seq_len, or relative positions such as rotary_pos_emb=True"
             )
+
+
+def check_integers(name: str, x: Any) -> None:
+    """TypeError for anything but a tensor of integers."""
+    if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor (batch, tokens), not {given(x)}")
+
+
+def check_range(name: str, x: Tensor, count: int) -> None:
+    """ValueError for ids outside 0 to count - 1."""
+    # Looking at values would make a GPU wait; there the embedding itself fails.
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
+        return
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must be from 0 to {count - 1}, but they go from {low} to {high}")
 
 
 def token_positions(

@@ -1,5 +1,6 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
 from ..state import StackState, tensors, tree_map
 from .input_embedding import InputEmbedding
+from .pooled_output import pooled_output
 
 __all__ = ["ModelState", "TransformerWrapper"]
 
@@ -53,6 +55,11 @@ class TransformerWrapper(Configurable):
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
     tokens, when the stack is causal. `use_abs_pos_emb=None` means learned positions unless the stack has relative
     ones; then `max_seq_len` limits the length. Embeddings put in front (`prepend_embeds`) carry no position.
+
+    `embed_num_tokens={'segment': 2}` adds embeddings of ids that calls give beside the tokens, as
+    `embed_ids={'segment': ids}`. `average_pool_embed`, `attn_pool` or `use_cls_token` make one embedding a row, which
+    the head projects: logits (b, num_tokens or logits_dim), (b, c, ...) with `num_cls_tokens=c`; such a model has no
+    step.
     """
 
     def __init__(
@@ -72,6 +79,11 @@ class TransformerWrapper(Configurable):
         tie_embedding_scale: float | None = None,
         logits_dim: int | None = None,
         logits_bias: bool = False,
+        embed_num_tokens: Mapping[str, int] | None = None,
+        average_pool_embed: bool = False,
+        use_cls_token: bool = False,
+        num_cls_tokens: int = 1,
+        attn_pool: bool = False,
     ):
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
@@ -105,12 +117,16 @@ class TransformerWrapper(Configurable):
             l2norm_embed=l2norm_embed,
             post_emb_norm=post_emb_norm,
             emb_dropout=emb_dropout,
+            embed_num_tokens=embed_num_tokens,
         )
         self.tie_embedding = tie_embedding
         if tie_embedding_scale is not None and not tie_embedding:
             raise ValueError(f"tie_embedding_scale={tie_embedding_scale} is set, but tie_embedding is False")
         self.tie_embedding_scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
         self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, width)
+        self.pooled = pooled_output(
+            self.dim, attn_layers.causal, average_pool_embed, use_cls_token, num_cls_tokens, attn_pool
+        )
 
     def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
         """The projection to logits; None when it is the token embedding itself."""
@@ -129,8 +145,8 @@ class TransformerWrapper(Configurable):
 
     @property
     def causal(self) -> bool:
-        """Whether no token sees a later one, so that the model can be stepped."""
-        return self.attn_layers.causal
+        """Whether no output depends on later tokens, so that the model can be stepped."""
+        return self.attn_layers.causal and self.pooled is None
 
     @property
     def length_limit(self) -> int | None:
@@ -148,6 +164,7 @@ class TransformerWrapper(Configurable):
         *,
         prepend_embeds: Float[Tensor, "b p d"] | None = None,
         prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
         attn_mask: Tensor | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
         context: Float[Tensor, "b c _"] | None = None,
@@ -157,18 +174,26 @@ class TransformerWrapper(Configurable):
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
     ) -> Any:
-        """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d).
+        """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
 
-        mask (b, n): True = real token. `context` (b, c, width) is what cross_attn and cross_gau layers attend to, with
-        `context_mask` (b, c) and, for rotary positions to count, `context_pos`. `return_embeddings` gives the stack's
-        output instead, `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices).
+        mask (b, n): True = real token. `embed_ids`: ids (b, n) for each name of `embed_num_tokens`. `context` (b, c,
+        width) is what cross_attn and cross_gau layers attend to, with `context_mask` (b, c) and, for rotary positions
+        to count, `context_pos`. `return_embeddings` gives what the head reads instead (the stack's output, pooled if
+        the model pools), `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices), CLS tokens
+        among their rows and columns.
         """
         mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
         embedded, mask = self.embedding(
-            x, mask, doc_ids=doc_ids, prepend_embeds=prepend_embeds, prepend_mask=prepend_mask
+            x, mask, doc_ids=doc_ids, prepend_embeds=prepend_embeds, prepend_mask=prepend_mask, embed_ids=embed_ids
         )
+        if self.pooled is not None:
+            if doc_ids is not None:
+                raise ValueError(
+                    f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
+                )
+            embedded, mask, attn_mask = self.pooled.front(embedded, mask, attn_mask)
         beside: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         maps = None
@@ -176,6 +201,8 @@ class TransformerWrapper(Configurable):
             y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
         else:
             y = self.attn_layers(embedded, mask, **beside)
+        if self.pooled is not None:
+            y = self.pooled(y, mask)
         if return_logits_and_embeddings:
             out: Any = (self.logits(y), y)
         else:
@@ -190,6 +217,7 @@ class TransformerWrapper(Configurable):
         *,
         prepend_embeds: Float[Tensor, "b p d"] | None = None,
         prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
@@ -200,6 +228,8 @@ class TransformerWrapper(Configurable):
         `mask` covers the new tokens only; rows may differ in length. A context is given in the first call, the state
         then holds it. `reset` (b,) names rows that start anew, with their context.
         """
+        if self.pooled is not None:
+            raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
         self.attn_layers.check_steppable()
         mask = self.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
@@ -211,7 +241,13 @@ class TransformerWrapper(Configurable):
                 state = self.reset(state, reset)
         past, length = (0, None) if state is None else (state.bound, state.length)
         embedded, full = self.embedding(
-            x, mask, past=past, length=length, prepend_embeds=prepend_embeds, prepend_mask=prepend_mask
+            x,
+            mask,
+            past=past,
+            length=length,
+            prepend_embeds=prepend_embeds,
+            prepend_mask=prepend_mask,
+            embed_ids=embed_ids,
         )
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
@@ -227,8 +263,8 @@ class TransformerWrapper(Configurable):
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         return ModelState(stack, state.bound, before.masked_fill(rows.bool(), 0))
 
-    def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
-        """The projection of the stack's output to the vocabulary."""
+    def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
+        """The projection of the stack's output, pooled or not, to the vocabulary."""
         if self.to_logits is not None:
             return self.to_logits(y)
         scale = self.tie_embedding_scale
