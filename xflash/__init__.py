@@ -13,6 +13,8 @@ from .sampling import min_p, top_a, top_k, top_p
 from .stack import AttentionLayers, CrossAttender, Decoder, Encoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
+from .wrappers.masked_lm import MaskedLMWrapper
+from .wrappers.nonautoregressive import NonAutoregressiveWrapper
 from .wrappers.transformer import TransformerWrapper
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "FLASHTransformer",
     "FeedForward",
     "GatedAttention",
+    "MaskedLMWrapper",
     "MixedChunkAttention",
+    "NonAutoregressiveWrapper",
     "Site",
     "TransformerWrapper",
     "activations",
