@@ -9,6 +9,7 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import xflash
 from xflash import Decoder, Encoder, MaskedLMWrapper, NonAutoregressiveWrapper, TransformerWrapper
@@ -298,6 +299,37 @@ def test_saved_is_built(tmp_path):
                 if isinstance(found, tuple)
                 else torch.equal(found, expected)
             )
+
+
+class Plain(torch.nn.Module):
+    """Each token for itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_tokens = VOCABULARY
+        self.table = torch.nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=seeded()))
+
+    def forward(self, ids, mask):
+        return F.embedding(ids, self.table) * mask[..., None]
+
+
+def test_compiled_training():
+    """Few graphs for every length; where chance decides nothing, the loss and the gradient are the eager ones."""
+    net = Plain()
+    model = masked_lm(net, mask_prob=1.0, replace_prob=1.0, random_token_prob=0.0, **SPECIAL).double()
+    noisy = masked_lm(net, mask_prob="cosine", replace_prob=0.5, random_token_prob=0.4, **SPECIAL)
+    ids, _ = batch()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(model, fullgraph=True, backend=counter)
+    for n in (N, 19, 11):
+        loss, expected = fast(ids[:, :n].contiguous()), model(ids[:, :n])
+        laws.close(loss, expected, f"compiled at {n}")
+        grads = [torch.autograd.grad(value, net.table)[0] for value in (loss, expected)]
+        laws.close(*grads, f"compiled gradient at {n}")
+    assert counter.frame_count <= 3
+    again = torch.compile(noisy, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert again(ids).isfinite()
 
 
 def test_the_names_of_x_transformers():

@@ -31,8 +31,14 @@ def random_subset(
     allowed: Bool[Tensor, "b n"], count: Int[Tensor, " b"], generator: torch.Generator | None = None
 ) -> Bool[Tensor, "b n"]:
     """`count` of the allowed places of each row, each choice of them equally likely; all where there are fewer."""
-    draws = torch.rand(allowed.shape, generator=generator, device=allowed.device).masked_fill(~allowed, 2.0)
+    draws = uniform(allowed, generator).masked_fill(~allowed, 2.0)
     return allowed & (draws.argsort(1).argsort(1) < count[:, None])
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "..."]:
+    """Numbers from 0 to 1 in the shape of `like`."""
+    # In place: torch.rand with a generator cannot be traced when a size is not known.
+    return torch.empty(like.shape, device=like.device).uniform_(generator=generator)
 
 
 def reveal(sure: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"], left: Int[Tensor, " b"]) -> Bool[Tensor, "b n"]:
@@ -86,7 +92,9 @@ class MaskedLMWrapper(Configurable):
         if not ordinary.any():
             raise ValueError(f"all {self.num_tokens} tokens are special ones: there is none to hide")
         self.ordinary: Tensor
+        self.words: Tensor
         self.register_buffer("ordinary", ordinary, persistent=False)
+        self.register_buffer("words", ordinary.nonzero()[:, 0], persistent=False)
 
     def checked_id(self, name: str, token: Any) -> int:
         """A token id; TypeError or ValueError unless it is one of the vocabulary."""
@@ -150,7 +158,7 @@ class MaskedLMWrapper(Configurable):
         allowed = allowed if mask is None else allowed & mask
         share: Any = self.mask_prob
         if isinstance(share, str):
-            share = SCHEDULES[share](torch.rand(len(x), generator=generator, device=x.device))
+            share = SCHEDULES[share](uniform(x[:, 0], generator))
         count = (allowed.sum(1) * share - SLACK).ceil().clamp(min=1).long()
         return random_subset(allowed, count, generator)
 
@@ -158,14 +166,13 @@ class MaskedLMWrapper(Configurable):
         self, x: Int[Tensor, "b n"], chosen: Bool[Tensor, "b n"], generator: torch.Generator | None = None
     ) -> Int[Tensor, "b n"]:
         """What the net is given instead of x."""
-        fate = torch.rand(x.shape, generator=generator, device=x.device)
+        fate = uniform(x, generator)
         y = x.masked_fill(chosen & (fate < self.replace_prob), self.mask_token_id)
         if not self.random_token_prob:
             return y
-        words = self.ordinary.nonzero()[:, 0]
-        drawn = words[torch.randint(len(words), x.shape, generator=generator, device=x.device)]
+        place = (uniform(x, generator) * len(self.words)).long().clamp(max=len(self.words) - 1)
         odd = (fate >= self.replace_prob) & (fate < self.replace_prob + self.random_token_prob)
-        return torch.where(chosen & odd, drawn, y)
+        return torch.where(chosen & odd, self.words[place], y)
 
     def generate(
         self,
