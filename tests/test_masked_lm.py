@@ -57,6 +57,13 @@ def test_how_many_tokens_are_chosen(share):
     assert chosen.sum(1).tolist() == [math.ceil(round(share * (n - 2), 6)) for n in lengths.tolist()]
 
 
+def test_one_token_at_least_is_chosen():
+    model = masked_lm(mask_prob=1e-9, **SPECIAL)
+    ids, lengths = batch()
+    counts = model.choose(ids, ids != PAD, seeded()).sum(1)
+    assert counts.tolist() == [min(1, n - 2) for n in lengths.tolist()]
+
+
 def test_the_mask_of_a_call_keeps_tokens_out():
     model = masked_lm(mask_prob=1.0)
     ids, lengths = batch()
@@ -185,6 +192,26 @@ def test_the_schedule_of_decoding(schedule):
     assert [rows[0] for rows in net.hidden] == expected
     second = [rows[1] for rows in net.hidden]
     assert second[0] == 3 and all(b < a or a == b == 0 for a, b in itertools.pairwise(second))
+
+
+def test_the_temperature_falls_to_zero():
+    """The last call takes the likeliest token, however warm the first was."""
+    model = MaskedLMWrapper(Told(), mask_token_id=HIDDEN)
+    made = model.generate(batch_size=50, seq_len=12, steps=1, temperature=1000.0)
+    assert (made == torch.arange(1, 13)).all()
+    two = model.generate(batch_size=50, seq_len=12, steps=2, temperature=1000.0, generator=seeded())
+    right = (two == torch.arange(1, 13)).float().mean().item()
+    # Of twelve, cos(pi / 4) * 12 = 8 are left to the last call.
+    assert right == pytest.approx((8 + 4 / 22) / 12, abs=0.03)
+
+
+def test_how_sure_the_net_is_has_gumbel_noise():
+    logits = torch.full((1, 20000, VOCABULARY), -1e4).index_fill(2, torch.tensor([7]), 0.0)
+    drawn, sure = masked_lm().draw(logits, lambda x: x, 2.0, seeded())
+    assert (drawn == 7).all()
+    assert sure.mean().item() == pytest.approx(2 * 0.5772, abs=0.06)
+    assert sure.std().item() == pytest.approx(2 * math.pi / 6**0.5, abs=0.06)
+    assert (masked_lm().draw(logits, lambda x: x, 0.0, None)[1] == 0).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 50])
