@@ -30,7 +30,7 @@ def attention_pool(
 ) -> Float[Tensor, "b d"]:
     """Tokens weighted by softmax(x query / sqrt(d)) over the real ones: (b, d); errors as `mean_pool`.
 
-    With a query of zeros it is the mean. The weights are float32 at least (https://arxiv.org/abs/1703.03130, one hop).
+    With a query of zeros it is the mean. Weights are float32 at least (https://arxiv.org/abs/1810.00825, one seed).
     """
     return attend_over(x, query, checked(x, mask))
 
