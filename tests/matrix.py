@@ -161,6 +161,14 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
     ],
     "emb_dim": [{}, {"emb_dim": 20}],
     "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
+    "embed_num_tokens": [{}, {"embed_num_tokens": {"segment": 2, "type": 5}}],
+    "pooling": [
+        {},
+        {"average_pool_embed": True},
+        {"attn_pool": True},
+        {"use_cls_token": True},
+        {"use_cls_token": True, "num_cls_tokens": 2},
+    ],
 }
 
 FIXED = {

@@ -4,6 +4,7 @@ import laws
 import pytest
 import torch
 from x_transformers_cases import (
+    BIDIRECTIONAL_WRAPPERS,
     CAUSAL_STACKS,
     CAUSAL_WRAPPERS,
     SMALL,
@@ -28,8 +29,9 @@ LENGTH = 23
 LENGTHS = torch.tensor([LENGTH, 14, 1])
 
 
-def directions(both, causal):
-    cases = [(name, direction) for name in both for direction in (True, False)] + [(name, True) for name in causal]
+def directions(both, causal, bidirectional=()):
+    cases = [(name, direction) for name in both for direction in (True, False)]
+    cases += [(name, True) for name in causal] + [(name, False) for name in bidirectional]
     return pytest.mark.parametrize(
         ("name", "causal"), cases, ids=[f"{n}-{'causal' if c else 'bidirectional'}" for n, c in cases]
     )
@@ -49,11 +51,14 @@ def padding(causal, flags):
 
 def compare(ours, peer, x, mask):
     """Whole sequences, padded ones, and (causal) pieces with a state."""
+    beside = laws.embed_ids_for(ours, x)
     with torch.no_grad():
-        theirs = peer(x)
-        close(ours(x), theirs, "whole")
+        theirs = peer(x, **beside)
+        close(ours(x, **beside), theirs, "whole")
         if mask is not None:
-            close(ours(x, mask)[mask], peer(x, mask=mask)[mask], "padded")
+            # What a pooled model gives is of the whole row.
+            real = ... if getattr(ours, "pooled", None) is not None else mask
+            close(ours(x, mask, **beside)[real], peer(x, mask=mask, **beside)[real], "padded")
         if ours.causal:
             close(laws.steps(ours, x, [1] * LENGTH)[0], theirs, "token by token")
             pieces, state = laws.steps(ours, x, [5, 1, 1, LENGTH - 7])
@@ -71,16 +76,17 @@ def test_stacks_give_the_same(name, causal):
     compare(ours, peer, x, padding(causal, flags))
 
 
-@directions(WRAPPERS, CAUSAL_WRAPPERS)
+@directions(WRAPPERS, CAUSAL_WRAPPERS, BIDIRECTIONAL_WRAPPERS)
 def test_wrappers_give_the_same(name, causal):
-    flags, arguments = {**WRAPPERS, **CAUSAL_WRAPPERS}[name]
+    flags, arguments = {**WRAPPERS, **CAUSAL_WRAPPERS, **BIDIRECTIONAL_WRAPPERS}[name]
     peer = exact(make_wrapper(flags, arguments, causal))
     ours = from_x_transformers(peer)
     assert type(ours) is TransformerWrapper
     x = torch.randint(0, VOCABULARY, (3, LENGTH))
     compare(ours, peer, x, padding(causal, flags))
+    beside = laws.embed_ids_for(ours, x)
     with torch.no_grad():
-        close(ours(x, return_embeddings=True), peer(x, return_embeddings=True), "embeddings")
+        close(ours(x, return_embeddings=True, **beside), peer(x, return_embeddings=True, **beside), "embeddings")
 
 
 @pytest.mark.parametrize("name", VITS)

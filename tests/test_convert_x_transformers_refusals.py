@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from x_transformers_cases import (
+    BIDIRECTIONAL_WRAPPERS,
     CAUSAL_STACKS,
     CAUSAL_WRAPPERS,
     IDLE,
@@ -31,7 +32,7 @@ def test_every_argument_of_the_peer_is_accounted_for(part):
     module = importlib.import_module("x_transformers.x_transformers")
     known = {PREFIX[part] + name for name in inspect.signature(getattr(module, part).__init__).parameters} - {"self"}
     stacks = [*STACKS.values(), *CAUSAL_STACKS.values()]
-    both = [*WRAPPERS.values(), *CAUSAL_WRAPPERS.values(), *VITS.values(), *REFUSED.values()]
+    both = [w for cases in (WRAPPERS, CAUSAL_WRAPPERS, BIDIRECTIONAL_WRAPPERS, VITS, REFUSED) for w in cases.values()]
     used = {name for flags in stacks for name in flags} | {name for pair in both for flags in pair for name in flags}
     idle = {PREFIX[part] + name for name in IDLE[part].split()}
     unsaid = known - used - idle - {PREFIX[part] + "self"}
@@ -75,6 +76,10 @@ def test_weights_shared_or_added_are_refused():
     peer = make_wrapper({}, {}, causal=True)
     peer.to_logits.weight = peer.token_emb.emb.weight
     with pytest.raises(ValueError, match=r"token_emb.emb.weight is shared by two parts"):
+        from_x_transformers(peer)
+    peer = make_wrapper({}, {"embed_num_tokens": {"segment": 2}}, causal=True)
+    peer.embeds["segment_embed"] = torch.nn.Embedding(2, 34, max_norm=1.0)
+    with pytest.raises(ValueError, match=r"x-transformers' embed_num_tokens \(with segment_embed a Embedding\)"):
         from_x_transformers(peer)
     peer = make_stack({}, causal=True)
     peer.layers[0][1].extra = torch.nn.Parameter(torch.ones(2))

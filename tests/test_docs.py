@@ -40,7 +40,7 @@ def build_stack(flags: dict) -> AttentionLayers:
 
 
 def build_model(arguments: dict) -> TransformerWrapper:
-    stack = AttentionLayers(**BASE, depth=1, layers="attn ff")
+    stack = AttentionLayers(**BASE, depth=1, layers="attn ff", causal=arguments.pop("causal", False))
     return TransformerWrapper(**{"num_tokens": 31, "max_seq_len": 48, "attn_layers": stack, **arguments})
 
 
@@ -116,7 +116,7 @@ def building_sites() -> list[tuple[Path, ast.Raise]]:
         package / "stack_flags.py",
         package / "aliases.py",
         *(package / "layers").glob("*.py"),
-        package / "wrappers" / "transformer.py",
+        *(package / "wrappers" / f"{name}.py" for name in ("transformer", "input_embedding", "pooled_output")),
     ):
         for function in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)):
             given = {argument.arg for argument in function.args.args}

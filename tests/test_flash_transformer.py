@@ -103,7 +103,7 @@ def test_the_three_positions_of_a_flash_transformer():
     assert model().attn_layers.positions["rotary"].config.emb_dim == 6
     biases = {b.block.rel_pos_bias for b in built.attn_layers.branches}
     assert len(biases) == 2 and all(b.weight.shape[0] == 1 for b in biases)
-    assert built.pos_emb.scale.item() == pytest.approx(DIM**-0.5)
+    assert built.embedding.pos_emb.scale.item() == pytest.approx(DIM**-0.5)
     assert built.length_limit is None
 
 

@@ -126,6 +126,13 @@ WRAPPERS = {
     "to_logits": ({}, {"to_logits": torch.nn.Linear(34, VOCABULARY)}),
     "memory tokens": ({"rotary_pos_emb": True}, {"num_memory_tokens": 3}),
     "memory tokens, rel_pos": ({"rel_pos_bias": True, "attn_num_mem_kv": 2}, {"num_memory_tokens": 3}),
+    "embed_num_tokens": ({}, {"embed_num_tokens": {"segment": 2, "type": 5}, "post_emb_norm": True}),
+    "embed_num_tokens emb_dim": ({"rotary_pos_emb": True}, {"embed_num_tokens": {"kind": 3}, "emb_dim": 20}),
+    "average_pool_embed": ({}, {"average_pool_embed": True}),
+    "average_pool_embed, memory tokens": (
+        {"rotary_pos_emb": True}, {"average_pool_embed": True, "num_memory_tokens": 3, "logits_dim": 7}
+    ),
+    "average_pool_embed tied": ({}, {"average_pool_embed": True, "tie_embedding": True}),
     "mixed": (
         {"alibi_pos_bias": True, "use_scalenorm": True, "ff_glu": True, "attn_one_kv_head": True},
         {"num_memory_tokens": 2, "emb_dim": 20, "l2norm_embed": True, "post_emb_norm": True},
@@ -134,6 +141,14 @@ WRAPPERS = {
 CAUSAL_WRAPPERS = {
     "memory tokens, shift, window": (
         {"shift_tokens": 2, "attn_max_attend_past": 6, "rotary_xpos": True}, {"num_memory_tokens": 3}
+    ),
+}  # fmt: skip
+# Where the CLS token can see the others.
+BIDIRECTIONAL_WRAPPERS = {
+    "use_cls_token": ({}, {"use_cls_token": True}),
+    "num_cls_tokens": ({"rotary_pos_emb": True}, {"use_cls_token": True, "num_cls_tokens": 3}),
+    "cls, memory tokens, segments": (
+        {"rel_pos_bias": True}, {"use_cls_token": True, "num_memory_tokens": 2, "embed_num_tokens": {"segment": 2}}
     ),
 }  # fmt: skip
 
@@ -227,7 +242,6 @@ REFUSED = {
     "ff_sublayer_dropout": ({"ff_sublayer_dropout": 0.1}, {}),
     "ff_softclamp_value": ({"ff_softclamp_value": 4.0}, {}),
     "ff_glu_softclamp": ({"ff_glu": True, "ff_glu_softclamp": True}, {}),
-    "embed_num_tokens": ({}, {"embed_num_tokens": {"kind": 3}}),
     "max_mem_len": ({}, {"max_mem_len": 5}),
     "shift_mem_down": ({}, {"shift_mem_down": 1}),
     "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
@@ -236,7 +250,6 @@ REFUSED = {
     "recycling": ({}, {"recycling": True}),
     "looped": ({"pre_and_post_norm": True}, {"looped": True}),
     "emb_frac_gradient": ({}, {"emb_frac_gradient": 0.1}),
-    "average_pool_embed": ({}, {"average_pool_embed": True}),
     "use_cls_token": ({}, {"use_cls_token": True}),
     "attn_pool": ({}, {"attn_pool": True}),
     "squeeze_out_last_dim": ({}, {"squeeze_out_last_dim": True}),

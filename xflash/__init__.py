@@ -16,6 +16,8 @@ from .stack import AttentionLayers, CrossAttender, Decoder, Encoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
+from .wrappers.masked_lm import MaskedLMWrapper
+from .wrappers.nonautoregressive import NonAutoregressiveWrapper
 from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
 
@@ -36,7 +38,9 @@ __all__ = [
     "FLASHTransformer",
     "FeedForward",
     "GatedAttention",
+    "MaskedLMWrapper",
     "MixedChunkAttention",
+    "NonAutoregressiveWrapper",
     "Recurrent",
     "RecurrentTrainerWrapper",
     "Site",

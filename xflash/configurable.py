@@ -88,7 +88,7 @@ def encode(name: str, value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    if isinstance(value, Mapping) and "class" in value:
+    if isinstance(value, Mapping) and isinstance(value.get("class"), str):
         return from_config(value)
     return from_json(value)
 

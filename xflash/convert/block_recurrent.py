@@ -81,7 +81,7 @@ def read_arguments(module: Any) -> dict[str, Any]:
 def read_weights(module: Any, model: BlockRecurrentTransformer) -> Weights:
     """Weights under our names."""
     found: Weights = {
-        "token_emb.weight": module.token_emb.weight,
+        "embedding.token_emb.weight": module.token_emb.weight,
         "attn_layers.final_norm.gain": module.to_logits[0].gamma,
         "to_logits.weight": module.to_logits[1].weight,
     }

@@ -211,8 +211,8 @@ def read_model(module: Any) -> Read:
         raise ValueError(f"the last LayerNorm has eps={last.eps}; xflash's has 1e-5")
     flags: Flags = {}
     weights = {
-        "token_emb.weight": module.token_emb.weight,
-        "pos_emb.scale": module.abs_pos_emb.scale.reshape(()),
+        "embedding.token_emb.weight": module.token_emb.weight,
+        "embedding.pos_emb.scale": module.abs_pos_emb.scale.reshape(()),
         "final_norm.gain": last.weight,
         "final_norm.bias": last.bias,
         "to_logits.weight": head.weight,

@@ -81,14 +81,16 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
         "emb_dropout": module.emb_dropout.p,
         "num_memory_tokens": module.num_memory_tokens or None,
         **read_absolute(module.pos_emb, reader, weights),
+        **read_embeds(module.embeds, reader, weights),
+        **read_pooling(module, reader, weights),
     }
-    weights["token_emb.weight"] = reader.take(module.token_emb.emb.weight)
+    weights["embedding.token_emb.weight"] = reader.take(module.token_emb.emb.weight)
     if kind(module.post_emb_norm) == "LayerNorm":
         arguments["post_emb_norm"] = True
-        weights["post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
+        weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
     if isinstance(module.project_emb, nn.Linear):
-        weights["project_emb.weight"] = reader.take(module.project_emb.weight)
-        weights["project_emb.bias"] = reader.take(module.project_emb.bias)
+        weights["embedding.project_emb.weight"] = reader.take(module.project_emb.weight)
+        weights["embedding.project_emb.bias"] = reader.take(module.project_emb.bias)
     if module.num_memory_tokens:
         weights["attn_layers.memory_tokens.tokens"] = reader.take(module.memory_tokens)
     return {**arguments, **read_head(module, reader, weights)}
@@ -102,12 +104,35 @@ def read_absolute(pos_emb: Any, reader: Reader, weights: Weights) -> dict[str, A
         own = inverse_frequencies(2 * len(pos_emb.inv_freq), 10000.0, pos_emb.inv_freq.device)
         if not torch.allclose(reader.take(pos_emb.inv_freq).float(), own, rtol=1e-6):
             raise feature("scaled_sinu_pos_emb", "with a base other than 10000, or with frequencies that were rounded")
-        weights["pos_emb.scale"] = reader.take(pos_emb.scale).reshape(())
+        weights["embedding.pos_emb.scale"] = reader.take(pos_emb.scale).reshape(())
         return {"scaled_sinu_pos_emb": True}
     if kind(pos_emb) != "AbsolutePositionalEmbedding":
         raise feature("pos_emb", kind(pos_emb))
-    weights["pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
+    weights["embedding.pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
     return {"use_abs_pos_emb": True}
+
+
+def read_embeds(embeds: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The argument that says which further embeddings there are."""
+    counts = {}
+    for key, table in ({} if embeds is None else embeds).items():
+        if type(table) is not nn.Embedding or table.max_norm is not None:
+            raise feature("embed_num_tokens", f"with {key} a {kind(table)}")
+        counts[key.removesuffix("_embed")] = table.num_embeddings
+        weights[f"embedding.embeds.{key}.weight"] = reader.take(table.weight)
+    return {"embed_num_tokens": counts} if counts else {}
+
+
+def read_pooling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments that say how the outputs of a row are pooled."""
+    if module.average_pool_embed:
+        return {"average_pool_embed": True}
+    if module.cls_token is None:
+        return {}
+    if module.attn_layers.causal:
+        raise feature("use_cls_token", "in a causal stack, where it sees no other token")
+    weights["pooled.cls_tokens.tokens"] = reader.take(module.cls_token)
+    return {"use_cls_token": True, "num_cls_tokens": module.num_cls_tokens}
 
 
 def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:

@@ -13,7 +13,7 @@ KNOWN = {
     "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
         emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
-        input_not_include_cache""",
+        input_not_include_cache embeds cls_token average_pool_embed""",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
@@ -49,8 +49,6 @@ KNOWN = {
 
 # What x-transformers' users call an attribute or a class; the others bear the name of their flag.
 FLAGS = {
-    "embeds": "embed_num_tokens",
-    "cls_token": "use_cls_token",
     "to_mixture": "mixture_of_softmax",
     "output_is_log_prob": "mixture_of_softmax",
     "has_multiple_heads": "num_output_heads",

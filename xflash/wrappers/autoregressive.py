@@ -42,6 +42,9 @@ class AutoregressiveWrapper(Configurable):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a model such as TransformerWrapper, not {describe(net)}")
+        pooled: Any = getattr(net, "pooled", None)
+        if pooled is not None:
+            raise ValueError(f"{type(net).__name__} pools its outputs ({pooled.kind}=True): it predicts no next token")
         if not getattr(net, "causal", True):
             raise ValueError(f"{type(net).__name__} is bidirectional, so it sees what it is to predict: use a Decoder")
         self.net = net

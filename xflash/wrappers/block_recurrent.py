@@ -211,7 +211,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
 
     def without_memories(self, batch: int, device: torch.device) -> ModelState:
         """A state that has seen nothing."""
-        parameter = self.token_emb.weight
+        parameter = self.embedding.token_emb.weight
         branches = []
         for i in self.attn_layers.order:
             block = self.attn_layers.blocks()[i]
@@ -272,7 +272,7 @@ class RecurrentTrainerWrapper(nn.Module):
         memories: Any = None
         states: Any = None
         targets = ids.shape[1] - 1
-        total = self.transformer.token_emb.weight.new_zeros(())
+        total = self.transformer.embedding.token_emb.weight.new_zeros(())
         for number, (start, end) in enumerate(self.segments(targets)):
             if number and self.detach_every is not None and number % self.detach_every == 0:
                 memories, states = Memories(memories.state.detach()), [t.detach() for t in states]

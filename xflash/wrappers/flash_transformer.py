@@ -89,7 +89,7 @@ class FLASHTransformer(TransformerWrapper):
         super().__init__(num_tokens=num_tokens, attn_layers=stack, scaled_sinu_pos_emb=True, logits_bias=True)
         self.final_norm = LayerNorm(LayerNorm.Config(bias=True), dim)
         # Of size one, as FLASH-pytorch has it: smaller tokens drown in the sinusoids, which start at 1 / sqrt(2 dim).
-        nn.init.normal_(self.token_emb.weight)
+        nn.init.normal_(self.embedding.token_emb.weight)
 
     def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
         """The stream behind the last layer, normed and projected to the vocabulary."""

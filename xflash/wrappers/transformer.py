@@ -1,19 +1,19 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import as_doc_ids, as_rows, check_count, check_share, check_switch, given
+from ..checks import as_doc_ids, as_rows, check_count, check_share, check_switch
 from ..configurable import Configurable
-from ..door import as_mask, plan_rows
-from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
-from ..layers.norms import LayerNorm
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
-from ..state import StackState, document_positions, tensors, tree_map
+from ..state import StackState, tensors, tree_map
+from .input_embedding import InputEmbedding
+from .pooled_output import pooled_output
 
 __all__ = ["ModelState", "TransformerWrapper"]
 
@@ -55,6 +55,11 @@ class TransformerWrapper(Configurable):
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
     tokens, when the stack is causal. `use_abs_pos_emb=None` means learned positions unless the stack has relative
     ones; then `max_seq_len` limits the length. Embeddings put in front (`prepend_embeds`) carry no position.
+
+    `embed_num_tokens={'segment': 2}` adds embeddings of ids that calls give beside the tokens, as
+    `embed_ids={'segment': ids}`. `average_pool_embed`, `attn_pool` or `use_cls_token` make one embedding a row, which
+    the head projects: logits (b, num_tokens or logits_dim), (b, c, ...) with `num_cls_tokens=c`; such a model has no
+    step.
     """
 
     def __init__(
@@ -74,6 +79,11 @@ class TransformerWrapper(Configurable):
         tie_embedding_scale: float | None = None,
         logits_dim: int | None = None,
         logits_bias: bool = False,
+        embed_num_tokens: Mapping[str, int] | None = None,
+        average_pool_embed: bool = False,
+        use_cls_token: bool = False,
+        num_cls_tokens: int = 1,
+        attn_pool: bool = False,
     ):
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
@@ -95,29 +105,28 @@ class TransformerWrapper(Configurable):
             check_count("num_memory_tokens", num_memory_tokens)
             attn_layers.set_memory_tokens(num_memory_tokens)
         width = emb_dim or self.dim
-        self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
         self.max_seq_len = max_seq_len or None
-        self.pos_emb = self.absolute(use_abs_pos_emb, scaled_sinu_pos_emb, width, l2norm_embed)
-        self.post_emb_norm = LayerNorm(LayerNorm.Config(), width) if post_emb_norm else None
-        self.emb_dropout = emb_dropout
-        self.project_emb = projection(width, self.dim) if width != self.dim else None
+        self.embedding = InputEmbedding(
+            num_tokens,
+            width,
+            self.dim,
+            use_abs_pos_emb=use_abs_pos_emb,
+            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
+            relative=attn_layers.has_relative_positions,
+            max_seq_len=self.max_seq_len,
+            l2norm_embed=l2norm_embed,
+            post_emb_norm=post_emb_norm,
+            emb_dropout=emb_dropout,
+            embed_num_tokens=embed_num_tokens,
+        )
         self.tie_embedding = tie_embedding
         if tie_embedding_scale is not None and not tie_embedding:
             raise ValueError(f"tie_embedding_scale={tie_embedding_scale} is set, but tie_embedding is False")
         self.tie_embedding_scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
         self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, width)
-
-    def absolute(self, wanted: bool | None, sinusoidal: bool, width: int, l2norm: bool) -> nn.Module | None:
-        """The absolute positions that the arguments ask for."""
-        if sinusoidal:
-            if wanted is False:
-                raise ValueError("scaled_sinu_pos_emb=True contradicts use_abs_pos_emb=False")
-            return ScaledSinusoidal(width)
-        if not (not self.attn_layers.has_relative_positions if wanted is None else wanted):
-            return None
-        if self.max_seq_len is None:
-            raise ValueError("learned absolute positions need max_seq_len; give it, or use_abs_pos_emb=False")
-        return LearnedPositions(self.max_seq_len, width, l2norm)
+        self.pooled = pooled_output(
+            self.dim, attn_layers.causal, average_pool_embed, use_cls_token, num_cls_tokens, attn_pool
+        )
 
     def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
         """The projection to logits; None when it is the token embedding itself."""
@@ -136,13 +145,13 @@ class TransformerWrapper(Configurable):
 
     @property
     def causal(self) -> bool:
-        """Whether no token sees a later one, so that the model can be stepped."""
-        return self.attn_layers.causal
+        """Whether no output depends on later tokens, so that the model can be stepped."""
+        return self.attn_layers.causal and self.pooled is None
 
     @property
     def length_limit(self) -> int | None:
         """The most tokens a row can have; None when any number is possible."""
-        return self.max_seq_len if isinstance(self.pos_emb, LearnedPositions) else None
+        return self.embedding.length_limit
 
     def flag_table(self) -> str:
         """Every flag of the stack with its value, default, type and meaning, as text."""
@@ -155,6 +164,7 @@ class TransformerWrapper(Configurable):
         *,
         prepend_embeds: Float[Tensor, "b p d"] | None = None,
         prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
         attn_mask: Tensor | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
         context: Float[Tensor, "b c _"] | None = None,
@@ -164,16 +174,26 @@ class TransformerWrapper(Configurable):
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
     ) -> Any:
-        """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d).
+        """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
 
-        mask (b, n): True = real token. `context` (b, c, width) is what cross_attn and cross_gau layers attend to, with
-        `context_mask` (b, c) and, for rotary positions to count, `context_pos`. `return_embeddings` gives the stack's
-        output instead, `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices).
+        mask (b, n): True = real token. `embed_ids`: ids (b, n) for each name of `embed_num_tokens`. `context` (b, c,
+        width) is what cross_attn and cross_gau layers attend to, with `context_mask` (b, c) and, for rotary positions
+        to count, `context_pos`. `return_embeddings` gives what the head reads instead (the stack's output, pooled if
+        the model pools), `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices), CLS tokens
+        among their rows and columns.
         """
-        mask = self.check_ids(x, mask)
+        mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
-        embedded, mask = self.embed(x, mask, None, prepend_embeds, prepend_mask, doc_ids)
+        embedded, mask = self.embedding(
+            x, mask, doc_ids=doc_ids, prepend_embeds=prepend_embeds, prepend_mask=prepend_mask, embed_ids=embed_ids
+        )
+        if self.pooled is not None:
+            if doc_ids is not None:
+                raise ValueError(
+                    f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
+                )
+            embedded, mask, attn_mask = self.pooled.front(embedded, mask, attn_mask)
         beside: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         maps = None
@@ -181,6 +201,8 @@ class TransformerWrapper(Configurable):
             y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
         else:
             y = self.attn_layers(embedded, mask, **beside)
+        if self.pooled is not None:
+            y = self.pooled(y, mask)
         if return_logits_and_embeddings:
             out: Any = (self.logits(y), y)
         else:
@@ -195,6 +217,7 @@ class TransformerWrapper(Configurable):
         *,
         prepend_embeds: Float[Tensor, "b p d"] | None = None,
         prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
@@ -205,8 +228,10 @@ class TransformerWrapper(Configurable):
         `mask` covers the new tokens only; rows may differ in length. A context is given in the first call, the state
         then holds it. `reset` (b,) names rows that start anew, with their context.
         """
+        if self.pooled is not None:
+            raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
         self.attn_layers.check_steppable()
-        mask = self.check_ids(x, mask)
+        mask = self.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             if not isinstance(state, ModelState):
@@ -214,15 +239,23 @@ class TransformerWrapper(Configurable):
             self.attn_layers.check_state(state.stack, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        embedded, full = self.embed(x, mask, state, prepend_embeds, prepend_mask, None)
+        past, length = (0, None) if state is None else (state.bound, state.length)
+        embedded, full = self.embedding(
+            x,
+            mask,
+            past=past,
+            length=length,
+            prepend_embeds=prepend_embeds,
+            prepend_mask=prepend_mask,
+            embed_ids=embed_ids,
+        )
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
-        bound, length = (0, None) if state is None else (state.bound, state.length)
         if mask is not None:
-            length = mask.sum(1) + (bound if length is None else length)
+            length = mask.sum(1) + (past if length is None else length)
         elif length is not None:
             length = length + x.shape[1]
-        return self.logits(y), ModelState(stack, bound + x.shape[1], length)
+        return self.logits(y), ModelState(stack, past + x.shape[1], length)
 
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
@@ -230,95 +263,12 @@ class TransformerWrapper(Configurable):
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         return ModelState(stack, state.bound, before.masked_fill(rows.bool(), 0))
 
-    def check_ids(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The mask as booleans; TypeError or ValueError for ids that cannot be looked up."""
-        if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-            raise TypeError(f"token ids must be an integer tensor (batch, tokens), not {given(x)}")
-        if x.dim() != 2 or x.shape[1] < 1:
-            raise ValueError(f"token ids must be (batch, tokens) with at least one token, not {tuple(x.shape)}")
-        # Looking at values would make a GPU wait; there the embedding itself fails.
-        if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
-            low, high = x.min().item(), x.max().item()
-            if low < 0 or high >= self.num_tokens:
-                raise ValueError(f"token ids must be from 0 to {self.num_tokens - 1}, but they go from {low} to {high}")
-        return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
-
-    def embed(self, x, mask, state, prefix, prefix_mask, doc_ids) -> tuple[Tensor, Tensor | None]:
-        """Embedded tokens with their absolute positions, embeddings in front of them, and the mask of both."""
-        y = self.token_emb(x)
-        if self.pos_emb is not None:
-            where = self.token_positions(x, mask, state, doc_ids)
-            self.check_length(where, state, x.shape[1])
-            y = y + self.pos_emb(where)
-        if self.post_emb_norm is not None:
-            y = self.post_emb_norm(y)
-        if self.emb_dropout:
-            y = F.dropout(y, self.emb_dropout, self.training)
-        if self.project_emb is not None:
-            y = self.project_emb(y)
-        if prefix is None:
-            if prefix_mask is not None:
-                raise ValueError("prepend_mask is given without prepend_embeds")
-            return y, mask
-        if doc_ids is not None:
-            raise ValueError(
-                "doc_ids and prepend_embeds exclude each other: the embeddings would belong to no document"
-            )
-        if not isinstance(prefix, torch.Tensor) or not prefix.is_floating_point():
-            expected = f"a floating-point tensor (batch, any number, {self.dim})"
-            raise TypeError(f"prepend_embeds must be {expected}, not {given(prefix)}")
-        if prefix.dim() != 3 or prefix.shape[0] != x.shape[0] or prefix.shape[2] != self.dim:
-            raise ValueError(
-                f"prepend_embeds must be ({x.shape[0]}, any number, {self.dim}), not {tuple(prefix.shape)}"
-            )
-        if mask is not None or prefix_mask is not None:
-            mask = x.new_ones(x.shape, dtype=torch.bool) if mask is None else mask
-            front = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
-            front = front if prefix_mask is None else as_mask(prefix_mask, tuple(prefix.shape[:2]), "prepend_mask")
-            mask = torch.cat((front, mask), 1)
-        return torch.cat((prefix.to(y.dtype), y), 1), mask
-
-    def token_positions(
-        self, x: Tensor, mask: Tensor | None, state: ModelState | None, doc_ids: Tensor | None
-    ) -> Tensor:
-        """(1 | b, n) each token's absolute position: real tokens count from 0 in their row, or in their document."""
-        where = torch.arange(x.shape[1], device=x.device)[None]
-        if doc_ids is not None:
-            if mask is None:
-                return document_positions(doc_ids)
-            plan = plan_rows(mask)
-            return document_positions(doc_ids.gather(1, plan.order)).gather(1, plan.dest)
-        if mask is not None:
-            where = (mask.cumsum(1) - 1).clamp(min=0)
-        if state is not None:
-            where = where + (state.bound if state.length is None else state.length[:, None])
-        return where
-
-    def check_length(self, where: Tensor, state: ModelState | None, n: int) -> None:
-        """ValueError when a row would grow beyond the learned positions."""
-        limit, bound = self.length_limit, n + (0 if state is None else state.bound)
-        if limit is None or bound <= limit:
-            return
-        # The bound counts masked tokens: only where it is exceeded are the positions themselves looked at.
-        if where.shape[0] == 1 or torch.compiler.is_compiling() or int(where.max()) >= limit:
-            raise ValueError(
-                f"{bound} tokens are more than max_seq_len={limit}, the number of learned positions; give a larger "
-                "max_seq_len, or relative positions such as rotary_pos_emb=True"
-            )
-
-    def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
-        """The projection of the stack's output to the vocabulary."""
+    def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
+        """The projection of the stack's output, pooled or not, to the vocabulary."""
         if self.to_logits is not None:
             return self.to_logits(y)
         scale = self.tie_embedding_scale
-        return F.linear(y if scale == 1 else y * scale, self.token_emb.weight)
-
-
-def projection(width: int, dim: int) -> nn.Linear:
-    """The map from the embedding's width to the stack's; its bias starts at zero."""
-    linear = nn.Linear(width, dim)
-    nn.init.zeros_(linear.bias)
-    return linear
+        return F.linear(y if scale == 1 else y * scale, self.embedding.token_emb.weight)
 
 
 def stack_batch(state: ModelState) -> int:

@@ -1,0 +1,228 @@
+"""`InputEmbedding`: what turns token ids into the stream that a stack reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..checks import check_count, given
+from ..door import as_mask, plan_rows
+from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
+from ..layers.norms import LayerNorm
+from ..registry import nearest
+from ..shapes import Float, Int, Tensor
+from ..state import document_positions
+
+__all__ = ["InputEmbedding", "absolute_positions"]
+
+
+def absolute_positions(
+    wanted: bool | None, sinusoidal: bool, relative: bool, max_seq_len: int | None, width: int, l2norm: bool
+) -> nn.Module | None:
+    """The absolute positions that a model's arguments ask for; `relative`: whether its stack has positions already."""
+    if sinusoidal:
+        if wanted is False:
+            raise ValueError("scaled_sinu_pos_emb=True contradicts use_abs_pos_emb=False")
+        return ScaledSinusoidal(width)
+    if not (not relative if wanted is None else wanted):
+        return None
+    if max_seq_len is None:
+        raise ValueError("learned absolute positions need max_seq_len; give it, or use_abs_pos_emb=False")
+    return LearnedPositions(max_seq_len, width, l2norm)
+
+
+def check_embed_num_tokens(counts: Any) -> dict[str, int]:
+    """`embed_num_tokens` as a dict; TypeError or ValueError unless it maps names to whole numbers of 1 or more."""
+    if counts is None:
+        return {}
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"embed_num_tokens must map names to numbers, such as {{'segment': 2}}, not {counts!r}")
+    for name, count in counts.items():
+        if not isinstance(name, str):
+            raise TypeError(f"embed_num_tokens must map names to numbers, but {name!r} is no name")
+        if not name or "." in name:
+            raise ValueError(f"embed_num_tokens has the name {name!r}: weights are named after it, so it needs letters")
+        check_count(f"embed_num_tokens[{name!r}]", count)
+    return dict(counts)
+
+
+class InputEmbedding(nn.Module):
+    """Token embeddings with absolute positions, norm, dropout and projection, and embeddings put in front of them.
+
+    `embed_num_tokens`: further embeddings that are added, such as BERT's of segments (https://arxiv.org/abs/1810.04805).
+    `width` is that of the embeddings, `dim` that of the stream. `past` and `length` say how many tokens the rows have
+    seen before a call: all of them `past`, or each its `length` (b,), of which `past` is a bound.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        width: int,
+        dim: int,
+        *,
+        use_abs_pos_emb: bool | None,
+        scaled_sinu_pos_emb: bool,
+        relative: bool,
+        max_seq_len: int | None,
+        l2norm_embed: bool,
+        post_emb_norm: bool,
+        emb_dropout: float,
+        embed_num_tokens: Mapping[str, int] | None,
+    ):
+        super().__init__()
+        self.num_tokens, self.dim = num_tokens, dim
+        self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
+        self.pos_emb = absolute_positions(
+            use_abs_pos_emb, scaled_sinu_pos_emb, relative, max_seq_len, width, l2norm_embed
+        )
+        self.embed_num_tokens = check_embed_num_tokens(embed_num_tokens)
+        # A ModuleDict has methods, and a name such as 'type' would be one of them.
+        self.embeds = nn.ModuleDict(
+            {f"{name}_embed": TokenEmbedding(count, width) for name, count in self.embed_num_tokens.items()}
+        )
+        self.post_emb_norm = LayerNorm(LayerNorm.Config(), width) if post_emb_norm else None
+        self.emb_dropout = emb_dropout
+        self.project_emb = projection(width, dim) if width != dim else None
+
+    @property
+    def length_limit(self) -> int | None:
+        """The most tokens a row can have; None when any number is possible."""
+        return self.pos_emb.max_seq_len if isinstance(self.pos_emb, LearnedPositions) else None
+
+    def forward(
+        self,
+        x: Int[Tensor, "b n"],
+        mask: Tensor | None = None,
+        *,
+        past: int = 0,
+        length: Int[Tensor, " b"] | None = None,
+        doc_ids: Int[Tensor, "b n"] | None = None,
+        prepend_embeds: Float[Tensor, "b p d"] | None = None,
+        prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
+    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
+        """Embedded tokens behind the embeddings in front of them, and the mask of both."""
+        y = self.token_emb(x)
+        if self.pos_emb is not None:
+            where = token_positions(x, mask, past, length, doc_ids)
+            self.check_length(x, where, past)
+            y = y + self.pos_emb(where)
+        for name, ids in self.check_embed_ids(x, embed_ids).items():
+            y = y + self.embeds[f"{name}_embed"](ids)
+        if self.post_emb_norm is not None:
+            y = self.post_emb_norm(y)
+        if self.emb_dropout:
+            y = F.dropout(y, self.emb_dropout, self.training)
+        if self.project_emb is not None:
+            y = self.project_emb(y)
+        if prepend_embeds is not None:
+            if doc_ids is not None:
+                raise ValueError(
+                    "doc_ids and prepend_embeds exclude each other: the embeddings would belong to no document"
+                )
+            return self.behind(y, mask, prepend_embeds, prepend_mask)
+        if prepend_mask is not None:
+            raise ValueError("prepend_mask is given without prepend_embeds")
+        return y, mask
+
+    def behind(self, x: Tensor, mask: Tensor | None, prefix: Tensor, prefix_mask: Tensor | None):
+        """The embeddings `prefix` and x behind them, and the mask of both."""
+        if not isinstance(prefix, torch.Tensor) or not prefix.is_floating_point():
+            expected = f"a floating-point tensor (batch, any number, {self.dim})"
+            raise TypeError(f"prepend_embeds must be {expected}, not {given(prefix)}")
+        if prefix.dim() != 3 or prefix.shape[0] != x.shape[0] or prefix.shape[2] != self.dim:
+            raise ValueError(
+                f"prepend_embeds must be ({x.shape[0]}, any number, {self.dim}), not {tuple(prefix.shape)}"
+            )
+        if mask is not None or prefix_mask is not None:
+            mask = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+            front = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
+            front = front if prefix_mask is None else as_mask(prefix_mask, tuple(prefix.shape[:2]), "prepend_mask")
+            mask = torch.cat((front, mask), 1)
+        return torch.cat((prefix.to(x.dtype), x), 1), mask
+
+    def check_ids(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask as booleans; TypeError or ValueError for ids that cannot be looked up."""
+        check_integers("token ids", x)
+        if x.dim() != 2 or x.shape[1] < 1:
+            raise ValueError(f"token ids must be (batch, tokens) with at least one token, not {tuple(x.shape)}")
+        check_range("token ids", x, self.num_tokens)
+        return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+
+    def check_embed_ids(self, x: Tensor, embed_ids: Any) -> dict[str, Tensor]:
+        """The ids of the further embeddings, in the order these were given in; TypeError or ValueError otherwise."""
+        if embed_ids is None:
+            embed_ids = {}
+        if not isinstance(embed_ids, Mapping):
+            raise TypeError(f"embed_ids must map names to ids, such as {{'segment': ids}}, not {given(embed_ids)}")
+        known = ", ".join(map(repr, self.embed_num_tokens))
+        for name, ids in embed_ids.items():
+            if not known:
+                raise ValueError(f"embed_ids has {name!r}, but the model was built without embed_num_tokens")
+            if name not in self.embed_num_tokens:
+                near = nearest(name, self.embed_num_tokens)
+                raise ValueError(f"embed_ids has {name!r}, but embed_num_tokens has {known}{near}")
+            check_integers(f"embed_ids[{name!r}]", ids)
+            if ids.shape != x.shape:
+                raise ValueError(
+                    f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but the token ids have {tuple(x.shape)}"
+                )
+            check_range(f"embed_ids[{name!r}]", ids, self.embed_num_tokens[name])
+        missing = [name for name in self.embed_num_tokens if name not in embed_ids]
+        if missing:
+            raise ValueError(
+                f"embed_ids has no {missing[0]!r}: every call gives ids for all of embed_num_tokens ({known})"
+            )
+        return {name: embed_ids[name] for name in self.embed_num_tokens}
+
+    def check_length(self, x: Tensor, where: Tensor, past: int) -> None:
+        """ValueError when a row would grow beyond the learned positions."""
+        limit, bound = self.length_limit, x.shape[1] + past
+        if limit is None or bound <= limit:
+            return
+        # The bound counts masked tokens: only where it is exceeded are the positions themselves looked at.
+        if where.shape[0] == 1 or torch.compiler.is_compiling() or int(where.max()) >= limit:
+            raise ValueError(
+                f"{bound} tokens are more than max_seq_len={limit}, the number of learned positions; give a larger "
+                "max_seq_len, or relative positions such as rotary_pos_emb=True"
+            )
+
+
+def check_integers(name: str, x: Any) -> None:
+    """TypeError for anything but a tensor of integers."""
+    if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor (batch, tokens), not {given(x)}")
+
+
+def check_range(name: str, x: Tensor, count: int) -> None:
+    """ValueError for ids outside 0 to count - 1."""
+    # Looking at values would make a GPU wait; there the embedding itself fails.
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
+        return
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} must be from 0 to {count - 1}, but they go from {low} to {high}")
+
+
+def token_positions(
+    x: Tensor, mask: Tensor | None, past: int, length: Tensor | None, doc_ids: Tensor | None
+) -> Int[Tensor, "_ n"]:
+    """(1 | b, n) each token's absolute position: real tokens count from 0 in their row, or in their document."""
+    where = torch.arange(x.shape[1], device=x.device)[None]
+    if doc_ids is not None:
+        if mask is None:
+            return document_positions(doc_ids)
+        plan = plan_rows(mask)
+        return document_positions(doc_ids.gather(1, plan.order)).gather(1, plan.dest)
+    if mask is not None:
+        where = (mask.cumsum(1) - 1).clamp(min=0)
+    return where + (past if length is None else length[:, None])
+
+
+def projection(width: int, dim: int) -> nn.Linear:
+    """The map from the embedding's width to the stack's; its bias starts at zero."""
+    linear = nn.Linear(width, dim)
+    nn.init.zeros_(linear.bias)
+    return linear

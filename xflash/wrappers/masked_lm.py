@@ -1,0 +1,277 @@
+"""`MaskedLMWrapper`: a bidirectional model is trained to tell tokens that are hidden from it, and fills them in."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..configurable import Configurable
+from ..door import as_mask
+from ..losses import check_targets, next_token_loss
+from ..registry import nearest
+from ..sampling import describe, find_filter, integer, number, sample, wide
+from ..shapes import Bool, Float, Int, Tensor
+from .decoding import evaluating, token_ids
+
+__all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]
+
+# The share of tokens that is hidden at time 0 (all of them) to 1 (none); cosine: https://arxiv.org/abs/2202.04200.
+SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: torch.cos(t * math.pi / 2),
+}
+
+# 0.15 of 20 tokens are 3, although in floats it is a little more.
+SLACK = 1e-4
+
+
+def random_subset(
+    allowed: Bool[Tensor, "b n"], count: Int[Tensor, " b"], generator: torch.Generator | None = None
+) -> Bool[Tensor, "b n"]:
+    """`count` of the allowed places of each row, each choice of them equally likely; all where there are fewer."""
+    draws = uniform(allowed, generator).masked_fill(~allowed, 2.0)
+    return allowed & (draws.argsort(1).argsort(1) < count[:, None])
+
+
+def uniform(like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "..."]:
+    """Numbers from 0 to 1 in the shape of `like`."""
+    # In place: torch.rand with a generator cannot be traced when a size is not known.
+    return torch.empty(like.shape, device=like.device).uniform_(generator=generator)
+
+
+def reveal(sure: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"], left: Int[Tensor, " b"]) -> Bool[Tensor, "b n"]:
+    """The hidden places that stay hidden: the `left` of each row that are least sure, and never all of them."""
+    left = torch.minimum(left, hidden.sum(1) - 1)
+    return hidden & (sure.masked_fill(~hidden, math.inf).argsort(1).argsort(1) < left[:, None])
+
+
+class MaskedLMWrapper(Configurable):
+    """Trains a bidirectional `net` as BERT is trained (https://arxiv.org/abs/1810.04805), and fills in what is hidden.
+
+    Of each row's real tokens a share `mask_prob` is chosen (rounded up, at least one), or a share that is drawn anew
+    for each row when that is the name of a schedule ('linear', 'cosine': what `generate` should be trained with). Of
+    these, `replace_prob` become the mask token, `random_token_prob` another token (BERT: 0.8 and 0.1), the rest stay;
+    the net is to tell them all. Padding (`pad_token_id`, or the mask of a call), the mask token itself and
+    `mask_ignore_token_ids` are never chosen, drawn or generated. TypeError or ValueError for a net that is no module,
+    that pools or is causal, and for ids that are not among `num_tokens` (unless given, those of the net).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        mask_token_id: int,
+        pad_token_id: int | None = None,
+        mask_prob: float | str = 0.15,
+        replace_prob: float = 0.9,
+        random_token_prob: float = 0.0,
+        mask_ignore_token_ids: Sequence[int] = (),
+        num_tokens: int | None = None,
+    ):
+        super().__init__()
+        check_net(net)
+        self.net = net
+        num_tokens = getattr(net, "num_tokens", None) if num_tokens is None else num_tokens
+        self.num_tokens = integer("num_tokens", num_tokens, 1)
+        self.mask_token_id = self.checked_id("mask_token_id", mask_token_id)
+        self.pad_token_id = None if pad_token_id is None else self.checked_id("pad_token_id", pad_token_id)
+        if self.pad_token_id == self.mask_token_id:
+            raise ValueError(f"mask_token_id and pad_token_id are both {mask_token_id}: hidden tokens would be padding")
+        if not isinstance(mask_ignore_token_ids, (tuple, list)):
+            raise TypeError(f"mask_ignore_token_ids must be a tuple of ids, not {describe(mask_ignore_token_ids)}")
+        ignored = {self.checked_id("mask_ignore_token_ids", token) for token in mask_ignore_token_ids}
+        self.mask_prob = self.checked_share(mask_prob)
+        self.replace_prob = number("replace_prob", replace_prob, at_least=0, at_most=1)
+        self.random_token_prob = number("random_token_prob", random_token_prob, at_least=0, at_most=1)
+        if self.replace_prob + self.random_token_prob > 1 + 1e-6:
+            raise ValueError(f"replace_prob={replace_prob} and random_token_prob={random_token_prob} are more than 1")
+        special = {self.mask_token_id, *ignored} | ({self.pad_token_id} if self.pad_token_id is not None else set())
+        ordinary = torch.tensor([token not in special for token in range(self.num_tokens)], device="cpu")
+        if not ordinary.any():
+            raise ValueError(f"all {self.num_tokens} tokens are special ones: there is none to hide")
+        self.ordinary: Tensor
+        self.words: Tensor
+        self.register_buffer("ordinary", ordinary, persistent=False)
+        self.register_buffer("words", ordinary.nonzero()[:, 0], persistent=False)
+
+    def checked_id(self, name: str, token: Any) -> int:
+        """A token id; TypeError or ValueError unless it is one of the vocabulary."""
+        if integer(name, token, 0) >= self.num_tokens:
+            raise ValueError(f"{name} must be below num_tokens={self.num_tokens}, not {token}")
+        return token
+
+    def checked_share(self, share: Any) -> float | str:
+        """A share above 0 or the name of a schedule; TypeError or ValueError for anything else."""
+        return (
+            check_schedule("mask_prob", share)
+            if isinstance(share, str)
+            else number("mask_prob", share, above=0, at_most=1)
+        )
+
+    def extra_repr(self) -> str:
+        return f"mask_token_id={self.mask_token_id}, pad_token_id={self.pad_token_id}, mask_prob={self.mask_prob}"
+
+    def forward(
+        self,
+        x: Int[Tensor, "b n"],
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        return_outputs: bool = False,
+        **kwargs,
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Float[Tensor, "b n v"], Int[Tensor, "b n"]]:
+        """The mean loss, in nats, of telling the chosen tokens; 0 where no row has one.
+
+        mask (b, n): True = real token. generator: where the chance comes from. `return_outputs` gives (loss, logits,
+        targets), -100 standing for what is no target. Everything else goes to `net`.
+        """
+        x, mask = self.read(x, mask)
+        chosen = self.choose(x, mask, check_generator(generator))
+        if mask is not None:
+            kwargs["mask"] = mask
+        # Embeddings in front of the tokens (prepend_embeds) have logits, but nothing hidden.
+        logits = self.net(self.corrupt(x, chosen, generator), **kwargs)[:, -x.shape[1] :]
+        targets = x.masked_fill(~chosen, -100)
+        check_targets(targets, -100, logits.shape[-1])
+        loss = next_token_loss(logits, targets)
+        return (loss, logits, targets) if return_outputs else loss
+
+    def read(self, x: Any, mask: Any) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"] | None]:
+        """The ids, 0 at masked places, and which are real; TypeError or ValueError for other things."""
+        x = token_ids("x", x)
+        if x.ndim != 2 or x.shape[1] < 1:
+            raise ValueError(f"x must be (batch, tokens) with at least one token, not {tuple(x.shape)}")
+        mask = None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+        if self.pad_token_id is not None:
+            there = x != self.pad_token_id
+            mask = there if mask is None else mask & there
+        return (x if mask is None else x.masked_fill(~mask, 0)), mask
+
+    def choose(
+        self, x: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None, generator: torch.Generator | None = None
+    ) -> Bool[Tensor, "b n"]:
+        """The tokens that the net is to tell."""
+        # An id outside the vocabulary is left for the net to refuse.
+        allowed = self.ordinary[x.clamp(0, self.num_tokens - 1)]
+        allowed = allowed if mask is None else allowed & mask
+        share: Any = self.mask_prob
+        if isinstance(share, str):
+            share = SCHEDULES[share](uniform(x[:, 0], generator))
+        count = (allowed.sum(1) * share - SLACK).ceil().clamp(min=1).long()
+        return random_subset(allowed, count, generator)
+
+    def corrupt(
+        self, x: Int[Tensor, "b n"], chosen: Bool[Tensor, "b n"], generator: torch.Generator | None = None
+    ) -> Int[Tensor, "b n"]:
+        """What the net is given instead of x."""
+        fate = uniform(x, generator)
+        y = x.masked_fill(chosen & (fate < self.replace_prob), self.mask_token_id)
+        if not self.random_token_prob:
+            return y
+        place = (uniform(x, generator) * len(self.words)).long().clamp(max=len(self.words) - 1)
+        odd = (fate >= self.replace_prob) & (fate < self.replace_prob + self.random_token_prob)
+        return torch.where(chosen & odd, self.words[place], y)
+
+    def generate(
+        self,
+        ids: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+        seq_len: int | None = None,
+        mask: Tensor | None = None,
+        steps: int = 18,
+        schedule: str = "cosine",
+        temperature: float = 1.0,
+        filter_logits_fn: Any = "none",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> Int[Tensor, "*b n"]:
+        """`ids` (b, n) or (n,) with every mask token filled in, or new rows (`batch_size` of `seq_len` tokens).
+
+        In `steps` calls of the net: each draws all hidden tokens, keeps those it is surest of and hides the others
+        again, as many as the schedule says (https://arxiv.org/abs/2202.04200). The temperature of the draw, and of the
+        noise on how sure it is, falls to 0 with the last call; 0 takes the likeliest always. filter_logits_fn,
+        filter_kwargs: as in AutoregressiveWrapper.generate. kwargs: for the net.
+        """
+        steps, share = integer("steps", steps, 1), SCHEDULES[check_schedule("schedule", schedule)]
+        temperature, generator = number("temperature", temperature, at_least=0), check_generator(generator)
+        keep = find_filter(filter_logits_fn, dict(filter_kwargs or {}))
+        given = self.blank(batch_size, seq_len) if ids is None else token_ids("ids", ids)
+        if ids is not None and (batch_size is not None or seq_len is not None):
+            raise ValueError("ids already say how many rows and tokens there are: leave out batch_size and seq_len")
+        rows = given if given.ndim != 1 else given[None]
+        x, real = self.read(rows, mask)
+        if real is not None:
+            kwargs["mask"] = real
+        hidden = (x == self.mask_token_id) if real is None else (x == self.mask_token_id) & real
+        start = hidden.sum(1)
+        with evaluating(self):
+            for step in range(1, steps + 1):
+                # On the CPU it costs nothing to see that nothing is left to do.
+                if x.device.type == "cpu" and not hidden.any():
+                    break
+                warmth = temperature * (steps - step) / steps
+                logits = self.net(x, **kwargs)[:, -x.shape[1] :]
+                drawn, sure = self.draw(logits, keep, warmth, generator)
+                left = (share(torch.tensor(step / steps)) * start + SLACK).floor().long()
+                stay = reveal(sure, hidden, left)
+                x, hidden = torch.where(hidden & ~stay, drawn, x), stay
+        filled = x if real is None else torch.where(real, x, rows)
+        return filled.reshape(given.shape)
+
+    def draw(
+        self, logits: Float[Tensor, "b n v"], keep: Callable, warmth: float, generator: torch.Generator | None
+    ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
+        """A token for each place, and how sure the net is of it."""
+        logits = wide(logits).clone()
+        logits[..., : self.num_tokens].masked_fill_(~self.ordinary[: logits.shape[-1]], -math.inf)
+        logits[..., self.num_tokens :] = -math.inf
+        drawn = sample(keep(logits) if warmth > 0 else logits, warmth, generator)
+        sure = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
+        if warmth > 0:
+            noise = torch.empty_like(sure).exponential_(generator=generator)
+            sure = sure - warmth * noise.clamp_min_(torch.finfo(noise.dtype).tiny).log()
+        return drawn, sure
+
+    def blank(self, batch_size: Any, seq_len: Any) -> Int[Tensor, "b n"]:
+        """Rows in which everything is hidden, on the net's device."""
+        if seq_len is None:
+            seq_len = getattr(self.net, "max_seq_len", None)
+        if seq_len is None:
+            raise ValueError("generate needs ids, or seq_len: the model has no max_seq_len that would say how many")
+        shape = (1 if batch_size is None else integer("batch_size", batch_size, 1), integer("seq_len", seq_len, 1))
+        return torch.full(shape, self.mask_token_id, device=self.ordinary.device)
+
+
+def check_net(net: Any) -> None:
+    """TypeError or ValueError unless `net` can be trained on hidden tokens."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a model such as TransformerWrapper, not {describe(net)}")
+    name, pooled = type(net).__name__, getattr(net, "pooled", None)
+    if pooled is not None:
+        raise ValueError(f"{name} pools its outputs ({pooled.kind}=True): it tells no single tokens")
+    if getattr(net, "causal", False):
+        raise ValueError(
+            f"{name} is causal: it would guess a hidden token from those before it only; use an Encoder "
+            "(AutoregressiveWrapper trains a Decoder)"
+        )
+
+
+def check_schedule(name: str, schedule: Any) -> str:
+    """The name of a schedule; TypeError or ValueError for anything else."""
+    known = ", ".join(map(repr, SCHEDULES))
+    if not isinstance(schedule, str):
+        raise TypeError(f"{name} must be the name of a schedule ({known}), not {describe(schedule)}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"{name}={schedule!r} is no schedule{nearest(schedule, SCHEDULES)} (known: {known})")
+    return schedule
+
+
+def check_generator(generator: Any) -> torch.Generator | None:
+    """`generator`; TypeError unless it is a torch.Generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, not {describe(generator)}")
+    return generator
