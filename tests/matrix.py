@@ -171,6 +171,49 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+# Blocks that look back only stand in stacks of their own.
+RECURRENT: dict[str, list[dict[str, Any]]] = {
+    "layout": [
+        {"layers": "block_attn state_read flash recurrent ff", "depth": 1},
+        {"layers": "recurrent block_attn state_read", "depth": 2, "weight_tie_layers": True},
+        {"layers": "attn state_read block_attn(read_from=(1,)) recurrent(reads=False)", "depth": 1},
+        {"layers": "block_attn state_read recurrent(reads=False) recurrent(read_layer=1)", "depth": 1},
+    ],
+    **{name: STACK[name] for name in ("norm_place", "pos", "shift", "memory", "layer_dropout")},
+    "width": [
+        {"block_attn_block_width": 4, "recurrent_block_width": 4},
+        {"block_attn_block_width": 7, "recurrent_block_width": 5},
+        {"block_attn_block_width": 32, "recurrent_block_width": 32},
+    ],
+    "heads": [
+        {},
+        {"block_attn_heads": 2, "recurrent_heads": 2, "state_read_heads": 3},
+        {"block_attn_kv_heads": 1, "recurrent_kv_heads": 2},
+    ],
+    "reach": [{}, {"block_attn_reach": "sliding", "recurrent_reach": "sliding"}],
+    "bias": [{}, {"block_attn_rel_pos_bias": "t5", "recurrent_rel_pos_bias": "t5"}],
+    "cosines": [
+        {},
+        {"block_attn_qk_norm": True, "block_attn_qk_norm_scale": 4, "recurrent_qk_norm_scale": 4},
+        {"recurrent_qk_norm": False, "state_read_qk_norm": False, "block_attn_read_qk_norm": False},
+        {"state_read_qk_norm_scale": 4, "block_attn_read_qk_norm_scale": 4, "recurrent_read_qk_norm_scale": 4},
+        {"recurrent_read_qk_norm": False},
+    ],
+    "dropout": [{}, {"block_attn_dropout": 0.1, "recurrent_dropout": 0.1}],
+    "kernel": [{}, {"block_attn_flash": False, "recurrent_flash": False}],
+    "compress": [
+        {},
+        {"recurrent_compress": "conv", "recurrent_compress_factor": 2, "recurrent_compress_blocks": 3},
+        {"block_attn_compress": "mean", "block_attn_compress_factor": 2, "block_attn_compress_blocks": 1},
+        {"recurrent_compress": "max", "recurrent_compress_factor": 2},
+    ],
+    "gate": [{"recurrent_gate": gate} for gate in ("fixed", "lstm", "gru")],
+    "update": [{"recurrent_update": update} for update in ("skip", "single", "dual")],
+    "write_from": [{}, {"recurrent_write_from": "window"}],
+    "vectors": [{"recurrent_num_state_vectors": 3}, {"recurrent_num_state_vectors": 1}],
+}
+
+SMALL_BLOCKS = {"block_attn_dim_head": 6, "recurrent_dim_head": 6, "state_read_dim_head": 6, "state_read_source": 1}
 FIXED = {
     "dim": 24,
     "heads": 4,
@@ -190,6 +233,13 @@ def merged(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
     torch.manual_seed(0)
     return (Decoder if causal else Encoder)(**{**FIXED, **merged(row)})
+
+
+def build_recurrent(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
+    torch.manual_seed(0)
+    extra = {"attn_dim_head": 6} if "attn" in row["layout"]["layers"].split() else {}
+    flash = {"flash_group_size": 5, "flash_query_key_dim": 10} if "flash" in row["layout"]["layers"].split() else {}
+    return Decoder(**{"dim": 24, "heads": 4, **extra, **flash, **SMALL_BLOCKS, **merged(row)})
 
 
 def build_model(causal: bool, row: dict[str, dict[str, Any]]) -> TransformerWrapper:
@@ -221,7 +271,11 @@ def culprits(build, causal: bool, row: dict, defaults: dict) -> tuple[tuple[str,
 
 
 def domain_of(what: str) -> tuple[dict[str, list[dict[str, Any]]], Any]:
-    return (STACK, build_stack) if what == "stack" else (WRAPPER, build_model)
+    return {
+        "stack": (STACK, build_stack),
+        "recurrent": (RECURRENT, build_recurrent),
+        "wrapper": (WRAPPER, build_model),
+    }[what]
 
 
 def cover(what: str, causal: bool) -> dict[str, list[list[int]]]:
@@ -284,8 +338,9 @@ def stored() -> dict[str, dict[str, list[list[int]]]]:
 if __name__ == "__main__":
     kinds = {
         f"{what} {'causal' if causal else 'bidirectional'}": cover(what, causal)
-        for what in ("stack", "wrapper")
+        for what in ("stack", "recurrent", "wrapper")
         for causal in (True, False)
+        if causal or what != "recurrent"
     }
     FILE.write_text(
         "{\n" + ",\n".join(f"{json.dumps(kind)}: {json.dumps(rows)}" for kind, rows in kinds.items()) + "\n}\n"

@@ -40,6 +40,14 @@ def test_stack(causal, row, tmp_path, record_property):
     laws.sane_start(stack)
 
 
+@pytest.mark.parametrize(("causal", "row"), cases("recurrent", "accepted"))
+def test_recurrent(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    stack = matrix.build_recurrent(causal, matrix.as_row("recurrent", row))
+    laws.all_laws(stack, tmp_path, cuts=(1, 9, 10))
+    laws.sane_start(stack)
+
+
 @pytest.mark.parametrize(("causal", "row"), cases("wrapper", "accepted"))
 def test_wrapper(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
@@ -47,7 +55,7 @@ def test_wrapper(causal, row, tmp_path, record_property):
     laws.model_laws(model, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["stack", "wrapper"])
+@pytest.mark.parametrize("what", ["stack", "recurrent", "wrapper"])
 def test_refusals(what, record_property):
     """Every combination that is counted as refused is refused, by a sentence."""
     refused = [(case.values[0], case.values[1]) for case in cases(what, "refused")]
@@ -77,8 +85,16 @@ def test_the_set_covers_every_pair(kind):
 
 def test_every_flag_is_in_the_matrix():
     """A flag that is added must enter the matrix."""
-    said = {flag for options in matrix.STACK.values() for choice in options for flag in choice} | set(matrix.FIXED)
-    spelled = {"causal", "layers", "only_cross", "flash_max_documents", "gau_attn_fn"}
+    domains = [*matrix.STACK.values(), *matrix.RECURRENT.values()]
+    said = {flag for options in domains for choice in options for flag in choice}
+    said |= set(matrix.FIXED) | set(matrix.SMALL_BLOCKS)
+    spelled = {"block_attn_read_from", "recurrent_read_from", "recurrent_read_layer", "recurrent_reads"} | {
+        "causal",
+        "layers",
+        "only_cross",
+        "flash_max_documents",
+        "gau_attn_fn",
+    }
     missing = [flag for flag in known_flags() if flag not in said | spelled]
     assert not missing, f"flags that no combination sets: {missing}"
 

@@ -211,15 +211,20 @@ class AttentionLayers(Configurable):
             x = self.memory_tokens(x)
         new = None if plan is None else plan.new + memory
         fields = beside.fields(plan, memory)
-        if self.piece is None:
-            y, new_state = self.through(x, state, new, fields, keep_state, maps)
-        else:
-            y, new_state = self.in_pieces(x, state, new, fields, self.piece, maps)
-            new_state = new_state if keep_state else None
+        y, new_state = self.packed(x, state, new, fields, keep_state, maps)
         y = y[:, memory:] if memory else y
         if maps is not None:
             maps[:] = [unpacked(found, plan, memory) for found in maps]
         return (y if plan is None else unpack(y, plan)), new_state
+
+    def packed(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
+    ) -> tuple[Tensor, StackState | None]:
+        """Rows behind the door, layer after layer unless layers read each other's state vectors."""
+        if self.piece is None:
+            return self.through(x, state, new, fields, keep_state, maps)
+        y, carried = self.in_pieces(x, state, new, fields, self.piece, maps)
+        return y, carried if keep_state else None
 
     def through(
         self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
@@ -336,9 +341,9 @@ class AttentionLayers(Configurable):
         start, fresh = 0, None
         if self.memory_tokens is not None:
             x = self.memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
-            ctx = self.context(x, None, None, True, False, None)
-            before = [BranchState(None, held) for held in kept]
-            fresh, start = [cast(BranchState, b) for b in self.descend(x, ctx, before)[1]], x.shape[1]
+            begun = StackState(self.maker, 0, None, None, tuple(BranchState(None, held) for held in kept))
+            behind = cast(StackState, self.packed(x, begun, None, SideInputs().fields(None, 0), True, None)[1])
+            fresh, start = behind.branches, behind.bound
         branches = tuple(
             BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
             if (held := kept[i]) is not None
