@@ -164,9 +164,9 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
 }
 
 FIXED = {
-    **{"dim": 24, "heads": 4, "attn_dim_head": 6, "gau_query_key_dim": 12, "flash_query_key_dim": 10},
-    **{"cross_attn_dim_head": 6, "cross_gau_query_key_dim": 8},
-}
+    "dim": 24, "heads": 4, "attn_dim_head": 6, "gau_query_key_dim": 12, "flash_query_key_dim": 10,
+    "cross_attn_dim_head": 6, "cross_gau_query_key_dim": 8,
+}  # fmt: skip
 STACK_FLAGS = ("pos", "shift_tokens")
 
 

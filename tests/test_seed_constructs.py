@@ -79,7 +79,5 @@ def test_gpt3_builds_on_meta():
 
 def test_flags_that_come_with_other_parts_are_named():
     """Not silently dropped, as x-transformers drops what it does not know in some places."""
-    with pytest.raises(TypeError, match="unknown flag 'cross_attend'"):
-        Decoder(dim=32, depth=1, cross_attend=True)
     with pytest.raises(TypeError, match="unknown flag 'resi_dual'; did you mean 'residual'"):
         Decoder(dim=32, depth=1, resi_dual=True)

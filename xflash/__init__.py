@@ -10,10 +10,11 @@ from .layers.flash import MixedChunkAttention
 from .layers.gau import GatedAttention
 from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
-from .stack import AttentionLayers, CrossAttender, Decoder, Encoder
+from .stack import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.transformer import TransformerWrapper
+from .wrappers.xtransformer import XTransformer
 
 __all__ = [
     "FLASH",
@@ -31,8 +32,10 @@ __all__ = [
     "FeedForward",
     "GatedAttention",
     "MixedChunkAttention",
+    "PrefixDecoder",
     "Site",
     "TransformerWrapper",
+    "XTransformer",
     "activations",
     "blocks",
     "from_config",

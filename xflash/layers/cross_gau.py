@@ -29,7 +29,7 @@ class CrossGatedAttention(GatedUnit):
     """
 
     kind = "cross_gau"
-    honours = frozenset({"attn_mask"})
+    honours = frozenset({"attn_mask", "prefix"})
     positions = frozenset({"rotary"})
     takes_context = True
 

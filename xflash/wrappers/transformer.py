@@ -55,6 +55,7 @@ class TransformerWrapper(Configurable):
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
     tokens, when the stack is causal. `use_abs_pos_emb=None` means learned positions unless the stack has relative
     ones; then `max_seq_len` limits the length. Embeddings put in front (`prepend_embeds`) carry no position.
+    `return_only_embed` leaves the head out: the model then gives the stack's output (b, n, d), as an encoder does.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class TransformerWrapper(Configurable):
         tie_embedding_scale: float | None = None,
         logits_dim: int | None = None,
         logits_bias: bool = False,
+        return_only_embed: bool = False,
     ):
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
@@ -86,7 +88,8 @@ class TransformerWrapper(Configurable):
                 check_count(name, value)
         switches = {"scaled_sinu_pos_emb": scaled_sinu_pos_emb, "use_abs_pos_emb": use_abs_pos_emb or False}
         switches |= {"l2norm_embed": l2norm_embed, "post_emb_norm": post_emb_norm, "tie_embedding": tie_embedding}
-        for name, value in (switches | {"logits_bias": logits_bias}).items():
+        switches |= {"logits_bias": logits_bias, "return_only_embed": return_only_embed}
+        for name, value in switches.items():
             check_switch(name, value)
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
@@ -105,6 +108,7 @@ class TransformerWrapper(Configurable):
         if tie_embedding_scale is not None and not tie_embedding:
             raise ValueError(f"tie_embedding_scale={tie_embedding_scale} is set, but tie_embedding is False")
         self.tie_embedding_scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
+        self.return_only_embed = return_only_embed
         self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, width)
 
     def absolute(self, wanted: bool | None, sinusoidal: bool, width: int, l2norm: bool) -> nn.Module | None:
@@ -120,7 +124,12 @@ class TransformerWrapper(Configurable):
         return LearnedPositions(self.max_seq_len, width, l2norm)
 
     def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
-        """The projection to logits; None when it is the token embedding itself."""
+        """The projection to logits; None when it is the token embedding itself, or there is none."""
+        if self.return_only_embed:
+            for name, clash in (("tie_embedding", tied), ("logits_dim", logits_dim is not None), ("logits_bias", bias)):
+                if clash:
+                    raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
+            return None
         if not tied:
             head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
             nn.init.normal_(head.weight, std=0.02)
@@ -160,6 +169,7 @@ class TransformerWrapper(Configurable):
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
@@ -169,6 +179,8 @@ class TransformerWrapper(Configurable):
         mask (b, n): True = real token. `context` (b, c, width) is what cross_attn and cross_gau layers attend to, with
         `context_mask` (b, c) and, for rotary positions to count, `context_pos`. `return_embeddings` gives the stack's
         output instead, `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices).
+        `prefix_attn_len` (PrefixDecoder): how many of each row's first tokens, embeddings in front included, see each
+        other.
         """
         mask = self.check_ids(x, mask)
         if doc_ids is not None:
@@ -176,6 +188,7 @@ class TransformerWrapper(Configurable):
         embedded, mask = self.embed(x, mask, None, prepend_embeds, prepend_mask, doc_ids)
         beside: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
         maps = None
         if return_attn:
             y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
@@ -198,6 +211,7 @@ class TransformerWrapper(Configurable):
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n v"], ModelState]:
         """Logits of any number of new tokens behind what `state` has seen, and the state with them.
@@ -216,6 +230,7 @@ class TransformerWrapper(Configurable):
                 state = self.reset(state, reset)
         embedded, full = self.embed(x, mask, state, prepend_embeds, prepend_mask, None)
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         bound, length = (0, None) if state is None else (state.bound, state.length)
         if mask is not None:
@@ -307,7 +322,9 @@ class TransformerWrapper(Configurable):
             )
 
     def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
-        """The projection of the stack's output to the vocabulary."""
+        """The projection of the stack's output to the vocabulary; the output itself with `return_only_embed`."""
+        if self.return_only_embed:
+            return y
         if self.to_logits is not None:
             return self.to_logits(y)
         scale = self.tie_embedding_scale
