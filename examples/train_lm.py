@@ -106,6 +106,15 @@ class Run:
 def read_command_line(arguments: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     """The options, and whatever else is written `--flag value`: flags of the model, which checks them itself."""
     options, rest = tyro.cli(Options, args=arguments, return_unknown_args=True)
+    flags = read_flags(rest)
+    for name in ("seconds", "steps", "seq_len", "batch", "lr", "clip", "valid_every", "valid_bytes"):
+        if getattr(options, name) is not None and getattr(options, name) <= 0:
+            raise ValueError(f"--{name} must be above 0, not {getattr(options, name)}")
+    return options, flags
+
+
+def read_flags(rest: Sequence[str]) -> dict[str, Any]:
+    """Words such as `--flag value`, `--flag=value` and `--switch` as flags."""
     flags: dict[str, Any] = {}
     words = list(itertools.chain.from_iterable(word.split("=", 1) if word[:2] == "--" else [word] for word in rest))
     while words:
@@ -114,10 +123,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[Options, dict[str, Any]
             raise ValueError(f"cannot place {word!r}: options and flags are written --name value")
         bare = not words or words[0].startswith("--")
         flags[word[2:].replace("-", "_")] = True if bare else literal(words.pop(0))
-    for name in ("seconds", "steps", "seq_len", "batch", "lr", "clip", "valid_every", "valid_bytes"):
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise ValueError(f"--{name} must be above 0, not {getattr(options, name)}")
-    return options, flags
+    return flags
 
 
 def literal(word: str) -> Any:

@@ -158,6 +158,7 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
         {"tie_embedding": True, "tie_embedding_scale": 0.5},
         {"logits_bias": True},
         {"logits_dim": 7},
+        {"return_only_embed": True},
     ],
     "emb_dim": [{}, {"emb_dim": 20}],
     "num_memory_tokens": [{}, {"num_memory_tokens": 3}],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ..aliases import ALIASES
-from ..checks import check_count, check_share, check_switch
+from ..checks import check_count, check_share, check_switch, given
 from ..configurable import Configurable
 from ..door import as_mask
 from ..flags import Flag, flag_table
@@ -190,8 +190,7 @@ class XTransformer(Configurable):
                 raise TypeError(f"{how} has no option {name!r}{nearest(name, [*known, *outer])}")
         with evaluating(self):
             found = self.encode(*source, src_prepend_mask=outer["src_prepend_mask"])
-        rows = len(tgt_start) if isinstance(tgt_start, (list, tuple)) else tgt_start.shape[:-1].numel()
-        check_rows(found.context, rows, "tgt_start")
+        check_rows(found.context, starts(tgt_start), "tgt_start")
         beside = {"context": found.context, "context_mask": found.mask}
         return method(tgt_start, seq_len, mask=outer["tgt_mask"], **options, **beside)
 
@@ -255,6 +254,15 @@ def check_rows(context: Tensor, rows: int, name: str) -> None:
     """ValueError unless there is one target row for each row of the source."""
     if context.shape[0] != rows:
         raise ValueError(f"src has {context.shape[0]} rows, but {name} has {rows}: give one for each")
+
+
+def starts(tgt_start: Any) -> int:
+    """How many starts there are; TypeError for what holds none."""
+    if isinstance(tgt_start, (list, tuple)):
+        return len(tgt_start)
+    if not isinstance(tgt_start, torch.Tensor):
+        raise TypeError(f"tgt_start must be a tensor of token ids, or a list of them, not {given(tgt_start)}")
+    return tgt_start.shape[:-1].numel()
 
 
 def drop_tokens(
