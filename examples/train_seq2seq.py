@@ -12,6 +12,7 @@ import datetime
 import itertools
 import json
 import math
+import os
 import random
 import sys
 import time
@@ -19,6 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+# As in train_lm.py, which comes too late for it: torch reads this when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import tyro
@@ -57,10 +61,10 @@ class Options:
     """Training time."""
     steps: int | None = None
     """That many steps instead."""
-    dim: int = 96
+    dim: int = 64
     heads: int = 4
-    batch: int = 64
-    lr: float = 3e-3
+    batch: int = 32
+    lr: float = 5e-3
     warmup: int = 30
     """Steps to the full learning rate; from there a cosine takes it down to a hundredth."""
     weight_decay: float = 0.05
@@ -143,12 +147,11 @@ def read_command_line(arguments: Sequence[str]) -> tuple[Options, dict[str, Any]
 
 def build(options: Options, flags: dict[str, Any]) -> XTransformer:
     """The model; every flag goes to the side that its prefix names."""
-    flags = {**RECIPE, **flags}
-    sizes = {f"{side}_{name}": n for side in ("enc", "dec") for name, n in (("num_tokens", VOCABULARY),)}
-    heads = {f"{side}_heads": options.heads for side in ("enc", "dec")}
-    lengths = {"enc_max_seq_len": LONGEST, "dec_max_seq_len": ISO + 2}
+    sizes: dict[str, Any] = {"enc_max_seq_len": LONGEST, "dec_max_seq_len": ISO + 2}
+    for side in ("enc", "dec"):
+        sizes |= {f"{side}_num_tokens": VOCABULARY, f"{side}_heads": options.heads}
     torch.manual_seed(options.seed)
-    return XTransformer(dim=options.dim, pad_value=PAD, **{**sizes, **heads, **lengths, **flags})
+    return XTransformer(dim=options.dim, pad_value=PAD, **{**sizes, **RECIPE, **flags})
 
 
 def train(model: XTransformer, options: Options, days: Sequence[int]) -> tuple[int, float]:

@@ -241,6 +241,15 @@ def test_maps_are_the_softmax_by_hand(padded):
     laws.close(weights, expected, "softmax")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["attn", "cross_attn"])
+def test_normed_keys_of_padding_are_finite_in_half_precision(name, dtype):
+    net = stack(cls=Encoder, layers="attn {}", **{f"{name}_qk_norm": True}).to(dtype)
+    context, mask = source().to(dtype), torch.arange(N) < torch.tensor([[N], [4], [6]])
+    y = net(tokens().to(dtype), mask, context=context, context_mask=context_masks()["holes"])
+    assert y.isfinite().all()
+
+
 def test_a_map_of_an_empty_context_is_zeros():
     mask = context_masks()["right"]
     for block in BLOCKS:

@@ -168,7 +168,9 @@ class SideInputs:
         """(1 | b,) the slots of each row's prefix, memory tokens included: no more than it has real tokens."""
         if self.prefix_attn_len is None:
             return None
-        prefix = torch.as_tensor(self.prefix_attn_len, device=device).reshape(-1)
+        prefix = self.prefix_attn_len
+        # `full`, for a tensor made of the number itself would tie a compiled graph to it.
+        prefix = prefix.to(device) if isinstance(prefix, torch.Tensor) else torch.full((1,), prefix, device=device)
         if plan is not None:
             prefix = torch.minimum(prefix, plan.new)
         return torch.where(prefix > 0, prefix + memory, 0)

@@ -99,7 +99,9 @@ class MultiHead(Block):
         """`t` l2-normalised in groups and scaled per channel, as far as the flags ask for it."""
         if not self.config.qk_norm:
             return t
-        t = F.normalize(t.unflatten(-1, (self.config.qk_norm_groups, -1)), dim=-1).flatten(-2)
+        # In float16 the usual 1e-12 is zero, and the keys of padding, which are zeros, would become NaN.
+        eps = max(1e-12, torch.finfo(t.dtype).tiny)
+        t = F.normalize(t.unflatten(-1, (self.config.qk_norm_groups, -1)), dim=-1, eps=eps).flatten(-2)
         return t * getattr(self, f"{role}_gain").to(t.dtype) if self.config.qk_norm_dim_scale else t
 
     def read(
