@@ -3,6 +3,7 @@
 import laws
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash import AutoregressiveWrapper, Decoder, PrefixDecoder, TransformerWrapper
 from xflash.layers.kernels import gated
@@ -157,6 +158,18 @@ def test_embeddings_in_front_belong_to_the_prefix():
     head, state = net.step(ids[:, :1], prepend_embeds=front, prefix_attn_len=4)
     laws.close(torch.cat((head, net.step(ids[:, 1:], state)[0]), 1), whole, "captions")
     assert (net(ids, prepend_embeds=front) - whole).abs().max() > 1e-6
+
+
+def test_it_compiles():
+    net = stack("gau", depth=1)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(net, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for n in (7, 12, 9, 5):
+            x = tokens(n)
+            laws.close(fast(x, prefix_attn_len=n // 2), net(x, prefix_attn_len=n // 2), f"compiled at {n}")
+    assert counter.frame_count <= 3
 
 
 REFUSED = [

@@ -35,6 +35,7 @@ BUILT = [
     ({"dec_cross_attend": False}, ValueError, r"the decoder's layout '\(attn ff\) x 2' does not attend to the encoder"),
     ({"dec_layers": "attn ff"}, ValueError, "decoder, .*: cross_attend=True, but no block of the layout 'attn ff'"),
     ({"dec_cross_attn_dim_context": 20}, ValueError, "attends to a context of width 20, but the encoder's has dim=24"),
+    ({"dec_layers": "cross_gau", "dec_pos": "rotary"}, ValueError, "the decoder's pos='rotary' has nothing to turn in"),
     ({"tie_token_emb": True}, ValueError, r"tie_token_emb=True needs enc_num_tokens \(19\) to be dec_num_tokens \(1"),
     (
         {"tie_token_emb": True, "enc_num_tokens": DEC, "enc_emb_dim": 7}, ValueError,

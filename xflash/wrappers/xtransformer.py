@@ -237,6 +237,11 @@ def check_sides(encoder: AttentionLayers, decoder: AttentionLayers, dim: int) ->
         raise ValueError(f"the decoder's layout {decoder.layout!r} does not attend to the encoder")
     if widths != {dim}:
         raise ValueError(f"the decoder attends to a context of width {widths.pop()}, but the encoder's has dim={dim}")
+    if "rotary" in decoder.positions and all(block.takes_context or not block.positions for block in decoder.blocks()):
+        raise ValueError(
+            f"the decoder's pos='rotary' has nothing to turn in the layout {decoder.layout!r}: the encoder's "
+            "tokens have no places among the decoder's"
+        )
 
 
 def check_tied(encoder: TransformerWrapper, decoder: TransformerWrapper) -> None:
