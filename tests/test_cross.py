@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xflash import AttentionLayers, CrossAttender, Decoder, Encoder, TransformerWrapper
+from xflash import AttentionLayers, AutoregressiveWrapper, CrossAttender, Decoder, Encoder, TransformerWrapper
 from xflash.layers.block import Site
 from xflash.layers.cross_attention import CrossAttention
 from xflash.layers.cross_gau import CrossGatedAttention
@@ -376,6 +376,28 @@ def test_the_model_hands_the_context_on():
         logits, maps = model(ids, context=context, context_mask=mask, return_attn=True)
         laws.close(logits, whole, "with maps")
         assert maps[1].shape[-1] == C
+
+
+@pytest.mark.parametrize("cache_kv", [True, False])
+@every_block
+def test_generation_takes_the_context_along(block, cache_kv):
+    """One context_pos for all rows, or one a row, whatever becomes of the rows in a beam."""
+    net = stack(block, layers="attn {} ff", outside=True, pos="rotary")
+    wrapper = AutoregressiveWrapper(laws.live(TransformerWrapper(num_tokens=31, attn_layers=net)))
+    prompts, context, where = (
+        torch.tensor([[3, 1], [4, 1], [5, 9]]),
+        source(OUTSIDE),
+        torch.tensor([4, 1, 0, 7, 2, 3, 9]),
+    )
+    found = []
+    for given in (where, where[None], where.expand(BATCH, C)):
+        beside = {"context": context, "context_mask": context_masks()["left"], "context_pos": given}
+        made = wrapper.generate(prompts, 4, temperature=0.0, cache_kv=cache_kv, **beside)
+        assert torch.equal(wrapper.beam_search(prompts, 4, 1, cache_kv=cache_kv, **beside), made)
+        found.append((made, wrapper.beam_search(prompts, 4, 5, cache_kv=cache_kv, **beside)))
+    assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(pair, found[0], strict=True))
+    one = {"context": context[2:], "context_mask": context_masks()["left"][2:], "context_pos": where}
+    assert torch.equal(wrapper.beam_search(prompts[2], 4, 5, cache_kv=cache_kv, **one), found[0][1][2])
 
 
 X, CONTEXT = tokens(), source()
