@@ -82,10 +82,10 @@ STACK: dict[str, list[dict[str, Any]]] = {
     ],
     "cross_gau weights": [
         {},
-        {"cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
-        {"cross_gau_normaliser": "row_sum", "cross_gau_attn_fn": "laplace"},
-        {"cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
-        {"cross_gau_attn_fn": "softmax"},
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
+        {"cross_gau_attn_fn": "laplace", "cross_gau_normaliser": "row_sum"},
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
+        {"cross_gau_attn_fn": "relu2"},
         {"cross_gau_attn_fn": "softmax_plus"},
     ],
     "cross_gau parts": [

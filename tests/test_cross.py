@@ -26,10 +26,14 @@ SETTINGS = {
     "cross_attn, shared heads": ("cross_attn", {"cross_attn_kv_heads": 1, "cross_attn_qk_norm": True}),
     "cross_attn, gates": ("cross_attn", {"cross_attn_gate_values": True, "cross_attn_head_scale": True}),
     "cross_gau": ("cross_gau", {}),
+    "cross_gau, relu2": ("cross_gau", {"cross_gau_attn_fn": "relu2"}),
     "cross_gau, laplace": ("cross_gau", {"cross_gau_attn_fn": "laplace", "cross_gau_heads": 2}),
-    "cross_gau, row_sum": ("cross_gau", {"cross_gau_normaliser": "row_sum"}),
+    "cross_gau, row_sum": ("cross_gau", {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "row_sum"}),
     "cross_gau, softmax_plus": ("cross_gau", {"cross_gau_attn_fn": "softmax_plus"}),
-    "cross_gau, fixed": ("cross_gau", {"cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 19}),
+    "cross_gau, fixed": (
+        "cross_gau",
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 19},
+    ),
 }
 every_block = pytest.mark.parametrize("block", BLOCKS)
 every_setting = pytest.mark.parametrize("setting", SETTINGS)
@@ -281,15 +285,18 @@ def real(weights, mask):
     return mask.sum(1).clamp(min=1)[:, None, None]
 
 
+RELU2 = {"attn_fn": "relu2"}
 FORMULAS = {
-    "relu2 over the real tokens": ({}, lambda s: s.relu() ** 2, real),
+    "softmax": ({}, torch.exp, lambda w, m: w.sum(-1, keepdim=True) + 1e-300),
+    "relu2 over the real tokens": (RELU2, lambda s: s.relu() ** 2, real),
     "laplace over the real tokens": ({"attn_fn": "laplace"}, laplace, real),
-    "two heads": ({"heads": 2}, lambda s: s.relu() ** 2, real),
-    "fixed": ({"normaliser": "fixed", "fixed_length": 5}, lambda s: s.relu() ** 2, lambda w, m: 5),
-    "row_sum": ({"normaliser": "row_sum"}, lambda s: s.relu() ** 2, lambda w, m: w.sum(-1, keepdim=True) + 1e-9),
-    "none": ({"normaliser": "none"}, lambda s: s.relu() ** 2, lambda w, m: 1),
-    "softmax": ({"attn_fn": "softmax"}, torch.exp, lambda w, m: w.sum(-1, keepdim=True) + 1e-300),
-}
+    "two heads": ({**RELU2, "heads": 2}, lambda s: s.relu() ** 2, real),
+    "fixed": ({**RELU2, "normaliser": "fixed", "fixed_length": 5}, lambda s: s.relu() ** 2, lambda w, m: 5),
+    "row_sum": (
+        {**RELU2, "normaliser": "row_sum"}, lambda s: s.relu() ** 2, lambda w, m: w.sum(-1, keepdim=True) + 1e-9,
+    ),
+    "none": ({**RELU2, "normaliser": "none"}, lambda s: s.relu() ** 2, lambda w, m: 1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
