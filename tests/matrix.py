@@ -82,10 +82,10 @@ STACK: dict[str, list[dict[str, Any]]] = {
     ],
     "cross_gau weights": [
         {},
-        {"cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
-        {"cross_gau_normaliser": "row_sum", "cross_gau_attn_fn": "laplace"},
-        {"cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
-        {"cross_gau_attn_fn": "softmax"},
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
+        {"cross_gau_attn_fn": "laplace", "cross_gau_normaliser": "row_sum"},
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
+        {"cross_gau_attn_fn": "relu2"},
         {"cross_gau_attn_fn": "softmax_plus"},
     ],
     "cross_gau parts": [
@@ -158,6 +158,7 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
         {"tie_embedding": True, "tie_embedding_scale": 0.5},
         {"logits_bias": True},
         {"logits_dim": 7},
+        {"return_only_embed": True},
     ],
     "emb_dim": [{}, {"emb_dim": 20}],
     "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
@@ -182,8 +183,8 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
     **{name: STACK[name] for name in ("norm_place", "pos", "shift", "memory", "layer_dropout")},
     "width": [
         {"block_attn_block_width": 4, "recurrent_block_width": 4},
-        {"block_attn_block_width": 7, "recurrent_block_width": 5},
-        {"block_attn_block_width": 32, "recurrent_block_width": 32},
+        {"block_attn_block_width": 6, "recurrent_block_width": 4},
+        {"block_attn_block_width": 16, "recurrent_block_width": 16},
     ],
     "heads": [
         {},

@@ -10,6 +10,7 @@ from x_transformers_cases import (
     BIDIRECTIONAL_WRAPPERS,
     CAUSAL_STACKS,
     CAUSAL_WRAPPERS,
+    CROSS,
     IDLE,
     PREFIX,
     REFUSED,
@@ -31,7 +32,7 @@ def test_every_argument_of_the_peer_is_accounted_for(part):
     """Each is converted by a case above, refused by one, or listed as changing nothing by itself."""
     module = importlib.import_module("x_transformers.x_transformers")
     known = {PREFIX[part] + name for name in inspect.signature(getattr(module, part).__init__).parameters} - {"self"}
-    stacks = [*STACKS.values(), *CAUSAL_STACKS.values()]
+    stacks = [*STACKS.values(), *CAUSAL_STACKS.values(), *CROSS.values()]
     both = [w for cases in (WRAPPERS, CAUSAL_WRAPPERS, BIDIRECTIONAL_WRAPPERS, VITS, REFUSED) for w in cases.values()]
     used = {name for flags in stacks for name in flags} | {name for pair in both for flags in pair for name in flags}
     idle = {PREFIX[part] + name for name in IDLE[part].split()}
@@ -50,12 +51,10 @@ def test_what_xflash_has_not_is_refused_by_name(name):
 def test_other_classes_are_refused():
     for other in (torch.nn.Linear(2, 2), peers.AutoregressiveWrapper(make_wrapper({}, {}, causal=True))):
         with pytest.raises(
-            TypeError, match=f"takes a TransformerWrapper, a ViT.*, an Encoder or a Decoder .*{type(other).__name__}"
+            TypeError,
+            match=f"takes an XTransformer, a TransformerWrapper, a ViT.* or a CrossAttender .*{type(other).__name__}",
         ):
             from_x_transformers(other)
-    crossed = peers.CrossAttender(**SMALL)
-    with pytest.raises(TypeError, match="CrossAttender"):
-        from_x_transformers(crossed)
     prefix = peers.TransformerWrapper(num_tokens=3, max_seq_len=3, attn_layers=peers.PrefixDecoder(**SMALL))
     with pytest.raises(ValueError, match=r"counterpart of x-transformers' PrefixDecoder"):
         from_x_transformers(prefix)
@@ -70,6 +69,22 @@ def test_what_a_vision_transformer_of_xflash_cannot_be_is_refused():
         from_x_transformers(peer)
     with pytest.raises(ValueError, match="residual_attn"):
         from_x_transformers(make_vit({"residual_attn": True}, {}))
+
+
+def test_both_sides_of_an_xtransformer_are_checked():
+    sizes = {"dim": 34, "enc_num_tokens": 7, "dec_num_tokens": 7, "enc_depth": 1, "dec_depth": 1}
+    lengths = {"enc_max_seq_len": 9, "dec_max_seq_len": 9}
+    for flags, name in (
+        ({"enc_attn_on_attn": True}, "attn_on_attn"),
+        ({"dec_cross_attn_sparse_topk": 3}, "attn_sparse_topk"),
+        ({"dec_cross_residual_attn": True}, "cross_residual_attn"),
+    ):
+        with pytest.raises(ValueError, match=f"no counterpart of x-transformers' {name}"):
+            from_x_transformers(peers.XTransformer(**sizes, **lengths, **flags))
+    peer = peers.XTransformer(**sizes, **lengths)
+    peer.decoder.mask_prob = 0.2
+    with pytest.raises(ValueError, match="no counterpart of x-transformers' mask_prob"):
+        from_x_transformers(peer)
 
 
 def test_weights_shared_or_added_are_refused():

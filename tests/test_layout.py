@@ -111,6 +111,7 @@ def test_what_is_refused(layers, error, match):
 def test_letters_are_names():
     assert LETTERS.keys() == {"a", "f", "c"}
     assert [spec.name for spec in parse_layout("a c f")] == ["attn", "cross_attn", "ff"]
+    assert parse_layout(("a", ("c", {"heads": 2})))[1].name == "cross_attn"
 
 
 def test_overrides_reach_their_layer():

@@ -45,7 +45,8 @@ def test_recurrent(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     stack = matrix.build_recurrent(causal, matrix.as_row("recurrent", row))
     laws.all_laws(stack, tmp_path, cuts=(1, 9, 10))
-    laws.sane_start(stack)
+    # Long enough for a second block: what the first one writes must be read.
+    laws.sane_start(stack, n=37)
 
 
 @pytest.mark.parametrize(("causal", "row"), cases("wrapper", "accepted"))

@@ -107,6 +107,35 @@ CAUSAL_STACKS = {
         "ff_glu": True, "use_scalenorm": True, "scale_residual": True,
     },
 }  # fmt: skip
+# With a context, of width 34 unless a flag says otherwise; `only_cross` also as a CrossAttender.
+CROSS = {
+    "cross_attend": {"cross_attend": True},
+    "own width": {"cross_attend": True, "cross_attn_dim_context": 20},
+    "only_cross": {"cross_attend": True, "only_cross": True, "cross_attn_dim_head": 7},
+    "attn_ flags count for both": {
+        "cross_attend": True, "attn_kv_heads": 2, "attn_num_mem_kv": 3, "attn_qk_norm": True, "attn_gate_values": True,
+        "attn_head_scale": True, "attn_flash": True, "attn_dropout": 0.1,
+    },
+    "cross_attn_ flags": {
+        "cross_attend": True, "cross_attn_kv_heads": 2, "cross_attn_num_mem_kv": 2, "cross_attn_dim_head": 7,
+        "cross_attn_qk_norm": True, "cross_attn_qk_norm_dim_scale": True, "cross_attn_flash": True,
+    },
+    "cross_attn_ flags override": {
+        "cross_attend": True, "attn_kv_heads": 2, "cross_attn_kv_heads": 1, "attn_num_mem_kv": 3,
+        "cross_attn_num_mem_kv": 0, "attn_gate_values": True, "cross_attn_gate_values": False,
+    },
+    "a layer": {"cross_attend": True, "attn_kv_heads": (2, 1), "cross_attn_kv_heads": (1, 2), "rotary_pos_emb": True},
+    "rotary": {"cross_attend": True, "rotary_pos_emb": True, "rotary_emb_dim": 8, "attn_kv_heads": 2},
+    "rel_pos, sandwich": {"cross_attend": True, "rel_pos_bias": True, "sandwich_norm": True, "use_rmsnorm": True},
+    "custom layers, layerscale": {
+        "custom_layers": ("a", "c", "c", "f", "c"), "depth": None, "cross_attend": True, "use_layerscale": True,
+        "layerscale_init_value": 0.3,
+    },
+    "tied, macaron, scaled": {
+        "cross_attend": True, "weight_tie_layers": True, "macaron": True, "scale_residual": True, "shift_tokens": 1,
+        "depth": 3,
+    },
+}  # fmt: skip
 WRAPPERS = {
     "learned": ({}, {}),
     "none": ({}, {"use_abs_pos_emb": False}),
@@ -123,6 +152,7 @@ WRAPPERS = {
     "tie_embedding": ({}, {"tie_embedding": True}),
     "tie_embedding_scale": ({"pre_norm": False}, {"tie_embedding": True, "tie_embedding_scale": 0.3}),
     "logits_dim": ({}, {"logits_dim": 7}),
+    "return_only_embed": ({}, {"return_only_embed": True}),
     "to_logits": ({}, {"to_logits": torch.nn.Linear(34, VOCABULARY)}),
     "memory tokens": ({"rotary_pos_emb": True}, {"num_memory_tokens": 3}),
     "memory tokens, rel_pos": ({"rel_pos_bias": True, "attn_num_mem_kv": 2}, {"num_memory_tokens": 3}),
@@ -166,7 +196,8 @@ VITS = {
 
 # What xflash has no counterpart of: the flag its error names, how to get it, and the wrapper's arguments.
 REFUSED = {
-    "cross_attend": ({"cross_attend": True}, {}),
+    "attn_max_attend_past": ({"cross_attend": True, "attn_max_attend_past": 3}, {}),
+    "attn_inverted_attention": ({"cross_attend": True, "cross_attn_inverted_attention": True}, {}),
     "use_dynamic_tanh": ({"use_dynamic_tanh": True}, {}),
     "use_derf": ({"use_derf": True}, {}),
     "use_adaptive_layernorm": ({"use_adaptive_layernorm": True}, {}),
@@ -245,7 +276,6 @@ REFUSED = {
     "max_mem_len": ({}, {"max_mem_len": 5}),
     "shift_mem_down": ({}, {"shift_mem_down": 1}),
     "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
-    "return_only_embed": ({}, {"return_only_embed": True}),
     "num_output_heads": ({}, {"num_output_heads": 2}),
     "recycling": ({}, {"recycling": True}),
     "looped": ({"pre_and_post_norm": True}, {"looped": True}),

@@ -12,7 +12,7 @@ from .layers.gau import GatedAttention
 from .layers.recurrent import Recurrent
 from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
-from .stack import AttentionLayers, CrossAttender, Decoder, Encoder
+from .stack import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
@@ -20,6 +20,7 @@ from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
 from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
+from .wrappers.xtransformer import XTransformer
 
 __all__ = [
     "FLASH",
@@ -41,11 +42,13 @@ __all__ = [
     "MaskedLMWrapper",
     "MixedChunkAttention",
     "NonAutoregressiveWrapper",
+    "PrefixDecoder",
     "Recurrent",
     "RecurrentTrainerWrapper",
     "Site",
     "TransformerWrapper",
     "ViTransformerWrapper",
+    "XTransformer",
     "activations",
     "blocks",
     "from_config",

@@ -109,7 +109,7 @@ def unset(rows: Sequence[tuple[str, Flag]], fixed: Mapping[str, Any]) -> str:
 
 def catalogue(cls: type[AttentionLayers]) -> str:
     """Every flag a class can take, part by part."""
-    fixed = {} if cls.fixed_causal is None else {"causal": cls.fixed_causal}
+    fixed = cls.fixed
     text = [f"{cls.__name__}: {sentence(cls)}"]
     for group in groups():
         if group.flags:

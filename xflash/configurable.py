@@ -62,8 +62,9 @@ def recording(init):
             bound = signature.bind(self, *args, **kwargs)
         except TypeError as error:
             known = [p for p in signature.parameters if p != "self"]
+            takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
             for name in kwargs:
-                if name not in known:
+                if name not in known and not takes_any:
                     raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, known)}") from None
             raise TypeError(f"{type(self).__name__}: {error}") from None
         outermost = "arguments" not in self.__dict__

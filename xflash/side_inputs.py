@@ -1,16 +1,19 @@
 """What a caller may give a stack beside x and its mask, checked in one place."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from .checks import as_doc_ids, check_attn_mask, given
 from .door import Plan, as_mask, pack_mask
+from .layers.feedforward import FeedForward
+from .layers.positions import Rotary
 from .registry import blocks as registered
-from .shapes import Tensor
+from .shapes import Int, Tensor
 
-__all__ = ["SideInputs"]
+__all__ = ["SideInputs", "check_prefix"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class SideInputs:
     attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.  doc_ids: (b, n) integers, a contiguous run for each
     of the documents packed into a row.  context: (b, c, its width), context_mask: (b, c), True = real token,
     context_pos: (c,) or (b, c) integers, where its tokens stand (rotary positions then count for them too).
+    prefix_attn_len: a number or (b,), how many of the row's first tokens see each other.
     """
 
     attn_mask: Tensor | None = None
@@ -27,6 +31,7 @@ class SideInputs:
     context: Tensor | None = None
     context_mask: Tensor | None = None
     context_pos: Tensor | None = None
+    prefix_attn_len: int | Tensor | None = None
 
     def check(self, stack: Any, x: Tensor, stepping: bool) -> "SideInputs":
         """The same with masks as booleans; TypeError or ValueError for what no stack, or not this one, can take.
@@ -45,12 +50,42 @@ class SideInputs:
         if self.attn_mask is not None:
             heads = {h for block in blocks if (h := block.bias_heads()) is not None}
             check_attn_mask(self.attn_mask, batch, n, heads)
+            if all(block.takes_context or isinstance(block, FeedForward) for block in blocks):
+                raise ValueError(
+                    f"attn_mask is given, but in the layout {stack.layout!r} tokens never attend to each other"
+                )
         for name in ("attn_mask", "doc_ids"):
             for block in blocks if getattr(self, name) is not None else ():
                 if name not in block.honours:
                     able = ", ".join(b for b in registered if name in registered[b].honours)
                     raise ValueError(f"{type(block).__name__} cannot honour {name}; blocks that can: {able}")
+        if self.prefix_attn_len is not None:
+            self.check_prefix(stack, batch, n, stepping)
         return self.check_context(stack, batch, stepping)
+
+    def check_prefix(self, stack: Any, batch: int, n: int, stepping: bool) -> None:
+        prefix = self.prefix_attn_len
+        if not stack.takes_prefix:
+            raise ValueError(f"prefix_attn_len is given, but {type(stack).__name__} has no prefix; use PrefixDecoder")
+        if stepping:
+            raise ValueError("a prefix is how a sequence begins: give prefix_attn_len in the first call only")
+        if self.doc_ids is not None:
+            raise ValueError("doc_ids and prefix_attn_len exclude each other: which document's prefix would it be?")
+        if isinstance(prefix, torch.Tensor):
+            if prefix.is_floating_point() or prefix.dtype == torch.bool:
+                raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
+            if tuple(prefix.shape) != (batch,):
+                raise ValueError(f"prefix_attn_len must be a number or ({batch},), not {tuple(prefix.shape)}")
+            # Looking at values would make a GPU wait.
+            look = prefix.device.type == "cpu" and not torch.compiler.is_compiling() and batch > 0
+            least, most = (int(prefix.min()), int(prefix.max())) if look else (0, 0)
+        elif isinstance(prefix, int) and not isinstance(prefix, bool):
+            least = most = prefix
+        else:
+            raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
+        if least < 0 or most > n:
+            wrong = least if least < 0 else most
+            raise ValueError(f"prefix_attn_len must be from 0 to the {n} tokens of the call, not {wrong}")
 
     def check_context(self, stack: Any, batch: int, stepping: bool) -> "SideInputs":
         takers = [block for block in stack.blocks() if block.takes_context]
@@ -83,13 +118,12 @@ class SideInputs:
                     "cross_attn_dim_context (cross_gau_dim_context) sets another width"
                 )
         mask = self.context_mask
-        return SideInputs(
-            self.attn_mask,
-            self.doc_ids,
-            context,
-            None if mask is None else as_mask(mask, tuple(context.shape[:2]), "context_mask"),
-            self.placed(stack, batch, context.shape[1]),
-        )
+        if mask is not None:
+            mask = as_mask(mask, tuple(context.shape[:2]), "context_mask")
+            # What stands at masked places may be anything, and zero times NaN is NaN.
+            context = context.masked_fill(~mask[..., None], 0)
+        where = self.placed(stack, batch, context.shape[1])
+        return replace(self, context=context, context_mask=mask, context_pos=where)
 
     def placed(self, stack: Any, batch: int, c: int) -> Tensor | None:
         """`context_pos` as (1 | b, c)."""
@@ -103,21 +137,54 @@ class SideInputs:
             return None
         if "rotary" not in stack.positions:
             raise ValueError("context_pos is for rotary positions, and this stack has none")
+        if any(isinstance(p, Rotary) and p.config.xpos for p in stack.positions.values()):
+            raise ValueError(
+                "context_pos and rotary_xpos=True exclude each other: tokens of the context ahead of a query would be "
+                "amplified without bound"
+            )
         if not isinstance(where, torch.Tensor) or where.is_floating_point() or where.dtype == torch.bool:
             raise TypeError(f"context_pos must be an integer tensor ({c},) or ({batch}, {c}), not {given(where)}")
         if tuple(where.shape) not in ((c,), (1, c), (batch, c)):
             raise ValueError(f"context_pos must be ({c},) or ({batch}, {c}), not {tuple(where.shape)}")
-        return where if where.dim() == 2 else where[None]
+        return where.long() if where.dim() == 2 else where[None].long()
 
-    def fields(self, plan: Plan | None, memory: int) -> dict[str, Any]:
+    def fields(self, plan: Plan | None, memory: int, device: torch.device) -> dict[str, Any]:
         """What goes into the Ctx, behind the door."""
         doc_ids, attn_mask = self.doc_ids, self.attn_mask
         if doc_ids is not None and plan is not None:
             doc_ids = doc_ids.gather(1, plan.order)
+        where = self.context_pos
         return {
             "doc_ids": doc_ids,
             "attn_mask": None if attn_mask is None else pack_mask(attn_mask, plan, memory),
             "context": self.context,
             "context_mask": self.context_mask,
-            "context_pos": self.context_pos,
+            # Tokens stand behind the memory tokens, so that the context's have to move as far.
+            "context_pos": where if where is None or not memory else where + memory,
+            "prefix": self.slots(plan, memory, device),
         }
+
+    def slots(self, plan: Plan | None, memory: int, device: torch.device) -> Int[Tensor, " _"] | None:
+        """(1 | b,) the slots of each row's prefix, memory tokens included: no more than it has real tokens."""
+        if self.prefix_attn_len is None:
+            return None
+        prefix = self.prefix_attn_len
+        # `full`, for a tensor made of the number itself would tie a compiled graph to it.
+        prefix = prefix.to(device) if isinstance(prefix, torch.Tensor) else torch.full((1,), prefix, device=device)
+        if plan is not None:
+            prefix = torch.minimum(prefix, plan.new)
+        return torch.where(prefix > 0, prefix + memory, 0)
+
+
+def check_prefix(blocks: Iterable[Any], positions: Any) -> None:
+    """ValueError for a block or a position that cannot honour a prefix."""
+    able = ", ".join(name for name in registered if "prefix" in registered[name].honours)
+    for block in blocks:
+        if "prefix" not in block.honours:
+            raise ValueError(
+                f"{type(block).__name__} cannot honour the prefix of a PrefixDecoder; blocks that can: {able}"
+            )
+    if any(isinstance(p, Rotary) and p.config.xpos for p in positions.values()):
+        raise ValueError(
+            "rotary_xpos=True in a PrefixDecoder: its decay has a direction, and keys ahead would be amplified"
+        )

@@ -1,31 +1,29 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .checks import as_rows, given
 from .configurable import Configurable
-from .door import Plan, as_mask, pack, plan_rows, unpack, unpack_columns, unpack_rows
+from .door import as_mask, pack, plan_rows, unpack
 from .flags import flag_table
 from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.embeddings import MemoryTokens
 from .layers.multi_head import MultiHead
 from .layers.positions import Position, Relative
-from .layers.shift import TokenShift
-from .registry import blocks, norms, positions, residuals
+from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
-from .side_inputs import SideInputs
-from .stack_flags import Resolved, resolve
-from .state import AttentionMap, BranchState, Ctx, Lease, StackState, tensors, tree_map
+from .side_inputs import SideInputs, check_prefix
+from .stack_flags import check_widths, resolve
+from .stack_parts import cuts, make_branch, publishing, renewed, unpacked
+from .state import AttentionMap, BranchState, Ctx, Lease, StackState, tensors
 
-__all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder"]
+__all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
 
 class AttentionLayers(Configurable):
@@ -35,18 +33,18 @@ class AttentionLayers(Configurable):
     a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
     """
 
-    fixed_causal: ClassVar[bool | None] = None
-    default_layers: ClassVar[str | None] = None
+    fixed: ClassVar[Mapping[str, bool]] = {}
+    takes_prefix: ClassVar[bool] = False
 
     def __init__(self, **flags: Any):
         super().__init__()
-        causal = self.fixed_causal
-        if causal is not None and flags.setdefault("causal", causal) != causal:
-            raise ValueError(
-                f"causal={flags['causal']} contradicts {type(self).__name__}; use AttentionLayers(causal=...)"
-            )
-        plan = resolve(flags, self.default_layers)
-        self.arguments = {k: v for k, v in plan.flat.items() if not (k == "causal" and causal is not None)}
+        for name, value in self.fixed.items():
+            if flags.setdefault(name, value) != value:
+                raise ValueError(
+                    f"{name}={flags[name]} contradicts {type(self).__name__}; use AttentionLayers({name}=...)"
+                )
+        plan = resolve(flags)
+        self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
         self.rows = plan.rows
         self.maker = self.signature()
         self.layout = plan.text
@@ -55,6 +53,7 @@ class AttentionLayers(Configurable):
         site = Site(self.dim, plan.config.heads, self.causal, count)
         distinct = plan.period if plan.config.weight_tie_layers else count
         self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
+        check_widths(plan.layers, [block.context_width() for block in self.blocks()])
         self.order = [i % distinct for i in range(count)]
         self.publishers, self.piece = publishing(self.blocks(), self.order, self.layout)
         last = plan.config.final_norm
@@ -109,6 +108,7 @@ class AttentionLayers(Configurable):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
     ) -> Float[Tensor, "b n d"]:
         """The whole stack on whole sequences.
 
@@ -116,9 +116,11 @@ class AttentionLayers(Configurable):
         doc_ids: (b, n) integers, a contiguous run for each of the documents packed into a row.
         context: (b, c, width) what cross_attn and cross_gau attend to, context_mask (b, c), True = real token,
         context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
+        prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).
         """
         mask = self.check_input(x, mask)
-        beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos).check(self, x, stepping=False)
+        beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos, prefix_attn_len)
+        beside = beside.check(self, x, stepping=False)
         return self.run(x, None, mask, beside)[0]
 
     def step(
@@ -130,16 +132,17 @@ class AttentionLayers(Configurable):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState]:
         """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
 
-        Only causal stacks have one. A context is given in the first call, the state then holds it. `reset` names the
-        rows that start anew, with their context, while their neighbours go on.
+        Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it.
+        `reset` names the rows that start anew, with their context, while their neighbours go on.
         """
         self.check_steppable()
         mask = self.check_input(x, mask)
-        beside = SideInputs(context=context, context_mask=context_mask, context_pos=context_pos)
+        beside = SideInputs(None, None, context, context_mask, context_pos, prefix_attn_len)
         beside = beside.check(self, x, stepping=state is not None)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
@@ -210,7 +213,7 @@ class AttentionLayers(Configurable):
             memory = len(self.memory_tokens)
             x = self.memory_tokens(x)
         new = None if plan is None else plan.new + memory
-        fields = beside.fields(plan, memory)
+        fields = beside.fields(plan, memory, x.device)
         y, new_state = self.packed(x, state, new, fields, keep_state, maps)
         y = y[:, memory:] if memory else y
         if maps is not None:
@@ -342,7 +345,9 @@ class AttentionLayers(Configurable):
         if self.memory_tokens is not None:
             x = self.memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
             begun = StackState(self.maker, 0, None, None, tuple(BranchState(None, held) for held in kept))
-            behind = cast(StackState, self.packed(x, begun, None, SideInputs().fields(None, 0), True, None)[1])
+            behind = cast(
+                StackState, self.packed(x, begun, None, SideInputs().fields(None, 0, x.device), True, None)[1]
+            )
             fresh, start = behind.branches, behind.bound
         branches = tuple(
             BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
@@ -355,100 +360,30 @@ class AttentionLayers(Configurable):
         return state._replace(length=length, lease=None, branches=branches)
 
 
-def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
-    """The places of layers with state vectors, and after how many tokens others may read them anew (None: none do)."""
-    places = [place for place, i in enumerate(order) if blocks[i].publishes]
-    wanted = {number for block in blocks for number in block.reads_states()}
-    if not wanted:
-        return places, None
-    if max(wanted) > len(places):
-        raise ValueError(
-            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {layout!r} has "
-            f"{len(places)}"
-        )
-    widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
-    if len(widths) > 1:
-        raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
-    return places, widths.pop()
-
-
-def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
-    """Where n new tokens are cut so that no row has a border of its blocks of w inside a piece."""
-    fills = [0 if state is None else state.bound]
-    if state is not None and state.length is not None:
-        # Rows at different places in their blocks have different borders: the one place that has to look at data.
-        fills = state.length.tolist()
-    borders = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
-    return list(itertools.pairwise(sorted(borders)))
-
-
-def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:
-    """`state` with the tensors of the named rows as in `fresh`, zeros where that is None."""
-    flat = iter(tensors(fresh))
-
-    def renew(t: Tensor) -> Tensor:
-        chosen = rows.view(-1, *[1] * (t.dim() - 1))
-        return t.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(next(flat), t), t)
-
-    return tree_map(renew, state)
-
-
-def unpacked(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
-    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
-    weights = found.weights[..., memory:, :]
-    if found.over_tokens:
-        weights = unpack_columns(weights[..., memory:], plan)
-    return AttentionMap(unpack_rows(weights, plan), found.over_tokens)
-
-
-def sized(t: Tensor, like: Tensor) -> Tensor:
-    """`t` padded with zeros (or cut) to the shape of `like`."""
-    for axis in range(1, t.dim()):
-        t = t.narrow(axis, 0, min(t.shape[axis], like.shape[axis]))
-        t = F.pad(t, [0, 0] * (t.dim() - 1 - axis) + [0, like.shape[axis] - t.shape[axis]])
-    return t
-
-
-def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
-    """Layer i of the column with its norms, shift and residual."""
-    name, config = plan.layers[i]
-    stack = plan.config
-
-    def norm(wanted: bool):
-        return norms[stack.norm](plan.norm, stack.dim) if wanted else None
-
-    shift = plan.shifts[i]
-    # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
-    after = (
-        norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5)
-        if stack.norm_place == "sandwich"
-        else None
-    )
-    return Branch(
-        blocks[name](config, site),
-        residuals[stack.residual](plan.residual, stack.dim),
-        before=norm(stack.norm_place != "post"),
-        after=after,
-        final=norm(stack.norm_place == "post"),
-        shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
-        dropout=plan.dropouts[i],
-    )
-
-
 class Encoder(AttentionLayers):
     """A bidirectional stack: every token sees every other."""
 
-    fixed_causal = False
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": False}
 
 
 class Decoder(AttentionLayers):
     """A causal stack: no token sees a later one, and `step` decodes."""
 
-    fixed_causal = True
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": True}
+
+
+class PrefixDecoder(AttentionLayers):
+    """A causal stack in which the first `prefix_attn_len` tokens of a call also see each other (1910.10683)."""
+
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": True}
+    takes_prefix = True
+
+    def __init__(self, **flags: Any):
+        super().__init__(**flags)
+        check_prefix(self.blocks(), self.positions)
 
 
 class CrossAttender(AttentionLayers):
     """A stack that attends to a context only, its tokens never to each other: `layers='cross_attn ff'` unless given."""
 
-    fixed_causal = False
-    default_layers = "cross_attn ff"
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": False, "only_cross": True}

@@ -11,7 +11,7 @@ from .layers.shift import ShiftStyle
 from .layout import LayerSpec, layout_text, parse_layout
 from .registry import blocks, norms, positions, residuals
 
-__all__ = ["Resolved", "StackConfig", "known_flags", "resolve"]
+__all__ = ["Resolved", "StackConfig", "check_widths", "known_flags", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class Resolved(NamedTuple):
     rows: list[tuple[str, Any, Flag]]
 
 
-def column(config: StackConfig, default: str | None) -> tuple[tuple[LayerSpec, ...], int]:
-    """One period of the layout (`default` where no flag says more) and how often it is repeated."""
+def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
+    """One period of the layout and how often it is repeated."""
     if config.only_cross and config.cross_attend is False:
         raise ValueError("only_cross=True contradicts cross_attend=False")
     if config.custom_layers is not None:
@@ -69,11 +69,8 @@ def column(config: StackConfig, default: str | None) -> tuple[tuple[LayerSpec, .
         return parse_layout(config.custom_layers), 1
     if config.depth is None:
         raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
-    if config.layers is None and config.only_cross:
-        default = "cross_attn ff"
-    elif config.layers is None and config.cross_attend:
-        default = default or "attn cross_attn ff"
-    return parse_layout(config.layers if config.layers is not None else default or "attn ff"), config.depth
+    default = "cross_attn ff" if config.only_cross else "attn cross_attn ff" if config.cross_attend else "attn ff"
+    return parse_layout(default if config.layers is None else config.layers), config.depth
 
 
 def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
@@ -88,6 +85,14 @@ def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
         others = [name for name in used if name not in crossing and name != "ff"]
         if others or not crossing:
             raise ValueError(f"only_cross=True contradicts the layout {text!r}; leave out one of them")
+
+
+def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]) -> None:
+    """ValueError when blocks expect contexts of different widths: there is only one context."""
+    found = {width: name for (name, _), width in zip(layers, widths, strict=False) if width is not None}
+    if len(found) > 1:
+        said = ", ".join(f"{name} one of width {width}" for width, name in found.items())
+        raise ValueError(f"there is one context for all layers, but {said}; give them the same dim_context")
 
 
 def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
@@ -141,15 +146,12 @@ def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
             )
 
 
-def resolve(flags: Mapping[str, Any], default_layers: str | None = None) -> Resolved:
-    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible.
-
-    `default_layers` is the layout of a class of stacks that has one of its own.
-    """
+def resolve(flags: Mapping[str, Any]) -> Resolved:
+    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
     stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
-    specs, depth = column(stack, default_layers)
+    specs, depth = column(stack)
     used = list(dict.fromkeys(spec.name for spec in specs))
     text = layout_text(specs)
     pos = names(stack.pos)

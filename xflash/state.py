@@ -106,6 +106,7 @@ class Ctx:
     new: (b,) each row's real tokens in this call, None when all n are real.
     positions: (1 | b, n) the slot of each token of this call.
     states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
+    prefix: (1 | b,) the slots at the start of each row that see each other (fresh calls only).
     keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
     """
 
@@ -120,6 +121,7 @@ class Ctx:
     context: Float[Tensor, "b c _"] | None = None
     context_mask: Bool[Tensor, "b c"] | None = None
     context_pos: Int[Tensor, "_ c"] | None = None
+    prefix: Int[Tensor, " _"] | None = None
     relative: Any = None
     states: dict[int, Tensor] = field(default_factory=dict)
     maps: list | None = None

@@ -1,7 +1,7 @@
 """Weights from x-transformers (https://github.com/lucidrains/x-transformers, made against 2.31.10)."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -9,16 +9,23 @@ from torch import nn
 from ..layers.positions import inverse_frequencies
 from ..layout import LayerSpec, layout_text
 from ..shapes import Tensor
-from ..stack import AttentionLayers, Decoder, Encoder
+from ..stack import AttentionLayers, CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
+from ..wrappers.xtransformer import XTransformer
 from .x_transformers_blocks import read_attention, read_ff, read_positions
 from .x_transformers_parts import Reader, check_parts, feature, kind, read_gain
 from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
 
-STACKS = {"Encoder": Encoder, "Decoder": Decoder, "AttentionLayers": AttentionLayers}
+STACKS = {
+    "Encoder": Encoder,
+    "Decoder": Decoder,
+    "CrossAttender": CrossAttender,
+    "AttentionLayers": AttentionLayers,
+}
+WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
 
 # Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
@@ -27,8 +34,10 @@ TINY = 1e-24
 Weights = dict[str, Tensor]
 
 
-def from_x_transformers(module: nn.Module) -> TransformerWrapper | ViTransformerWrapper | AttentionLayers:
-    """The xflash module with the weights and outputs of x-transformers' wrapper (of ids or images) or stack.
+def from_x_transformers(
+    module: nn.Module,
+) -> TransformerWrapper | ViTransformerWrapper | XTransformer | AttentionLayers:
+    """The xflash module with the weights and outputs of x-transformers' XTransformer, a wrapper or a stack.
 
     The new module shares nothing with the old one, and has its dtype, device and mode. TypeError for another class;
     ValueError, with the name of the feature, for what xflash has no counterpart of. Constants (branch scales, the T5
@@ -36,38 +45,66 @@ def from_x_transformers(module: nn.Module) -> TransformerWrapper | ViTransformer
     put in xflash's order. At masked positions xflash gives zeros where x-transformers gives whatever comes out, and
     `layer_dropout` drops rows instead of whole batches while training.
     """
-    wrappers = {
-        "TransformerWrapper": (TransformerWrapper, read_wrapper),
-        "ViTransformerWrapper": (ViTransformerWrapper, read_vit),
-    }
-    if not isinstance(module, nn.Module) or kind(module) not in (*wrappers, *STACKS):
+    if not isinstance(module, nn.Module) or kind(module) not in ("XTransformer", *WRAPPERS, *STACKS):
         raise TypeError(
-            "from_x_transformers takes a TransformerWrapper, a ViTransformerWrapper, an Encoder or a Decoder of "
-            f"x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
+            "from_x_transformers takes an XTransformer, a TransformerWrapper, a ViTransformerWrapper, an Encoder, a "
+            f"Decoder or a CrossAttender of x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
         )
     check_parts(module)
-    reader = Reader(module)
-    wrapped = kind(module) in wrappers
-    peer: Any = module.attn_layers if wrapped else module
-    if kind(peer) not in STACKS:
-        raise feature("attn_layers", kind(peer))
-    flags, weights = read_stack(peer, reader)
+    reader, peer = Reader(module), cast(Any, module)
     arguments: dict[str, Any] = {}
-    if wrapped:
-        weights = {f"attn_layers.{name}": t for name, t in weights.items()}
-        wrapper, read = wrappers[kind(module)]
-        arguments = read(module, reader, weights)
+    if kind(module) in STACKS:
+        flags, weights = read_stack(peer, reader)
+    elif kind(module) == "XTransformer":
+        flags, weights = read_both(peer, reader)
+    else:
+        flags, arguments, weights = read_model(peer, reader)
     reader.finish()
     # On meta nothing is drawn from the generator, and a weight that was forgotten cannot go unnoticed.
     with torch.device("meta"):
-        model: Any = STACKS[kind(peer)](**flags)
-        if wrapped:
-            model = wrapper(attn_layers=model, **arguments)
+        if kind(module) == "XTransformer":
+            model: Any = XTransformer(**flags)
+        elif kind(module) in STACKS:
+            model = STACKS[kind(module)](**flags)
+        else:
+            model = WRAPPERS[kind(module)](attn_layers=STACKS[kind(peer.attn_layers)](**flags), **arguments)
     model.load_state_dict(weights, strict=True, assign=True)
     return model.train(module.training)
 
 
-def read_wrapper(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+def read_both(module: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
+    """The flags and weights of an XTransformer; one embedding for both sides is read once."""
+    decoder = module.decoder
+    tied = decoder.net.token_emb is module.encoder.token_emb
+    flags: dict[str, Any] = {"tie_token_emb": tied, "cross_attn_tokens_dropout": module.cross_attn_tokens_dropout}
+    flags |= {"ignore_index": decoder.ignore_index, "pad_value": decoder.pad_value}
+    weights: Weights = {}
+    for prefix, place, side in (("enc_", "encoder", module.encoder), ("dec_", "decoder.net", decoder.net)):
+        held = weights["encoder.embedding.token_emb.weight"] if tied and weights else None
+        stack, arguments, own = read_model(side, reader, held)
+        flags["dim"] = stack.pop("dim")
+        flags |= {prefix + name: value for name, value in {**stack, **arguments}.items()}
+        weights |= {f"{place}.{name}": t for name, t in own.items()}
+    if not flags.pop("enc_return_only_embed"):
+        raise feature("return_only_embed", False)
+    del flags["dec_return_only_embed"]
+    return flags, weights
+
+
+def read_model(
+    module: Any, reader: Reader, tied: Tensor | None = None
+) -> tuple[dict[str, Any], dict[str, Any], Weights]:
+    """The flags of the stack, the arguments of the wrapper, and the weights; `tied`: a token embedding already read."""
+    if kind(module.attn_layers) not in STACKS:
+        raise feature("attn_layers", kind(module.attn_layers))
+    flags, found = read_stack(module.attn_layers, reader)
+    weights = {f"attn_layers.{name}": t for name, t in found.items()}
+    if kind(module) == "ViTransformerWrapper":
+        return flags, read_vit(module, reader, weights), weights
+    return flags, read_wrapper(module, reader, weights, tied), weights
+
+
+def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | None = None) -> dict[str, Any]:
     """The arguments of the wrapper; its weights are added to `weights`."""
     if kind(module.token_emb) != "TokenEmbedding":
         raise feature("token_emb", kind(module.token_emb))
@@ -84,7 +121,8 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
         **read_embeds(module.embeds, reader, weights),
         **read_pooling(module, reader, weights),
     }
-    weights["embedding.token_emb.weight"] = reader.take(module.token_emb.emb.weight)
+    taken = reader.take(module.token_emb.emb.weight) if tied is None else tied
+    weights["embedding.token_emb.weight"] = taken
     if kind(module.post_emb_norm) == "LayerNorm":
         arguments["post_emb_norm"] = True
         weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
@@ -139,16 +177,17 @@ def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
     """The arguments of the projection to logits."""
     head = module.to_logits
     if head is None:
-        raise feature("return_only_embed", True)
+        return {"return_only_embed": True}
     if not isinstance(head, nn.Module) and "tie_embedding_scale" in vars(module):
-        return {"tie_embedding": True, "tie_embedding_scale": module.tie_embedding_scale}
+        scale = module.tie_embedding_scale
+        return {"return_only_embed": False, "tie_embedding": True, "tie_embedding_scale": scale}
     if type(head) is not nn.Linear:
         raise feature("to_logits", kind(head))
     weights["to_logits.weight"] = reader.take(head.weight)
     if head.bias is not None:
         weights["to_logits.bias"] = reader.take(head.bias)
     width = head.out_features if head.out_features != module.num_tokens else None
-    return {"logits_dim": width, "logits_bias": head.bias is not None}
+    return {"return_only_embed": False, "logits_dim": width, "logits_bias": head.bias is not None}
 
 
 class Layer(NamedTuple):
@@ -168,7 +207,10 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
         raise feature("norms", ", ".join(sorted(norms)))
     norm = NORMS[norms.pop()]
     residual = residual_name(peer)
-    layers = [read_layer(peer, slots, layer, res, residual, reader) for slots, layer, res in peer.layers]
+    layers = [
+        read_layer(peer, slots, layer, res, residual, letter == "c", reader)
+        for letter, (slots, layer, res) in zip(peer.layer_types, peer.layers, strict=True)
+    ]
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
     final = kind(peer.final_norm) in NORMS
     if final and norm != "simple_rmsnorm":
@@ -224,8 +266,10 @@ def common(flags: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {k: v for k, v in flags[0].items() if all(other.get(k) == v for other in flags)}
 
 
-def read_layer(peer: Any, slots: Any, layer: Any, peer_residual: Any, residual: str, reader: Reader) -> Layer:
-    """One layer with its norms and residual, out of whatever its block is wrapped in."""
+def read_layer(
+    peer: Any, slots: Any, layer: Any, peer_residual: Any, residual: str, cross: bool, reader: Reader
+) -> Layer:
+    """One layer with its norms and residual, out of whatever its block is wrapped in; `cross`: attends to a context."""
     factor: Any = 1.0
     gain, shift = None, 0
     while kind(layer) in ("Scale", "LayerScale", "ShiftTokens"):
@@ -239,7 +283,7 @@ def read_layer(peer: Any, slots: Any, layer: Any, peer_residual: Any, residual: 
     if kind(layer) not in ("Attention", "FeedForward"):
         raise feature("layers", kind(layer))
     attention = kind(layer) == "Attention"
-    flags, weights, order = read_attention(layer, peer, reader) if attention else read_ff(layer, reader)
+    flags, weights, order = read_attention(layer, peer, cross, reader) if attention else read_ff(layer, reader)
     weights = {f"block.{name}": t for name, t in weights.items()}
     for name, norm in zip(("before", "after", "final"), slots, strict=True):
         if norm is not None and kind(norm) != "SimpleRMSNorm":
@@ -256,7 +300,8 @@ def read_layer(peer: Any, slots: Any, layer: Any, peer_residual: Any, residual: 
     if "block.to_out.bias" in weights:
         flat = factor[:, 0] if isinstance(factor, torch.Tensor) else factor
         weights["block.to_out.bias"] = weights["block.to_out.bias"] * flat
-    return Layer("attn" if attention else "ff", flags, shift, order, weights)
+    name = "cross_attn" if cross else "attn" if attention else "ff"
+    return Layer(name, flags, shift, order, weights)
 
 
 def read_shift(shifts: Sequence[int], causal: bool) -> int:

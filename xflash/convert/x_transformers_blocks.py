@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..layers.attention import Attention
+from ..layers.cross_attention import CrossAttention
 from ..layers.feedforward import FeedForward
 from ..layers.positions import alibi_slopes, inverse_frequencies
 from ..shapes import Tensor
@@ -26,11 +27,13 @@ def head_order(heads: int, kv_heads: int) -> tuple[int, ...]:
     return tuple(j * kv_heads + g for g in range(kv_heads) for j in range(heads // kv_heads))
 
 
-def read_attention(attn: Any, peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:
-    """The flags and weights of an attention block, and its heads' order."""
+def read_attention(
+    attn: Any, peer: Any, cross: bool, reader: Reader
+) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:
+    """The flags and weights of an attention block (`cross`: to a context), and its heads' order."""
     heads, kv_heads = attn.heads, attn.kv_heads
     width = attn.to_q.out_features // heads
-    check_attention(attn, peer, width)
+    check_attention(attn, peer, cross, width)
     order = head_order(heads, kv_heads)
     index = torch.tensor(order, device=attn.to_q.weight.device)
 
@@ -55,10 +58,10 @@ def read_attention(attn: Any, peer: Any, reader: Reader) -> tuple[dict[str, Any]
     if attn.qk_norm and attn.qk_norm_dim_scale:
         weights["q_gain"] = reader.take(attn.qk_norm_q_scale).index_select(0, index)
         weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
-    return attention_flags(attn, width), weights, order
+    return attention_flags(attn, cross, width), weights, order
 
 
-def check_attention(attn: Any, peer: Any, width: int) -> None:
+def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
     """ValueError for settings of an attention block that only their values tell from what xflash has."""
     fn = attn.attend.attn_fn
     softmax = isinstance(fn, partial) and fn.func is F.softmax and fn.keywords.get("dim") == -1
@@ -69,7 +72,10 @@ def check_attention(attn: Any, peer: Any, width: int) -> None:
         raise feature("attn_value_dim_head", attn.to_v.out_features // attn.kv_heads)
     if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads:
         raise feature("rotate_num_heads", attn.rotate_num_heads)
-    if attn.num_mem_kv and peer.rotary_pos_emb is not None and peer.rotary_pos_emb.scale is not None:
+    if cross and attn.max_attend_past is not None:
+        # attn_ flags count for cross attention too, where this one would compare places of two sequences.
+        raise feature("attn_max_attend_past", f"{attn.max_attend_past} in cross attention")
+    if attn.num_mem_kv and not cross and peer.rotary_pos_emb is not None and peer.rotary_pos_emb.scale is not None:
         # Their decay is counted from the middle of the sequence, which only keys that have a position cancel.
         raise feature("rotary_xpos", "with attn_num_mem_kv, where outputs depend on the sequence's length")
     if attn.to_v_gate is not None and attn.to_v_gate_activation is not F.sigmoid:
@@ -80,7 +86,7 @@ def check_attention(attn: Any, peer: Any, width: int) -> None:
         raise feature("attn_on_attn", True)
 
 
-def attention_flags(attn: Any, width: int) -> dict[str, Any]:
+def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
     """What differs from the defaults of xflash's attention."""
     flags = {
         "dim_head": width,
@@ -88,7 +94,6 @@ def attention_flags(attn: Any, width: int) -> dict[str, Any]:
         "flash": attn.attend.flash or None,
         "dropout": attn.attend.dropout,
         "num_mem_kv": attn.num_mem_kv,
-        "window": None if attn.max_attend_past is None else attn.max_attend_past + 1,
         "gate_values": attn.to_v_gate is not None,
         "head_scale": attn.head_scale,
     }
@@ -96,7 +101,11 @@ def attention_flags(attn: Any, width: int) -> dict[str, Any]:
         flags |= {"qk_norm": True, "qk_norm_groups": attn.qk_norm_groups, "qk_norm_dim_scale": attn.qk_norm_dim_scale}
         if not attn.qk_norm_dim_scale:
             flags["qk_norm_scale"] = attn.qk_norm_scale
-    return set_flags(flags, Attention.Config)
+    if cross:
+        inward, stream = attn.to_k.in_features, attn.to_q.in_features
+        return set_flags({**flags, "dim_context": None if inward == stream else inward}, CrossAttention.Config)
+    window = None if attn.max_attend_past is None else attn.max_attend_past + 1
+    return set_flags({**flags, "window": window}, Attention.Config)
 
 
 def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:

@@ -10,6 +10,9 @@ __all__ = ["Reader", "check_parts", "feature", "kind", "read_gain"]
 
 # By class: what is read by the converter, or says nothing about the outputs. Anything else must be unset.
 KNOWN = {
+    "XTransformer": "cross_attn_tokens_dropout encoder decoder",
+    "AutoregressiveWrapper": """pad_value ignore_index net max_seq_len next_embed_loss_weight looped_loss_threshold_exit
+        looped_loss_slope looped_exit_loss_weight""",
     "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
         emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
@@ -18,7 +21,8 @@ KNOWN = {
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
         rotary_pos_emb dim_condition has_custom_layer_types len_default_block layer_types layers_execute_order
-        num_attn_layers num_ff_layers depth depth_scale_residual residual_scale layer_dropouts softclamp_output_value
+        num_attn_layers num_cross_attn_layers num_ff_layers cross_attend depth
+        depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
@@ -109,7 +113,7 @@ def check_parts(module: nn.Module) -> None:
     for path, part in module.named_modules():
         if not type(part).__module__.startswith(("x_transformers.", "torch_einops_utils.")):
             continue
-        name = "AttentionLayers" if kind(part) in ("Encoder", "Decoder") else kind(part)
+        name = "AttentionLayers" if kind(part) in ("Encoder", "Decoder", "CrossAttender") else kind(part)
         if name not in KNOWN:
             raise feature(FLAGS.get(name, name), f"{kind(part)} at {path or 'the top'}")
         known = {"training", *KNOWN[name].split()}

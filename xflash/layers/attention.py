@@ -27,7 +27,7 @@ class Attention(MultiHead):
     """Multi-head softmax attention over the tokens of the stack (https://arxiv.org/abs/1706.03762)."""
 
     kind = "attn"
-    honours = frozenset({"attn_mask", "doc_ids"})
+    honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)

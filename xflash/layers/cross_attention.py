@@ -24,7 +24,7 @@ class CrossAttention(MultiHead):
 
     kind = "cross_attn"
     # A mask of tokens among each other says nothing about a context.
-    honours = frozenset({"attn_mask"})
+    honours = frozenset({"attn_mask", "prefix"})
     positions = frozenset({"rotary"})
     takes_context = True
 

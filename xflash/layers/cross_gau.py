@@ -24,17 +24,22 @@ class CrossGatedAttention(GatedUnit):
     """The gated attention unit (https://arxiv.org/abs/2202.10447) attending to a context: `to_out(u * (A v))`.
 
     Gate u and queries come from the stack's tokens, values v and keys from the context; the paper has self-attention
-    only. n, by which the weights are divided, is the number of the context's real tokens. A row whose context is all
-    padding gives zeros. The context's keys and values are kept in the state.
+    only. A is a softmax unless told otherwise; n, by which relu2 and laplace are divided, is the number of the
+    context's real tokens. A row whose context is all padding reads zeros. The context's keys and values are kept in
+    the state.
     """
 
     kind = "cross_gau"
-    honours = frozenset({"attn_mask"})
+    honours = frozenset({"attn_mask", "prefix"})
     positions = frozenset({"rotary"})
     takes_context = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GatedUnit.Config):
+        # To find one token among the context's is what it is for: relu2 over n learns it far more slowly.
+        attn_fn: Literal["relu2", "laplace", "softmax", "softmax_plus"] = flag(
+            "softmax", "scores to weights; softmax_plus sharpens its scores by log(keys seen) / log(512)"
+        )
         normaliser: Literal["row_index", "fixed", "row_sum", "none"] | None = flag(
             None,
             "divides relu2 and laplace: by the context's tokens, a fixed length, the row's sum, nothing "

@@ -41,7 +41,7 @@ class FeedForward(Block):
         dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1)
 
     # Tokens never meet here, so neither can be violated.
-    honours = frozenset({"attn_mask", "doc_ids"})
+    honours = frozenset({"attn_mask", "doc_ids", "prefix"})
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -38,7 +38,7 @@ class GatedAttention(GatedUnit):
     """
 
     kind = "gau"
-    honours = frozenset({"attn_mask", "doc_ids"})
+    honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class GatedAttention(GatedUnit):
 
     def mask(self, ctx: Ctx, n: int, m: int) -> tuple[Tensor | None, bool]:
         """Which keys may be seen (None: all), and whether the kernel also hides those that come later."""
-        if ctx.doc_ids is None and ctx.attn_mask is None:
+        if ctx.doc_ids is None and ctx.attn_mask is None and ctx.prefix is None:
             if self.site.causal and ctx.length is None:
                 return None, True
             if not self.site.causal and not self.takes_sums and ctx.maps is None:
@@ -142,9 +142,10 @@ class GatedAttention(GatedUnit):
 
 
 def count_seen(ctx: Ctx, n: int, causal: bool) -> Int[Tensor, "_ n"]:
-    """The keys each query sees: those up to its own when causal, else the real tokens of its row or document."""
+    """The keys each query sees: when causal those up to its own (or prefix), else the real ones of its document."""
     if causal:
-        return (ctx.positions if ctx.doc_ids is None else ctx.doc_positions()) + 1
+        seen = (ctx.positions if ctx.doc_ids is None else ctx.doc_positions()) + 1
+        return seen if ctx.prefix is None else torch.maximum(seen, ctx.prefix[:, None])
     if ctx.doc_ids is None:
         return torch.full_like(ctx.positions, n) if ctx.new is None else ctx.new.clamp(min=1)[:, None].expand(-1, n)
     document = document_starts(ctx.doc_ids).cumsum(1) - 1

@@ -25,7 +25,7 @@ def visible(
     When the second is True the causal part is left to the kernel. Behind the door slot j is position j, so that a
     real causal query sees real keys only; without causality the slots behind a row's end are masked, an empty row
     seeing one of them, for a softmax over nothing is NaN. `window`: how many tokens a query sees, itself included,
-    looking back (and, without causality, ahead).
+    looking back (and, without causality or inside a prefix, ahead).
     """
     # n and m are those of the call: as part of the key they would tie a compiled graph to one length.
     return ctx.once(("visible", causal, window), lambda: make_visible(ctx, n, m, causal, window))
@@ -44,6 +44,10 @@ def make_visible(ctx: Ctx, n: int, m: int, causal: bool, window: int | None):
         back = where - slot < window
         if not causal:
             ahead = slot - where < window
+    if ctx.prefix is not None:
+        ahead, in_kernel = (slot <= where) | (slot < ctx.prefix[:, None, None, None]), False
+        if window is not None:
+            ahead = ahead & (slot - where < window)
     if not causal and ctx.new is not None:
         rows = (slot < ctx.new.clamp(min=1)[:, None])[:, None, None]
         if window is not None:

@@ -155,8 +155,15 @@ class Recomputed(NamedTuple):
     def reorder(self, index: Int[Tensor, " b2"]) -> "Recomputed":
         """The rows that `index` names, with their rows of every tensor in kwargs (context and the like)."""
         mask = None if self.mask is None else self.mask[index]
-        kwargs = {k: v[index] if isinstance(v, torch.Tensor) else v for k, v in self.kwargs.items()}
+        kwargs = {k: v if shared(k, v) else v[index] for k, v in self.kwargs.items()}
         return self._replace(ids=self.ids[index], mask=mask, kwargs=kwargs)
+
+
+def shared(name: str, value: Any) -> bool:
+    """Whether an argument of the model is one for all rows."""
+    if not isinstance(value, torch.Tensor):
+        return True
+    return name == "context_pos" and (value.dim() == 1 or value.shape[0] == 1)
 
 
 def begin(

@@ -60,6 +60,7 @@ class TransformerWrapper(Configurable):
     `embed_ids={'segment': ids}`. `average_pool_embed`, `attn_pool` or `use_cls_token` make one embedding a row, which
     the head projects: logits (b, num_tokens or logits_dim), (b, c, ...) with `num_cls_tokens=c`; such a model has no
     step.
+    `return_only_embed` leaves the head out: the model then gives the stack's output (b, n, d), as an encoder does.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TransformerWrapper(Configurable):
         use_cls_token: bool = False,
         num_cls_tokens: int = 1,
         attn_pool: bool = False,
+        return_only_embed: bool = False,
     ):
         super().__init__()
         if not isinstance(attn_layers, AttentionLayers):
@@ -96,7 +98,8 @@ class TransformerWrapper(Configurable):
                 check_count(name, value)
         switches = {"scaled_sinu_pos_emb": scaled_sinu_pos_emb, "use_abs_pos_emb": use_abs_pos_emb or False}
         switches |= {"l2norm_embed": l2norm_embed, "post_emb_norm": post_emb_norm, "tie_embedding": tie_embedding}
-        for name, value in (switches | {"logits_bias": logits_bias}).items():
+        switches |= {"logits_bias": logits_bias, "return_only_embed": return_only_embed}
+        for name, value in switches.items():
             check_switch(name, value)
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
@@ -123,13 +126,19 @@ class TransformerWrapper(Configurable):
         if tie_embedding_scale is not None and not tie_embedding:
             raise ValueError(f"tie_embedding_scale={tie_embedding_scale} is set, but tie_embedding is False")
         self.tie_embedding_scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
+        self.return_only_embed = return_only_embed
         self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, width)
         self.pooled = pooled_output(
             self.dim, attn_layers.causal, average_pool_embed, use_cls_token, num_cls_tokens, attn_pool
         )
 
     def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
-        """The projection to logits; None when it is the token embedding itself."""
+        """The projection to logits; None when it is the token embedding itself, or there is none."""
+        if self.return_only_embed:
+            for name, clash in (("tie_embedding", tied), ("logits_dim", logits_dim is not None), ("logits_bias", bias)):
+                if clash:
+                    raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
+            return None
         if not tied:
             head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
             nn.init.normal_(head.weight, std=0.02)
@@ -170,6 +179,7 @@ class TransformerWrapper(Configurable):
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
@@ -180,7 +190,8 @@ class TransformerWrapper(Configurable):
         width) is what cross_attn and cross_gau layers attend to, with `context_mask` (b, c) and, for rotary positions
         to count, `context_pos`. `return_embeddings` gives what the head reads instead (the stack's output, pooled if
         the model pools), `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices), CLS tokens
-        among their rows and columns.
+        among their rows and columns. `prefix_attn_len`
+        (PrefixDecoder): how many of each row's first tokens, embeddings in front included, see each other.
         """
         mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
@@ -196,6 +207,7 @@ class TransformerWrapper(Configurable):
             embedded, mask, attn_mask = self.pooled.front(embedded, mask, attn_mask)
         beside: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
         maps = None
         if return_attn:
             y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
@@ -221,6 +233,7 @@ class TransformerWrapper(Configurable):
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
         context_pos: Tensor | None = None,
+        prefix_attn_len: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n v"], ModelState]:
         """Logits of any number of new tokens behind what `state` has seen, and the state with them.
@@ -250,6 +263,7 @@ class TransformerWrapper(Configurable):
             embed_ids=embed_ids,
         )
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)
@@ -265,6 +279,8 @@ class TransformerWrapper(Configurable):
 
     def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
         """The projection of the stack's output, pooled or not, to the vocabulary."""
+        if self.return_only_embed:
+            return y
         if self.to_logits is not None:
             return self.to_logits(y)
         scale = self.tie_embedding_scale

@@ -1,0 +1,99 @@
+"""What a stack is put together from, and what it does with a state or a map, apart from the way of a tensor."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .door import Plan, unpack_columns, unpack_rows
+from .layers.block import Block, Site
+from .layers.branch import Branch
+from .layers.shift import TokenShift
+from .registry import blocks, norms, residuals
+from .shapes import Bool, Tensor
+from .stack_flags import Resolved
+from .state import AttentionMap, StackState, tensors, tree_map
+
+__all__ = ["cuts", "make_branch", "publishing", "renewed", "unpacked"]
+
+
+def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
+    """The places of layers with state vectors, and after how many tokens others may read them anew (None: none do)."""
+    places = [place for place, i in enumerate(order) if blocks[i].publishes]
+    wanted = {number for block in blocks for number in block.reads_states()}
+    if not wanted:
+        return places, None
+    if max(wanted) > len(places):
+        raise ValueError(
+            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {layout!r} has "
+            f"{len(places)}"
+        )
+    widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
+    if len(widths) > 1:
+        raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
+    return places, widths.pop()
+
+
+def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
+    """Where n new tokens are cut so that no row has a border of its blocks of w inside a piece."""
+    fills = [0 if state is None else state.bound]
+    if state is not None and state.length is not None:
+        # Rows at different places in their blocks have different borders: the one place that has to look at data.
+        fills = state.length.tolist()
+    borders = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
+    return list(itertools.pairwise(sorted(borders)))
+
+
+def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:
+    """`state` with the tensors of the named rows as in `fresh`, zeros where that is None."""
+    flat = iter(tensors(fresh))
+
+    def renew(t: Tensor) -> Tensor:
+        chosen = rows.view(-1, *[1] * (t.dim() - 1))
+        return t.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(next(flat), t), t)
+
+    return tree_map(renew, state)
+
+
+def unpacked(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
+    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
+    weights = found.weights[..., memory:, :]
+    if found.over_tokens:
+        weights = unpack_columns(weights[..., memory:], plan)
+    return AttentionMap(unpack_rows(weights, plan), found.over_tokens)
+
+
+def sized(t: Tensor, like: Tensor) -> Tensor:
+    """`t` padded with zeros (or cut) to the shape of `like`."""
+    for axis in range(1, t.dim()):
+        t = t.narrow(axis, 0, min(t.shape[axis], like.shape[axis]))
+        t = F.pad(t, [0, 0] * (t.dim() - 1 - axis) + [0, like.shape[axis] - t.shape[axis]])
+    return t
+
+
+def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
+    """Layer i of the column with its norms, shift and residual."""
+    name, config = plan.layers[i]
+    stack = plan.config
+
+    def norm(wanted: bool):
+        return norms[stack.norm](plan.norm, stack.dim) if wanted else None
+
+    shift = plan.shifts[i]
+    # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
+    after = (
+        norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5)
+        if stack.norm_place == "sandwich"
+        else None
+    )
+    return Branch(
+        blocks[name](config, site),
+        residuals[stack.residual](plan.residual, stack.dim),
+        before=norm(stack.norm_place != "post"),
+        after=after,
+        final=norm(stack.norm_place == "post"),
+        shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
+        dropout=plan.dropouts[i],
+    )

@@ -1,0 +1,287 @@
+"""`XTransformer`: an encoder and a decoder that attends to it (https://arxiv.org/abs/1706.03762)."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from ..aliases import ALIASES
+from ..checks import check_count, check_share, check_switch, given
+from ..configurable import Configurable
+from ..door import as_mask
+from ..flags import Flag, flag_table
+from ..registry import nearest
+from ..shapes import Bool, Float, Int, Tensor
+from ..stack import AttentionLayers, Decoder, Encoder
+from ..stack_flags import known_flags
+from .autoregressive import AutoregressiveWrapper
+from .decoding import evaluating, token_ids
+from .transformer import TransformerWrapper
+
+__all__ = ["XTransformer", "drop_tokens"]
+
+SIDES = {"enc_": "encoder", "dec_": "decoder"}
+# What XTransformer itself decides about both sides.
+DECIDED = {"attn_layers", "return_only_embed", "dim"}
+
+
+class Source(NamedTuple):
+    """What the decoder attends to: the encoder's output (b, c, d), and which of its tokens are real."""
+
+    context: Float[Tensor, "b c d"]
+    mask: Bool[Tensor, "b c"] | None
+
+
+class XTransformer(Configurable):
+    """An encoder, and a decoder that attends to its output: `model(src, tgt, mask=)` is the loss.
+
+    Flags that begin with `enc_` and `dec_` are those of an `Encoder` and a `Decoder` and the arguments of the
+    TransformerWrappers around them. `tie_token_emb`: one token embedding for both. `cross_attn_tokens_dropout`: the
+    share of the encoder's tokens that the decoder is not shown while training. TypeError for a flag that nobody
+    knows, with the nearest one; errors of a side name it.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        tie_token_emb: bool = False,
+        ignore_index: int = -100,
+        pad_value: int = 0,
+        cross_attn_tokens_dropout: float = 0.0,
+        **flags: Any,
+    ):
+        super().__init__()
+        check_count("dim", dim)
+        check_switch("tie_token_emb", tie_token_emb)
+        check_share("cross_attn_tokens_dropout", cross_attn_tokens_dropout)
+        sides = read_sides(flags)
+        self.dim, self.cross_attn_tokens_dropout = dim, cross_attn_tokens_dropout
+        self.encoder = build_side("enc_", Encoder, {"dim": dim, **sides["enc_"]}, {"return_only_embed": True})
+        decoder = build_side("dec_", Decoder, {"dim": dim, "cross_attend": True, **sides["dec_"]}, {})
+        check_sides(self.encoder.attn_layers, decoder.attn_layers, dim)
+        if tie_token_emb:
+            check_tied(self.encoder, decoder)
+            decoder.embedding.token_emb = self.encoder.embedding.token_emb
+        self.decoder = AutoregressiveWrapper(decoder, ignore_index=ignore_index, pad_value=pad_value)
+
+    def flag_table(self) -> str:
+        """Every flag of both sides with its value, default, type and meaning, as text."""
+        rows: list[tuple[str, Any, Flag]] = []
+        sides = {"enc_": self.encoder.attn_layers, "dec_": cast(TransformerWrapper, self.decoder.net).attn_layers}
+        for prefix, stack in sides.items():
+            rows += [(prefix + name, value, spec) for name, value, spec in stack.rows if name != "dim"]
+        spec = next(spec for name, _, spec in sides["enc_"].rows if name == "dim")
+        return flag_table([("dim", self.dim, spec), *rows])
+
+    def forward(
+        self,
+        src: Int[Tensor, "b c"],
+        tgt: Int[Tensor, "b n"],
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
+        *,
+        src_prepend_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        labels: Int[Tensor, "b n"] | None = None,
+        return_outputs: bool = False,
+    ) -> Any:
+        """The mean loss of predicting each next token of `tgt`, and with `return_outputs` the logits (b, n - 1, v).
+
+        mask (b, c), tgt_mask (b, n): True = real token. `attn_mask` is the encoder's. `src_prepend_embeds` (b, p, d)
+        stand in front of the source, without positions and not counted by `enc_max_seq_len`; `src_prepend_mask`
+        (b, p) says which are real. `labels` (b, n) as in AutoregressiveWrapper.
+        """
+        tgt = token_ids("tgt", tgt)
+        if tgt.dim() != 2 or tgt.shape[1] < 2:
+            raise ValueError(f"tgt has shape {tuple(tgt.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
+        found = self.encode(src, mask, attn_mask, src_prepend_embeds, src_prepend_mask=src_prepend_mask)
+        check_rows(found.context, tgt.shape[0], "tgt")
+        if self.training and self.cross_attn_tokens_dropout:
+            found = Source(*drop_tokens(*found, self.cross_attn_tokens_dropout))
+        return self.decoder(
+            tgt,
+            tgt_mask,
+            labels=labels,
+            return_outputs=return_outputs,
+            context=found.context,
+            context_mask=found.mask,
+        )
+
+    def encode(
+        self,
+        src: Int[Tensor, "b c"],
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
+        *,
+        src_prepend_mask: Tensor | None = None,
+    ) -> Source:
+        """The encoder's output (b, p + c, d) and its mask: what the decoder takes as context and context_mask."""
+        context = self.encoder(
+            src, mask, attn_mask=attn_mask, prepend_embeds=src_prepend_embeds, prepend_mask=src_prepend_mask
+        )
+        if mask is None and src_prepend_mask is None:
+            return Source(context, None)
+        b, c = src.shape
+        parts = [src.new_ones(b, c, dtype=torch.bool) if mask is None else as_mask(mask, (b, c))]
+        if src_prepend_embeds is not None:
+            p = src_prepend_embeds.shape[1]
+            front = src_prepend_mask
+            parts.insert(0, src.new_ones(b, p, dtype=torch.bool) if front is None else as_mask(front, (b, p)))
+        return Source(context, torch.cat(parts, 1))
+
+    def generate(
+        self,
+        src: Int[Tensor, "b c"],
+        tgt_start: Tensor | Sequence[Tensor],
+        seq_len: int,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
+        **options: Any,
+    ) -> Int[Tensor, "*b n"]:
+        """The tokens after `tgt_start`, one start for each source: at most `seq_len`; the source is encoded once.
+
+        `options`: `src_prepend_mask`, `tgt_mask` (which tokens of the starts are real), and those of
+        AutoregressiveWrapper.generate: eos_token, temperature, prompt_lens, ...
+        """
+        return self.decode("generate", tgt_start, seq_len, options, (src, mask, attn_mask, src_prepend_embeds))
+
+    def stream(
+        self,
+        src: Int[Tensor, "b c"],
+        tgt_start: Tensor | Sequence[Tensor],
+        seq_len: int,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
+        **options: Any,
+    ) -> Iterator[Int[Tensor, "*b"]]:
+        """`generate` one token a row at a time, as each is drawn."""
+        return self.decode("stream", tgt_start, seq_len, options, (src, mask, attn_mask, src_prepend_embeds))
+
+    def beam_search(
+        self,
+        src: Int[Tensor, "b c"],
+        tgt_start: Tensor | Sequence[Tensor],
+        seq_len: int,
+        beams: int = 4,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The continuation with the highest score; `options` are those of AutoregressiveWrapper.beam_search."""
+        options = {"beams": beams, **options}
+        return self.decode("beam_search", tgt_start, seq_len, options, (src, mask, attn_mask, src_prepend_embeds))
+
+    def decode(self, how: str, tgt_start: Any, seq_len: int, options: Mapping[str, Any], source: tuple) -> Any:
+        """What the decoder's method `how` gives for these starts, the source encoded in eval mode."""
+        method = getattr(self.decoder, how)
+        options = dict(options)
+        outer = {name: options.pop(name, None) for name in ("src_prepend_mask", "tgt_mask")}
+        known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        known += ["beams"] if how == "beam_search" else []
+        for name in options:
+            if name not in known or name == "mask":
+                raise TypeError(f"{how} has no option {name!r}{nearest(name, [*known, *outer])}")
+        with evaluating(self):
+            found = self.encode(*source, src_prepend_mask=outer["src_prepend_mask"])
+        check_rows(found.context, starts(tgt_start), "tgt_start")
+        beside = {"context": found.context, "context_mask": found.mask}
+        return method(tgt_start, seq_len, mask=outer["tgt_mask"], **options, **beside)
+
+
+def read_sides(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The flags of the two sides, prefixes taken off; TypeError for one that belongs to neither."""
+    own = [name for name in inspect.signature(XTransformer).parameters if name != "flags"]
+    inner = {*inspect.signature(TransformerWrapper).parameters, *known_flags(), *ALIASES} - DECIDED
+    every = [*own, *(prefix + name for prefix in SIDES for name in sorted(inner))]
+    sides: dict[str, dict[str, Any]] = {prefix: {} for prefix in SIDES}
+    for name, value in flags.items():
+        prefix = next((prefix for prefix in SIDES if name.startswith(prefix)), None)
+        if prefix and name[len(prefix) :] == "dim":
+            raise TypeError(f"{name}={value!r}: both sides have the same width; give dim instead")
+        if name in inner:
+            raise TypeError(f"{name} is a flag of one side: give enc_{name} or dec_{name} (or both)")
+        if prefix is None or name[len(prefix) :] not in inner:
+            raise TypeError(f"unknown flag {name!r}{nearest(name, every)}")
+        sides[prefix][name[len(prefix) :]] = value
+    for prefix, side in SIDES.items():
+        if "num_tokens" not in sides[prefix]:
+            raise TypeError(f"XTransformer needs {prefix}num_tokens, the size of the {side}'s vocabulary")
+    return sides
+
+
+def build_side(
+    prefix: str, cls: type[AttentionLayers], flags: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> TransformerWrapper:
+    """One side from its flags; its errors say whose they are."""
+    outer = {name: flags[name] for name in flags if name in inspect.signature(TransformerWrapper).parameters}
+    inner = {name: flags[name] for name in flags if name not in outer}
+    try:
+        return TransformerWrapper(attn_layers=cls(**inner), **outer, **fixed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"in the {SIDES[prefix]}, whose flags begin with {prefix}: {error}") from None
+
+
+def check_sides(encoder: AttentionLayers, decoder: AttentionLayers, dim: int) -> None:
+    """ValueError where the encoder attends to a context, or the decoder to none or to one of another width."""
+    if any(block.takes_context for block in encoder.blocks()):
+        raise ValueError(f"the encoder's layout {encoder.layout!r} attends to a context, but the encoder has none")
+    widths = {block.context_width() for block in decoder.blocks() if block.takes_context}
+    if not widths:
+        raise ValueError(f"the decoder's layout {decoder.layout!r} does not attend to the encoder")
+    if widths != {dim}:
+        raise ValueError(f"the decoder attends to a context of width {widths.pop()}, but the encoder's has dim={dim}")
+    if "rotary" in decoder.positions and all(block.takes_context or not block.positions for block in decoder.blocks()):
+        raise ValueError(
+            f"the decoder's pos='rotary' has nothing to turn in the layout {decoder.layout!r}: the encoder's "
+            "tokens have no places among the decoder's"
+        )
+
+
+def check_tied(encoder: TransformerWrapper, decoder: TransformerWrapper) -> None:
+    """ValueError where one token embedding cannot serve both sides."""
+    for name, one, other in (
+        ("num_tokens", encoder.num_tokens, decoder.num_tokens),
+        ("emb_dim", encoder.embedding.token_emb.weight.shape[1], decoder.embedding.token_emb.weight.shape[1]),
+        ("l2norm_embed", encoder.embedding.token_emb.l2norm, decoder.embedding.token_emb.l2norm),
+    ):
+        if one != other:
+            raise ValueError(f"tie_token_emb=True needs enc_{name} ({one}) to be dec_{name} ({other})")
+
+
+def check_rows(context: Tensor, rows: int, name: str) -> None:
+    """ValueError unless there is one target row for each row of the source."""
+    if context.shape[0] != rows:
+        raise ValueError(f"src has {context.shape[0]} rows, but {name} has {rows}: give one for each")
+
+
+def starts(tgt_start: Any) -> int:
+    """How many starts there are; TypeError for what holds none."""
+    if isinstance(tgt_start, (list, tuple)):
+        return len(tgt_start)
+    if not isinstance(tgt_start, torch.Tensor):
+        raise TypeError(f"tgt_start must be a tensor of token ids, or a list of them, not {given(tgt_start)}")
+    return tgt_start.shape[:-1].numel()
+
+
+def drop_tokens(
+    context: Float[Tensor, "b c d"], mask: Bool[Tensor, "b c"] | None, p: float
+) -> tuple[Float[Tensor, "b k d"], Bool[Tensor, "b k"] | None]:
+    """A random share 1 - p of each row's real tokens, one at least, in their order; drawn from torch's generator."""
+    b, c, d = context.shape
+    chance = torch.rand(b, c, device=context.device)
+    if mask is not None:
+        chance = chance.masked_fill(~mask, 2.0)
+    drawn = chance.argsort(1)
+    index = drawn[:, : max(1, round(c * (1 - p)))].sort(1).values
+    kept = context.gather(1, index[..., None].expand(-1, -1, d))
+    if mask is None:
+        return kept, None
+    wanted = (mask.sum(1) * (1 - p)).round().clamp(min=1)
+    return kept, (mask & (drawn.argsort(1) < wanted[:, None])).gather(1, index)
