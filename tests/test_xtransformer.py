@@ -285,7 +285,11 @@ def test_flags_reach_the_side_they_name():
     assert len(encoder.attn_layers.memory_tokens) == 2 and decoder.attn_layers.memory_tokens is None
     assert encoder.embedding.token_emb.l2norm and not decoder.embedding.token_emb.l2norm
     assert type(encoder.embedding.pos_emb).__name__ == "ScaledSinusoidal" and decoder.embedding.pos_emb is None
-    assert encoder.embedding.project_emb is not None and encoder.embedding.post_emb_norm is None and decoder.embedding.post_emb_norm is not None
+    assert (
+        encoder.embedding.project_emb is not None
+        and encoder.embedding.post_emb_norm is None
+        and decoder.embedding.post_emb_norm is not None
+    )
     assert encoder.to_logits is None and decoder.tie_embedding
     table = model.flag_table()
     lines = {line.split()[0]: line for line in table.splitlines()}

@@ -66,10 +66,6 @@ class BlockAttention(Block):
 
     def __init__(self, config: Config, site: Site, reads: int = 0):
         super().__init__(config, site)
-        if not site.causal:
-            raise ValueError(
-                f"{self.kind} needs a causal stack: its blocks look back only; use attn_window in both ways"
-            )
         self.heads = config.heads or site.heads
         self.kv_heads = config.kv_heads or self.heads
         if self.heads % self.kv_heads:
