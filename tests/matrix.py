@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from allpairspy import AllPairs
 
-from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper
+from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, XTransformer
 
 FILE = Path(__file__).with_name("covering.json")
 
@@ -214,6 +214,47 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
     "vectors": [{"recurrent_num_state_vectors": 3}, {"recurrent_num_state_vectors": 1}],
 }
 
+VIT: dict[str, list[dict[str, Any]]] = {
+    "layout": [
+        {"layers": "attn ff", "attn_dim_head": 6},
+        {"layers": "flash gau", "flash_group_size": 5, "gau_query_key_dim": 8, "flash_query_key_dim": 8},
+        {"layers": "attn gau", "attn_dim_head": 6, "num_memory_tokens": 2, "gau_query_key_dim": 8},
+        {"layers": "attn ff", "attn_dim_head": 6, "pos": "rotary", "shift_tokens": 1},
+    ],
+    "size": [{}, {"image_size": (12, 20), "patch_size": (4, 5)}],
+    "pos_emb": [{}, {"pos_emb": "sincos2d"}, {"pos_emb": None}],
+    "pool": [{}, {"pool": "cls"}, {"pool": "attn"}],
+    "num_register_tokens": [{}, {"num_register_tokens": 3}],
+    "post_emb_norm": [{}, {"post_emb_norm": True}],
+    "emb_dropout": [{}, {"emb_dropout": 0.1}],
+    "num_classes": [{}, {"num_classes": None}],
+    "channels": [{}, {"channels": 1}],
+}
+
+# The flags of each side have their kind; here the two sides meet.
+SEQ2SEQ: dict[str, list[dict[str, Any]]] = {
+    "encoder": [
+        {"enc_layers": "attn ff"},
+        {"enc_layers": "flash", "enc_flash_group_size": 5, "enc_flash_query_key_dim": 8},
+        {"enc_layers": "gau ff", "enc_gau_query_key_dim": 8, "enc_shift_tokens": 1},
+    ],
+    "decoder": [
+        {"dec_layers": "attn cross_attn ff"},
+        {"dec_layers": "attn cross_gau", "dec_cross_gau_query_key_dim": 8},
+        {"dec_layers": "cross_attn flash", "dec_flash_group_size": 3, "dec_flash_query_key_dim": 8},
+        {"dec_layers": "cross_attn recurrent", "dec_recurrent_block_width": 4, "dec_recurrent_num_state_vectors": 2},
+        {"dec_layers": "attn cross_attn ff", "dec_shift_tokens": 1},
+    ],
+    "enc_pos": [{}, {"enc_pos": "rel_pos"}, {"enc_scaled_sinu_pos_emb": True}],
+    "dec_pos": [{}, {"dec_pos": "rotary"}, {"dec_use_abs_pos_emb": False}],
+    "tie_token_emb": [{}, {"tie_token_emb": True}],
+    "enc_memory": [{}, {"enc_num_memory_tokens": 2}],
+    "dec_memory": [{}, {"dec_num_memory_tokens": 2}],
+    "dropout": [{}, {"cross_attn_tokens_dropout": 0.2}],
+    "labels": [{}, {"ignore_index": 0, "pad_value": 1}],
+    "embeddings": [{}, {"enc_emb_dim": 20, "dec_emb_dim": 20}, {"enc_post_emb_norm": True, "dec_tie_embedding": True}],
+}
+
 SMALL_BLOCKS = {"block_attn_dim_head": 6, "recurrent_dim_head": 6, "state_read_dim_head": 6, "state_read_source": 1}
 FIXED = {
     "dim": 24,
@@ -241,6 +282,20 @@ def build_recurrent(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLa
     extra = {"attn_dim_head": 6} if "attn" in row["layout"]["layers"].split() else {}
     flash = {"flash_group_size": 5, "flash_query_key_dim": 10} if "flash" in row["layout"]["layers"].split() else {}
     return Decoder(**{"dim": 24, "heads": 4, **extra, **flash, **SMALL_BLOCKS, **merged(row)})
+
+
+def build_vit(causal: bool, row: dict[str, dict[str, Any]]) -> ViTransformerWrapper:
+    torch.manual_seed(0)
+    stack = (Decoder if causal else Encoder)(dim=24, depth=1, heads=4, **row["layout"])
+    rest = merged({name: choice for name, choice in row.items() if name != "layout"})
+    return ViTransformerWrapper(**{"image_size": 12, "patch_size": 4, "num_classes": 7, "attn_layers": stack, **rest})
+
+
+def build_seq2seq(causal: bool, row: dict[str, dict[str, Any]]) -> XTransformer:
+    torch.manual_seed(0)
+    small = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in (("depth", 1), ("heads", 4))}
+    small |= {"enc_num_tokens": 31, "dec_num_tokens": 31, "enc_max_seq_len": 23, "dec_max_seq_len": 23}
+    return XTransformer(dim=24, **small, **merged(row))
 
 
 def build_model(causal: bool, row: dict[str, dict[str, Any]]) -> TransformerWrapper:
@@ -271,12 +326,17 @@ def culprits(build, causal: bool, row: dict, defaults: dict) -> tuple[tuple[str,
     return tuple((name, id(kept[name])) for name in row if kept[name] is not defaults[name])
 
 
+DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]] = {
+    "stack": (STACK, build_stack, (True, False)),
+    "recurrent": (RECURRENT, build_recurrent, (True,)),
+    "wrapper": (WRAPPER, build_model, (True, False)),
+    "vit": (VIT, build_vit, (False,)),
+    "seq2seq": (SEQ2SEQ, build_seq2seq, (True,)),
+}
+
+
 def domain_of(what: str) -> tuple[dict[str, list[dict[str, Any]]], Any]:
-    return {
-        "stack": (STACK, build_stack),
-        "recurrent": (RECURRENT, build_recurrent),
-        "wrapper": (WRAPPER, build_model),
-    }[what]
+    return DOMAINS[what][:2]
 
 
 def cover(what: str, causal: bool) -> dict[str, list[list[int]]]:
@@ -339,9 +399,8 @@ def stored() -> dict[str, dict[str, list[list[int]]]]:
 if __name__ == "__main__":
     kinds = {
         f"{what} {'causal' if causal else 'bidirectional'}": cover(what, causal)
-        for what in ("stack", "recurrent", "wrapper")
-        for causal in (True, False)
-        if causal or what != "recurrent"
+        for what, (_, _, directions) in DOMAINS.items()
+        for causal in directions
     }
     FILE.write_text(
         "{\n" + ",\n".join(f"{json.dumps(kind)}: {json.dumps(rows)}" for kind, rows in kinds.items()) + "\n}\n"

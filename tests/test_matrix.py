@@ -6,7 +6,7 @@ import laws
 import matrix
 import pytest
 
-from xflash import TransformerWrapper
+from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer
 from xflash.flags import flags_of
 from xflash.stack_flags import known_flags
 
@@ -56,7 +56,19 @@ def test_wrapper(causal, row, tmp_path, record_property):
     laws.model_laws(model, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["stack", "recurrent", "wrapper"])
+@pytest.mark.parametrize(("causal", "row"), cases("vit", "accepted"))
+def test_vit(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    laws.vit_laws(matrix.build_vit(causal, matrix.as_row("vit", row)), tmp_path)
+
+
+@pytest.mark.parametrize(("causal", "row"), cases("seq2seq", "accepted"))
+def test_seq2seq(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    laws.seq2seq_laws(matrix.build_seq2seq(causal, matrix.as_row("seq2seq", row)), tmp_path)
+
+
+@pytest.mark.parametrize("what", matrix.DOMAINS)
 def test_refusals(what, record_property):
     """Every combination that is counted as refused is refused, by a sentence."""
     refused = [(case.values[0], case.values[1]) for case in cases(what, "refused")]
@@ -103,14 +115,14 @@ def test_every_flag_is_in_the_matrix():
 def test_every_wrapper_argument_is_in_the_matrix():
     import inspect
 
-    said = {flag for options in matrix.WRAPPER.values() for choice in options for flag in choice}
-    arguments = set(inspect.signature(TransformerWrapper.__init__).parameters) - {
-        "self",
-        "num_tokens",
-        "max_seq_len",
-        "attn_layers",
-    }
-    assert arguments <= said
+    given = {"self", "flags", "dim", "num_tokens", "max_seq_len", "attn_layers"}
+    for wrapper, domain in (
+        (TransformerWrapper, matrix.WRAPPER),
+        (ViTransformerWrapper, matrix.VIT),
+        (XTransformer, matrix.SEQ2SEQ),
+    ):
+        said = {flag for options in domain.values() for choice in options for flag in choice}
+        assert set(inspect.signature(wrapper.__init__).parameters) - given <= said
 
 
 def test_flags_have_docs():
