@@ -24,11 +24,15 @@ class Site:
     branches: int = 1
     positions: frozenset[str] = frozenset()
 
-    def linear_out(self, width: int, bias: bool = False) -> nn.Linear:
-        """The projection back to the stream, its start scaled by 1/sqrt(branches) so that their sum keeps its size."""
+    def linear_out(self, width: int, bias: bool = False, gated: bool = False) -> nn.Linear:
+        """The projection back to the stream, its start scaled by 1/sqrt(branches) so that their sum keeps its size.
+
+        `gated`: what it projects is a product of two small factors, so that it starts small as it is.
+        """
         linear = nn.Linear(width, self.dim, bias=bias)
         with torch.no_grad():
-            linear.weight.mul_(self.branches**-0.5)
+            if not gated:
+                linear.weight.mul_(self.branches**-0.5)
             if linear.bias is not None:
                 linear.bias.zero_()
         return linear

@@ -50,14 +50,14 @@ class BlockAttention(Block):
         )
         rel_pos_bias: Literal["t5"] | None = flag(None, "T5's bias by distance, of the layer's own")
         qk_norm: bool = flag(False, "cosine attention with learned gains per channel")
-        qk_norm_scale: float = flag(8.0, "what qk_norm multiplies the cosines by", above=0)
+        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the cosines by", above=0)
         dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
         flash: bool = flag(True, "the fused softmax kernel")
         read_from: tuple[int, ...] = flag(
             (), "recurrent layers of the column, counted from 1, whose state vectors are read beside the window"
         )
         read_qk_norm: bool = flag(True, "cosine attention to the state vectors of read_from")
-        read_qk_norm_scale: float = flag(8.0, "what read_qk_norm multiplies the cosines by", above=0)
+        read_qk_norm_scale: float = flag(10.0, "what read_qk_norm multiplies the cosines by", above=0)
         compress: Literal["conv", "mean", "max"] | None = flag(
             None, "blocks that fall out of the window are kept, compressed so (conv: learned)"
         )

@@ -67,7 +67,7 @@ class MixedChunkAttention(Block):
             raise ValueError(f"flash_expansion_factor={config.expansion_factor} with dim={site.dim} leaves no channel")
         self.widths = (inner, inner, width)
         self.to_hidden = nn.Linear(site.dim, sum(self.widths), bias=config.bias)
-        self.to_out = site.linear_out(inner, bias=config.bias)
+        self.to_out = site.linear_out(inner, bias=config.bias, gated=True)
         self.gamma = nn.Parameter(torch.ones(4, width))
         self.beta = nn.Parameter(torch.zeros(4, width)) if config.offset else None
         if config.gamma_init == "normal":

@@ -62,7 +62,7 @@ class GatedUnit(Block):
         self.normaliser, self.place = settle(config)
         self.scale = (width // heads) ** -0.5 if config.score_scale == "sqrt" else 1.0
         self.inner, self.width = inner, width
-        self.to_out = site.linear_out(inner, bias=config.bias)
+        self.to_out = site.linear_out(inner, bias=config.bias, gated=True)
         self.gamma = nn.Parameter(torch.ones(2, width))
         self.beta = nn.Parameter(torch.zeros(2, width)) if config.offset else None
         if (config.gamma_init or ("ones" if config.score_scale == "sqrt" else "normal")) == "normal":

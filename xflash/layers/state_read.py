@@ -51,7 +51,7 @@ class StateRead(Block):
         dim_head: int = flag(64, "width of a head", at_least=1)
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
         qk_norm: bool = flag(True, "cosine attention with learned gains per channel")
-        qk_norm_scale: float = flag(8.0, "what qk_norm multiplies the cosines by", above=0)
+        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the cosines by", above=0)
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -82,9 +82,12 @@ class FLASHTransformer(TransformerWrapper):
             flash_query_key_dim=query_key_dim,
             flash_expansion_factor=expansion_factor,
             flash_dropout=attn_dropout,
-            **rotary_flags(query_key_dim),
-            **flash_flags(causal, shift_tokens, laplace_attn_fn, reduce_group_non_causal_attn),
-            **flags,
+            **{
+                "flash_bias": True,
+                **rotary_flags(query_key_dim),
+                **flash_flags(causal, shift_tokens, laplace_attn_fn, reduce_group_non_causal_attn),
+                **flags,
+            },
         )
         super().__init__(num_tokens=num_tokens, attn_layers=stack, scaled_sinu_pos_emb=True, logits_bias=True)
         self.final_norm = LayerNorm(LayerNorm.Config(bias=True), dim)
