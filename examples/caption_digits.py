@@ -1,6 +1,6 @@
 """Teaches a vision transformer and a decoder that attends to it to read rows of handwritten digits aloud.
 
-    python examples/caption_digits.py                                          (about 3 minutes on two CPU cores)
+    python examples/caption_digits.py                                          (about 3 minutes on one CPU core)
     python examples/caption_digits.py --enc_layers 'attn ff' --dec_layers 'attn cross_gau ff'  (any enc_ or dec_ flag)
 
 A picture of 3, 1 and 7 side by side -> "three one seven", letter by letter. Rows are composed of real digits: those of
