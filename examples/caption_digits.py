@@ -176,21 +176,13 @@ def build(options: Options, flags: dict[str, Any], data: Images) -> Captioner:
     prefix = "enc_"
     try:
         outer, inner = split_flags(sides[prefix], ViTransformerWrapper)
-        encoder = ViTransformerWrapper(
-            image_size=(height, width * options.most),
-            patch_size=patch_side(options.patch, height),
-            channels=1,
-            attn_layers=Encoder(**{**fixed, **inner}),
-            **outer,
-        )
+        sizes = {"image_size": (height, width * options.most), "patch_size": patch_side(options.patch, height)}
+        encoder = ViTransformerWrapper(channels=1, attn_layers=Encoder(**{**fixed, **inner}), **sizes, **outer)
         prefix = "dec_"
         outer, inner = split_flags(sides[prefix], TransformerWrapper)
-        decoder = TransformerWrapper(
-            num_tokens=VOCABULARY,
-            max_seq_len=longest(options.most),
-            attn_layers=Decoder(cross_attend=True, **{**fixed, **inner}),
-            **outer,
-        )
+        stack = Decoder(cross_attend=True, **{**fixed, **inner})
+        sizes = {"num_tokens": VOCABULARY, "max_seq_len": longest(options.most)}
+        decoder = TransformerWrapper(attn_layers=stack, **sizes, **outer)
         return Captioner(encoder, AutoregressiveWrapper(decoder, pad_value=PAD))
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the {SIDES[prefix]}, whose flags begin with {prefix}: {error}") from None
@@ -255,9 +247,8 @@ def picture(rows: Rows, found: Sequence[str], file: Path) -> None:
 
     wrong = [i for i, text in enumerate(rows.captions) if found[i] != text]
     figure = Figure(figsize=(10, 13), layout="constrained")
-    for part, title, chosen in zip(
-        figure.subfigures(1, 2), ("the first rows", "misread rows"), (range(len(found)), wrong), strict=True
-    ):
+    columns = ("the first rows", range(len(found))), ("misread rows", wrong)
+    for part, (title, chosen) in zip(figure.subfigures(1, 2), columns, strict=True):
         part.suptitle(title)
         axes = part.subplots(SHOWN, 1)
         for axis in axes[len(chosen) :]:
@@ -266,11 +257,8 @@ def picture(rows: Rows, found: Sequence[str], file: Path) -> None:
             axis.set(xticks=(), yticks=())  # the frame stays: it shows where a row is blank
             right = found[i] == rows.captions[i]
             axis.imshow(rows.img[i, 0].numpy(), cmap="gray_r")
-            axis.set_title(
-                found[i] if right else f"{found[i]}\n(should be {rows.captions[i]})",
-                fontsize=9,
-                color="black" if right else "firebrick",
-            )
+            said = found[i] if right else f"{found[i]}\n(should be {rows.captions[i]})"
+            axis.set_title(said, fontsize=9, color="black" if right else "firebrick")
     figure.savefig(file, dpi=100)
 
 
