@@ -8,8 +8,6 @@ A run leaves runs/NAME/ with checkpoint.pt, log.jsonl, loss.png and the table of
 """
 
 import hashlib
-import inspect
-import itertools
 import json
 import math
 import os
@@ -28,7 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from training import half_precision, learning_rate, make_optimizer, read_command_line, with_options
+from training import (
+    free_name,
+    half_precision,
+    learning_rate,
+    make_optimizer,
+    read_command_line,
+    split_flags,
+    take_step,
+    with_options,
+)
 
 import xflash
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper, data
@@ -106,8 +113,7 @@ class Run:
 def build(options: Options, flags: dict[str, Any]) -> TransformerWrapper:
     """The model; a flag of the wrapper goes to the wrapper, every other one to the stack."""
     flags = {**RECIPE, **flags} if options.layers == Options.layers and "custom_layers" not in flags else flags
-    outer = {name: flags[name] for name in flags if name in inspect.signature(TransformerWrapper).parameters}
-    inner = {name: flags[name] for name in flags if name not in outer}
+    outer, inner = split_flags(flags, TransformerWrapper)
     column = {} if "custom_layers" in inner else {"layers": options.layers, "depth": options.depth}
     torch.manual_seed(options.seed)
     try:
@@ -123,8 +129,7 @@ def start(options: Options, flags: dict[str, Any], text: data.Text) -> Run:
         raise ValueError(f"{len(text.data)} bytes of text are too few for --seq-len {options.seq_len}")
     model = AutoregressiveWrapper(build(options, flags)).to(options.device)
     if options.name is None:
-        free = (f"lm-{i}" for i in itertools.count(1) if not (Path(options.runs) / f"lm-{i}").exists())
-        options = replace(options, name=next(free))
+        options = replace(options, name=free_name("lm", options.runs))
     sha = hashlib.sha256(text.data).hexdigest()
     run = Run(options, flags, sha, model, make_optimizer(model, options), total=options.steps)
     if any(path.exists() for path in checkpoints(run.folder)):
@@ -243,16 +248,11 @@ def train_step(run: Run, ids: Tensor) -> dict[str, Any]:
     """One step on random windows of the text; what the log says of it."""
     options = run.options
     rate = learning_rate(run.step, run.total, options)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
     starts = torch.randint(len(ids) - options.seq_len, (options.batch, 1), generator=run.sampler)
     batch = ids[starts + torch.arange(options.seq_len + 1)].long().to(options.device)
     with half_precision(options.device):
         loss = run.model(batch)
-    run.optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), options.clip, error_if_nonfinite=True)
-    run.optimizer.step()
+    take_step(run.optimizer, loss, rate, options.clip)
     run.step += 1
     return {"step": run.step, "bits": loss.item() / math.log(2), "lr": rate}
 

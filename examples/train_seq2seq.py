@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from training import half_precision, make_optimizer, read_command_line
+from training import free_name, half_precision, make_optimizer, read_command_line, take_step
 
 from xflash import XTransformer
 
@@ -159,16 +159,11 @@ def train(model: XTransformer, options: Options, days: Sequence[int]) -> tuple[i
         if done >= 1:
             break
         rate = options.lr * min(1, (step + 1) / options.warmup) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         texts, dates = examples(chance.choices(days, k=options.batch), chance)
         src, tgt = source(texts).to(options.device), target(dates).to(options.device)
         with half_precision(options.device):
             loss = model(src, tgt, mask=src != PAD)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip, error_if_nonfinite=True)
-        optimizer.step()
+        take_step(optimizer, loss, rate, options.clip)
         losses.append(loss.item())
         bar.update()
         bar.set_postfix_str(f"loss {losses[-1]:.4f}")
@@ -210,10 +205,7 @@ def report(model: XTransformer, options: Options, days: Sequence[int]) -> dict[s
 def main(arguments: Sequence[str]) -> None:
     try:
         options, flags = read_command_line(Options, arguments, POSITIVE)
-        name = options.name or next(
-            n for i in itertools.count(1) if not (Path(options.runs) / (n := f"dates-{i}")).exists()
-        )
-        folder = Path(options.runs) / name
+        folder = Path(options.runs) / (options.name or free_name("dates", options.runs))
         if (folder / "model.safetensors").exists():
             raise ValueError(f"{folder} holds a model: give another --name")
         model = build(options, flags).to(options.device)

@@ -7,7 +7,6 @@
 A run leaves runs/NAME/ with a saved model for each layout, result.json and digits.png.
 """
 
-import inspect
 import itertools
 import json
 import os
@@ -26,7 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from training import half_precision, learning_rate, make_optimizer, read_command_line, with_options
+from training import (
+    free_name,
+    half_precision,
+    learning_rate,
+    make_optimizer,
+    moved,
+    patch_side,
+    read_command_line,
+    split_flags,
+    take_step,
+    with_options,
+)
 
 from xflash import Encoder, ViTransformerWrapper
 from xflash.images import Images, digits
@@ -91,16 +101,10 @@ class Result(NamedTuple):
     read: Tensor  # the class that it sees in each test image
 
 
-def patch_side(options: Options, side: int) -> int:
-    """The side of a patch: what was asked for, else a quarter of the image's."""
-    return options.patch or max(1, side // 4)
-
-
 def build(layout: str, options: Options, flags: dict[str, Any], data: Images) -> ViTransformerWrapper:
     """The model; a flag of the wrapper goes to the wrapper, every other one to the stack."""
     flags = {**RECIPES.get(layout, {}), **flags}
-    outer = {name: flags[name] for name in flags if name in inspect.signature(ViTransformerWrapper).parameters}
-    inner = {name: flags[name] for name in flags if name not in outer}
+    outer, inner = split_flags(flags, ViTransformerWrapper)
     torch.manual_seed(options.seed)
     try:
         stack = Encoder(dim=options.dim, depth=options.depth, heads=options.heads, layers=layout, **inner)
@@ -108,23 +112,10 @@ def build(layout: str, options: Options, flags: dict[str, Any], data: Images) ->
         raise with_options(error, inner, Options) from None
     height, width = data.pixels.shape[1:]
     given = {
-        "image_size": (height, width), "patch_size": patch_side(options, height), "channels": 1,
+        "image_size": (height, width), "patch_size": patch_side(options.patch, height), "channels": 1,
         "num_classes": data.classes, "pos_emb": options.pos_emb, "pool": options.pool,
     }  # fmt: skip
     return ViTransformerWrapper(attn_layers=stack, **{**given, **outer})
-
-
-def moved(img: Tensor, amount: float, chance: torch.Generator) -> Tensor:
-    """Each image turned, resized and shifted a little, by `amount` of 10 degrees, 10 % and 2 / 28 of its side."""
-    if not amount:
-        return img
-    turn, size, right, down = (2 * torch.rand(4, len(img), generator=chance) - 1) * amount
-    angle, scale = turn * torch.pi / 18, 1 + size / 10
-    reach = 2 * 2 / 28  # the image goes from -1 to 1
-    first = torch.stack((scale * angle.cos(), -scale * angle.sin(), right * reach), -1)
-    second = torch.stack((scale * angle.sin(), scale * angle.cos(), down * reach), -1)
-    grid = F.affine_grid(torch.stack((first, second), 1), list(img.shape), align_corners=False)
-    return F.grid_sample(img, grid, align_corners=False)
 
 
 def batches(n: int, options: Options, chance: torch.Generator):
@@ -143,17 +134,12 @@ def train(model: ViTransformerWrapper, data: Images, options: Options, name: str
     begun = time.monotonic()
     with tqdm(total=total, desc=name, unit="step", dynamic_ncols=True) as bar:
         for step, chosen in enumerate(itertools.islice(batches(len(data), options, chance), total)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, options)
             batch = moved(img[chosen], options.augment, chance).to(options.device)
             with half_precision(options.device):
                 logits = model(batch)
             wanted = labels[chosen].to(options.device)
             loss = F.cross_entropy(logits.float(), wanted, label_smoothing=options.smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip, error_if_nonfinite=True)
-            optimizer.step()
+            take_step(optimizer, loss, learning_rate(step, total, options), options.clip)
             bar.update()
             if step % 10 == 0:
                 bar.set_postfix_str(f"loss {loss.item():.3f}")
@@ -235,8 +221,7 @@ def start(options: Options, data: Images) -> tuple[Options, tuple[Images, Images
         chance = torch.Generator().manual_seed(options.seed)
         data = data.only(torch.randperm(len(data), generator=chance)[: options.images])
     if options.name is None:
-        free = (f"vit-{i}" for i in itertools.count(1) if not (Path(options.runs) / f"vit-{i}").exists())
-        options = replace(options, name=next(free))
+        options = replace(options, name=free_name("vit", options.runs))
     # Always the same split, whatever --seed is: figures of several seeds are of the same test images.
     return options, data.split()
 

@@ -1,15 +1,18 @@
-"""What the training scripts beside this file share: their command line, the optimizer and its learning rate."""
+"""What the training scripts beside this file share: command line, folders, optimizer, steps, and images that move."""
 
 import ast
+import inspect
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 import tyro
-from torch import nn
+from torch import Tensor, nn
 
 from xflash.registry import nearest
 
@@ -52,6 +55,19 @@ def literal(word: str) -> Any:
         return word
 
 
+def split_flags(flags: Mapping[str, Any], wrapper: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags that are arguments of the wrapper, and all others, which are the stack's."""
+    known = inspect.signature(wrapper).parameters
+    outer = {name: flags[name] for name in flags if name in known}
+    return outer, {name: flags[name] for name in flags if name not in outer}
+
+
+def free_name(prefix: str, runs: str) -> str:
+    """The first of PREFIX-1, PREFIX-2 ... that is no folder in `runs` yet."""
+    names = (f"{prefix}-{i}" for i in itertools.count(1))
+    return next(name for name in names if not (Path(runs) / name).exists())
+
+
 def with_options(error: TypeError, flags: Iterable[str], kind: type) -> TypeError:
     """The stack's error about an unknown flag, which may have been meant as an option of the script."""
     unknown = next((name for name in flags if f"unknown flag {name!r}" in str(error)), "")
@@ -80,3 +96,32 @@ def learning_rate(step: int, total: int | None, options: Recipe) -> float:
 def half_precision(device: str) -> torch.autocast:
     """bfloat16 where it is fast; on a CPU everything stays in float32."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device.startswith("cuda"))
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
+    """One step down the loss's gradient, which is cut to the norm `clip`."""
+    optimizer.zero_grad()
+    loss.backward()
+    used = [p for group in optimizer.param_groups for p in group["params"]]
+    torch.nn.utils.clip_grad_norm_(used, clip, error_if_nonfinite=True)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+def patch_side(patch: int | None, side: int) -> int:
+    """The side of a patch: what was asked for, else a quarter of the image's."""
+    return patch or max(1, side // 4)
+
+
+def moved(img: Tensor, amount: float, chance: torch.Generator) -> Tensor:
+    """Each image turned, resized and shifted a little, by `amount` of 10 degrees, 10 % and 2 / 28 of its side."""
+    if not amount:
+        return img
+    turn, size, right, down = (2 * torch.rand(4, len(img), generator=chance) - 1) * amount
+    angle, scale = turn * torch.pi / 18, 1 + size / 10
+    reach = 2 * 2 / 28  # the image goes from -1 to 1
+    first = torch.stack((scale * angle.cos(), -scale * angle.sin(), right * reach), -1)
+    second = torch.stack((scale * angle.sin(), scale * angle.cos(), down * reach), -1)
+    grid = F.affine_grid(torch.stack((first, second), 1), list(img.shape), align_corners=False)
+    return F.grid_sample(img, grid, align_corners=False)

@@ -92,9 +92,8 @@ def test_flags_reach_the_wrapper_and_the_stack(run, train_vit, monkeypatch):
 
 
 def test_a_patch_is_a_quarter_of_the_side(train_vit):
-    options = train_vit.Options(patch=None)
-    assert [train_vit.patch_side(options, side) for side in (28, 8, 20, 3)] == [7, 2, 5, 1]
-    assert train_vit.patch_side(train_vit.Options(patch=3), 28) == 3
+    assert [train_vit.patch_side(None, side) for side in (28, 8, 20, 3)] == [7, 2, 5, 1]
+    assert train_vit.patch_side(3, 28) == 3
 
 
 def test_images_are_moved_a_little(train_vit):
