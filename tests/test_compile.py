@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import both_ways, build
+from test_laws import COMPANY, both_ways, build
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash.registry import blocks, positions
@@ -11,8 +11,10 @@ from xflash.registry import blocks, positions
 LENGTHS = (7, 8, 11, 13, 16, 5, 21, 3, 25, 30, 17, 18, 10, 29, 12, 6, 9, 14, 15, 19)
 
 # Each block for itself: the sizes of several in one stack are slow to reason about.
+# Stacks of these hold as many blocks of tokens as the graph was traced with.
+UNROLLED = {name: COMPANY.get(name, name) for name in ("block_attn", "recurrent", "state_read")}
 CASES = {
-    **{f"block {name}": {"layers": name} for name in blocks},
+    **{f"block {name}": {"layers": name} for name in blocks if name not in UNROLLED},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
 
@@ -35,9 +37,23 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
+@pytest.mark.parametrize("name", UNROLLED)
+def test_each_length_is_a_graph(name):
+    """Blocks of tokens are counted while tracing: compiled for the lengths it is used at, one graph each."""
+    stack = laws.live(build(layers=UNROLLED[name], causal=True, depth=1))
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(stack, fullgraph=True, backend=counter, dynamic=False)
+    with torch.no_grad():
+        for n in (7, 12, 7):
+            x = laws.sample(stack, n)
+            laws.close(fast(x), stack(x), f"compiled at {n}")
+    assert counter.frame_count == 2
+
+
 @pytest.mark.parametrize("name", blocks)
 def test_compiled_training(name):
-    stack = laws.live(build(layers=name, causal=True, depth=1))
+    stack = laws.live(build(layers=COMPANY.get(name, name), causal=True, depth=1))
     fast, _ = compiled(stack)
     x = laws.sample(stack, 13).requires_grad_()
     grads = [torch.autograd.grad(laws.run(f, x).square().sum(), [x, *stack.parameters()]) for f in (fast, stack)]

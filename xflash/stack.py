@@ -305,7 +305,8 @@ class AttentionLayers(Configurable):
         if state is None:
             return None, False
         held = tensors(state.branches)
-        if held and held[0].is_inference() and not torch.is_inference_mode_enabled():
+        compiling = torch.compiler.is_compiling()
+        if held and not compiling and held[0].is_inference() and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)
         in_place = not torch.is_grad_enabled()
         if in_place and state.lease is None:

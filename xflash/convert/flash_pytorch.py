@@ -221,8 +221,7 @@ def read_model(module: Any) -> Read:
     for i, layer in enumerate(module.layers):
         own, block, norm = read_flash_block(layer)
         rotary = read_rotary(layer.rotary_pos_emb)
-        # The first three are what FLASHTransformer is built with; the rest are flags beside them.
-        fixed = {name: rotary.pop(name, None) for name in ("pos", "rotary_emb_dim", "rotary_interleaved")}
+        fixed = {name: rotary.get(name) for name in ("pos", "rotary_emb_dim", "rotary_interleaved")}
         if fixed != rotary_flags(own["query_key_dim"]):
             raise ValueError(f"layer {i} has another rotary embedding than a FLASHTransformer is built with: {fixed}")
         own |= rotary

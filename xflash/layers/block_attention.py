@@ -184,7 +184,7 @@ class BlockAttention(Block):
             extra, m = old_k.shape[2], older.m
             k, v = torch.cat((old_k.to(k.dtype), k), 2), torch.cat((old_v.to(v.dtype), v), 2)
         closed = folded.closed
-        if isinstance(closed, int):
+        if not isinstance(closed, torch.Tensor):
             closed = torch.full((1,), closed, device=k.device)
         return k, v, extra, valid(closed, g, self.config.block_width, m, extra // max(m, 1))
 
@@ -197,7 +197,7 @@ class BlockAttention(Block):
         mask = mask.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
         where = torch.arange(w, device=q.device)[None] + (extra + w)
         y = self.read(*(t.flatten(0, 1) for t in (queries, k, v)), mask, where, ctx)
-        return layout.take(y.unflatten(0, (q.shape[0], -1)))
+        return layout.take(y.view(*queries.shape[:2], w, y.shape[-1]))
 
     def alone(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
         """Tokens that stay in the open block of their row."""

@@ -157,9 +157,11 @@ class Recurrent(BlockAttention):
         full, g = folded.full, folded.k.shape[1]
         before, after = [known], known
         # What the last block leaves behind is for the state only.
-        for i in range(min(full if isinstance(full, int) else g, g if keep else g - 1)):
+        for i in range(min(g if isinstance(full, torch.Tensor) else full, g if keep else g - 1)):
             renewed = self.renew(after, folded, i)
-            after = renewed if isinstance(full, int) else torch.where((full > i)[:, None, None], renewed, after)
+            after = (
+                torch.where((full > i)[:, None, None], renewed, after) if isinstance(full, torch.Tensor) else renewed
+            )
             before.append(after)
         return [*before, *[after] * (g + 1 - len(before))]
 
@@ -211,7 +213,7 @@ class Recurrent(BlockAttention):
         """Which of the two blocks' tokens there are: a row's first block has none before it."""
         w = self.config.block_width
         own = torch.arange(2 * w, device=k.device) >= w
-        if isinstance(folded.closed, int):
+        if not isinstance(folded.closed, torch.Tensor):
             return None if folded.closed + i else own[None, None, None]
         return (own | (folded.closed + i > 0)[:, None])[:, None, None]
 
@@ -241,4 +243,4 @@ class Recurrent(BlockAttention):
         states = torch.stack(before[:g], 1)
         k, v = self.state_to_kv(self.named(states.flatten(0, 1))).chunk(2, -1)
         y = self.look("read", folded.layout.put(q)[:, :g].flatten(0, 1), k, v)
-        return folded.layout.take(y.unflatten(0, (-1, g)))
+        return folded.layout.take(y.view(q.shape[0], g, *y.shape[1:]))

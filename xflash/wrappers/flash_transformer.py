@@ -1,10 +1,12 @@
 """FLASH-pytorch's three modules on xflash's stacks: `FLASHTransformer`, and `GAU` and `FLASH` as whole layers."""
 
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
 from ..configurable import Configurable
+from ..layers.embeddings import ScaledSinusoidal
 from ..layers.norms import LayerNorm
 from ..layers.residuals import Residual
 from ..shapes import Float, Tensor
@@ -14,6 +16,7 @@ from .transformer import TransformerWrapper
 
 __all__ = ["FLASH", "GAU", "FLASHTransformer"]
 
+SMALL = 0.125
 NORM_CLASSES = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm"}
 
 
@@ -51,8 +54,9 @@ class FLASHTransformer(TransformerWrapper):
     """FLASH layers and nothing else between token ids and logits (https://arxiv.org/abs/2202.10447).
 
     Scaled sinusoidal positions, a one-headed relative bias in each group and rotary embedding together, as
-    FLASH-pytorch's FLASHTransformer has them, with scales that train better; `flags` are further flags of the stack.
-    The last norm is a LayerNorm, whatever `norm_type`.
+    FLASH-pytorch's FLASHTransformer has them, with scales that train better and all channels of queries and keys
+    rotated, not the first 32; `flags` are further flags of the stack. The last norm is a LayerNorm, whatever
+    `norm_type`.
     """
 
     def __init__(
@@ -84,15 +88,18 @@ class FLASHTransformer(TransformerWrapper):
             flash_dropout=attn_dropout,
             **{
                 "flash_bias": True,
-                **rotary_flags(query_key_dim),
+                "pos": "rotary",
+                "rotary_interleaved": True,
                 **flash_flags(causal, shift_tokens, laplace_attn_fn, reduce_group_non_causal_attn),
                 **flags,
             },
         )
         super().__init__(num_tokens=num_tokens, attn_layers=stack, scaled_sinu_pos_emb=True, logits_bias=True)
         self.final_norm = LayerNorm(LayerNorm.Config(bias=True), dim)
-        # Of size one, as FLASH-pytorch has it: smaller tokens drown in the sinusoids, which start at 1 / sqrt(2 dim).
-        nn.init.normal_(self.embedding.token_emb.weight)
+        # Tokens and sinusoids start in FLASH-pytorch's proportion, but small, so that what layers add soon counts.
+        nn.init.normal_(self.embedding.token_emb.weight, std=SMALL)
+        with torch.no_grad():
+            cast(ScaledSinusoidal, self.embedding.pos_emb).scale.mul_(SMALL)
 
     def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
         """The stream behind the last layer, normed and projected to the vocabulary."""

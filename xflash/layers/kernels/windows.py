@@ -62,7 +62,7 @@ class Blocks(NamedTuple):
     def rest(self) -> Window:
         """The state behind the call, but for older blocks."""
         full = self.full
-        if isinstance(full, int):
+        if not isinstance(full, torch.Tensor):
             ends = [t[:, full] if full < t.shape[1] else torch.zeros_like(t[:, 0]) for t in (self.k, self.v)]
             if not full:
                 return Window(self.before_k[:, 0], self.before_v[:, 0], *ends)
@@ -84,7 +84,7 @@ def fold(
     filled: tokens seen before, a number where all rows agree.  new: (b,) real tokens of this call, None if all are.
     """
     b, n = k.shape[:2]
-    if not isinstance(filled, int):
+    if isinstance(filled, torch.Tensor):
         filled = filled.expand(b)
     layout = place(n, w, filled % w)
     put = [layout.put(t, head) for t, head in ((k, state and state.open_k), (v, state and state.open_v))]
@@ -93,7 +93,7 @@ def fold(
         first = torch.zeros_like(t[:, :1]) if past is None else past[:, None].to(t.dtype)
         before.append(torch.cat((first, t[:, :-1]), 1))
     full = (filled % w + (n if new is None else new)) // w
-    return Blocks(layout, *put, *before, filled // w, full if isinstance(full, int) else full.expand(b))
+    return Blocks(layout, *put, *before, filled // w, full.expand(b) if isinstance(full, torch.Tensor) else full)
 
 
 def within(
@@ -115,7 +115,7 @@ def within(
         opened = [single(t, extra, slot, in_place) for t, extra in ((state.open_k, k), (state.open_v, v))]
         past = [state.past_k, state.past_v]
     full = (filled % w + (n if new is None else new)) // w
-    if not isinstance(full, int) and full.device.type == "cpu" and not bool(full.any()):
+    if isinstance(full, torch.Tensor) and full.device.type == "cpu" and not bool(full.any()):
         full = 0
     return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
 
@@ -164,7 +164,7 @@ def single(buffer: Float[Tensor, "b w c"], t: Float[Tensor, "b n c"], slot: int 
 
 def kept(t: Float[Tensor, "b _ l c"], full: int | Int[Tensor, " b"], m: int) -> Float[Tensor, "b m l c"]:
     """The m entries that stand in front of the next call's blocks, `full` blocks further on."""
-    if isinstance(full, int):
+    if not isinstance(full, torch.Tensor):
         return t[:, full : full + m]
     index = full[:, None] + torch.arange(m, device=t.device)
     return t.gather(1, index[..., None, None].expand(-1, -1, *t.shape[2:]))
