@@ -19,10 +19,10 @@ FILE = Path(__file__).with_name("covering.json")
 # A choice is a dict of flags: flags that mean nothing without each other stand together. The first is the default.
 STACK: dict[str, list[dict[str, Any]]] = {
     "layout": [
-        {"layers": "flash cross_attn attn gau cross_gau ff", "depth": 1},
-        {"layers": "cross_gau gau ff flash attn cross_attn", "depth": 2, "weight_tie_layers": True},
-        {"layers": "attn ff cross_attn gau(heads=2) flash(group_size=3) cross_gau(heads=2) attn(window=4)", "depth": 1},
-        {"custom_layers": ("f", "flash", "a", "cross_gau", "c", "gau")},
+        {"layers": "flash attn gau ff", "depth": 1},
+        {"layers": "gau ff flash attn", "depth": 2, "weight_tie_layers": True},
+        {"layers": "attn ff gau(heads=2) flash(group_size=3) attn(window=4)", "depth": 1},
+        {"custom_layers": ("f", "flash", "a", "gau")},
     ],
     "norm": [
         {"norm": "layernorm"},
@@ -64,38 +64,6 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "window": [{}, {"attn_window": 5}],
     "gate_values": [{}, {"attn_gate_values": True}],
     "head_scale": [{}, {"attn_head_scale": True}],
-    "cross_attend": [{}, {"cross_attend": True}],
-    "cross heads": [{}, {"cross_attn_kv_heads": 1}, {"cross_attn_kv_heads": 2}, {"cross_attn_heads": 2}],
-    "cross kernel": [{}, {"cross_attn_flash": True}, {"cross_attn_flash": False}],
-    "cross width": [{}, {"cross_attn_dim_context": 20, "cross_gau_dim_context": 20}],
-    "cross_attn parts": [
-        {},
-        {"cross_attn_num_mem_kv": 2},
-        {"cross_attn_gate_values": True},
-        {"cross_attn_head_scale": True},
-        {"cross_attn_dropout": 0.1},
-    ],
-    "cross qk_norm": [
-        {},
-        {"cross_attn_qk_norm": True, "cross_attn_qk_norm_groups": 2, "cross_attn_qk_norm_scale": 4},
-        {"cross_attn_qk_norm": True, "cross_attn_qk_norm_dim_scale": True},
-    ],
-    "cross_gau weights": [
-        {},
-        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
-        {"cross_gau_attn_fn": "laplace", "cross_gau_normaliser": "row_sum"},
-        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
-        {"cross_gau_attn_fn": "relu2"},
-        {"cross_gau_attn_fn": "softmax_plus"},
-    ],
-    "cross_gau parts": [
-        {},
-        {"cross_gau_heads": 2},
-        {"cross_gau_expansion_factor": 1.5},
-        {"cross_gau_gamma_init": "normal", "cross_gau_offset": False},
-        {"cross_gau_bias": True},
-        {"cross_gau_dropout": 0.1, "cross_gau_out_dropout": 0.1},
-    ],
     "ff_mult": [{"ff_mult": 2.0}, {"ff_mult": 1}],
     "ff_glu": [{}, {"ff_glu": True}],
     "ff_activation": [{"ff_activation": name} for name in ("gelu", "silu", "relu2")],
@@ -172,6 +140,49 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
+# Blocks that attend to a context, beside what reaches every block.
+CROSS: dict[str, list[dict[str, Any]]] = {
+    "layout": [
+        {"layers": "cross_attn ff cross_gau", "depth": 1},
+        {"layers": "attn cross_attn cross_gau", "depth": 2, "weight_tie_layers": True},
+        {"layers": "flash cross_attn(heads=2) cross_gau(heads=2)", "depth": 1},
+        {"custom_layers": ("a", "c", "cross_gau", "f")},
+    ],
+    **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout")},
+    "cross_attend": [{}, {"cross_attend": True}],
+    "cross heads": [{}, {"cross_attn_kv_heads": 1}, {"cross_attn_kv_heads": 2}, {"cross_attn_heads": 2}],
+    "cross kernel": [{}, {"cross_attn_flash": True}, {"cross_attn_flash": False}],
+    "cross width": [{}, {"cross_attn_dim_context": 20, "cross_gau_dim_context": 20}],
+    "cross_attn parts": [
+        {},
+        {"cross_attn_num_mem_kv": 2},
+        {"cross_attn_gate_values": True},
+        {"cross_attn_head_scale": True},
+        {"cross_attn_dropout": 0.1},
+    ],
+    "cross qk_norm": [
+        {},
+        {"cross_attn_qk_norm": True, "cross_attn_qk_norm_groups": 2, "cross_attn_qk_norm_scale": 4},
+        {"cross_attn_qk_norm": True, "cross_attn_qk_norm_dim_scale": True},
+    ],
+    "cross_gau weights": [
+        {},
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
+        {"cross_gau_attn_fn": "laplace", "cross_gau_normaliser": "row_sum"},
+        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser_place": "inside", "cross_gau_score_scale": "none"},
+        {"cross_gau_attn_fn": "relu2"},
+        {"cross_gau_attn_fn": "softmax_plus"},
+    ],
+    "cross_gau parts": [
+        {},
+        {"cross_gau_heads": 2},
+        {"cross_gau_expansion_factor": 1.5},
+        {"cross_gau_gamma_init": "normal", "cross_gau_offset": False},
+        {"cross_gau_bias": True},
+        {"cross_gau_dropout": 0.1, "cross_gau_out_dropout": 0.1},
+    ],
+}
+
 # Blocks that look back only stand in stacks of their own.
 RECURRENT: dict[str, list[dict[str, Any]]] = {
     "layout": [
@@ -245,7 +256,7 @@ SEQ2SEQ: dict[str, list[dict[str, Any]]] = {
         {"dec_layers": "cross_attn recurrent", "dec_recurrent_block_width": 4, "dec_recurrent_num_state_vectors": 2},
         {"dec_layers": "attn cross_attn ff", "dec_shift_tokens": 1},
     ],
-    "enc_pos": [{}, {"enc_pos": "rel_pos"}, {"enc_scaled_sinu_pos_emb": True}],
+    "enc_pos": [{}, {"enc_pos": "rotary"}, {"enc_scaled_sinu_pos_emb": True}],
     "dec_pos": [{}, {"dec_pos": "rotary"}, {"dec_use_abs_pos_emb": False}],
     "tie_token_emb": [{}, {"tie_token_emb": True}],
     "enc_memory": [{}, {"enc_num_memory_tokens": 2}],
@@ -262,9 +273,8 @@ FIXED = {
     "attn_dim_head": 6,
     "gau_query_key_dim": 12,
     "flash_query_key_dim": 10,
-    "cross_attn_dim_head": 6,
-    "cross_gau_query_key_dim": 8,
 }
+SMALL_CROSS = {"cross_attn_dim_head": 6, "cross_gau_query_key_dim": 8}
 STACK_FLAGS = ("pos", "shift_tokens")
 
 
@@ -277,11 +287,22 @@ def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers
     return (Decoder if causal else Encoder)(**{**FIXED, **merged(row)})
 
 
+def small(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Small sizes for the blocks that are in some layouts only."""
+    names = str(row["layout"].get("layers") or row["layout"]["custom_layers"]).replace("'a'", " attn ")
+    words = names.replace("(", " ").split()
+    extra = {"attn_dim_head": 6} if "attn" in words else {}
+    return extra | ({"flash_group_size": 5, "flash_query_key_dim": 10} if "flash" in words else {})
+
+
+def build_cross(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
+    torch.manual_seed(0)
+    return (Decoder if causal else Encoder)(**{"dim": 24, "heads": 4, **small(row), **SMALL_CROSS, **merged(row)})
+
+
 def build_recurrent(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
     torch.manual_seed(0)
-    extra = {"attn_dim_head": 6} if "attn" in row["layout"]["layers"].split() else {}
-    flash = {"flash_group_size": 5, "flash_query_key_dim": 10} if "flash" in row["layout"]["layers"].split() else {}
-    return Decoder(**{"dim": 24, "heads": 4, **extra, **flash, **SMALL_BLOCKS, **merged(row)})
+    return Decoder(**{"dim": 24, "heads": 4, **small(row), **SMALL_BLOCKS, **merged(row)})
 
 
 def build_vit(causal: bool, row: dict[str, dict[str, Any]]) -> ViTransformerWrapper:
@@ -328,6 +349,7 @@ def culprits(build, causal: bool, row: dict, defaults: dict) -> tuple[tuple[str,
 
 DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]] = {
     "stack": (STACK, build_stack, (True, False)),
+    "cross": (CROSS, build_cross, (True, False)),
     "recurrent": (RECURRENT, build_recurrent, (True,)),
     "wrapper": (WRAPPER, build_model, (True, False)),
     "vit": (VIT, build_vit, (False,)),

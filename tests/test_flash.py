@@ -219,7 +219,7 @@ def test_starts():
     assert torch.equal(m.gamma, torch.ones(4, 128)) and torch.equal(m.beta, torch.zeros(4, 128))
     assert m.rel_pos_bias.weight.std().item() == pytest.approx(0.02, rel=0.5)
     assert m.to_out.bias.count_nonzero() == 0
-    assert m.to_out.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64 * 4), rel=0.1)
+    assert m.to_out.weight.std().item() == pytest.approx(1 / math.sqrt(3 * 64), rel=0.1)
     normal = MixedChunkAttention(MixedChunkAttention.Config(gamma_init="normal", offset=False), Site(32, 1, True))
     assert normal.gamma.std().item() == pytest.approx(0.02, rel=0.2) and normal.beta is None
     assert MixedChunkAttention(MixedChunkAttention.Config(expansion_factor=1.5), Site(32, 1, True)).widths[0] == 48

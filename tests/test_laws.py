@@ -38,8 +38,8 @@ def able(position: str) -> str:
 COMPANY = {"state_read": "state_read recurrent"}
 CASES = {
     **{f"block {name}": {"layers": COMPANY.get(name, name)} for name in blocks},
-    "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff"},
-    "read_layer": {"layers": "recurrent(reads=False) recurrent(read_layer=1) ff", "depth": 1},
+    "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff", "depth": 1},
+    "read_layer": {"layers": "block_attn recurrent(read_layer=1) ff", "depth": 1},
     "compressed": {"layers": "recurrent ff", "recurrent_compress": "conv", "recurrent_compress_factor": 5},
     "sliding": {"layers": "block_attn ff", "block_attn_reach": "sliding", "pos": "rotary", "rotary_xpos": True},
     "lstm": {

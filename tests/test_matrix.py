@@ -40,6 +40,14 @@ def test_stack(causal, row, tmp_path, record_property):
     laws.sane_start(stack)
 
 
+@pytest.mark.parametrize(("causal", "row"), cases("cross", "accepted"))
+def test_cross(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    stack = matrix.build_cross(causal, matrix.as_row("cross", row))
+    laws.all_laws(stack, tmp_path, cuts=(1, 9, 10))
+    laws.sane_start(stack)
+
+
 @pytest.mark.parametrize(("causal", "row"), cases("recurrent", "accepted"))
 def test_recurrent(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
@@ -98,9 +106,9 @@ def test_the_set_covers_every_pair(kind):
 
 def test_every_flag_is_in_the_matrix():
     """A flag that is added must enter the matrix."""
-    domains = [*matrix.STACK.values(), *matrix.RECURRENT.values()]
+    domains = [*matrix.STACK.values(), *matrix.CROSS.values(), *matrix.RECURRENT.values()]
     said = {flag for options in domains for choice in options for flag in choice}
-    said |= set(matrix.FIXED) | set(matrix.SMALL_BLOCKS)
+    said |= set(matrix.FIXED) | set(matrix.SMALL_BLOCKS) | set(matrix.SMALL_CROSS)
     spelled = {"block_attn_read_from", "recurrent_read_from", "recurrent_read_layer", "recurrent_reads"} | {
         "causal",
         "layers",

@@ -23,6 +23,11 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
     """The places of layers with state vectors, and after how many tokens others may read them anew (None: none do)."""
     places = [place for place, i in enumerate(order) if blocks[i].publishes]
     wanted = {number for block in blocks for number in block.reads_states()}
+    for number, place in enumerate(places, 1):
+        if number not in wanted and not blocks[order[place]].reads_own:
+            raise ValueError(
+                f"no layer of the layout {layout!r} reads the state vectors of its recurrent layer {number}"
+            )
     if not wanted:
         return places, None
     if max(wanted) > len(places):

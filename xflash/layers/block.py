@@ -46,7 +46,8 @@ class Block(nn.Module, ABC):
     one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
     `positions` the positions of the stack it uses. A block that `takes_context` reads `ctx.context` when it has no
     state yet, and is refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that
-    `publishes` has state vectors that other layers may read; the stack then runs block after block of its tokens.
+    `publishes` has state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block
+    after block of its tokens.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -54,6 +55,7 @@ class Block(nn.Module, ABC):
     takes_context: ClassVar[bool] = False
     causal_only: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
+    reads_own: bool = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
