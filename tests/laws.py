@@ -85,10 +85,10 @@ def causal(stack, n: int = 23) -> None:
         assert grad[:, i].abs().max() > 0, f"causal: token {i} does not see itself"
 
 
-def chunk(stack, n: int = 23, cuts=None) -> None:
+def chunk(stack, n: int = 23, cuts=None, grads=(False, True)) -> None:
     """3: f(x) equals f(x[:, :i]) followed by f(x[:, i:], state), at every cut, and one token at a time."""
     x = sample(stack, n)
-    for grad in (False, True):
+    for grad in grads:
         with torch.set_grad_enabled(grad):
             whole = run(stack, x)
             for i in cuts or range(1, n):
@@ -134,11 +134,11 @@ def padding(stack, n: int = 17) -> None:
                 close(y[row, mask[row]], alone, f"padding: {name}, row {row}")
 
 
-def ragged(stack, n: int = 29) -> None:
+def ragged(stack, n: int = 29, grads=(False, True)) -> None:
     """3 and 4 together: rows of different lengths carried on in pieces, with and without grad."""
     x = sample(stack, n)
     for name, mask in masks(n).items():
-        for grad in (False, True):
+        for grad in grads:
             with torch.set_grad_enabled(grad):
                 whole = run(stack, x, mask)
                 pieces, _ = steps(stack, x, [4, 1, 1, 7, 1, 3, 1, n - 18], mask)
@@ -249,15 +249,15 @@ def sane_start(stack, n: int = 31, train: bool = True) -> None:
     stack.double().eval()
 
 
-def all_laws(stack, folder, cuts=None) -> None:
-    """Every law that holds without compiling, on one stack."""
+def all_laws(stack, folder, cuts=None, grads=(False, True)) -> None:
+    """Every law that holds without compiling, on one stack; `grads`: whether pieces are run with and without grad."""
     live(stack)
     shape(stack)
     padding(stack)
     if stack.causal:
         causal(stack)
-        chunk(stack, cuts=cuts)
-        ragged(stack)
+        chunk(stack, cuts=cuts, grads=grads)
+        ragged(stack, grads=grads)
         state_is_a_value(stack)
     saved_as_built(stack, folder)
 
