@@ -72,6 +72,8 @@ def with_options(error: TypeError, flags: Iterable[str], kind: type) -> TypeErro
     """The stack's error about an unknown flag, which may have been meant as an option of the script."""
     unknown = next((name for name in flags if f"unknown flag {name!r}" in str(error)), "")
     meant = nearest(unknown, [f.name for f in fields(kind)])
+    if meant in str(error):
+        return error
     return TypeError(f"{error}{meant and ' (or, among the options of this script' + meant + ')'}")
 
 

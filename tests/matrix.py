@@ -193,8 +193,8 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
     ],
     **{name: STACK[name] for name in ("norm_place", "pos", "shift", "memory", "layer_dropout")},
     "width": [
-        {"block_attn_block_width": 4, "recurrent_block_width": 4},
-        {"block_attn_block_width": 6, "recurrent_block_width": 4},
+        {"block_attn_block_width": 8, "recurrent_block_width": 8},
+        {"block_attn_block_width": 6, "recurrent_block_width": 10},
         {"block_attn_block_width": 16, "recurrent_block_width": 16},
     ],
     "heads": [

@@ -6,6 +6,7 @@ import torch
 
 import xflash
 from xflash import AutoregressiveWrapper, BlockRecurrentTransformer, RecurrentTrainerWrapper
+from xflash.state import tensors
 
 W = 4
 
@@ -73,6 +74,47 @@ def test_the_trainer_reads_any_length():
     trainer.train()(seq).backward()
 
 
+def test_masked_and_ignored_tokens_are_no_targets():
+    model, seq = build(), ids(17)
+    mask = torch.arange(17) < torch.tensor([[17], [6], [11]])
+    alone = [
+        model(row[real][None], return_loss=True)[0] * (real.sum() - 1) for row, real in zip(seq, mask, strict=True)
+    ]
+    expected = sum(alone) / (mask.sum() - 3)
+    assert abs(model(seq, mask, return_loss=True)[0] - expected) < 1e-9
+    ignored = seq.masked_fill(~mask, -100)
+    assert abs(model(ignored, return_loss=True)[0] - expected) < 1e-9
+    assert abs(RecurrentTrainerWrapper(model)(ignored) - expected) < 1e-9
+    with pytest.raises(ValueError, match="the target 31 is not in the vocabulary of 31 tokens"):
+        model(torch.full((1, 3), 31).index_fill(1, torch.tensor([0, 1]), 2), return_loss=True)
+
+
+def test_the_fused_kernel_is_left_alone_where_asked():
+    blocks = {flag: build(use_flash_attn=flag).attn_layers.blocks() for flag in (None, True, False)}
+    assert {flag: {b.config.flash for b in found if hasattr(b, "kv_heads")} for flag, found in blocks.items()} == {
+        None: {True}, True: {True}, False: {False},
+    }  # fmt: skip
+    laws.close(build(use_flash_attn=False)(ids(19))[0], build()(ids(19))[0], "plain kernel")
+
+
+def test_its_own_loss_is_the_only_one():
+    for how in (lambda lm: lm(ids(9)), lambda lm: lm.generate(ids(4), 2, cache_kv=False)):
+        with pytest.raises(
+            TypeError, match="BlockRecurrentTransformer called with ids gives a tuple, not logits alone"
+        ):
+            how(AutoregressiveWrapper(build()))
+
+
+def test_a_state_holds_nothing_beside_itself():
+    """After a prompt of many blocks as much memory is alive as after one: no view of what the call has made."""
+    model = build(use_compressed_mem=True)
+    for mask in (None, torch.arange(60) < torch.tensor([[60], [31], [8]])):
+        with torch.no_grad():
+            _, state = model.step(ids(60), None, mask)
+        held = [t for t in tensors(state.stack.branches) if t.dim() == 3 or t.dim() == 4]
+        assert held and all(t.untyped_storage().nbytes() == t.nbytes for t in held)
+
+
 def test_dropping_memories_and_states():
     model = build()
     torch.manual_seed(0)
@@ -138,6 +180,8 @@ def test_saved_is_built(tmp_path):
         ({"num_state_vectors": 0}, ValueError, "recurrent_num_state_vectors must be at least 1, not 0"),
         ({"use_flash_attn": 1}, TypeError, "use_flash_attn must be True or False, not 1"),
         ({"depth": 0}, ValueError, "depth must be at least 1, not 0"),
+        ({"recurrent_layer": (1,)}, TypeError, "unknown flag 'recurrent_layer'; did you mean 'recurrent_layers'"),
+        ({"custom_layers": ("a", "f")}, ValueError, "custom_layers cannot be set: depth and recurrent_layers say"),
     ],
 )
 def test_wrong_arguments(arguments, error, match):

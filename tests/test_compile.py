@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import COMPANY, both_ways, build
+from test_laws import both_ways, build
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash.registry import blocks, positions
@@ -12,7 +12,11 @@ LENGTHS = (7, 8, 11, 13, 16, 5, 21, 3, 25, 30, 17, 18, 10, 29, 12, 6, 9, 14, 15,
 
 # Each block for itself: the sizes of several in one stack are slow to reason about.
 # Stacks of these hold as many blocks of tokens as the graph was traced with.
-UNROLLED = {name: COMPANY.get(name, name) for name in ("block_attn", "recurrent", "state_read")}
+UNROLLED = {
+    "block_attn": "block_attn",
+    "recurrent": "recurrent(block_width=8)",
+    "state_read": "state_read recurrent(block_width=8)",
+}
 CASES = {
     **{f"block {name}": {"layers": name} for name in blocks if name not in UNROLLED},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
@@ -53,7 +57,7 @@ def test_each_length_is_a_graph(name):
 
 @pytest.mark.parametrize("name", blocks)
 def test_compiled_training(name):
-    stack = laws.live(build(layers=COMPANY.get(name, name), causal=True, depth=1))
+    stack = laws.live(build(layers=UNROLLED.get(name, name), causal=True, depth=1))
     fast, _ = compiled(stack)
     x = laws.sample(stack, 13).requires_grad_()
     grads = [torch.autograd.grad(laws.run(f, x).square().sum(), [x, *stack.parameters()]) for f in (fast, stack)]

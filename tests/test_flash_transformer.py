@@ -143,7 +143,7 @@ def test_starts_sane_with_twelve_layers():
         (lambda: model(reduce_group_non_causal_attn=None), TypeError, "reduce_group_non_causal_attn must be True or"),
         (lambda: model(causal=True, reduce_group_non_causal_attn=False), ValueError, "no meaning with causal=True"),
         (lambda: model(norm_type="scalnorm"), ValueError, "unknown norm 'scalnorm'; did you mean 'scalenorm'"),
-        (lambda: model(group_sise=3), TypeError, "unknown flag 'group_sise'; did you mean 'flash_group_size'"),
+        (lambda: model(group_sise=3), TypeError, "unknown flag 'group_sise'; did you mean 'group_size'"),
         (lambda: model(group_size=0), ValueError, "flash_group_size must be at least 1, not 0"),
         (lambda: model(depth=0), ValueError, "depth must be at least 1, not 0"),
         (lambda: model(num_tokens=0), ValueError, "num_tokens must be at least 1, not 0"),

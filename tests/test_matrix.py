@@ -45,18 +45,18 @@ def test_stack(causal, row, tmp_path, record_property):
     laws.sane_start(stack)
 
 
-@pytest.mark.parametrize(("causal", "row"), cases("cross", "accepted"))
-def test_cross(causal, row, tmp_path, record_property):
+@pytest.mark.parametrize(
+    ("what", "causal", "row"),
+    [
+        pytest.param(what, *case.values, id=f"{what}-{case.id}")
+        for what in ("cross", "recurrent")
+        for case in cases(what, "accepted")
+    ],
+)
+def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
-    stack = matrix.build_cross(causal, matrix.as_row("cross", row))
-    laws.all_laws(stack, tmp_path, cuts=(1, 9), grads=one_of_two(row))
-    laws.sane_start(stack)
-
-
-@pytest.mark.parametrize(("causal", "row"), cases("recurrent", "accepted"))
-def test_recurrent(causal, row, tmp_path, record_property):
-    record_property("combination", "accepted")
-    stack = matrix.build_recurrent(causal, matrix.as_row("recurrent", row))
+    _, build = matrix.domain_of(what)
+    stack = build(causal, matrix.as_row(what, row))
     laws.all_laws(stack, tmp_path, cuts=(1, 9), grads=one_of_two(row))
     # Long enough for a second block: what the first one writes must be read.
     laws.sane_start(stack, n=37)

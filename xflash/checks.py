@@ -13,8 +13,10 @@ __all__ = [
     "check_attn_mask",
     "check_binary",
     "check_count",
+    "check_counts",
     "check_share",
     "check_switch",
+    "check_switches",
     "given",
 ]
 
@@ -32,6 +34,13 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be at least 1, not {value}")
 
 
+def check_counts(**counts: Any) -> None:
+    """`check_count` of each that is not None."""
+    for name, value in counts.items():
+        if value is not None:
+            check_count(name, value)
+
+
 def check_share(name: str, value: Any) -> None:
     """TypeError or ValueError unless `value` is a number from 0 to below 1."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -44,6 +53,12 @@ def check_switch(name: str, value: Any) -> None:
     """TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, not {value!r}")
+
+
+def check_switches(**switches: Any) -> None:
+    """`check_switch` of each."""
+    for name, value in switches.items():
+        check_switch(name, value)
 
 
 def as_rows(name: str, rows: Any, batch: int) -> Bool[Tensor, " b"]:

@@ -8,7 +8,6 @@ import torch
 
 from .checks import as_doc_ids, check_attn_mask, given
 from .door import Plan, as_mask, pack_mask
-from .layers.feedforward import FeedForward
 from .layers.positions import Rotary
 from .registry import blocks as registered
 from .shapes import Int, Tensor
@@ -50,7 +49,7 @@ class SideInputs:
         if self.attn_mask is not None:
             heads = {h for block in blocks if (h := block.bias_heads()) is not None}
             check_attn_mask(self.attn_mask, batch, n, heads)
-            if all(block.takes_context or isinstance(block, FeedForward) for block in blocks):
+            if not any(block.mixes_tokens for block in blocks):
                 raise ValueError(
                     f"attn_mask is given, but in the layout {stack.layout!r} tokens never attend to each other"
                 )

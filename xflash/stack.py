@@ -14,7 +14,6 @@ from .flags import flag_table
 from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.embeddings import MemoryTokens
-from .layers.multi_head import MultiHead
 from .layers.positions import Position, Relative
 from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
@@ -165,13 +164,10 @@ class AttentionLayers(Configurable):
         return y, [weights for weights, _ in maps]
 
     def check_maps(self) -> None:
-        """ValueError when a block is told to use the fused kernel, which never makes its matrix."""
+        """ValueError with the reason when a block has a matrix that it cannot give."""
         for block in self.blocks():
-            if isinstance(block, MultiHead) and block.config.flash:
-                raise ValueError(
-                    f"attention matrices are asked for, but {block.kind}_flash=True: the fused kernel never makes "
-                    "them; leave it out, and it is used where possible"
-                )
+            if block.refuses_maps():
+                raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
 
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""
@@ -248,9 +244,6 @@ class AttentionLayers(Configurable):
         self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, w: int, maps: Any
     ) -> tuple[Tensor, StackState]:
         """Packed tokens block after block of w, for layers that read what a layer above wrote in the block before."""
-        for name in ("attn_mask", "doc_ids"):
-            if fields[name] is not None:
-                raise ValueError(f"{name} cannot be given to a stack whose layers read each other's state vectors")
         if maps is not None:
             raise ValueError(
                 "a stack whose layers read each other's state vectors runs in blocks: it has no whole maps"

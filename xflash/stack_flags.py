@@ -1,6 +1,7 @@
 """From keyword flags to what a stack is built of: its own Config, its layers, and the Config of every part."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,9 +10,9 @@ from .flags import Flag, Owner, build, flag, flags_of, route
 from .layers.branch import NormPlace
 from .layers.shift import ShiftStyle
 from .layout import LayerSpec, layout_text, parse_layout
-from .registry import blocks, norms, positions, residuals
+from .registry import blocks, nearest, norms, positions, residuals
 
-__all__ = ["Resolved", "StackConfig", "check_widths", "known_flags", "resolve"]
+__all__ = ["Resolved", "StackConfig", "check_known", "check_widths", "known_flags", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +197,15 @@ def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str,
         return shared
     given = {**routed[slot_prefix(spec.name)], **spec.overrides}
     return build(blocks[spec.name].Config, given, where=f" in the layout entry {layout_text([spec])!r}")
+
+
+def check_known(flags: Iterable[str], cls: type) -> None:
+    """TypeError for a name that is no flag of any stack, with the nearest of those and of the arguments of `cls`."""
+    arguments = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    known = [*arguments, *known_flags(), *ALIASES]
+    for name in flags:
+        if name not in known:
+            raise TypeError(f"unknown flag {name!r}{nearest(name, known)}")
 
 
 def known_flags() -> list[str]:

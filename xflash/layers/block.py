@@ -44,7 +44,8 @@ class Block(nn.Module, ABC):
     A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and
     of how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first; None is a fresh
     one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
-    `positions` the positions of the stack it uses. A block that `takes_context` reads `ctx.context` when it has no
+    `positions` the positions of the stack it uses; where not `mixes_tokens`, the stack's tokens never see each other. A
+    block that `takes_context` reads `ctx.context` when it has no
     state yet, and is refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that
     `publishes` has state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block
     after block of its tokens.
@@ -54,6 +55,7 @@ class Block(nn.Module, ABC):
     positions: ClassVar[frozenset[str]] = frozenset()
     takes_context: ClassVar[bool] = False
     causal_only: ClassVar[bool] = False
+    mixes_tokens: ClassVar[bool] = True
     publishes: ClassVar[bool] = False
     reads_own: bool = True
 
@@ -97,6 +99,10 @@ class Block(nn.Module, ABC):
 
     def refuses_step(self) -> str:
         """Why the block cannot be stepped (settings that reproduce a peer and break the chunk law), or ''."""
+        return ""
+
+    def refuses_maps(self) -> str:
+        """Why the block cannot give the attention matrix that it has, or ''."""
         return ""
 
     def reserve(self, state: Any, used: int, need: int, copy: bool) -> Any:

@@ -13,10 +13,11 @@ from ..shapes import Bool, Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
 from .compress import Compressor
-from .kernels.cosine import Cosine
+from .cosine import Cosine
 from .kernels.groups import Padded, Scattered
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
+from .multi_head import count_heads
 from .positions import own_bias
 from .state_read import StateReader
 
@@ -66,10 +67,7 @@ class BlockAttention(Block):
 
     def __init__(self, config: Config, site: Site, reads: int = 0):
         super().__init__(config, site)
-        self.heads = config.heads or site.heads
-        self.kv_heads = config.kv_heads or self.heads
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.kind}_kv_heads={self.kv_heads} does not divide the {self.heads} heads")
+        self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head
         self.scale = config.qk_norm_scale if config.qk_norm else width**-0.5
         self.to_q = nn.Linear(site.dim, inner, bias=False)

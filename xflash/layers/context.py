@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 from ..shapes import Bool, Float, Tensor
 from ..state import Ctx
+from .block import Block
 
-__all__ = ["Context", "context_mask"]
+__all__ = ["Context", "TakesContext", "context_mask", "source"]
 
 
 class Context(NamedTuple):
@@ -20,6 +21,33 @@ class Context(NamedTuple):
 def context_mask(held: Context) -> Bool[Tensor, "b 1 1 c"] | None:
     """The mask of a context as it broadcasts to scores (b, h, n, c)."""
     return None if held.mask is None else held.mask[:, None, None]
+
+
+class TakesContext(Block):
+    """What blocks that attend to a context share: they keep it, and turn keys and queries only if it has places."""
+
+    # A mask of tokens among each other, and their prefix, say nothing about a context.
+    honours = frozenset({"attn_mask", "prefix"})
+    positions = frozenset({"rotary"})
+    takes_context = True
+    mixes_tokens = False
+
+    def context_width(self) -> int:
+        return self.config.dim_context or self.site.dim
+
+    def kept_on_reset(self, state: Context | None) -> Context | None:
+        return state
+
+    def held(self, k: Tensor, v: Tensor, ctx: Ctx) -> Context:
+        """Keys and values of the context of this call, the keys turned where `context_pos` says where they stand."""
+        turned = ctx.relative is not None and ctx.context_pos is not None
+        if turned:
+            k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos)
+        return Context(k, v, ctx.context_mask, turned)
+
+    def toward(self, q: Float[Tensor, "b h n k"], held: Context, ctx: Ctx) -> Float[Tensor, "b h n k"]:
+        """Queries turned as the keys are."""
+        return ctx.relative.rotate(q, ctx) if held.turned and ctx.relative is not None else q
 
 
 def source(ctx: Ctx) -> Float[Tensor, "b c _"]:

@@ -7,14 +7,14 @@ from ..registry import blocks
 from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Site
-from .context import Context, context_mask, source
+from .context import Context, TakesContext, context_mask, source
 from .multi_head import MultiHead
 
 __all__ = ["CrossAttention"]
 
 
 @blocks.register("cross_attn")
-class CrossAttention(MultiHead):
+class CrossAttention(TakesContext, MultiHead):
     """Multi-head softmax attention to a context (https://arxiv.org/abs/1706.03762).
 
     The context's keys and values are computed in the first call and kept in the state, so that a decoder is stepped
@@ -23,10 +23,6 @@ class CrossAttention(MultiHead):
     """
 
     kind = "cross_attn"
-    # A mask of tokens among each other says nothing about a context.
-    honours = frozenset({"attn_mask", "prefix"})
-    positions = frozenset({"rotary"})
-    takes_context = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
@@ -35,27 +31,11 @@ class CrossAttention(MultiHead):
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site, config.dim_context or site.dim)
 
-    def context_width(self) -> int:
-        return self.config.dim_context or self.site.dim
-
     @typed
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
-        held = self.take(ctx) if state is None else state
-        q = self.queries(x)
-        if held.turned and ctx.relative is not None:
-            q = ctx.relative.rotate(q, ctx)
+        held = self.held(*self.keys_and_values(source(ctx)), ctx) if state is None else state
+        q = self.toward(self.queries(x), held, ctx)
         y = self.read(q, held.k, held.v, context_mask(held), may_be_blind=True, maps=ctx.maps, over_tokens=False)
         return self.joined(y, x), held if ctx.keep_state else None
-
-    def take(self, ctx: Ctx) -> Context:
-        """Keys and values of the context of this call."""
-        k, v = self.keys_and_values(source(ctx))
-        turned = ctx.relative is not None and ctx.context_pos is not None
-        if turned:
-            k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos)
-        return Context(k, v, ctx.context_mask, turned)
-
-    def kept_on_reset(self, state: Context | None) -> Context | None:
-        return state

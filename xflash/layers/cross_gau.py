@@ -13,14 +13,14 @@ from ..registry import blocks
 from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Site
-from .context import Context, context_mask, source
+from .context import Context, TakesContext, context_mask, source
 from .gated_unit import GatedUnit
 
 __all__ = ["CrossGatedAttention"]
 
 
 @blocks.register("cross_gau")
-class CrossGatedAttention(GatedUnit):
+class CrossGatedAttention(TakesContext, GatedUnit):
     """The gated attention unit (https://arxiv.org/abs/2202.10447) attending to a context: `to_out(u * (A v))`.
 
     Gate u and queries come from the stack's tokens, values v and keys from the context; the paper has self-attention
@@ -30,9 +30,6 @@ class CrossGatedAttention(GatedUnit):
     """
 
     kind = "cross_gau"
-    honours = frozenset({"attn_mask", "prefix"})
-    positions = frozenset({"rotary"})
-    takes_context = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GatedUnit.Config):
@@ -53,18 +50,13 @@ class CrossGatedAttention(GatedUnit):
         self.to_hidden = nn.Linear(site.dim, sum(self.widths), bias=config.bias)
         self.to_source = nn.Linear(self.context_width(), sum(self.widths), bias=config.bias)
 
-    def context_width(self) -> int:
-        return self.config.dim_context or self.site.dim
-
     @typed
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
         held = self.take(ctx) if state is None else state
         u, z = F.silu(self.to_hidden(x)).split(self.widths, -1)
-        q = self.scaled(z, 0)
-        if held.turned and ctx.relative is not None:
-            q = ctx.relative.rotate(q, ctx)
+        q = self.toward(self.scaled(z, 0), held, ctx)
         # Values of padding are zeros, so that only a sum over the row, or a map that is looked at, needs the mask.
         masked = self.takes_sums or ctx.maps is not None
         y = self.read(
@@ -84,15 +76,9 @@ class CrossGatedAttention(GatedUnit):
         """Keys and values of the context of this call."""
         v, z = F.silu(self.to_source(source(ctx))).split(self.widths, -1)
         k, v = self.scaled(z, 1), rearrange(v, "b c (h e) -> b h c e", h=self.config.heads)
-        turned = ctx.relative is not None and ctx.context_pos is not None
-        if turned:
-            k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos)
         if ctx.context_mask is not None:
             v = v.masked_fill(~ctx.context_mask[:, None, :, None], 0)
-        return Context(k, v, ctx.context_mask, turned)
-
-    def kept_on_reset(self, state: Context | None) -> Context | None:
-        return state
+        return self.held(k, v, ctx)
 
 
 def real_tokens(held: Context, n: int) -> Int[Tensor, "_ n"]:

@@ -40,6 +40,7 @@ class FeedForward(Block):
         post_act_ln: bool = flag(False, "a LayerNorm behind the activation (NormFormer)")
         dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1)
 
+    mixes_tokens = False
     # Tokens never meet here, so neither can be violated.
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
 

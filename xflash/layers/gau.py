@@ -58,7 +58,7 @@ class GatedAttention(GatedUnit):
         self.to_hidden = nn.Linear(site.dim, sum(self.widths), bias=config.bias)
         self.rel_pos_bias = own_bias(config.rel_pos_bias, config.heads, site.causal, config.toeplitz_length or 512)
         # (qk / k + bias) * sqrt(k): entries of .02 that move by the learning rate count for as much as they do beside
-        # FLASH's qk / w. Without the gain looking content up is learned at half the speed (benchmarks/recall.py).
+        # FLASH's qk / w.
         self.bias_gain = (self.width // config.heads) ** 0.5 if config.score_scale == "sqrt" else 1.0
 
     def bias_heads(self) -> int:

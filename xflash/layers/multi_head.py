@@ -1,7 +1,7 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,16 @@ from ..state import AttentionMap
 from .block import Block, Site
 from .kernels.softmax import attend, attend_slow, unit
 
-__all__ = ["MultiHead"]
+__all__ = ["MultiHead", "count_heads"]
+
+
+def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
+    """The heads of queries and of keys and values; ValueError unless each of these serves equally many of those."""
+    heads = config.heads or site.heads
+    kv_heads = config.kv_heads or heads
+    if heads % kv_heads:
+        raise ValueError(f"{kind}_kv_heads={kv_heads} does not divide the {heads} heads")
+    return heads, kv_heads
 
 
 class MultiHead(Block):
@@ -44,10 +53,7 @@ class MultiHead(Block):
 
     def __init__(self, config: Config, site: Site, dim_source: int):
         super().__init__(config, site)
-        self.heads = config.heads or site.heads
-        self.kv_heads = config.kv_heads or self.heads
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.kind}_kv_heads={self.kv_heads} does not divide the {self.heads} heads")
+        self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head
         self.to_q = nn.Linear(site.dim, inner, bias=False)
         self.to_kv = nn.Linear(dim_source, 2 * self.kv_heads * width, bias=False)
@@ -61,6 +67,11 @@ class MultiHead(Block):
             nn.init.zeros_(self.to_gate.weight)
         if config.head_scale:
             self.head_gain = nn.Parameter(torch.ones(self.heads, 1, 1))
+
+    def refuses_maps(self) -> str:
+        if not self.config.flash:
+            return ""
+        return f"{self.kind}_flash=True: the fused kernel never makes them; leave it out, and it is used where possible"
 
     def build_qk_norm(self, config: Config) -> None:
         if not config.qk_norm:

@@ -14,7 +14,7 @@ from ..shapes import Bool, Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Site
 from .block_attention import BlockAttention
-from .kernels.cosine import Cosine
+from .cosine import Cosine
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Window
 from .norms import LayerNorm

@@ -11,7 +11,7 @@ from ..registry import blocks
 from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
-from .kernels.cosine import Cosine
+from .cosine import Cosine
 from .kernels.softmax import shared_attention
 
 __all__ = ["StateRead", "StateReader"]

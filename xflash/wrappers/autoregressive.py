@@ -21,6 +21,7 @@ from .decoding import (
     check_seq_len,
     evaluating,
     lengths_to_mask,
+    only_logits,
     read_prompts,
     row_lengths,
     token_ids,
@@ -93,7 +94,7 @@ class AutoregressiveWrapper(Configurable):
         if doc_ids is not None:
             kwargs["doc_ids"] = doc_ids[:, :-1]
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-        logits = self.net(inputs, **kwargs)[:, 1 - n :]
+        logits = only_logits(self.net, self.net(inputs, **kwargs))[:, 1 - n :]
         targets = next_tokens(labels, mask, doc_ids, self.ignore_index)
         check_targets(targets, self.ignore_index, logits.shape[-1])
         loss = next_token_loss(logits, targets, self.ignore_index)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..checks import check_count, check_share, check_switch, given
+from ..checks import check_count, check_share, check_switches, given
+from ..door import as_mask
 from ..layers.block_attention import BlockAttention
 from ..layers.recurrent import RecurrentState
-from ..losses import next_token_loss
+from ..losses import check_targets, next_token_loss, next_tokens
 from ..shapes import Float, Int, Tensor
 from ..stack import Decoder
+from ..stack_flags import check_known
 from ..state import BranchState, StackState
 from .autoregressive import AutoregressiveWrapper
 from .decoding import token_ids
@@ -70,8 +72,8 @@ class BlockRecurrentTransformer(TransformerWrapper):
     `logits, memories, states = model(ids)` reads any number of tokens and hands on what it carries, always and not
     detached; `model(ids, xl_memories=memories, states=states)` goes on. Either can be left out: the memories are the
     attention layers' blocks, the states the state vectors of each recurrent layer (b, s, dim). Layers are counted from
-    1. `step`, `generate` and the rest are those of every causal model. `flags` are further flags of the stack
-    (`recurrent_gate='lstm'`).
+    1. `step`, `generate` and the rest are those of every causal model. `use_flash_attn=False` leaves the fused kernel
+    alone. `flags` are further flags of the stack (`recurrent_gate='lstm'`).
     """
 
     def __init__(
@@ -90,23 +92,27 @@ class BlockRecurrentTransformer(TransformerWrapper):
         read_recurrent_layers: tuple[int, ...] | None = None,
         num_state_vectors: int | None = None,
         ignore_index: int = -100,
-        use_flash_attn: bool = False,
+        use_flash_attn: bool | None = None,
         use_compressed_mem: bool = False,
         compressed_mem_factor: int = 4,
         **flags: Any,
     ):
+        check_known(flags, BlockRecurrentTransformer)
         for name, value in (("depth", depth), ("max_seq_len", max_seq_len), ("block_width", block_width)):
             check_count(name, value)
-        for name, switch in (
-            ("all_layers_qk_rmsnorm", all_layers_qk_rmsnorm),
-            ("use_flash_attn", use_flash_attn),
-            ("use_compressed_mem", use_compressed_mem),
-        ):
-            check_switch(name, switch)
+        check_switches(
+            all_layers_qk_rmsnorm=all_layers_qk_rmsnorm,
+            use_flash_attn=True if use_flash_attn is None else use_flash_attn,
+            use_compressed_mem=use_compressed_mem,
+        )
+        for name in ("layers", "custom_layers"):
+            if name in flags:
+                raise ValueError(f"{name} cannot be set: depth and recurrent_layers say what the layers are")
         if max_seq_len % block_width:
             raise ValueError(f"block_width={block_width} does not divide max_seq_len={max_seq_len}")
         column = columns(depth, recurrent_layers, read_recurrent_layers, all_layers_qk_rmsnorm)
         shared: dict[str, Any] = {"block_width": block_width, "dim_head": dim_head, "kv_heads": 1}
+        shared["flash"] = use_flash_attn is not False
         if use_compressed_mem:
             shared |= {"compress": "conv", "compress_factor": compressed_mem_factor}
             shared["compress_blocks"] = max(compressed_mem_factor // 2, 1)
@@ -153,18 +159,20 @@ class BlockRecurrentTransformer(TransformerWrapper):
     ) -> Any:
         """(logits (b, n, v), memories, states) of the next tokens; with `return_loss` the loss in place of the logits.
 
-        The loss is that of each token after the first.
+        The loss is that of each token after the first that is real (`mask`) and not `ignore_index`.
         """
         ids = token_ids("x", x)
         if return_loss:
             if ids.dim() != 2 or ids.shape[1] < 2:
                 raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
-            labels = ids[:, 1:]
+            mask = None if mask is None else as_mask(mask, (ids.shape[0], ids.shape[1]))
+            targets = next_tokens(ids, mask, None, self.ignore_index)
+            check_targets(targets, self.ignore_index, self.num_tokens)
             ids = ids[:, :-1].masked_fill(ids[:, :-1] == self.ignore_index, 0)
             mask = None if mask is None else mask[:, :-1]
         out, state = self.step(ids, self.joined(xl_memories, states, ids), mask, **kwargs)
         if return_loss:
-            out = next_token_loss(out, labels, self.ignore_index)
+            out = next_token_loss(out, targets, self.ignore_index)
         return out, Memories(state), self.vectors(state)
 
     def vectors(self, state: ModelState) -> list[Float[Tensor, "b s d"]]:
@@ -184,7 +192,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
             raise TypeError(f"xl_memories must be what the model gave, Memories, not {type(memories).__name__}")
         places = self.recurrent_places()
         if memories is None:
-            state = self.without_memories(ids.shape[0], ids.device)
+            state = self.without_memories(ids.shape[0])
         else:
             state = memories.state
             self.attn_layers.check_state(state.stack, ids.shape[0])
@@ -209,7 +217,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
             raise ValueError(f"states must be of shape {tuple(before.vectors.shape)}, not {tuple(vectors.shape)}")
         return before._replace(vectors=vectors, writes=before.writes.clamp(min=1))
 
-    def without_memories(self, batch: int, device: torch.device) -> ModelState:
+    def without_memories(self, batch: int) -> ModelState:
         """A state that has seen nothing."""
         parameter = self.embedding.token_emb.weight
         branches = []
@@ -265,15 +273,15 @@ class RecurrentTrainerWrapper(nn.Module):
     def forward(
         self, x: Int[Tensor, "b n"], return_memories_and_states: bool = False
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Memories, list[Tensor]]:
-        """The mean loss over all tokens but the first, of any number of them."""
+        """The mean loss over all tokens but the first that are not the model's ignore_index, of any number of them."""
         ids = token_ids("x", x)
         if ids.dim() != 2 or ids.shape[1] < 2:
             raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
         memories: Any = None
         states: Any = None
-        targets = ids.shape[1] - 1
+        counted = ids[:, 1:] != self.transformer.ignore_index
         total = self.transformer.embedding.token_emb.weight.new_zeros(())
-        for number, (start, end) in enumerate(self.segments(targets)):
+        for number, (start, end) in enumerate(self.segments(ids.shape[1] - 1)):
             if number and self.detach_every is not None and number % self.detach_every == 0:
                 memories, states = Memories(memories.state.detach()), [t.detach() for t in states]
             if self.training:
@@ -282,8 +290,9 @@ class RecurrentTrainerWrapper(nn.Module):
             loss, memories, states = self.transformer(
                 ids[:, start : end + 1], xl_memories=memories, states=states, return_loss=True
             )
-            total = total + loss * ((end - start) / targets)
-        return (total, memories, states) if return_memories_and_states else total
+            total = total + loss * counted[:, start:end].sum()
+        mean = total / counted.sum().clamp(min=1)
+        return (mean, memories, states) if return_memories_and_states else mean
 
     def segments(self, n: int) -> Iterator[tuple[int, int]]:
         """Where segments of n tokens begin and end."""

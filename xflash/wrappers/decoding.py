@@ -22,6 +22,7 @@ __all__ = [
     "check_seq_len",
     "evaluating",
     "lengths_to_mask",
+    "only_logits",
     "read_prompts",
     "row_lengths",
     "token_ids",
@@ -145,7 +146,7 @@ class Recomputed(NamedTuple):
         """The logits after the last token, which is the last column of every row."""
         last = slice(None) if self.window is None else slice(-self.window, None)
         masked = {} if self.mask is None else {"mask": self.mask[:, last]}
-        return net(self.ids[:, last], **masked, **self.kwargs)[:, -1]
+        return only_logits(net, net(self.ids[:, last], **masked, **self.kwargs))[:, -1]
 
     def append(self, tokens: Int[Tensor, " b"]) -> "Recomputed":
         """One more token a row."""
@@ -164,6 +165,16 @@ def shared(name: str, value: Any) -> bool:
     if not isinstance(value, torch.Tensor):
         return True
     return name == "context_pos" and (value.dim() == 1 or value.shape[0] == 1)
+
+
+def only_logits(net: Any, out: Any) -> Float[Tensor, "b n v"]:
+    """What a model gave; TypeError where that is not logits alone."""
+    if isinstance(out, torch.Tensor):
+        return out
+    raise TypeError(
+        f"{type(net).__name__} called with ids gives a {type(out).__name__}, not logits alone: use its own loss, and "
+        "generate with its step (cache_kv=True)"
+    )
 
 
 def begin(

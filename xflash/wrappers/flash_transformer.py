@@ -11,6 +11,7 @@ from ..layers.norms import LayerNorm
 from ..layers.residuals import Residual
 from ..shapes import Float, Tensor
 from ..stack import AttentionLayers, Decoder, Encoder
+from ..stack_flags import check_known
 from ..state import StackState
 from .transformer import TransformerWrapper
 
@@ -76,6 +77,7 @@ class FLASHTransformer(TransformerWrapper):
         reduce_group_non_causal_attn: bool = True,
         **flags: Any,
     ):
+        check_known(flags, FLASHTransformer)
         stack = one_way(causal)(
             dim=dim,
             depth=depth,
@@ -169,6 +171,7 @@ class GAU(WholeLayer):
         **flags: Any,
     ):
         super().__init__()
+        check_known(flags, GAU)
         for name, value in (("add_residual", add_residual), ("laplace_attn_fn", laplace_attn_fn)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
@@ -216,6 +219,7 @@ class FLASH(WholeLayer):
         **flags: Any,
     ):
         super().__init__()
+        check_known(flags, FLASH)
         if not isinstance(rotary_pos_emb, bool | None):
             raise TypeError(
                 f"rotary_pos_emb must be True or False, not {type(rotary_pos_emb).__name__}; rotary_base and others "

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import as_doc_ids, as_rows, check_count, check_share, check_switch
+from ..checks import as_doc_ids, as_rows, check_count, check_counts, check_share, check_switches
 from ..configurable import Configurable
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
@@ -88,19 +88,18 @@ class TransformerWrapper(Configurable):
         return_only_embed: bool = False,
     ):
         super().__init__()
-        if not isinstance(attn_layers, AttentionLayers):
-            raise TypeError(
-                f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
-            )
-        counts = {"num_tokens": num_tokens, "emb_dim": emb_dim, "logits_dim": logits_dim}
-        for name, value in (counts | {"max_seq_len": max_seq_len or None}).items():
-            if value is not None or name == "num_tokens":
-                check_count(name, value)
-        switches = {"scaled_sinu_pos_emb": scaled_sinu_pos_emb, "use_abs_pos_emb": use_abs_pos_emb or False}
-        switches |= {"l2norm_embed": l2norm_embed, "post_emb_norm": post_emb_norm, "tie_embedding": tie_embedding}
-        switches |= {"logits_bias": logits_bias, "return_only_embed": return_only_embed}
-        for name, value in switches.items():
-            check_switch(name, value)
+        check_stack(attn_layers)
+        check_count("num_tokens", num_tokens)
+        check_counts(emb_dim=emb_dim, logits_dim=logits_dim, max_seq_len=max_seq_len or None)
+        check_switches(
+            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
+            use_abs_pos_emb=use_abs_pos_emb or False,
+            l2norm_embed=l2norm_embed,
+            post_emb_norm=post_emb_norm,
+            tie_embedding=tie_embedding,
+            logits_bias=logits_bias,
+            return_only_embed=return_only_embed,
+        )
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
         self.num_tokens, self.dim = num_tokens, attn_layers.dim
@@ -285,6 +284,14 @@ class TransformerWrapper(Configurable):
             return self.to_logits(y)
         scale = self.tie_embedding_scale
         return F.linear(y if scale == 1 else y * scale, self.embedding.token_emb.weight)
+
+
+def check_stack(attn_layers: Any) -> None:
+    """TypeError unless it is a stack."""
+    if not isinstance(attn_layers, AttentionLayers):
+        raise TypeError(
+            f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
+        )
 
 
 def stack_batch(state: ModelState) -> int:

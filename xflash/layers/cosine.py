@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ...shapes import Float, Tensor
-from .softmax import unit
+from ..shapes import Float, Tensor
+from .kernels.softmax import unit
 
 __all__ = ["Cosine"]
 
