@@ -234,3 +234,25 @@ def test_ngram_bits_refuses(arguments, message):
         data.ngram_bits(*arguments)
     with pytest.raises(ValueError, match="add is 0; it must be above 0"):
         data.ngram_bits(WORDS, WORDS, 1, add=0)
+
+
+def test_documents_in_rows():
+    pages = [b"a" * 7, b"b" * 3, b"c", b"d" * 10, b"e" * 2]
+    rows = data.in_rows(pages, 2, 3)
+    assert [bytes(row.tolist()).rstrip(b"\0") for row in rows.ids] == [
+        b"a" * 7 + b"\0\0" + b"e" * 2,
+        b"b" * 3 + b"c\0\0" + b"d" * 10,
+    ]
+    assert rows.real.sum().item() == sum(map(len, pages))
+    assert rows.starts.tolist() == [[True, False, False, True, False, False], [True, True, True, False, False, False]]
+    assert rows.place[1].tolist() == [0, 1, 2, 0, 0, 0, *range(10), 0, 0]
+    shuffled = data.in_rows(pages, 2, 3, torch.Generator().manual_seed(1))
+    assert sorted(bytes(shuffled.ids[shuffled.real].tolist())) == sorted(b"".join(pages))
+    assert not torch.equal(shuffled.ids[:, :12], rows.ids[:, :12])
+    with pytest.raises(ValueError, match="2 documents cannot fill 3 rows"):
+        data.in_rows(pages[:2], 3, 3)
+
+
+def test_documents_of_a_text():
+    assert data.documents(b"<text>one</text> <text></text> <text a>two</text>") == [b"one", b"two"]
+    assert data.documents(b"x" * 10, longest=4) == [b"xxxx", b"xxxx", b"xx"]

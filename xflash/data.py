@@ -11,7 +11,7 @@ import os
 import re
 import sysconfig
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +83,60 @@ def articles(data: bytes) -> list[bytes]:
     if not found:
         raise ValueError("no <text>...</text> in these bytes: articles() splits MediaWiki XML dumps such as enwik8")
     return found
+
+
+class Rows(NamedTuple):
+    """Documents laid out in rows that are read segment by segment; each begins with a segment, padded to its end.
+
+    ids: (rows, t) bytes.  real: (rows, t), False where there is padding.  place: (rows, t) each byte's distance from
+    the start of its document.  starts: (rows, segments) where a document begins.
+    """
+
+    ids: Tensor
+    real: Tensor
+    place: Tensor
+    starts: Tensor
+
+
+def documents(data: bytes, longest: int = 1 << 16) -> list[bytes]:
+    """The pages of a MediaWiki dump, else the bytes in parts of `longest`."""
+    try:
+        return [page for page in articles(data) if page]
+    except ValueError:
+        return [data[at : at + longest] for at in range(0, len(data), longest)]
+
+
+def in_rows(documents: Sequence[bytes], rows: int, segment: int, generator: torch.Generator | None = None) -> Rows:
+    """The documents, in an order drawn from `generator` if there is one, each put behind the row that is shortest.
+
+    ValueError when there are fewer documents than rows, for then a row would have none.
+    """
+    if len(documents) < rows:
+        raise ValueError(f"{len(documents)} documents cannot fill {rows} rows")
+    order = range(len(documents)) if generator is None else torch.randperm(len(documents), generator=generator).tolist()
+    held: list[list[bytes]] = [[] for _ in range(rows)]
+    taken = [0] * rows
+    for i in order:
+        row = taken.index(min(taken))
+        held[row].append(documents[i])
+        taken[row] += -(-len(documents[i]) // segment)
+    shape = rows, max(taken) * segment
+    laid = Rows(
+        torch.zeros(shape, dtype=torch.uint8),
+        torch.zeros(shape, dtype=torch.bool),
+        torch.zeros(shape, dtype=torch.int32),
+        torch.zeros(rows, max(taken), dtype=torch.bool),
+    )
+    for row, own in enumerate(held):
+        at = 0
+        for document in own:
+            span = slice(at, at + len(document))
+            laid.ids[row, span] = to_ids(document)
+            laid.real[row, span] = True
+            laid.place[row, span] = torch.arange(len(document), dtype=torch.int32)
+            laid.starts[row, at // segment] = True
+            at += -(-len(document) // segment) * segment
+    return laid
 
 
 def to_ids(data: bytes) -> Tensor:
