@@ -18,6 +18,7 @@ from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTraine
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
+from .wrappers.segments import SegmentWrapper
 from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
 from .wrappers.xtransformer import XTransformer
@@ -45,6 +46,7 @@ __all__ = [
     "PrefixDecoder",
     "Recurrent",
     "RecurrentTrainerWrapper",
+    "SegmentWrapper",
     "Site",
     "TransformerWrapper",
     "ViTransformerWrapper",
