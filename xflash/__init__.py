@@ -18,6 +18,7 @@ from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTraine
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
+from .wrappers.recurrent_memory import RecurrentMemoryWrapper
 from .wrappers.segments import SegmentWrapper
 from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
@@ -45,6 +46,7 @@ __all__ = [
     "NonAutoregressiveWrapper",
     "PrefixDecoder",
     "Recurrent",
+    "RecurrentMemoryWrapper",
     "RecurrentTrainerWrapper",
     "SegmentWrapper",
     "Site",
