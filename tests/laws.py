@@ -288,6 +288,12 @@ def model_laws(model, folder, n: int = 19) -> None:
             "chunk: embeddings in front",
         )
         close(steps(model, ids, [1] * n)[0], y, "chunk: token by token")
+        if model.max_mem_len is not None and model.max_mem_len >= n:
+            laid, mems = [], None
+            for piece in ids.split(5, 1):
+                logits, mems = run(model, piece, mems=mems, return_mems=True)
+                laid.append(logits)
+            close(torch.cat(laid, 1), y, "memory that covers the text")
         _, state = go(model, ids)
         rows = torch.tensor([False, True, False])
         close(go(model, ids, state, reset=rows)[0][1], y[1], "state: a reset row equals a fresh one")

@@ -61,7 +61,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_scale": 4},
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
     ],
-    "window": [{}, {"attn_window": 5}],
+    "window": [{}, {"attn_window": 5}, {"attn_window": 3, "attn_sinks": 2}],
     "gate_values": [{}, {"attn_gate_values": True}],
     "head_scale": [{}, {"attn_head_scale": True}],
     "ff_mult": [{"ff_mult": 2.0}, {"ff_mult": 1}],
@@ -138,6 +138,7 @@ WRAPPER: dict[str, list[dict[str, Any]]] = {
         {"use_cls_token": True},
         {"use_cls_token": True, "num_cls_tokens": 2},
     ],
+    "memory": [{}, {"max_mem_len": 29}],
 }
 
 # Blocks that attend to a context, beside what reaches every block.

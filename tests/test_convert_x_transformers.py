@@ -168,3 +168,17 @@ def test_norms_without_an_eps_stay_finite(flags, dtype):
     y.square().sum().backward()
     assert x.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("pos", ["rotary_pos_emb", "rel_pos_bias", "alibi_pos_bias"])
+def test_segments_with_memory_are_the_same(pos):
+    theirs = make_wrapper({pos: True}, {"use_abs_pos_emb": False, "max_mem_len": 7}, causal=True)
+    theirs = exact(theirs)
+    ours = from_x_transformers(theirs)
+    assert ours.max_mem_len == 7
+    ids = torch.randint(1, VOCABULARY, (3, 23), generator=torch.Generator().manual_seed(4))
+    mems, remembered = None, None
+    for piece in ids.split(5, 1):
+        logits, mems = theirs(piece, mems=mems, return_mems=True)
+        found, remembered = ours(piece, mems=remembered, return_mems=True)
+        assert (found - logits).abs().max() < CLOSE

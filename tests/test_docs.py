@@ -40,7 +40,8 @@ def build_stack(flags: dict) -> AttentionLayers:
 
 
 def build_model(arguments: dict) -> TransformerWrapper:
-    stack = AttentionLayers(**BASE, depth=1, layers="attn ff", causal=arguments.pop("causal", False))
+    own = {"layers": "attn ff", "causal": False}
+    stack = AttentionLayers(**BASE, depth=1, **{name: arguments.pop(name, value) for name, value in own.items()})
     return TransformerWrapper(**{"num_tokens": 31, "max_seq_len": 48, "attn_layers": stack, **arguments})
 
 

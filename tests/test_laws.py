@@ -54,6 +54,7 @@ CASES = {
     **{f"position {name}": {"layers": able(name), "pos": name} for name in positions},
     **{f"residual {name}": {"layers": "attn gau", "residual": name} for name in residuals},
     "shift": {"layers": "attn ff flash", "shift_tokens": (2, 0, 1, 1, 3, 0)},
+    "sinks": {"layers": "attn(window=3,sinks=2) ff", "pos": ("rotary", "rel_pos")},
     "memory tokens": {"layers": "flash attn gau", "num_memory_tokens": 3, "shift_tokens": 1},
     # Blocks of ten, lest the sequences that the laws use fall into too many pieces.
     "all blocks": {

@@ -19,13 +19,14 @@ from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
 from .stack_flags import check_widths, resolve
-from .stack_parts import cuts, make_branch, publishing, renewed, unpacked
-from .state import AttentionMap, BranchState, Ctx, Lease, StackState, tensors
+from .stack_parts import cuts, make_branch, publishing, unpacked
+from .state import AttentionMap, BranchState, Ctx, StackState
+from .stepping import Stepping
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
 
-class AttentionLayers(Configurable):
+class AttentionLayers(Stepping, Configurable):
     """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
 
     Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;
@@ -169,26 +170,6 @@ class AttentionLayers(Configurable):
             if block.refuses_maps():
                 raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
 
-    def check_steppable(self) -> None:
-        """ValueError with the reason when the stack cannot be stepped."""
-        if not self.causal:
-            raise ValueError(
-                f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences"
-            )
-        for block in self.blocks():
-            if block.refuses_step():
-                raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
-
-    def check_state(self, state: StackState, batch: int) -> None:
-        """TypeError or ValueError when `state` is not one of this stack's, or is of another batch size."""
-        if not isinstance(state, StackState):
-            raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
-        if state.maker != self.maker or len(state.branches) != len(self.order):
-            raise ValueError(f"the state was made by another stack: {state.maker}; this one is {self.maker}")
-        for t in tensors(state)[:1]:
-            if t.shape[0] != batch:
-                raise ValueError(f"the state has {t.shape[0]} rows, but x has {batch}")
-
     @typed
     def run(
         self,
@@ -289,69 +270,6 @@ class AttentionLayers(Configurable):
         where = where + past if length is None else where + length[:, None]
         relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
         return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps)
-
-    def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
-        """The state with room for n more slots, and whether this call may write into its buffers.
-
-        Only without grad, and only for the newest state of the buffers: a step from an older one copies them.
-        """
-        if state is None:
-            return None, False
-        held = tensors(state.branches)
-        compiling = torch.compiler.is_compiling()
-        if held and not compiling and held[0].is_inference() and not torch.is_inference_mode_enabled():
-            state = state.map(torch.clone)
-        in_place = not torch.is_grad_enabled()
-        if in_place and state.lease is None:
-            state = state.detach()
-        copy = in_place and (state.lease is None or state.lease.fill != state.bound)
-        need = state.bound + n
-        distinct = self.blocks()
-        branches = tuple(
-            BranchState(b.shift, distinct[i].reserve(b.block, state.bound, need, copy))
-            for i, b in zip(self.order, state.branches, strict=True)
-        )
-        lease = (Lease(state.bound) if copy else state.lease) if in_place else None
-        return state._replace(branches=branches, lease=lease), in_place
-
-    def close(self, carried: list, ctx: Ctx, n: int, lease: Lease | None = None) -> StackState:
-        """The state behind this call."""
-        length = ctx.length
-        if ctx.new is not None:
-            length = ctx.new + (ctx.past if length is None else length)
-        elif length is not None:
-            length = length + n
-        bound = ctx.past + n
-        # Buffers made or written with grad are part of a graph: nobody may write into them.
-        if torch.is_grad_enabled():
-            lease = None
-        elif lease is None:
-            lease = Lease(bound)
-        else:
-            lease.fill = bound
-        return StackState(self.maker, bound, length, lease, tuple(carried))
-
-    def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
-        """`state` with the named rows as fresh as before their first token; a context they attend to stays theirs."""
-        distinct = self.blocks()
-        kept = [distinct[i].kept_on_reset(b.block) for i, b in zip(self.order, state.branches, strict=True)]
-        start, fresh = 0, None
-        if self.memory_tokens is not None:
-            x = self.memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
-            begun = StackState(self.maker, 0, None, None, tuple(BranchState(None, held) for held in kept))
-            behind = cast(
-                StackState, self.packed(x, begun, None, SideInputs().fields(None, 0, x.device), True, None)[1]
-            )
-            fresh, start = behind.branches, behind.bound
-        branches = tuple(
-            BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
-            if (held := kept[i]) is not None
-            else renewed(b, rows, fresh and fresh[i])
-            for i, b in enumerate(state.branches)
-        )
-        before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
-        length = torch.where(rows, torch.full_like(before, start), before)
-        return state._replace(length=length, lease=None, branches=branches)
 
 
 class Encoder(AttentionLayers):

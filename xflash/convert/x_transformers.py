@@ -14,7 +14,7 @@ from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
 from .x_transformers_blocks import read_attention, read_ff, read_positions
-from .x_transformers_parts import Reader, check_parts, feature, kind, read_gain
+from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain
 from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
@@ -101,7 +101,9 @@ def read_model(
     weights = {f"attn_layers.{name}": t for name, t in found.items()}
     if kind(module) == "ViTransformerWrapper":
         return flags, read_vit(module, reader, weights), weights
-    return flags, read_wrapper(module, reader, weights, tied), weights
+    arguments = read_wrapper(module, reader, weights, tied)
+    memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
+    return flags, arguments if memory is None else {**arguments, "max_mem_len": memory}, weights
 
 
 def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | None = None) -> dict[str, Any]:

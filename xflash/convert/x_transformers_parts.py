@@ -14,7 +14,7 @@ KNOWN = {
     "AutoregressiveWrapper": """pad_value ignore_index net max_seq_len next_embed_loss_weight looped_loss_threshold_exit
         looped_loss_slope looped_exit_loss_weight""",
     "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
-        emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
+        max_mem_len emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
         input_not_include_cache embeds cls_token average_pool_embed""",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
@@ -99,6 +99,18 @@ def kind(part: Any) -> str:
 def feature(name: str, what: Any) -> ValueError:
     """The error for what xflash has no counterpart of."""
     return ValueError(f"xflash has no counterpart of x-transformers' {name} ({what})")
+
+
+def memory_length(module: Any, unpositioned: bool, flags: Any) -> int | None:
+    """max_mem_len, where a segment behind a memory is what xflash makes of it."""
+    if not module.max_mem_len:
+        return None
+    restarts = {"num_memory_tokens": module.num_memory_tokens, "use_abs_pos_emb": not unpositioned}
+    restarts |= {"shift_tokens": flags.get("shift_tokens"), "attn_num_mem_kv": flags.get("attn_num_mem_kv")}
+    for name, value in restarts.items():
+        if value:
+            raise feature("max_mem_len", f"with {name}, which begin anew in each segment there")
+    return module.max_mem_len
 
 
 def unset(name: str, value: Any) -> bool:

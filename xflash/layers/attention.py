@@ -1,33 +1,29 @@
 """`attn`: softmax attention among the tokens of the stack, with the variations people mix in."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from ..flags import flag
 from ..registry import blocks
 from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Site
-from .kernels.buffers import grow, write
+from .key_values import KV, Slots, append, begin, place, reserve, shorten
 from .masks import visible
 from .multi_head import MultiHead
 
-__all__ = ["KV", "Attention"]
-
-
-class KV(NamedTuple):
-    """Keys and values of the tokens seen, in buffers (b, h, slots, k) that grow by doubling."""
-
-    k: Tensor
-    v: Tensor
+__all__ = ["Attention"]
 
 
 @blocks.register("attn")
 class Attention(MultiHead):
-    """Multi-head softmax attention over the tokens of the stack (https://arxiv.org/abs/1706.03762)."""
+    """Multi-head softmax attention over the tokens of the stack (https://arxiv.org/abs/1706.03762).
+
+    With a window the state is bounded too; its sinks are those of https://arxiv.org/abs/2309.17453.
+    """
 
     kind = "attn"
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
+    keeps_tokens = True
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -35,9 +31,14 @@ class Attention(MultiHead):
         window: int | None = flag(
             None, "tokens a query sees, itself included (both ways when bidirectional)", at_least=1
         )
+        sinks: int = flag(
+            0, "first tokens of a row, memory tokens counted, that stay visible beyond the window", at_least=0
+        )
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site, site.dim)
+        if config.sinks and config.window is None:
+            raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
 
     def bias_heads(self) -> int:
         return self.heads
@@ -50,26 +51,32 @@ class Attention(MultiHead):
         if ctx.relative is not None:
             q, k = ctx.relative.rotate(q, ctx), ctx.relative.rotate(k, ctx, inverse=True)
         k, v, state = self.remember(k, v, ctx, state)
-        return self.joined(self.look(q, k, v, ctx), x), state
+        return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
 
     def remember(self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, Tensor, KV | None]:
         """All keys and values there are, the new ones written behind the old, and the state that holds them."""
         if not ctx.keep_state:
             return k, v, None
-        if state is None:
-            return k, v, KV(k, v)
-        state = KV(write(state.k, k, ctx), write(state.v, v, ctx))
-        m = ctx.past + k.shape[2]
-        return state.k[:, :, :m], state.v[:, :, :m], state
+        return (k, v, begin(k, v, ctx)) if state is None else append(state, k, v, ctx)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx) -> Float[Tensor, "b h n k"]:
+    def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n k"]:
         """What the queries read from the tokens they may see."""
-        n, m = q.shape[2], k.shape[2]
-        mask, causal = visible(ctx, n, m, self.site.causal, self.config.window)
-        bias = None if ctx.relative is None else ctx.relative.bias(self.heads, n, m, ctx, q.dtype)
+        m, view = k.shape[2], (self.config.window, self.config.sinks)
+        mask, causal = visible(ctx, slots, m, self.site.causal, *view)
+        bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
         return self.read(q, k, v, mask, bias=bias, causal=causal, may_be_blind=ctx.attn_mask is not None, maps=ctx.maps)
 
-    def reserve(self, state: KV | None, used: int, need: int, copy: bool) -> KV | None:
+    def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
         if state is None:
             return None
-        return KV(grow(state.k, used, need, copy), grow(state.v, used, need, copy))
+        window, sinks = self.config.window, self.config.sinks
+        if window is not None and need - state.spared >= state.k.shape[2] and used - state.spared >= 2 * window + sinks:
+            # Rather than growing, what no query will see again is given up.
+            state = shorten(state, window, sinks, used, length)
+        return reserve(state, used, need, copy)
+
+    def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:
+        if state is None:
+            return None
+        # Memory tokens are ordinary tokens to a window.
+        return shorten(state, tokens, front if self.config.window is None else self.config.sinks, bound, length)

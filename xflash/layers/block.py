@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..shapes import Float, Tensor
+from ..shapes import Float, Int, Tensor
 from ..state import Ctx
 
 __all__ = ["Block", "Site"]
@@ -44,11 +44,11 @@ class Block(nn.Module, ABC):
     A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and
     of how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first; None is a fresh
     one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
-    `positions` the positions of the stack it uses; where not `mixes_tokens`, the stack's tokens never see each other. A
-    block that `takes_context` reads `ctx.context` when it has no
-    state yet, and is refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that
-    `publishes` has state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block
-    after block of its tokens.
+    `positions` the positions of the stack it uses; where not `mixes_tokens`, the stack's tokens never see each other.
+    The state of one that `keeps_tokens` grows with every token, and `shorten` bounds it. A block that `takes_context`
+    reads `ctx.context` when it has no state yet, and is refused without one. A block that is `causal_only` is refused
+    in a bidirectional stack. One that `publishes` has state vectors that other layers may read, and must unless it
+    `reads_own`; the stack then runs block after block of its tokens.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -56,6 +56,7 @@ class Block(nn.Module, ABC):
     takes_context: ClassVar[bool] = False
     causal_only: ClassVar[bool] = False
     mixes_tokens: ClassVar[bool] = True
+    keeps_tokens: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
     reads_own: bool = True
 
@@ -105,8 +106,15 @@ class Block(nn.Module, ABC):
         """Why the block cannot give the attention matrix that it has, or ''."""
         return ""
 
-    def reserve(self, state: Any, used: int, need: int, copy: bool) -> Any:
-        """The state with room for `need` slots, `used` of them taken; `copy` asks for buffers of its own."""
+    def reserve(self, state: Any, used: int, need: int, copy: bool, length: Int[Tensor, " b"] | None) -> Any:
+        """The state with room for `need` tokens, `used` of them seen; `copy` asks for buffers of its own.
+
+        length: (b,) what each row has seen, None where all have seen `used`.
+        """
+        return state
+
+    def shorten(self, state: Any, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> Any:
+        """The state of a block that `keeps_tokens`, with each row's first `front` and last `tokens` tokens only."""
         return state
 
     def extra_repr(self) -> str:

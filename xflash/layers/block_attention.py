@@ -109,7 +109,7 @@ class BlockAttention(Block):
             older = like.new_zeros(batch, self.compressor.blocks, short, k.shape[2])
         return Window(*(k.clone() for _ in range(4)), older, None if older is None else older.clone())
 
-    def reserve(self, state: Any, used: int, need: int, copy: bool) -> Any:
+    def reserve(self, state: Any, used: int, need: int, copy: bool, length: Tensor | None) -> Any:
         if state is None or not copy:
             return state
         return state._replace(open_k=state.open_k.clone(), open_v=state.open_v.clone())

@@ -79,7 +79,9 @@ class MixedChunkAttention(Block):
             return ""
         return "flash_global_normaliser='padded_length' divides by the length of each call"
 
-    def reserve(self, state: FlashState | None, used: int, need: int, copy: bool) -> FlashState | None:
+    def reserve(
+        self, state: FlashState | None, used: int, need: int, copy: bool, length: Tensor | None
+    ) -> FlashState | None:
         if state is None or not copy:
             return state
         return state._replace(keys=state.keys.clone(), values=state.values.clone())

@@ -1,7 +1,7 @@
 """The gated attention unit (Hua et al. 2022, Transformer Quality in Linear Time, https://arxiv.org/abs/2202.10447)."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,12 @@ from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx, document_starts
 from .block import Site
 from .gated_unit import GatedUnit
-from .kernels.buffers import grow, write
-from .kernels.relative import distances, ragged_bias, toeplitz
+from .kernels.relative import scores_bias
+from .key_values import KV, Slots, append, begin, place, reserve, shorten
 from .masks import visible
 from .positions import own_bias
 
-__all__ = ["KV", "GatedAttention"]
-
-
-class KV(NamedTuple):
-    """Keys and gated-in values of the tokens seen, in buffers (b, h, slots, width) that grow by doubling."""
-
-    k: Tensor
-    v: Tensor
+__all__ = ["GatedAttention"]
 
 
 @blocks.register("gau")
@@ -39,6 +32,7 @@ class GatedAttention(GatedUnit):
 
     kind = "gau"
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
+    keeps_tokens = True
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -79,7 +73,8 @@ class GatedAttention(GatedUnit):
             q, k = ctx.relative.rotate(q, ctx), ctx.relative.rotate(k, ctx, inverse=True)
         v = rearrange(v, "b n (h e) -> b h n e", h=self.config.heads)
         k, v, state = self.remember(k, v, ctx, state)
-        y = rearrange(self.look(q, k, v, ctx), "b h n e -> b n (h e)")
+        slots = place(state, ctx, k.shape[2])
+        y = rearrange(self.look(q, k, v, ctx, slots), "b h n e -> b n (h e)")
         return F.dropout(self.to_out(u * y), self.config.out_dropout, self.training), state
 
     def remember(self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, Tensor, KV | None]:
@@ -89,62 +84,66 @@ class GatedAttention(GatedUnit):
             # Weights need not sum to one, so a value of zero is all it takes for a key not to count.
             k, v = (t.masked_fill(~real[:, None, :, None], 0) for t in (k, v))
         if state is None:
-            return k, v, KV(k, v) if ctx.keep_state else None
+            return k, v, begin(k, v, ctx) if ctx.keep_state else None
         for name in ("doc_ids", "attn_mask"):
             if getattr(ctx, name) is not None:
                 raise ValueError(f"{name} cannot be given to GatedAttention together with a state")
-        state = KV(write(state.k, k, ctx), write(state.v, v, ctx))
-        m = ctx.past + k.shape[2]
-        return state.k[:, :, :m].to(k.dtype), state.v[:, :, :m].to(v.dtype), state if ctx.keep_state else None
+        all_k, all_v, state = append(state, k, v, ctx)
+        return all_k.to(k.dtype), all_v.to(v.dtype), state if ctx.keep_state else None
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx) -> Float[Tensor, "b h n e"]:
+    def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n e"]:
         """What the queries read from the tokens they may see."""
         n, m = q.shape[2], k.shape[2]
-        allowed, causal = self.mask(ctx, n, m)
+        allowed, causal = self.mask(ctx, slots, m)
         return self.read(
             q,
             k,
             v,
-            seen=self.seen(ctx, n),
+            seen=self.seen(ctx, slots, n),
             padded=n,
             allowed=allowed,
             causal=causal,
-            bias=self.bias(ctx, n, m, q.dtype),
+            bias=self.bias(ctx, slots, m, q.dtype),
             maps=ctx.maps,
         )
 
-    def mask(self, ctx: Ctx, n: int, m: int) -> tuple[Tensor | None, bool]:
+    def mask(self, ctx: Ctx, slots: Slots, m: int) -> tuple[Tensor | None, bool]:
         """Which keys may be seen (None: all), and whether the kernel also hides those that come later."""
         if ctx.doc_ids is None and ctx.attn_mask is None and ctx.prefix is None:
             if self.site.causal and ctx.length is None:
                 return None, True
             if not self.site.causal and not self.takes_sums and ctx.maps is None:
                 return None, False
-        return visible(ctx, n, m, self.site.causal)
+        return visible(ctx, slots, m, self.site.causal)
 
-    def bias(self, ctx: Ctx, n: int, m: int, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:
+    def bias(self, ctx: Ctx, slots: Slots, m: int, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:
         """What the stack's positions and the layer's own add to the scores."""
-        shared = None if ctx.relative is None else ctx.relative.bias(self.config.heads, n, m, ctx, dtype)
-        if self.rel_pos_bias is None:
+        shared = None if ctx.relative is None else ctx.relative.bias(self.config.heads, slots, m, ctx, dtype)
+        bias = self.rel_pos_bias
+        if bias is None:
             return shared
-        vector = (self.bias_gain * self.rel_pos_bias(distances(n, m, ctx.positions.device))).to(dtype)
-        own = toeplitz(vector, n, m)[None] if ctx.length is None else ragged_bias(vector, ctx.positions, m)
+        own = scores_bias(lambda gap: (self.bias_gain * bias(gap)).to(dtype), *slots, m)
         return own if shared is None else own + shared
 
-    def seen(self, ctx: Ctx, n: int) -> Int[Tensor, "_ n"]:
+    def seen(self, ctx: Ctx, slots: Slots, n: int) -> Int[Tensor, "_ n"]:
         """How many tokens of its row (document) each query sees, whatever the caller's attn_mask hides of them."""
-        return ctx.once(("seen", self.site.causal), lambda: count_seen(ctx, n, self.site.causal))
+        return ctx.once(("seen", self.site.causal), lambda: count_seen(ctx, slots, n, self.site.causal))
 
-    def reserve(self, state: KV | None, used: int, need: int, copy: bool) -> KV | None:
-        if state is None:
-            return None
-        return KV(grow(state.k, used, need, copy), grow(state.v, used, need, copy))
+    def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
+        return None if state is None else reserve(state, used, need, copy)
+
+    def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:
+        return None if state is None else shorten(state, tokens, front, bound, length)
 
 
-def count_seen(ctx: Ctx, n: int, causal: bool) -> Int[Tensor, "_ n"]:
+def count_seen(ctx: Ctx, slots: Slots, n: int, causal: bool) -> Int[Tensor, "_ n"]:
     """The keys each query sees: when causal those up to its own (or prefix), else the real ones of its document."""
     if causal:
-        seen = (ctx.positions if ctx.doc_ids is None else ctx.doc_positions()) + 1
+        before = slots.at
+        if slots.keys is not None:
+            # Less the tokens given up, between the first ones and the last.
+            before = before - (slots.keys[:, -1:] - (slots.keys.shape[1] - 1))
+        seen = (before if ctx.doc_ids is None else ctx.doc_positions()) + 1
         return seen if ctx.prefix is None else torch.maximum(seen, ctx.prefix[:, None])
     if ctx.doc_ids is None:
         return torch.full_like(ctx.positions, n) if ctx.new is None else ctx.new.clamp(min=1)[:, None].expand(-1, n)

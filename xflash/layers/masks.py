@@ -4,6 +4,7 @@ import torch
 
 from ..shapes import Bool, Tensor
 from ..state import Ctx
+from .key_values import Slots
 
 __all__ = ["and_all", "visible"]
 
@@ -18,22 +19,23 @@ def and_all(*masks: Tensor | None) -> Tensor | None:
 
 
 def visible(
-    ctx: Ctx, n: int, m: int, causal: bool, window: int | None = None
+    ctx: Ctx, slots: Slots, m: int, causal: bool, window: int | None = None, sinks: int = 0
 ) -> tuple[Bool[Tensor, "_ _ n m"] | None, bool]:
     """A mask (1 | b, 1 | h, n, m) of the slots each query may see (None: all), and whether it is *also* plainly causal.
 
-    When the second is True the causal part is left to the kernel. Behind the door slot j is position j, so that a
-    real causal query sees real keys only; without causality the slots behind a row's end are masked, an empty row
-    seeing one of them, for a softmax over nothing is NaN. `window`: how many tokens a query sees, itself included,
-    looking back (and, without causality or inside a prefix, ahead).
+    When the second is True the causal part is left to the kernel. Behind the door a row's tokens fill its slots in
+    order, so that a real causal query sees real keys only; without causality the slots behind a row's end are masked,
+    an empty row seeing one of them, for a softmax over nothing is NaN. `window`: how many tokens a query sees, itself
+    included, looking back (and, without causality or inside a prefix, ahead), `sinks`: how many of the first tokens
+    it sees besides.
     """
-    # n and m are those of the call: as part of the key they would tie a compiled graph to one length.
-    return ctx.once(("visible", causal, window), lambda: make_visible(ctx, n, m, causal, window))
+    # m is that of the call: as part of the key it would tie a compiled graph to one length.
+    return ctx.once(("visible", causal, window, sinks), lambda: make_visible(ctx, slots, m, causal, window, sinks))
 
 
-def make_visible(ctx: Ctx, n: int, m: int, causal: bool, window: int | None):
-    slot = torch.arange(m, device=ctx.positions.device)
-    where = ctx.positions[:, None, :, None]
+def make_visible(ctx: Ctx, slots: Slots, m: int, causal: bool, window: int | None, sinks: int):
+    where, n = slots.at[:, None, :, None], slots.at.shape[1]
+    slot = torch.arange(m, device=where.device) if slots.keys is None else slots.keys[:, None, None]
     fresh = ctx.past == 0 and ctx.length is None
     back = ahead = rows = documents = None
     # A fresh call leaves causality to the kernel; one new token of a uniform call sees all slots there are.
@@ -48,6 +50,10 @@ def make_visible(ctx: Ctx, n: int, m: int, causal: bool, window: int | None):
         ahead, in_kernel = (slot <= where) | (slot < ctx.prefix[:, None, None, None]), False
         if window is not None:
             ahead = ahead & (slot - where < window)
+    if sinks:
+        first = (slot if ctx.doc_ids is None else ctx.doc_positions()[:, None, None]) < sinks
+        back = first if back is None else back | first
+        ahead = ahead if causal or ahead is None else ahead | first
     if not causal and ctx.new is not None:
         rows = (slot < ctx.new.clamp(min=1)[:, None])[:, None, None]
         if window is not None:

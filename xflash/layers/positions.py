@@ -13,7 +13,8 @@ from ..flags import flag
 from ..registry import positions
 from ..shapes import Float, Int, Tensor
 from ..state import Ctx
-from .kernels.relative import distances, ragged_bias, t5_bucket, toeplitz
+from .kernels.relative import scores_bias, t5_bucket
+from .key_values import Slots
 
 __all__ = [
     "Alibi",
@@ -243,13 +244,16 @@ class Relative:
             return None
         return torch.stack([bias.by_distance(distance, heads, dtype) for bias in self.biases]).sum(0).to(dtype)
 
-    def bias(self, heads: int, n: int, m: int, ctx: Ctx, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:
-        """What the stack's biases add to the scores of n queries against m slots; None without any."""
+    def bias(
+        self, heads: int, slots: Slots, m: int, ctx: Ctx, dtype: torch.dtype, view: tuple = (None, 0)
+    ) -> Float[Tensor, "_ h n m"] | None:
+        """What the stack's biases add to the scores of queries against m slots; None without any.
+
+        view: what makes layers remember other tokens than their neighbours do.
+        """
         if not self.biases:
             return None
-
-        def make():
-            vector = cast(Tensor, self.by_distance(distances(n, m, ctx.positions.device), heads, dtype))
-            return toeplitz(vector, n, m)[None] if ctx.length is None else ragged_bias(vector, ctx.positions, m)
-
-        return ctx.once(("bias", heads, dtype), make)
+        return ctx.once(
+            ("bias", heads, dtype, view),
+            lambda: scores_bias(lambda gap: cast(Tensor, self.by_distance(gap, heads, dtype)), *slots, m),
+        )

@@ -129,10 +129,12 @@ class Recurrent(BlockAttention):
         writes = torch.zeros(batch, dtype=torch.long, device=like.device)
         return RecurrentState(vectors, writes, super().blank(batch, like))
 
-    def reserve(self, state: RecurrentState | None, used: int, need: int, copy: bool) -> RecurrentState | None:
+    def reserve(
+        self, state: RecurrentState | None, used: int, need: int, copy: bool, length: Tensor | None
+    ) -> RecurrentState | None:
         if state is None:
             return None
-        return state._replace(window=super().reserve(state.window, used, need, copy))
+        return state._replace(window=super().reserve(state.window, used, need, copy, length))
 
     @typed
     def forward(

@@ -1,7 +1,7 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,44 +9,14 @@ from torch import nn
 
 from ..checks import as_doc_ids, as_rows, check_count, check_counts, check_share, check_switches
 from ..configurable import Configurable
+from ..registry import blocks as registered
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
-from ..state import StackState, tensors, tree_map
 from .input_embedding import InputEmbedding
+from .model_state import ModelState
 from .pooled_output import pooled_output
 
 __all__ = ["ModelState", "TransformerWrapper"]
-
-
-class ModelState(NamedTuple):
-    """The stack's state, and how many tokens each row has seen, embeddings in front of them not counted.
-
-    `bound` is an upper bound, `length` each row's own (b,) where rows differ.
-    """
-
-    stack: StackState
-    bound: int
-    length: Tensor | None
-
-    def map(self, fn) -> "ModelState":
-        """A state of its own with `fn` applied to every tensor."""
-        return ModelState(self.stack.map(fn), self.bound, tree_map(fn, self.length))
-
-    def __deepcopy__(self, memo: dict) -> "ModelState":
-        return self.map(torch.clone)
-
-    def reorder(self, index: Int[Tensor, " b2"]) -> "ModelState":
-        """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
-        return self.map(lambda t: t.index_select(0, index))
-
-    def detach(self) -> "ModelState":
-        """The same values, cut from the graph that made them."""
-        return self._replace(stack=self.stack.detach())
-
-    def to(self, *args, **kwargs) -> "ModelState":
-        """Moved or cast like a tensor; integer tensors keep their dtype."""
-        length = None if self.length is None else self.length.to(*args, **kwargs).to(self.length.dtype)
-        return ModelState(self.stack.to(*args, **kwargs), self.bound, length)
 
 
 class TransformerWrapper(Configurable):
@@ -61,6 +31,9 @@ class TransformerWrapper(Configurable):
     the head projects: logits (b, num_tokens or logits_dim), (b, c, ...) with `num_cls_tokens=c`; such a model has no
     step.
     `return_only_embed` leaves the head out: the model then gives the stack's output (b, n, d), as an encoder does.
+
+    `max_mem_len`: how many tokens' keys and values `remember` keeps of a state, which makes it Transformer-XL's memory
+    (https://arxiv.org/abs/1901.02860): `logits, mems = model(ids, mems=mems, return_mems=True)`.
     """
 
     def __init__(
@@ -86,10 +59,12 @@ class TransformerWrapper(Configurable):
         num_cls_tokens: int = 1,
         attn_pool: bool = False,
         return_only_embed: bool = False,
+        max_mem_len: int | None = None,
     ):
         super().__init__()
         check_stack(attn_layers)
         check_count("num_tokens", num_tokens)
+        self.max_mem_len = memory_length(max_mem_len, attn_layers)
         check_counts(emb_dim=emb_dim, logits_dim=logits_dim, max_seq_len=max_seq_len or None)
         check_switches(
             scaled_sinu_pos_emb=scaled_sinu_pos_emb,
@@ -182,6 +157,8 @@ class TransformerWrapper(Configurable):
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
+        mems: ModelState | None = None,
+        return_mems: bool = False,
     ) -> Any:
         """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
 
@@ -189,9 +166,27 @@ class TransformerWrapper(Configurable):
         width) is what cross_attn and cross_gau layers attend to, with `context_mask` (b, c) and, for rotary positions
         to count, `context_pos`. `return_embeddings` gives what the head reads instead (the stack's output, pooled if
         the model pools), `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices), CLS tokens
-        among their rows and columns. `prefix_attn_len`
-        (PrefixDecoder): how many of each row's first tokens, embeddings in front included, see each other.
+        among their rows and columns. `prefix_attn_len` (PrefixDecoder): how many of each row's first tokens,
+        embeddings in front included, see each other. `mems`: what a call with `return_mems`, which gives (logits,
+        mems), has left of the segment before.
         """
+        if mems is not None or return_mems:
+            refused = {"attn_mask": attn_mask, "doc_ids": doc_ids, "return_embeddings": return_embeddings}
+            refused |= {"return_logits_and_embeddings": return_logits_and_embeddings, "return_attn": return_attn}
+            check_alone("mems and return_mems", **refused)
+            logits, state = self.step(
+                x,
+                mems,
+                mask,
+                prepend_embeds=prepend_embeds,
+                prepend_mask=prepend_mask,
+                embed_ids=embed_ids,
+                context=context,
+                context_mask=context_mask,
+                context_pos=context_pos,
+                prefix_attn_len=prefix_attn_len,
+            )
+            return (logits, self.remember(state)) if return_mems else logits
         mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
@@ -272,9 +267,16 @@ class TransformerWrapper(Configurable):
 
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
-        stack = self.attn_layers.reset(state.stack, as_rows("reset", rows, stack_batch(state)))
+        stack = self.attn_layers.reset(state.stack, as_rows("reset", rows, state.rows))
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         return ModelState(stack, state.bound, before.masked_fill(rows.bool(), 0))
+
+    def remember(self, state: ModelState) -> ModelState:
+        """What is left of a state behind a segment: cut from its graph, the last `max_mem_len` tokens (None: all)."""
+        state = state.detach()
+        if self.max_mem_len is None:
+            return state
+        return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))
 
     def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
         """The projection of the stack's output, pooled or not, to the vocabulary."""
@@ -286,15 +288,32 @@ class TransformerWrapper(Configurable):
         return F.linear(y if scale == 1 else y * scale, self.embedding.token_emb.weight)
 
 
+def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None:
+    """`max_mem_len`, None for 0; TypeError or ValueError where it cannot be one of the stack."""
+    if max_mem_len is None or (max_mem_len == 0 and not isinstance(max_mem_len, bool)):
+        return None
+    check_count("max_mem_len", max_mem_len)
+    if not stack.causal:
+        raise ValueError(f"max_mem_len={max_mem_len}: a bidirectional stack carries nothing on; use a Decoder")
+    if not any(block.keeps_tokens for block in stack.blocks()):
+        able = ", ".join(name for name in registered if registered[name].keeps_tokens)
+        raise ValueError(
+            f"max_mem_len={max_mem_len}, but the state of the layout {stack.layout!r} is bounded anyway (blocks that "
+            f"keep every token: {able})"
+        )
+    return max_mem_len
+
+
+def check_alone(reason: str, **given: Any) -> None:
+    """ValueError for an argument that is given although it cannot be."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name} cannot be given together with {reason}")
+
+
 def check_stack(attn_layers: Any) -> None:
     """TypeError unless it is a stack."""
     if not isinstance(attn_layers, AttentionLayers):
         raise TypeError(
             f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
         )
-
-
-def stack_batch(state: ModelState) -> int:
-    """The number of rows a state has."""
-    held = tensors(state.stack)
-    return held[0].shape[0] if held else 1

@@ -3,7 +3,6 @@
 import torch
 
 from ...shapes import Float, Int, Tensor
-from ...state import Ctx
 
 __all__ = ["grow", "write"]
 
@@ -22,20 +21,19 @@ def grow(buffer: Float[Tensor, "b h _ k"], used: int, need: int, copy: bool) -> 
     return grown
 
 
-def write(buffer: Float[Tensor, "b h _ k"], t: Float[Tensor, "b h n k"], ctx: Ctx) -> Float[Tensor, "b h _ k"]:
-    """`buffer` with the n new entries of `t` in each row's next slots; in place where the call allows it."""
+def write(
+    buffer: Float[Tensor, "b h _ k"],
+    t: Float[Tensor, "b h n k"],
+    start: int,
+    slots: Int[Tensor, "b n"] | None,
+    in_place: bool,
+) -> Float[Tensor, "b h _ k"]:
+    """`buffer` with the n new entries of `t` in the slots from `start` on, or in each row's own `slots`."""
     n = t.shape[2]
-    if ctx.uniform:
-        if ctx.in_place:
-            buffer[:, :, ctx.past : ctx.past + n] = t
+    if slots is None:
+        if in_place:
+            buffer[:, :, start : start + n] = t
             return buffer
-        return torch.cat((buffer[:, :, : ctx.past], t.to(buffer.dtype), buffer[:, :, ctx.past + n :]), 2)
-    index = slots(ctx.positions, t)
-    if ctx.in_place:
-        return buffer.scatter_(2, index, t.to(buffer.dtype))
-    return buffer.scatter(2, index, t.to(buffer.dtype))
-
-
-def slots(positions: Int[Tensor, "_ n"], t: Float[Tensor, "b h n k"]) -> Int[Tensor, "b h n k"]:
-    """The slot of each new entry, shaped like the entries."""
-    return positions[:, None, :, None].expand_as(t)
+        return torch.cat((buffer[:, :, :start], t.to(buffer.dtype), buffer[:, :, start + n :]), 2)
+    index = slots[:, None, :, None].expand_as(t)
+    return (buffer.scatter_ if in_place else buffer.scatter)(2, index, t.to(buffer.dtype))

@@ -1,12 +1,13 @@
 """Matrices that depend on the distance between key and query only."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from ...shapes import Float, Int, Tensor
 
-__all__ = ["distances", "ragged_bias", "t5_bucket", "toeplitz", "toeplitz_slow"]
+__all__ = ["distances", "ragged_bias", "scores_bias", "t5_bucket", "toeplitz", "toeplitz_slow"]
 
 
 def distances(n: int, m: int, device: torch.device) -> Int[Tensor, " l"]:
@@ -34,6 +35,24 @@ def ragged_bias(vector: Float[Tensor, "h l"], positions: Int[Tensor, "b n"], m: 
     # Slots ahead of a short row's queries lie outside the vector; causality masks them whatever they are given.
     index = (slot - positions[..., None] + m - 1).clamp(0, vector.shape[-1] - 1)
     return vector[:, index].transpose(0, 1)
+
+
+def scores_bias(
+    by_distance: Callable[[Int[Tensor, " l"]], Float[Tensor, "h l"]],
+    at: Int[Tensor, "_ n"],
+    keys: Int[Tensor, "_ m"] | None,
+    alike: bool,
+    m: int,
+) -> Float[Tensor, "_ h n m"]:
+    """The bias of queries that stand at `at` against m slots that stand at `keys`; None: slot j stands at j.
+
+    alike: all rows are as the first, its queries behind the last slots.
+    """
+    if keys is None:
+        vector = by_distance(distances(at.shape[1], m, at.device))
+        return toeplitz(vector, at.shape[1], m)[None] if alike else ragged_bias(vector, at, m)
+    gap = keys[:, None] - at[..., None]
+    return by_distance(gap.flatten()).unflatten(-1, gap.shape).transpose(0, 1)
 
 
 def t5_bucket(distance: Int[Tensor, "..."], causal: bool, buckets: int, max_distance: int) -> Int[Tensor, "..."]:

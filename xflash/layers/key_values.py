@@ -1,0 +1,92 @@
+"""What softmax attention and GAU carry: the keys and values of the tokens seen, or of the last of them only."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..shapes import Float, Int, Tensor
+from ..state import Ctx
+from .kernels.buffers import grow, write
+
+__all__ = ["KV", "Slots", "append", "begin", "place", "reserve", "shorten"]
+
+
+class KV(NamedTuple):
+    """Keys and values of the tokens a row remembers, in buffers (b, h, slots, width) that grow by doubling.
+
+    gone: (b,) how many tokens behind the first `front` each row has given up: slot j >= front holds token j + gone,
+    a slot before it token j.  spared: how many slots fewer than tokens the longest row takes, `gone` where all rows
+    are alike.
+    """
+
+    k: Tensor
+    v: Tensor
+    gone: Tensor
+    spared: int = 0
+    front: int = 0
+
+
+class Slots(NamedTuple):
+    """Where the queries of a call and the slots they read stand, in one count.
+
+    at: (1 | b, n) of each query.  keys: (1 | b, m) of each slot, None where slot j stands at j.  alike: every row is
+    as the first.
+    """
+
+    at: Int[Tensor, "_ n"]
+    keys: Int[Tensor, "_ m"] | None
+    alike: bool
+
+
+def begin(k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) -> KV:
+    """The state behind a row's first tokens."""
+    none = ctx.once("none gone", lambda: torch.zeros(k.shape[0], dtype=torch.long, device=k.device))
+    return KV(k, v, none)
+
+
+def append(kv: KV, k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) -> tuple[Tensor, Tensor, KV]:
+    """Keys and values of all slots there are, the new ones written behind the old, and the state that holds them."""
+    start = ctx.past - kv.spared
+    index = None if ctx.uniform else ctx.positions - kv.gone[:, None]
+    kv = kv._replace(k=write(kv.k, k, start, index, ctx.in_place), v=write(kv.v, v, start, index, ctx.in_place))
+    m = start + k.shape[2]
+    return kv.k[:, :, :m], kv.v[:, :, :m], kv
+
+
+def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
+    """Where the queries and the m slots stand; without a front that is kept, the distances are those of the slots."""
+    if kv is None or not kv.spared:
+        return Slots(ctx.positions, None, ctx.length is None)
+    if not kv.front:
+        # A number for rows that are alike, so that biases stay one for all of them.
+        gone = kv.spared if ctx.length is None else kv.gone[:, None]
+        return Slots(ctx.positions - gone, None, ctx.length is None)
+    slot = torch.arange(m, device=kv.gone.device)[None]
+    gone = kv.gone[:1] if ctx.length is None else kv.gone
+    return Slots(ctx.positions, torch.where(slot < kv.front, slot, slot + gone[:, None]), ctx.length is None)
+
+
+def reserve(kv: KV, used: int, need: int, copy: bool) -> KV:
+    """Room for the slots of `need` tokens, `used` of them there; `copy` asks for buffers of its own."""
+    used, need = used - kv.spared, need - kv.spared
+    return kv._replace(k=grow(kv.k, used, need, copy), v=grow(kv.v, used, need, copy))
+
+
+def shorten(kv: KV, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> KV:
+    """The state with each row's last `tokens` tokens and its first `front` ones only, in buffers of its own.
+
+    bound: tokens seen, at most; length: (b,) by each row, None where all have seen `bound`.
+    """
+    used = bound - kv.spared
+    left = min(used, front + tokens)
+    if left == used:
+        return kv
+    if length is None:
+        extra = used - left
+        k, v = (torch.cat((t[:, :, :front], t[:, :, front + extra : used]), 2) for t in (kv.k, kv.v))
+        return KV(k, v, kv.gone + extra, kv.spared + extra, front)
+    more = (length - kv.gone - left).clamp(min=0)
+    slot = torch.arange(left, device=length.device)
+    index = torch.where(slot < front, slot, slot + more[:, None])[:, None, :, None]
+    k, v = (t.gather(2, index.expand(-1, t.shape[1], -1, t.shape[3])) for t in (kv.k, kv.v))
+    return KV(k, v, kv.gone + more, bound - left, front)

@@ -1,0 +1,133 @@
+"""`Stepping`: what a stack does with its state between two calls."""
+
+from typing import Any, cast
+
+import torch
+
+from .layers.block import Block
+from .layers.embeddings import MemoryTokens
+from .shapes import Bool, Tensor
+from .side_inputs import SideInputs
+from .stack_parts import renewed
+from .state import BranchState, Ctx, Lease, StackState, tensors
+
+__all__ = ["Stepping"]
+
+
+class Stepping:
+    """The part of a stack that checks, opens, closes, resets and shortens states."""
+
+    causal: bool
+    dim: int
+    maker: str
+    layout: str
+    order: list[int]
+    memory_tokens: MemoryTokens | None
+
+    def blocks(self) -> list[Block]:
+        """The distinct blocks of the column, top to bottom."""
+        raise NotImplementedError
+
+    def packed(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
+    ) -> tuple[Tensor, StackState | None]:
+        """Rows behind the door through the column, see the stack."""
+        raise NotImplementedError
+
+    def check_steppable(self) -> None:
+        """ValueError with the reason when the stack cannot be stepped."""
+        if not self.causal:
+            raise ValueError(
+                f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences"
+            )
+        for block in self.blocks():
+            if block.refuses_step():
+                raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
+
+    def check_state(self, state: StackState, batch: int) -> None:
+        """TypeError or ValueError when `state` is not one of this stack's, or is of another batch size."""
+        if not isinstance(state, StackState):
+            raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
+        if state.maker != self.maker or len(state.branches) != len(self.order):
+            raise ValueError(f"the state was made by another stack: {state.maker}; this one is {self.maker}")
+        for t in tensors(state)[:1]:
+            if t.shape[0] != batch:
+                raise ValueError(f"the state has {t.shape[0]} rows, but x has {batch}")
+
+    def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
+        """The state with room for n more slots, and whether this call may write into its buffers.
+
+        Only without grad, and only for the newest state of the buffers: a step from an older one copies them.
+        """
+        if state is None:
+            return None, False
+        held = tensors(state.branches)
+        compiling = torch.compiler.is_compiling()
+        if held and not compiling and held[0].is_inference() and not torch.is_inference_mode_enabled():
+            state = state.map(torch.clone)
+        in_place = not torch.is_grad_enabled()
+        if in_place and state.lease is None:
+            state = state.detach()
+        copy = in_place and (state.lease is None or state.lease.fill != state.bound)
+        need = state.bound + n
+        distinct = self.blocks()
+        branches = tuple(
+            BranchState(b.shift, distinct[i].reserve(b.block, state.bound, need, copy, state.length))
+            for i, b in zip(self.order, state.branches, strict=True)
+        )
+        lease = (Lease(state.bound) if copy else state.lease) if in_place else None
+        return state._replace(branches=branches, lease=lease), in_place
+
+    def close(self, carried: list, ctx: Ctx, n: int, lease: Lease | None = None) -> StackState:
+        """The state behind this call."""
+        length = ctx.length
+        if ctx.new is not None:
+            length = ctx.new + (ctx.past if length is None else length)
+        elif length is not None:
+            length = length + n
+        bound = ctx.past + n
+        # Buffers made or written with grad are part of a graph: nobody may write into them.
+        if torch.is_grad_enabled():
+            lease = None
+        elif lease is None:
+            lease = Lease(bound)
+        else:
+            lease.fill = bound
+        return StackState(self.maker, bound, length, lease, tuple(carried))
+
+    def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
+        """`state` with the named rows as fresh as before their first token; a context they attend to stays theirs."""
+        distinct = self.blocks()
+        kept = [distinct[i].kept_on_reset(b.block) for i, b in zip(self.order, state.branches, strict=True)]
+        start, fresh = 0, None
+        if self.memory_tokens is not None:
+            x = self.memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
+            begun = StackState(self.maker, 0, None, None, tuple(BranchState(None, held) for held in kept))
+            behind = cast(
+                StackState, self.packed(x, begun, None, SideInputs().fields(None, 0, x.device), True, None)[1]
+            )
+            fresh, start = behind.branches, behind.bound
+        branches = tuple(
+            BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
+            if (held := kept[i]) is not None
+            else renewed(b, rows, fresh and fresh[i])
+            for i, b in enumerate(state.branches)
+        )
+        before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
+        length = torch.where(rows, torch.full_like(before, start), before)
+        return state._replace(length=length, lease=None, branches=branches)
+
+    def shorten(self, state: StackState, tokens: int) -> StackState:
+        """`state` with the keys and values of each row's last `tokens` tokens only, and of its memory tokens.
+
+        Transformer-XL's memory (https://arxiv.org/abs/1901.02860), once it is detached: what a token sees then depends
+        on where a sequence is cut. Blocks whose state is bounded keep it.
+        """
+        front = 0 if self.memory_tokens is None else len(self.memory_tokens)
+        distinct = self.blocks()
+        branches = tuple(
+            b._replace(block=distinct[i].shorten(b.block, tokens, front, state.bound, state.length))
+            for i, b in zip(self.order, state.branches, strict=True)
+        )
+        # Blocks that keep all they have still share it with the state before.
+        return state._replace(lease=None, branches=branches)

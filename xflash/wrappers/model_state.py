@@ -1,0 +1,47 @@
+"""`ModelState`: what a causal model on token ids carries from one call to the next."""
+
+from typing import NamedTuple
+
+import torch
+
+from ..shapes import Int, Tensor
+from ..state import StackState, tensors, tree_map
+
+__all__ = ["ModelState"]
+
+
+class ModelState(NamedTuple):
+    """The stack's state, and how many tokens each row has seen, embeddings in front of them not counted.
+
+    `bound` is an upper bound, `length` each row's own (b,) where rows differ.
+    """
+
+    stack: StackState
+    bound: int
+    length: Tensor | None
+
+    def map(self, fn) -> "ModelState":
+        """A state of its own with `fn` applied to every tensor."""
+        return ModelState(self.stack.map(fn), self.bound, tree_map(fn, self.length))
+
+    def __deepcopy__(self, memo: dict) -> "ModelState":
+        return self.map(torch.clone)
+
+    def reorder(self, index: Int[Tensor, " b2"]) -> "ModelState":
+        """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        return self.map(lambda t: t.index_select(0, index))
+
+    def detach(self) -> "ModelState":
+        """The same values, cut from the graph that made them."""
+        return self._replace(stack=self.stack.detach())
+
+    def to(self, *args, **kwargs) -> "ModelState":
+        """Moved or cast like a tensor; integer tensors keep their dtype."""
+        length = None if self.length is None else self.length.to(*args, **kwargs).to(self.length.dtype)
+        return ModelState(self.stack.to(*args, **kwargs), self.bound, length)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows the state has."""
+        held = tensors(self.stack)
+        return held[0].shape[0] if held else 1
