@@ -25,7 +25,8 @@ V, D, L, T = 31, 26, 5, 3
 
 
 def rotary():
-    stack = Decoder(dim=D, depth=1, heads=2, layers="attn gau(query_key_dim=6) ff", pos="rotary", attn_dim_head=10)
+    layers = "attn gau(query_key_dim=6) attn(window=4) ff"
+    stack = Decoder(dim=D, depth=1, heads=2, layers=layers, pos="rotary", attn_dim_head=10)
     return TransformerWrapper(num_tokens=V, attn_layers=stack)
 
 
@@ -317,6 +318,11 @@ def other(**arguments):
             {"net": other(embed_num_tokens={"kind": 2})},
             ValueError,
             "memory tokens and embed_num_tokens exclude each other: a call has ids of tokens only",
+        ),
+        (
+            {"net": other(max_mem_len=7)},
+            ValueError,
+            "num_memory_tokens and max_mem_len=7 exclude each other: only memory tokens cross",
         ),
         (
             {"net": learned(), "segment_len": L + 1},

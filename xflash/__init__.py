@@ -22,6 +22,7 @@ from .wrappers.recurrent_memory import RecurrentMemoryWrapper
 from .wrappers.segments import SegmentWrapper
 from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
+from .wrappers.xl_autoregressive import XLAutoregressiveWrapper
 from .wrappers.xtransformer import XTransformer
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Site",
     "TransformerWrapper",
     "ViTransformerWrapper",
+    "XLAutoregressiveWrapper",
     "XTransformer",
     "activations",
     "blocks",

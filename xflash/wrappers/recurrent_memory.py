@@ -169,7 +169,8 @@ class RecurrentMemoryWrapper(Configurable):
         full = length == self.segment_len
         written, stack = layers.step(self.to_write(memory), stack, self.beside(full))
         memory = torch.where(full[:, None, None], written, memory)
-        stack = self.tightened(layers.reset(stack, full))
+        # A row has no more tokens than this; buffers would otherwise be as long as what all segments took together.
+        stack = layers.shorten(layers.reset(stack, full), self.num_memory_tokens + self.segment_len)
         return RecurrentMemoryState(memory, stack, self.segment_len - 1, length.masked_fill(full, 0)), full
 
     def closed(
@@ -211,12 +212,6 @@ class RecurrentMemoryWrapper(Configurable):
             length = length + n
         return y[:, -n:], RecurrentMemoryState(memory, stack, min(bound + n, self.segment_len), length)
 
-    def tightened(self, stack: StackState) -> StackState:
-        """The state of the stack with a bound that does not grow with the text: buffers are as long as it says."""
-        own = self.net.attn_layers.memory_tokens
-        most = (0 if own is None else len(own)) + self.num_memory_tokens + self.segment_len
-        return stack if stack.bound <= 2 * most else stack._replace(bound=most, lease=None)
-
     def beside(self, rows: Bool[Tensor, " b"]) -> Bool[Tensor, "b t"]:
         """The mask of memory tokens that are there for the named rows."""
         return rows[:, None].expand(-1, self.num_memory_tokens)
@@ -248,8 +243,8 @@ def check_net(net: Any) -> None:
         raise ValueError("memory tokens and a context exclude each other: segments after the first would not have it")
     if net.embedding.embed_num_tokens:
         raise ValueError("memory tokens and embed_num_tokens exclude each other: a call has ids of tokens only")
-    if getattr(net, "max_mem_len", None):
+    if net.max_mem_len is not None:
         raise ValueError(
-            f"num_memory_tokens and max_mem_len={getattr(net, 'max_mem_len', None)} exclude each other: only memory "
+            f"num_memory_tokens and max_mem_len={net.max_mem_len} exclude each other: only memory "
             "tokens cross to the next segment"
         )
