@@ -164,7 +164,8 @@ class SegmentWrapper(AutoregressiveWrapper):
     detach_every: gradients flow through that many segments; None: a call cuts none.
     memory_dropout: chance, while training, that all rows start anew before a segment.
     grad_checkpoint: what is computed inside a segment is computed again for its gradients instead of being kept.
-    `generate`, `stream` and `beam_search` are those of AutoregressiveWrapper.
+    `generate`, `stream` and `beam_search` are those of AutoregressiveWrapper, which cuts no memory down
+    (XLAutoregressiveWrapper does).
     """
 
     def __init__(
