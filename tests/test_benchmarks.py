@@ -55,3 +55,14 @@ def test_recall(script, tmp_path):
         "FLASHTransformer",
         "flash_pytorch",
     }
+
+
+def test_recurrent(script, capsys, tmp_path):
+    pytest.importorskip("block_recurrent_transformer_pytorch")
+    sizes = ["--n", "48", "--dim", "64", "--depth", "2", "--block_width", "8", "--prompt", "9", "--tokens", "3"]
+    rows = script("recurrent").main([*sizes, "--peer_tokens", "2", "--rounds", "1"])
+    assert [row["model"] for row in rows] == ["xflash", "peer", "peer, fused attention"]
+    assert rows[0]["times_as_long"] == rows[0]["token_times"] == 1
+    assert all(row["step_ms"] > 0 and row["token_ms"] > 0 for row in rows)
+    assert "how many times as long" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/benchmarks/recurrent.json").read_text())["rows"] == rows

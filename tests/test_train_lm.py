@@ -98,11 +98,21 @@ def test_a_stopped_run_resumes_to_the_same_losses(signum, run, train_lm, monkeyp
             run(*STEPS, name="parts")
     assert stopped.value.code == 128 + signum
     assert "saved at step 5; go on with --resume --name parts" in capsys.readouterr().err
-    assert signal.getsignal(signum) is not train_lm.Stop.note
+    assert signal.getsignal(signum) is not importlib.import_module("runs").Stop.note
     parts = run("--resume", "--device", "cpu", name="parts", text=None)
     assert losses(parts) == losses(whole)
     for name, tensor in saved(whole)["model"].items():
         assert torch.equal(tensor, saved(parts)["model"][name]), name
+
+
+def test_a_run_of_another_script_is_not_gone_on_with(run, train_lm):
+    folder = run(*STEPS)
+    content = saved(folder)
+    torch.save({**content, "script": "train_long"}, folder / "checkpoint.pt")
+    with pytest.raises(SystemExit, match=r"one is a run of train_long.py, not of train_lm.py"):
+        run("--resume")
+    with pytest.raises(SystemExit, match=r"nothing to resume: no run of train_lm.py in runs has a checkpoint"):
+        train_lm.main(["--resume"])
 
 
 def test_what_was_logged_after_the_checkpoint_is_done_again(run, train_lm, monkeypatch):
@@ -241,7 +251,7 @@ def test_every_byte_but_the_first_is_validated_once(run, train_lm):
     for n in (2, 5, 6, 7, 11, 23):
         made.clear()
         ids = torch.arange(n, dtype=torch.uint8)
-        stub = train_lm.Run(options, {}, "", wrapper, None)
+        stub = train_lm.Run("train_lm", options, {}, "", wrapper, None)
         assert train_lm.bits_per_byte(stub, ids) == pytest.approx(8.0)
         assert torch.cat([x.flatten() for x in made]).tolist() == list(range(n - 1))
 

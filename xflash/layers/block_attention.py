@@ -191,10 +191,10 @@ class BlockAttention(Block):
         layout, w = cast("Padded | Scattered", folded.layout), self.config.block_width
         queries = layout.put(q)
         k, v, extra, filled = self.slots(folded, older)
-        mask = window_mask(w, extra, self.config.reach == "sliding", q.device) & filled[:, :, None]
+        where = torch.arange(w, device=q.device)[None]
+        mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled[:, :, None]
         mask = mask.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
-        where = torch.arange(w, device=q.device)[None] + (extra + w)
-        y = self.read(*(t.flatten(0, 1) for t in (queries, k, v)), mask, where, ctx)
+        y = self.read(*(t.flatten(0, 1) for t in (queries, k, v)), mask, where + (extra + w), ctx)
         return layout.take(y.view(*queries.shape[:2], w, y.shape[-1]))
 
     def alone(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
@@ -203,7 +203,7 @@ class BlockAttention(Block):
         k, v, extra, filled = self.slots(folded, older)
         first: Any = ctx.past % w if ctx.uniform else ctx.filled().expand(q.shape[0])[:, None] % w
         where = torch.arange(n, device=q.device)[None] + first
-        mask = window_mask(w, extra, self.config.reach == "sliding", q.device)[where] & filled
+        mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled
         k, v = k[:, 0], v[:, 0]
         if isinstance(first, int):
             # Slots that no row has filled need not be looked at.
@@ -230,7 +230,9 @@ class BlockAttention(Block):
             q, k = self.cosine(q, k)
         slots = torch.arange(k.shape[2], device=k.device)[None]
         if ctx.relative is not None:
-            q, k = ctx.relative.turn(q, where), ctx.relative.turn(k, slots, inverse=True)
+            # Layers with blocks of the same width have the same window.
+            view = (self.config.block_width, self.compressor and (self.compressor.factor, self.compressor.blocks))
+            q, k = ctx.relative.turn(q, where, ctx, view), ctx.relative.turn(k, slots, ctx, view, inverse=True)
         bias = self.bias(where, slots, ctx, q.dtype)
         dropout = self.config.dropout if self.training else 0.0
         y = shared_attention(q, k, v, mask[:, None], bias, scale=self.scale, dropout=dropout, fused=self.config.flash)

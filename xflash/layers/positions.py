@@ -231,11 +231,12 @@ class Relative:
         return t
 
     def turn(
-        self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], inverse: bool = False
+        self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], ctx: Ctx, view: Any, inverse: bool = False
     ) -> Float[Tensor, "b h n k"]:
-        """Queries (or keys, `inverse`) turned to positions of the block's own, such as those in a window."""
-        for rotary in self.rotaries:
-            t = rotary.turn(t, rotary.table(where, t.shape[-1], t.dtype), inverse)
+        """Queries (or keys, `inverse`) turned to places in a window, the same in all layers of the same `view`."""
+        for i, rotary in enumerate(self.rotaries):
+            make = partial(rotary.table, where, t.shape[-1], t.dtype)
+            t = rotary.turn(t, ctx.once(("window", i, t.shape[-1], t.dtype, view, inverse), make), inverse)
         return t
 
     def by_distance(self, distance: Int[Tensor, " l"], heads: int, dtype: torch.dtype) -> Float[Tensor, "h l"] | None:

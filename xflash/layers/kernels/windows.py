@@ -121,12 +121,12 @@ def within(
     return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
 
 
-def window_mask(w: int, older: int, sliding: bool, device: torch.device) -> Bool[Tensor, "w _"]:
-    """Which of `older` + 2w slots the i-th token of a block may see: up to its own, from w - 1 before it if `sliding`.
+def window_mask(where: Int[Tensor, "*_ r"], w: int, older: int, sliding: bool) -> Bool[Tensor, "*_ r _"]:
+    """Which of `older` + 2w slots the token at `where` of its block may see: up to its own, `sliding` w of them.
 
     Older slots are left to their own validity. Not sliding, a token sees the whole block before its own.
     """
-    query, key = torch.arange(w, device=device)[:, None], torch.arange(2 * w, device=device)
+    query, key = where[..., None], torch.arange(2 * w, device=where.device)
     mask = key <= query + w
     if sliding:
         mask = mask & (key > query)
