@@ -18,8 +18,11 @@ from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTraine
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
+from .wrappers.recurrent_memory import RecurrentMemoryWrapper
+from .wrappers.segments import SegmentWrapper
 from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
+from .wrappers.xl_autoregressive import XLAutoregressiveWrapper
 from .wrappers.xtransformer import XTransformer
 
 __all__ = [
@@ -44,10 +47,13 @@ __all__ = [
     "NonAutoregressiveWrapper",
     "PrefixDecoder",
     "Recurrent",
+    "RecurrentMemoryWrapper",
     "RecurrentTrainerWrapper",
+    "SegmentWrapper",
     "Site",
     "TransformerWrapper",
     "ViTransformerWrapper",
+    "XLAutoregressiveWrapper",
     "XTransformer",
     "activations",
     "blocks",

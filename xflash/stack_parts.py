@@ -16,7 +16,7 @@ from .shapes import Bool, Tensor
 from .stack_flags import Resolved
 from .state import AttentionMap, StackState, tensors, tree_map
 
-__all__ = ["cuts", "make_branch", "publishing", "renewed", "unpacked"]
+__all__ = ["borders", "cuts", "make_branch", "publishing", "renewed", "unpacked"]
 
 
 def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
@@ -47,8 +47,13 @@ def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
     if state is not None and state.length is not None:
         # Rows at different places in their blocks have different borders: the one place that has to look at data.
         fills = state.length.tolist()
-    borders = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
-    return list(itertools.pairwise(sorted(borders)))
+    return borders(n, w, fills)
+
+
+def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
+    """The pieces of n new tokens between the places where a row that has `fills` tokens completes w of them."""
+    places = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
+    return list(itertools.pairwise(sorted(places)))
 
 
 def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:

@@ -1,6 +1,6 @@
 """`BlockRecurrentTransformer` and its trainer, with the calls of block-recurrent-transformer-pytorch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +17,7 @@ from ..stack_flags import check_known
 from ..state import BranchState, StackState
 from .autoregressive import AutoregressiveWrapper
 from .decoding import token_ids
+from .segments import as_text, detached, drawn, segments_loss
 from .transformer import ModelState, TransformerWrapper
 
 __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
@@ -274,34 +275,27 @@ class RecurrentTrainerWrapper(nn.Module):
         self, x: Int[Tensor, "b n"], return_memories_and_states: bool = False
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Memories, list[Tensor]]:
         """The mean loss over all tokens but the first that are not the model's ignore_index, of any number of them."""
-        ids = token_ids("x", x)
-        if ids.dim() != 2 or ids.shape[1] < 2:
-            raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
-        memories: Any = None
-        states: Any = None
-        counted = ids[:, 1:] != self.transformer.ignore_index
-        total = self.transformer.embedding.token_emb.weight.new_zeros(())
-        for number, (start, end) in enumerate(self.segments(ids.shape[1] - 1)):
-            if number and self.detach_every is not None and number % self.detach_every == 0:
-                memories, states = Memories(memories.state.detach()), [t.detach() for t in states]
-            if self.training:
-                memories = None if self.drops(self.xl_memories_dropout) else memories
-                states = None if self.drops(self.state_dropout) else states
-            loss, memories, states = self.transformer(
-                ids[:, start : end + 1], xl_memories=memories, states=states, return_loss=True
-            )
-            total = total + loss * counted[:, start:end].sum()
-        mean = total / counted.sum().clamp(min=1)
-        return (mean, memories, states) if return_memories_and_states else mean
+        model = self.transformer
+        text = as_text(x, model.segment, ignore_index=model.ignore_index)
+        loss, state = segments_loss(
+            model.step,
+            text,
+            model.segment,
+            enter=lambda state, number: self.entering(detached(state, number, self.detach_every), text.inputs),
+            ignore_index=model.ignore_index,
+        )
+        return (loss, Memories(state), model.vectors(state)) if return_memories_and_states else loss
 
-    def segments(self, n: int) -> Iterator[tuple[int, int]]:
-        """Where segments of n tokens begin and end."""
-        width = self.transformer.segment
-        return ((start, min(start + width, n)) for start in range(0, n, width))
-
-    def drops(self, chance: float) -> bool:
-        """Whether to forget this time; drawn from torch's generator."""
-        return chance > 0 and bool(torch.rand(()) < chance)
+    def entering(self, state: ModelState | None, ids: Int[Tensor, "b n"]) -> ModelState | None:
+        """What a segment starts from: the state before it, while training at times without its memories or vectors."""
+        if not self.training:
+            return state
+        memories, states = not drawn(self.xl_memories_dropout), not drawn(self.state_dropout)
+        if state is None or (memories and states):
+            return state
+        return self.transformer.joined(
+            Memories(state) if memories else None, self.transformer.vectors(state) if states else None, ids
+        )
 
     def generate(self, prime: Tensor, length: int, **options: Any) -> Int[Tensor, "b n"]:
         """The tokens behind `prime` until there are `length` with it, at constant cost a token."""

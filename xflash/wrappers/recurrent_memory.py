@@ -1,0 +1,250 @@
+"""`RecurrentMemoryWrapper`: a causal model that reads segment by segment, learned memory tokens between them."""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from ..checks import as_rows, check_count
+from ..configurable import Configurable
+from ..door import Plan, plan_rows, unpack
+from ..layers.norms import RMSNorm
+from ..shapes import Bool, Float, Int, Tensor
+from ..stack_parts import borders
+from ..state import StackState, tree_map
+from .transformer import TransformerWrapper
+
+__all__ = ["RecurrentMemoryState", "RecurrentMemoryWrapper"]
+
+
+class RecurrentMemoryState(NamedTuple):
+    """The memory that the open segment was begun with, what the stack has read of it, and how many tokens that was.
+
+    `bound` is an upper bound of them, `length` each row's own number (b,) where rows differ.
+    """
+
+    memory: Float[Tensor, "b t d"]
+    stack: StackState | None
+    bound: int
+    length: Int[Tensor, " b"] | None
+
+    def map(self, fn) -> "RecurrentMemoryState":
+        """A state of its own with `fn` applied to every tensor."""
+        stack = None if self.stack is None else self.stack.map(fn)
+        return RecurrentMemoryState(fn(self.memory), stack, self.bound, tree_map(fn, self.length))
+
+    def __deepcopy__(self, memo: dict) -> "RecurrentMemoryState":
+        return self.map(torch.clone)
+
+    def reorder(self, index: Int[Tensor, " b2"]) -> "RecurrentMemoryState":
+        """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        return self.map(lambda t: t.index_select(0, index))
+
+    def detach(self) -> "RecurrentMemoryState":
+        """The same values, cut from the graph that made them."""
+        return tree_map(Tensor.detach, self)
+
+    def to(self, *args, **kwargs) -> "RecurrentMemoryState":
+        """Moved or cast like a tensor; integer tensors keep their dtype."""
+
+        def move(t: Tensor) -> Tensor:
+            moved = t.to(*args, **kwargs)
+            return moved if t.is_floating_point() else moved.to(t.dtype)
+
+        return self.map(move)
+
+
+class RecurrentMemoryWrapper(Configurable):
+    """A causal model that knows of earlier segments what its memory tokens hold (https://arxiv.org/abs/2207.06881).
+
+    Each segment of `segment_len` tokens is read as [memory, tokens, memory]: the tokens see the memory in front, the
+    memory behind sees all of the segment, and what the stack makes of it is the memory of the next segment. Nothing
+    else crosses. A segment is closed when it is full and not before, row by row, so that `step` gives the same wherever
+    a text is cut, and memory and time a token do not grow with the text.
+
+    Absolute positions of `net` count a segment's tokens, from 0 in each; in the stack the memory in front takes the
+    first slots, which moves all tokens alike. Gradients flow through all segments until the state is detached
+    (`SegmentWrapper(..., detach_every=)`). Raises ValueError for a net that has no step, attends to a context, adds
+    embeddings of other ids, has Transformer-XL's memory, or fewer positions than a segment has tokens.
+    """
+
+    causal, pooled, length_limit, max_seq_len = True, None, None, None
+
+    def __init__(self, net: TransformerWrapper, num_memory_tokens: int, segment_len: int):
+        super().__init__()
+        check_net(net)
+        check_count("num_memory_tokens", num_memory_tokens)
+        check_count("segment_len", segment_len)
+        if net.length_limit is not None and net.length_limit < segment_len:
+            raise ValueError(
+                f"segment_len={segment_len} is more than max_seq_len={net.length_limit}, the number of learned "
+                "positions"
+            )
+        self.net, self.num_memory_tokens, self.segment_len = net, num_memory_tokens, segment_len
+        self.num_tokens, self.dim = net.num_tokens, net.dim
+        # A stack need not end in a norm, and what goes round without one would grow from segment to segment.
+        self.norm = RMSNorm(RMSNorm.Config(), net.dim)
+        self.memory, self.read_embed, self.write_embed = (
+            nn.Parameter(torch.empty(num_memory_tokens, net.dim).normal_(std=std)) for std in (1.0, 0.02, 0.02)
+        )
+
+    def extra_repr(self) -> str:
+        return f"num_memory_tokens={self.num_memory_tokens}, segment_len={self.segment_len}"
+
+    def forward(self, x: Int[Tensor, "b n"], mask: Tensor | None = None) -> Float[Tensor, "b n v"]:
+        """Logits of whole texts of any length; mask (b, n): True = real token."""
+        return self.step(x, None, mask)[0]
+
+    def step(
+        self,
+        x: Int[Tensor, "b n"],
+        state: RecurrentMemoryState | None = None,
+        mask: Tensor | None = None,
+        *,
+        reset: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "b n v"], RecurrentMemoryState]:
+        """Logits of any number of new tokens behind what `state` has seen, and the state with them.
+
+        `mask` covers the new tokens only; rows may differ in length. `reset` (b,) names rows that start anew.
+        """
+        mask = self.net.embedding.check_ids(x, mask)
+        reset = None if reset is None else as_rows("reset", reset, x.shape[0])
+        if state is None:
+            state = RecurrentMemoryState(self.memory.expand(x.shape[0], -1, -1), None, 0, None)
+        else:
+            self.check_state(state, x.shape[0])
+            if reset is not None:
+                state = self.reset(state, reset)
+        plan = None if mask is None else plan_rows(mask)
+        y, state = self.read(x if plan is None else x.gather(1, plan.order), state, plan)
+        return self.net.logits(y if plan is None else unpack(y, plan)), state
+
+    def check_state(self, state: Any, batch: int) -> None:
+        """TypeError or ValueError for what is no state of this model, or is of another batch size."""
+        if not isinstance(state, RecurrentMemoryState):
+            raise TypeError(f"state must be what step() gave, a RecurrentMemoryState, not {type(state).__name__}")
+        self.net.attn_layers.check_state(cast(StackState, state.stack), batch)
+        if state.memory.shape[1] != self.num_memory_tokens:
+            raise ValueError(
+                f"the state has {state.memory.shape[1]} memory tokens, but the model has {self.num_memory_tokens}"
+            )
+
+    def reset(self, state: RecurrentMemoryState, rows: Tensor) -> RecurrentMemoryState:
+        """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
+        rows = as_rows("reset", rows, state.memory.shape[0])
+        memory = torch.where(rows[:, None, None], self.memory.to(state.memory.dtype), state.memory)
+        stack = self.net.attn_layers.reset(cast(StackState, state.stack), rows)
+        _, stack = self.net.attn_layers.step(self.to_read(memory), stack, self.beside(rows))
+        return RecurrentMemoryState(memory, stack, state.bound, lengths(state).masked_fill(rows, 0))
+
+    def read(
+        self, ids: Int[Tensor, "b n"], state: RecurrentMemoryState, plan: Plan | None
+    ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
+        """Packed tokens, cut where the segment of a row is full."""
+        outputs = []
+        fills: int | list[int] = state.bound
+        if state.length is not None and state.bound + ids.shape[1] > self.segment_len:
+            # Only where a segment may become full does one have to look at the data.
+            fills = state.length.tolist()
+            state = state._replace(bound=max(fills))
+        for start, end in borders(ids.shape[1], self.segment_len, [fills] if isinstance(fills, int) else fills):
+            new = None if plan is None else (plan.new - start).clamp(0, end - start)
+            state, opened = self.turn(state)
+            if new is None and state.length is None and end < ids.shape[1]:
+                y, state = self.closed(ids[:, start:end], state)
+            else:
+                y, state = self.piece(ids[:, start:end], new, state, opened)
+            outputs.append(y)
+        return torch.cat(outputs, 1), state
+
+    def turn(self, state: RecurrentMemoryState) -> tuple[RecurrentMemoryState, Bool[Tensor, " b"] | bool]:
+        """The state with the full segments closed, and the rows that are to read a new memory first (True: all)."""
+        memory, stack, bound, length = state
+        if stack is None or bound < self.segment_len:
+            return state, stack is None
+        layers = self.net.attn_layers
+        if length is None:
+            memory, _ = layers.step(self.to_write(memory), stack)
+            return RecurrentMemoryState(memory, None, 0, None), True
+        full = length == self.segment_len
+        written, stack = layers.step(self.to_write(memory), stack, self.beside(full))
+        memory = torch.where(full[:, None, None], written, memory)
+        # A row has no more tokens than this; buffers would otherwise be as long as what all segments took together.
+        stack = layers.shorten(layers.reset(stack, full), self.num_memory_tokens + self.segment_len)
+        return RecurrentMemoryState(memory, stack, self.segment_len - 1, length.masked_fill(full, 0)), full
+
+    def closed(
+        self, ids: Int[Tensor, "b n"], state: RecurrentMemoryState
+    ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
+        """Tokens that fill the segment of all rows, closed in the same pass: what `piece` and then `turn` do in two."""
+        memory, stack, bound, _ = state
+        x = self.net.embedding(ids, past=bound)[0]
+        n, t = x.shape[1], self.num_memory_tokens
+        x = torch.cat((x, self.to_write(memory).to(x.dtype)), 1)
+        if stack is None:
+            y = self.net.attn_layers(torch.cat((self.to_read(memory).to(x.dtype), x), 1))[:, t:]
+        else:
+            y = self.net.attn_layers.step(x, stack)[0]
+        return y[:, :n], RecurrentMemoryState(y[:, n:].clone(), None, 0, None)
+
+    def piece(
+        self,
+        ids: Int[Tensor, "b n"],
+        new: Int[Tensor, " b"] | None,
+        state: RecurrentMemoryState,
+        opened: Bool[Tensor, " b"] | bool,
+    ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
+        """Tokens within each row's segment, behind the memory of the rows that have just opened theirs."""
+        memory, stack, bound, length = state
+        real = None if new is None else torch.arange(ids.shape[1], device=ids.device) < new[:, None]
+        x, _ = self.net.embedding(ids, real, past=bound, length=length)
+        n = x.shape[1]
+        if opened is not False:
+            x = torch.cat((self.to_read(memory).to(x.dtype), x), 1)
+            rows = real.new_ones(len(ids)) if opened is True and real is not None else opened
+            if not isinstance(rows, bool):
+                real = ids.new_ones(ids.shape, dtype=torch.bool) if real is None else real
+                real = torch.cat((self.beside(rows), real), 1)
+        y, stack = self.net.attn_layers.step(x, stack, real)
+        if new is not None:
+            length = lengths(state) + new
+        elif length is not None:
+            length = length + n
+        return y[:, -n:], RecurrentMemoryState(memory, stack, min(bound + n, self.segment_len), length)
+
+    def beside(self, rows: Bool[Tensor, " b"]) -> Bool[Tensor, "b t"]:
+        """The mask of memory tokens that are there for the named rows."""
+        return rows[:, None].expand(-1, self.num_memory_tokens)
+
+    def to_read(self, memory: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """What stands in front of a segment."""
+        return self.norm(memory) + self.read_embed
+
+    def to_write(self, memory: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """What stands behind a segment."""
+        return self.norm(memory) + self.write_embed
+
+
+def lengths(state: RecurrentMemoryState) -> Int[Tensor, " b"]:
+    """Each row's tokens in its open segment."""
+    if state.length is not None:
+        return state.length
+    return torch.full(state.memory.shape[:1], state.bound, dtype=torch.long, device=state.memory.device)
+
+
+def check_net(net: Any) -> None:
+    """TypeError or ValueError for what cannot be read in segments with memory tokens around them."""
+    if not isinstance(net, TransformerWrapper):
+        raise TypeError(f"net must be a TransformerWrapper, not {type(net).__name__}")
+    if net.pooled is not None:
+        raise ValueError(f"a model with {net.pooled.kind}=True has one output a text: it cannot be read in segments")
+    net.attn_layers.check_steppable()
+    if any(block.context_width() is not None for block in net.attn_layers.blocks()):
+        raise ValueError("memory tokens and a context exclude each other: segments after the first would not have it")
+    if net.embedding.embed_num_tokens:
+        raise ValueError("memory tokens and embed_num_tokens exclude each other: a call has ids of tokens only")
+    if net.max_mem_len is not None:
+        raise ValueError(
+            f"num_memory_tokens and max_mem_len={net.max_mem_len} exclude each other: only memory "
+            "tokens cross to the next segment"
+        )

@@ -1,0 +1,234 @@
+"""`SegmentWrapper`: trains a causal model on texts longer than what it reads at a time, its state carried across."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..checks import check_count, check_share, check_switch, given
+from ..door import as_mask
+from ..losses import check_targets, next_token_loss, next_tokens
+from ..shapes import Bool, Float, Int, Tensor
+from .autoregressive import AutoregressiveWrapper
+from .decoding import token_ids
+
+__all__ = ["SegmentWrapper", "Text", "as_text", "detached", "drawn", "has_memory", "segments_loss"]
+
+
+class Text(NamedTuple):
+    """Tokens to read, the token each is to predict, which of them are real, and which rows start anew at a segment."""
+
+    inputs: Int[Tensor, "b n"]
+    targets: Int[Tensor, "b n"]
+    mask: Bool[Tensor, "b n"] | None = None
+    resets: tuple[Bool[Tensor, " b"] | None, ...] = ()
+
+
+def as_text(
+    x: Any,
+    segment_len: int,
+    mask: Tensor | None = None,
+    labels: Any = None,
+    reset: Any = None,
+    ignore_index: int = -100,
+    pad_value: int = 0,
+) -> Text:
+    """What a call gave as a Text: x without its last column, towards x without its first; TypeError or ValueError."""
+    ids = token_ids("x", x)
+    if ids.dim() != 2 or ids.shape[1] < 2:
+        raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
+    b, n = ids.shape
+    labels = ids if labels is None else token_ids("labels", labels)
+    if labels.shape != ids.shape:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, but x has {tuple(ids.shape)}")
+    inputs = ids[:, :-1].masked_fill(ids[:, :-1] == ignore_index, pad_value)
+    if mask is not None:
+        mask = as_mask(mask, (b, n))
+        inputs = inputs.masked_fill(~mask[:, :-1], 0)
+    count = -(-(n - 1) // segment_len)
+    starts = as_starts(reset, b, count)
+    documents, resets = None, ()
+    if starts is not None:
+        segment = (torch.arange(n, device=ids.device) // segment_len).clamp(max=count - 1)
+        documents = starts.long().cumsum(1)[:, segment]
+        # One look at the data a call spares the net a reset that names no row, which is not free.
+        wanted = starts.any(0).tolist()
+        resets = tuple(column if any_row else None for column, any_row in zip(starts.unbind(1), wanted, strict=True))
+    targets = next_tokens(labels, mask, documents, ignore_index)
+    return Text(inputs, targets, None if mask is None else mask[:, :-1], resets)
+
+
+def as_starts(reset: Any, b: int, count: int) -> Bool[Tensor, "b s"] | None:
+    """`reset` as one column of booleans a segment; TypeError or ValueError for what is none."""
+    if reset is None:
+        return None
+    if not isinstance(reset, torch.Tensor) or reset.is_floating_point():
+        raise TypeError(f"reset must be a boolean tensor, ({b},) or ({b}, {count}), not {given(reset)}")
+    if tuple(reset.shape) == (b,):
+        return torch.cat((reset[:, None], reset.new_zeros(b, count - 1)), 1).bool()
+    if tuple(reset.shape) != (b, count):
+        raise ValueError(
+            f"reset must be ({b},), or ({b}, {count}) with a column for each of the {count} segments, "
+            f"not {tuple(reset.shape)}"
+        )
+    return reset.bool()
+
+
+def spans(n: int, segment_len: int) -> Iterator[tuple[int, int]]:
+    """Where the segments of n tokens begin and end."""
+    return ((start, min(start + segment_len, n)) for start in range(0, n, segment_len))
+
+
+def segments_loss(
+    step: Callable[..., tuple[Tensor, Any]],
+    text: Text,
+    segment_len: int,
+    state: Any = None,
+    *,
+    enter: Callable[[Any, int], Any] = lambda state, number: state,
+    leave: Callable[[Any], Any] = lambda state: state,
+    forget: Callable[[], bool] = lambda: False,
+    ignore_index: int = -100,
+    checkpointed: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+) -> tuple[Float[Tensor, ""], Any]:
+    """The mean loss over all targets of a text that is read segment by segment, and the state behind it.
+
+    enter: the state a segment starts from, given the one before it and the segment's number in this call.  leave: what
+    is carried on of the state behind a segment.  forget: asked before each segment, whether all rows start anew.
+    checkpointed: nothing inside a segment is kept for its gradients, it is computed again.  kwargs: for the first step.
+    """
+    b, n = text.inputs.shape
+    total: Any = 0.0
+    for number, (start, end) in enumerate(spans(n, segment_len)):
+        state, here = enter(state, number), slice(start, end)
+        reset = text.resets[number] if text.resets else None
+        if forget():
+            reset = torch.ones(b, dtype=torch.bool, device=text.inputs.device)
+        beside: dict[str, Any] = {} if text.mask is None else {"mask": text.mask[:, here]}
+        if reset is not None and state is not None:
+            beside["reset"] = reset
+        beside |= (kwargs or {}) if number == 0 else {}
+        given_segment = (step, text.inputs[:, here], text.targets[:, here], state, beside, ignore_index)
+        if checkpointed and torch.is_grad_enabled():
+            loss, state = checkpoint(segment_loss, *given_segment, use_reentrant=False)
+        else:
+            loss, state = segment_loss(*given_segment)
+        total, state = total + loss, leave(state)
+    return total / (text.targets != ignore_index).sum().clamp(min=1), state
+
+
+def segment_loss(
+    step: Callable[..., tuple[Tensor, Any]],
+    inputs: Int[Tensor, "b n"],
+    targets: Int[Tensor, "b n"],
+    state: Any,
+    beside: Mapping[str, Any],
+    ignore_index: int,
+) -> tuple[Float[Tensor, ""], Any]:
+    """The summed loss of one segment, and the state behind it."""
+    logits, state = step(inputs, state, **beside)
+    # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
+    logits = logits[:, -inputs.shape[1] :]
+    check_targets(targets, ignore_index, logits.shape[-1])
+    return next_token_loss(logits, targets, ignore_index) * (targets != ignore_index).sum(), state
+
+
+def detached(state: Any, number: int, every: int | None) -> Any:
+    """The state that segment `number` of a call starts from: cut from its graph after each `every` segments."""
+    if state is None or every is None or not number or number % every:
+        return state
+    return state.detach()
+
+
+def drawn(chance: float) -> bool:
+    """Whether what has this chance happens now; drawn from torch's generator."""
+    return chance > 0 and bool(torch.rand(()) < chance)
+
+
+def has_memory(net: Any) -> bool:
+    """Whether a model has Transformer-XL's memory: a `max_mem_len` that its `remember` cuts a state down to."""
+    return bool(getattr(net, "max_mem_len", None))
+
+
+class SegmentWrapper(AutoregressiveWrapper):
+    """Trains a causal `net` on texts of any length in segments of `segment_len` tokens, each behind what came before.
+
+    `net` has `step(ids, state, mask=, reset=)`, as every causal model here has. The loss is that of the text read
+    whole, whatever `segment_len` is; what differs is how far gradients reach (truncated backpropagation through time)
+    and how much is held for them. Only a net with Transformer-XL's memory (`max_mem_len`, https://arxiv.org/abs/1901.02860)
+    knows less: at the end of each segment its state is cut to the last max_mem_len tokens and detached.
+
+    detach_every: gradients flow through that many segments; None: a call cuts none.
+    memory_dropout: chance, while training, that all rows start anew before a segment.
+    grad_checkpoint: what is computed inside a segment is computed again for its gradients instead of being kept.
+    `generate`, `stream` and `beam_search` are those of AutoregressiveWrapper, which cuts no memory down
+    (XLAutoregressiveWrapper does).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        segment_len: int,
+        *,
+        detach_every: int | None = None,
+        memory_dropout: float = 0.0,
+        grad_checkpoint: bool = False,
+        ignore_index: int = -100,
+        pad_value: int = 0,
+    ):
+        super().__init__(net, ignore_index=ignore_index, pad_value=pad_value)
+        if not hasattr(net, "step"):
+            raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): nothing is carried across segments")
+        check_count("segment_len", segment_len)
+        if detach_every is not None:
+            check_count("detach_every", detach_every)
+            if detach_every > 1 and has_memory(net):
+                raise ValueError(
+                    f"detach_every={detach_every} cannot be had with max_mem_len={getattr(net, 'max_mem_len', None)}: "
+                    "Transformer-XL's memory is detached after each segment"
+                )
+        check_share("memory_dropout", memory_dropout)
+        check_switch("grad_checkpoint", grad_checkpoint)
+        self.segment_len, self.detach_every = segment_len, detach_every
+        self.memory_dropout, self.grad_checkpoint = memory_dropout, grad_checkpoint
+
+    def extra_repr(self) -> str:
+        return f"segment_len={self.segment_len}, detach_every={self.detach_every}, {super().extra_repr()}"
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Int[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        *,
+        state: Any = None,
+        labels: Int[Tensor, "b n"] | None = None,
+        reset: Bool[Tensor, "b *s"] | None = None,
+        return_state: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The mean loss of predicting each next real token; with `return_state` the state behind all but x's last too.
+
+        The last token of a call is a target only: give it again as the first token of the call that goes on with the
+        state. A token is a target when it and the one before it are real (`mask`) and of one document, and its label
+        (`labels`, x itself unless given) is not `ignore_index`. `reset` names the rows that begin another document
+        with this call, (b,), or with each of its s segments, (b, s): their state is as new, neighbours go on. A
+        document that ends inside a segment is padded up to its end. kwargs: for the first `net.step` (`context=`).
+        """
+        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
+        net: Any = self.net
+        loss, state = segments_loss(
+            net.step,
+            text,
+            self.segment_len,
+            state,
+            enter=lambda before, number: detached(before, number, self.detach_every),
+            leave=net.remember if has_memory(net) else lambda after: after,
+            forget=lambda: self.training and drawn(self.memory_dropout),
+            ignore_index=self.ignore_index,
+            checkpointed=self.grad_checkpoint,
+            kwargs=kwargs,
+        )
+        return (loss, state) if return_state else loss

@@ -1,0 +1,171 @@
+"""`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+
+from ..checks import given
+from ..configurable import Configurable
+from ..shapes import Float, Int, Tensor
+from .autoregressive import AutoregressiveWrapper
+from .model_state import ModelState
+from .segments import as_text, has_memory, segments_loss
+from .transformer import TransformerWrapper
+
+__all__ = ["SegmentState", "SegmentedReader", "XLAutoregressiveWrapper"]
+
+
+class SegmentState(NamedTuple):
+    """The state of the net, and how many tokens the open segment has."""
+
+    inner: ModelState
+    filled: int
+
+    def reorder(self, index: Int[Tensor, " b2"]) -> "SegmentState":
+        """The rows that `index` names, in its order."""
+        return SegmentState(self.inner.reorder(index), self.filled)
+
+
+class SegmentedReader(nn.Module):
+    """`net` as it is trained in segments: its state is cut down to its memory whenever a segment is full.
+
+    A step reads any number of tokens behind what came before, or behind `mems` when nothing did.
+    """
+
+    causal, length_limit = True, None
+
+    def __init__(self, net: TransformerWrapper, segment_len: int, mems: ModelState | None = None):
+        super().__init__()
+        self.net, self.segment_len, self.mems = net, segment_len, mems
+        self.num_tokens = net.num_tokens
+
+    def forward(self, x: Int[Tensor, "b n"], mask: Tensor | None = None, **kwargs: Any) -> Float[Tensor, "b n v"]:
+        """The logits of whole texts."""
+        return self.step(x, None, mask, **kwargs)[0]
+
+    def step(
+        self, x: Int[Tensor, "b n"], state: SegmentState | None = None, mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Float[Tensor, "b n v"], SegmentState]:
+        """The logits of new tokens, and the state with them; `kwargs` are for the first step of the net."""
+        if mask is not None:
+            raise ValueError(
+                "prompts of different lengths have the ends of their segments at different places: generate from "
+                "those of one length at a time"
+            )
+        inner, filled = (self.mems, 0) if state is None else state
+        logits, at = [], 0
+        while at < x.shape[1]:
+            if filled == self.segment_len:
+                inner, filled = self.net.remember(cast(ModelState, inner)), 0
+            piece = x[:, at : at + self.segment_len - filled]
+            y, inner = self.net.step(piece, inner, **kwargs)
+            kwargs, at, filled = {}, at + piece.shape[1], filled + piece.shape[1]
+            logits.append(y)
+        return torch.cat(logits, 1), SegmentState(cast(ModelState, inner), filled)
+
+
+class XLAutoregressiveWrapper(Configurable):
+    """Trains and samples a Transformer-XL (https://arxiv.org/abs/1901.02860) in segments of its max_seq_len tokens.
+
+    Each segment reads the keys and values of the last max_mem_len tokens before it, through which no gradient flows.
+    Generation cuts the memory where training does, so that it sees what training saw and costs the same behind any
+    number of tokens. Raises ValueError for a net without max_mem_len or max_seq_len, or with learned positions, which
+    end where a second segment begins.
+    """
+
+    def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
+        super().__init__()
+        if not isinstance(net, TransformerWrapper):
+            raise TypeError(f"net must be a TransformerWrapper, not {type(net).__name__}")
+        if not has_memory(net):
+            raise ValueError(
+                f"{type(net).__name__} has no memory to carry across segments: build it with max_mem_len, or train it "
+                "in a SegmentWrapper"
+            )
+        if net.max_seq_len is None:
+            raise ValueError(f"{type(net).__name__} has no max_seq_len, which says how long a segment is")
+        if net.length_limit is not None:
+            raise ValueError(
+                f"learned absolute positions end at max_seq_len={net.length_limit}, where the second segment begins: "
+                "use relative ones such as rotary_pos_emb=True, or scaled_sinu_pos_emb=True"
+            )
+        self.net, self.segment_len = net, net.max_seq_len
+        self.ignore_index, self.pad_value = ignore_index, pad_value
+        AutoregressiveWrapper(net, ignore_index=ignore_index, pad_value=pad_value)  # for its checks
+
+    def extra_repr(self) -> str:
+        return f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+
+    def forward(
+        self,
+        x: Int[Tensor, "b n"],
+        mems: ModelState | None = None,
+        mask: Tensor | None = None,
+        *,
+        labels: Int[Tensor, "b n"] | None = None,
+        reset: Tensor | None = None,
+        return_mems: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The mean loss of predicting each next real token; with `return_mems` the memory behind all but x's last too.
+
+        The last token is a target only: the call that goes on with these `mems` begins with it. `mask`, `labels` and
+        `reset` are as in SegmentWrapper. kwargs: for the first `net.step`.
+        """
+        self.check_mems(mems, x)
+        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
+        net = self.net
+        loss, mems = segments_loss(
+            net.step, text, self.segment_len, mems, leave=net.remember, ignore_index=self.ignore_index, kwargs=kwargs
+        )
+        return (loss, mems) if return_mems else loss
+
+    def generate(
+        self,
+        start_tokens: Int[Tensor, "*b n"],
+        seq_len: int,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        filter_logits_fn: Any = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        mems: ModelState | None = None,
+        **options: Any,
+    ) -> Int[Tensor, "*b m"]:
+        """The tokens after `start_tokens`, all of one length, behind `mems`; `options` are AutoregressiveWrapper's."""
+        options |= {"eos_token": eos_token, "temperature": temperature}
+        options |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs}
+        return self.reader(start_tokens, mems).generate(start_tokens, seq_len, **options)
+
+    def stream(
+        self, start_tokens: Int[Tensor, "*b n"], seq_len: int, mems: ModelState | None = None, **options: Any
+    ) -> Iterator[Int[Tensor, "*b"]]:
+        """`generate` one token a row at a time."""
+        return self.reader(start_tokens, mems).stream(start_tokens, seq_len, **options)
+
+    def beam_search(
+        self,
+        start_tokens: Int[Tensor, "*b n"],
+        seq_len: int,
+        beams: int = 4,
+        mems: ModelState | None = None,
+        **options: Any,
+    ) -> Any:
+        """AutoregressiveWrapper's, with the memory cut where training cuts it."""
+        return self.reader(start_tokens, mems).beam_search(start_tokens, seq_len, beams, **options)
+
+    def reader(self, start_tokens: Any, mems: ModelState | None) -> AutoregressiveWrapper:
+        """What generates: the net behind `mems`, its state cut down at the end of each segment."""
+        self.check_mems(mems, start_tokens)
+        reader = SegmentedReader(self.net, self.segment_len, mems)
+        return AutoregressiveWrapper(reader, ignore_index=self.ignore_index, pad_value=self.pad_value)
+
+    def check_mems(self, mems: Any, x: Any) -> None:
+        """TypeError or ValueError for memories that are not this model's, or are of another batch size."""
+        if mems is None:
+            return
+        if not isinstance(mems, ModelState):
+            raise TypeError(f"mems must be what the model gave, a ModelState, not {given(mems)}")
+        if isinstance(x, torch.Tensor) and x.dim() > 0:
+            self.net.attn_layers.check_state(mems.stack, x[..., 0].numel())
