@@ -165,6 +165,31 @@ def test_a_model_of_own_parts_decodes(own):
     torch.testing.assert_close(padded[1, :5], model(ids[1:2, :5])[0])
 
 
+@pytest.mark.parametrize(
+    ("out", "error", "match"),
+    [
+        (lambda x: x, TypeError, r"Wrong.forward must give \(y, state\), a tensor and a state or None, not Tensor"),
+        (lambda x: (x, None, None), TypeError, r"must give \(y, state\), .* not \(torch.float32, NoneType, NoneType\)"),
+        (lambda x: (None, x), TypeError, r"Wrong.forward must give \(y, state\), .* not \(NoneType, torch.float32\)"),
+        (lambda x: (x[:, :1], None), ValueError, r"give y in the shape of x, \(2, 5, 26\), not \(2, 1, 26\)"),
+        (lambda x: (x[..., :1], None), ValueError, r"Wrong.forward .* \(2, 5, 26\), not \(2, 5, 1\)"),
+        (lambda x: (x[0], None), ValueError, r"Wrong.forward .* \(2, 5, 26\), not \(5, 26\)"),
+    ],
+    ids=["no state", "three", "no tensor", "one token", "one channel", "no batch"],
+)
+def test_a_block_gives_an_update_and_a_state(own, out, error, match):
+    """Two rows would be taken apart into a pair, and a smaller update be broadcast: wrong numbers without a word."""
+
+    class Wrong(Block):
+        def forward(self, x, ctx, state=None):
+            return out(x)
+
+    blocks.register("wrong")(Wrong)
+    for layers in ("wrong", "ff wrong attn"):
+        with pytest.raises(error, match=match):
+            build(Decoder, layers=layers, depth=1)(torch.randn(2, 5, DIM))
+
+
 def test_a_name_belongs_to_one_class(own):
     with pytest.raises(ValueError, match=r"the block 'ema' is already registered, by .*EMA"):
 

@@ -1,10 +1,11 @@
 """One branch of a stack: norm -> shift -> block -> norm -> residual."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..checks import given
 from ..shapes import Float, Tensor
 from ..state import BranchState, Ctx
 from .block import Block
@@ -42,7 +43,7 @@ class Branch(nn.Module):
         y = x if self.before is None else self.before(x)
         if self.shift is not None:
             y, last = self.shift(y, ctx, last)
-        y, inner = self.block(y, ctx, inner)
+        y, inner = update_of(self.block, self.block(y, ctx, inner), x)
         if self.after is not None:
             y = self.after(y)
         if self.dropout and self.training:
@@ -51,6 +52,23 @@ class Branch(nn.Module):
         if self.final is not None:
             x = self.final(x)
         return x, BranchState(last, inner) if ctx.keep_state else None
+
+
+def update_of(block: Block, out: Any, x: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n d"], Any]:
+    """What a block gave; TypeError or ValueError unless it is a pair of an update in the shape of x and a state.
+
+    A tensor of two rows would be taken apart into a pair, and one of another shape be broadcast by the residual.
+    """
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], torch.Tensor):
+        shown = f"({', '.join(given(part) for part in out)})" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(
+            f"{type(block).__name__}.forward must give (y, state), a tensor and a state or None, not {shown}"
+        )
+    if out[0].shape != x.shape:
+        raise ValueError(
+            f"{type(block).__name__}.forward must give y in the shape of x, {tuple(x.shape)}, not {tuple(out[0].shape)}"
+        )
+    return out
 
 
 def drop_rows(y: Float[Tensor, "b n d"], p: float) -> Float[Tensor, "b n d"]:
