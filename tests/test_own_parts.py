@@ -203,6 +203,50 @@ def test_a_name_belongs_to_one_class(own):
         norms.register("my norm")
 
 
+@pytest.mark.parametrize(
+    ("registry", "part", "match"),
+    [
+        (blocks, nn.Linear, "the block 'own' must be a subclass of xflash.layers.block.Block, not Linear"),
+        (blocks, TanhNorm, "the block 'own' must be a subclass of .*Block, not TanhNorm"),
+        (blocks, Block, "must be a subclass of .*Block, not Block"),
+        (blocks, F.gelu, "must be a subclass of .*Block, not <built-in"),
+        (norms, nn.LayerNorm, "the norm 'own' must be a subclass of xflash.layers.norms.Norm, not LayerNorm"),
+        (positions, nn.Embedding, "the position 'own' must be a subclass of xflash.layers.positions.Position, not Emb"),
+        (
+            residuals,
+            nn.Identity,
+            "the residual 'own' must be a subclass of xflash.layers.residuals.Residual, not Ident",
+        ),
+        (activations, nn.GELU, "the activation 'own' must be a function of a tensor, not GELU"),
+        (activations, "gelu", "the activation 'own' must be a function of a tensor, not 'gelu'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_such_part_is_not_registered(own, registry, part, match):
+    """It would break every stack of the process: the flags of all that is registered are known to each."""
+    with pytest.raises(TypeError, match=match):
+        registry.register("own")(part)
+    assert "own" not in registry
+    build(Decoder)
+
+
+def test_the_config_of_a_part_is_a_dataclass_that_can_be_read(own):
+    class Plain(EMA):
+        class Config:
+            decay = 0.9
+
+    class Unreadable(EMA):
+        @dataclass(frozen=True, kw_only=True)
+        class Config:
+            decay: "nowhere" = flag(0.9, "...")  # noqa: F821
+
+    with pytest.raises(TypeError, match="the block 'plain' needs a Config that is a dataclass"):
+        blocks.register("plain")(Plain)
+    with pytest.raises(TypeError, match="Config of the block 'unreadable' has a type that cannot be read: .*nowhere"):
+        blocks.register("unreadable")(Unreadable)
+    build(Decoder)
+
+
 def test_the_registries_are_left_as_they_were():
     assert "ema" not in blocks
     assert "log_bias" not in positions

@@ -1,6 +1,8 @@
 """Names for pluggable parts, and the nearest match when a name is misspelt."""
 
+import dataclasses
 import difflib
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -16,18 +18,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, Any]):
-    """A mapping from a name to a class (or function) that classes enter by decoration."""
+    """A mapping from a name to a class that classes enter by decoration (activations: to a function).
+
+    The module that defines the base of a registry's classes names it as `base`.
+    """
+
+    base: type | None = None
 
     def __init__(self, kind: str):
         self.kind = kind
         self._parts: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Class decorator; raises ValueError when the name is no identifier or belongs to another class."""
+        """Class decorator; raises ValueError when the name is no identifier or belongs to another class.
+
+        TypeError for a part that is no such class: its flags are among those of every stack.
+        """
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"a {self.kind} needs a name that is an identifier, not {name!r}")
 
         def enter(part: T) -> T:
+            self.check(name, part)
             present = self._parts.get(name)
             # A notebook cell that is run again defines the same class anew: that replaces, it does not clash.
             if present is not None and getattr(present, "__qualname__", "") != getattr(part, "__qualname__", ""):
@@ -36,6 +47,26 @@ class Registry(Mapping[str, Any]):
             return part
 
         return enter
+
+    def check(self, name: str, part: Any) -> None:
+        """TypeError unless `part` is a class of this kind with a Config that can be read, or a function without one."""
+        shown = part.__name__ if isinstance(part, type) else repr(part)
+        base = self.base
+        if base is None:
+            if isinstance(part, type) or not callable(part):
+                raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {shown}")
+            return
+        if not isinstance(part, type) or not issubclass(part, base) or part is base:
+            raise TypeError(
+                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {shown}"
+            )
+        config = part.Config  # ty: ignore[unresolved-attribute]
+        if not isinstance(config, type) or not dataclasses.is_dataclass(config):
+            raise TypeError(f"the {self.kind} {name!r} needs a Config that is a dataclass, its fields made by flag()")
+        try:
+            typing.get_type_hints(config)
+        except NameError as error:
+            raise TypeError(f"the Config of the {self.kind} {name!r} has a type that cannot be read: {error}") from None
 
     def __getitem__(self, name: str) -> Any:
         try:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..registry import blocks
 from ..shapes import Float, Int, Tensor
 from ..state import Ctx
 
@@ -120,3 +121,6 @@ class Block(nn.Module, ABC):
     def extra_repr(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in vars(self.config).items()) if self.config is not None else ""
         return shown
+
+
+blocks.base = Block

@@ -41,6 +41,9 @@ class Norm(nn.Module):
         return ", ".join([str(self.dim), *(f"{name}={value!r}" for name, value in vars(self.config).items())])
 
 
+norms.base = Norm
+
+
 @norms.register("layernorm")
 class LayerNorm(Norm):
     """Mean zero, variance one, a gain (and a bias) per channel (https://arxiv.org/abs/1607.06450)."""

@@ -58,6 +58,9 @@ class Position(nn.Module):
         return next(c for c in cls.__mro__ if issubclass(c, Position) and Position in c.__bases__)
 
 
+positions.base = Position
+
+
 class Bias(Position):
     """Base of the positions that add something to the scores by the distance between key and query."""
 

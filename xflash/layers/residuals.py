@@ -24,6 +24,9 @@ class Residual(nn.Module):
         self.config = config
 
 
+residuals.base = Residual
+
+
 @residuals.register("add")
 class Add(Residual):
     """x + f(x)."""
