@@ -123,6 +123,33 @@ def test_documents_never_mix(name, causal):
         laws.close(out, stack(piece), "documents")
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("name", [name for name, block in blocks.items() if "doc_ids" in block.honours])
+def test_a_number_that_comes_again_is_another_document(name, causal):
+    """Alike for every block, and for the loss: a document is a run of equal numbers among the real tokens."""
+    stack = laws.live(build(layers=name, causal=causal, shift_tokens=1))
+    x = laws.sample(stack, 11)
+    again = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0, 0, 5, 0]]).expand(3, -1)
+    runs = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 4]]).expand(3, -1)
+    laws.close(stack(x, doc_ids=again), stack(x, doc_ids=runs), "runs")
+    # A masked token does not exist, so that what stands on both sides of it is one run.
+    mask = torch.ones(3, 11, dtype=torch.bool)
+    mask[1, 3:7] = False
+    joined = runs.clone()
+    joined[1, 7:9] = 0
+    laws.close(stack(x, mask, doc_ids=again), stack(x, mask, doc_ids=joined), "runs of real tokens")
+    if causal:
+        net = laws.live(
+            xflash.TransformerWrapper(num_tokens=29, max_seq_len=13, attn_layers=build(layers=name, causal=True))
+        )
+        loss, ids = (
+            xflash.AutoregressiveWrapper(net),
+            torch.randint(29, (3, 11), generator=torch.Generator().manual_seed(0)),
+        )
+        laws.close(loss(ids, doc_ids=again), loss(ids, doc_ids=runs), "loss")
+        laws.close(loss(ids, mask, doc_ids=again), loss(ids, mask, doc_ids=joined), "loss of real tokens")
+
+
 def test_the_laws_can_fail(tmp_path):
     """A block that looks ahead, and one that counts padding, are caught."""
     stack = laws.live(build(layers="attn", causal=True))

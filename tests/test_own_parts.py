@@ -238,11 +238,11 @@ def test_the_config_of_a_part_is_a_dataclass_that_can_be_read(own):
     class Unreadable(EMA):
         @dataclass(frozen=True, kw_only=True)
         class Config:
-            decay: "nowhere" = flag(0.9, "...")  # noqa: F821
+            decay: "nowhere" = flag(0.9, "...")
 
     with pytest.raises(TypeError, match="the block 'plain' needs a Config that is a dataclass"):
         blocks.register("plain")(Plain)
-    with pytest.raises(TypeError, match="Config of the block 'unreadable' has a type that cannot be read: .*nowhere"):
+    with pytest.raises(TypeError, match=r"Config of the block 'unreadable' has a type that cannot be read: .*nowhere"):
         blocks.register("unreadable")(Unreadable)
     build(Decoder)
 

@@ -11,6 +11,7 @@ from .door import Plan, as_mask, pack_mask
 from .layers.positions import Rotary
 from .registry import blocks as registered
 from .shapes import Int, Tensor
+from .state import document_starts
 
 __all__ = ["SideInputs", "check_prefix"]
 
@@ -19,8 +20,8 @@ __all__ = ["SideInputs", "check_prefix"]
 class SideInputs:
     """The optional inputs of a call; `check` refuses what the stack cannot honour, `fields` gives them to the Ctx.
 
-    attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.  doc_ids: (b, n) integers, a contiguous run for each
-    of the documents packed into a row.  context: (b, c, its width), context_mask: (b, c), True = real token,
+    attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.  doc_ids: (b, n) integers, each run of equal ones a
+    document of its own.  context: (b, c, its width), context_mask: (b, c), True = real token,
     context_pos: (c,) or (b, c) integers, where its tokens stand (rotary positions then count for them too).
     prefix_attn_len: a number or (b,), how many of the row's first tokens see each other.
     """
@@ -152,6 +153,10 @@ class SideInputs:
         doc_ids, attn_mask = self.doc_ids, self.attn_mask
         if doc_ids is not None and plan is not None:
             doc_ids = doc_ids.gather(1, plan.order)
+        if doc_ids is not None:
+            # A number that comes again names another document: blocks that compare numbers and blocks that look for
+            # borders must see the same.
+            doc_ids = document_starts(doc_ids).cumsum(1)
         where = self.context_pos
         return {
             "doc_ids": doc_ids,

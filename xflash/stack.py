@@ -113,7 +113,7 @@ class AttentionLayers(Stepping, Configurable):
         """The whole stack on whole sequences.
 
         mask: (b, n), True = real token.  attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.
-        doc_ids: (b, n) integers, a contiguous run for each of the documents packed into a row.
+        doc_ids: (b, n) integers, each run of equal ones a document of its own.
         context: (b, c, width) what cross_attn and cross_gau attend to, context_mask (b, c), True = real token,
         context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
         prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).

@@ -152,7 +152,7 @@ class Ctx:
         return self.once("filled", lambda: torch.full((1,), self.past, device=self.positions.device))
 
     def doc_positions(self) -> Int[Tensor, "b n"]:
-        """Each token's position in its own document (`doc_ids` must be set; documents are contiguous)."""
+        """Each token's position in its own document (`doc_ids` must be set; each a run of equal ones)."""
         doc_ids = self.doc_ids
         if doc_ids is None:
             raise ValueError("this call has no doc_ids")

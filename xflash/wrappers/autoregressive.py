@@ -72,7 +72,7 @@ class AutoregressiveWrapper(Configurable):
 
         `net` is given the first n - 1 tokens. A token is a target when it and the token before it are real (`mask`,
         or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, and both
-        are of one document (`doc_ids`). Without any target the loss is 0. Everything else goes to `net`.
+        are of one document (a run of equal `doc_ids`). Without any target the loss is 0. Everything else goes to `net`.
         """
         x = token_ids("x", x)
         if x.ndim != 2 or x.shape[1] < 2:
