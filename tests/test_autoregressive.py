@@ -441,7 +441,11 @@ IDS = torch.zeros(B, N, dtype=torch.long)
         (lambda m: m(IDS, lens=[5, 4]), ValueError, r"lens has shape \(2,\), but there are 3 rows"),
         (lambda m: m(IDS, lens=5), TypeError, "lens must be a tensor or a list of 3 lengths, not 5 of type int"),
         (lambda m: m(IDS, lens=[5.0, 4.0, 3.0]), TypeError, "lens must hold integers, not torch.float32"),
-        (lambda m: AutoregressiveWrapper("net"), TypeError, "net must be a model such as Transf.*not 'net'"),
+        (
+            lambda m: AutoregressiveWrapper("net"),
+            TypeError,
+            "net must be a model from token ids .* such as Transf.*not 'net'",
+        ),
         (lambda m: AutoregressiveWrapper(m.net, pad_value=0.5), TypeError, "pad_value must be an integer, not 0.5"),
         (lambda m: AutoregressiveWrapper(m.net, ignore_index=None), TypeError, "ignore_index must be an integer"),
     ],

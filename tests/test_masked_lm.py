@@ -382,7 +382,11 @@ def test_the_names_of_x_transformers():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: masked_lm(3), TypeError, "net must be a model such as TransformerWrapper, not 3"),
+        (
+            lambda: masked_lm(3),
+            TypeError,
+            "net must be a model from token ids to logits such as TransformerWrapper, not 3",
+        ),
         (
             lambda: masked_lm(encoder(Decoder)),
             ValueError,
@@ -393,7 +397,7 @@ def test_the_names_of_x_transformers():
             ValueError,
             "TransformerWrapper pools its outputs (average_pool_embed=True): it tells no single tokens",
         ),
-        (lambda: masked_lm(torch.nn.Linear(2, 2)), TypeError, "num_tokens must be an integer, not None"),
+        (lambda: masked_lm(torch.nn.Embedding(2, 2)), TypeError, "num_tokens must be an integer, not None"),
         (lambda: masked_lm(mask_token_id=23), ValueError, "mask_token_id must be below num_tokens=23, not 23"),
         (lambda: masked_lm(mask_token_id=-1), ValueError, "mask_token_id must be at least 0, not -1"),
         (lambda: masked_lm(num_tokens=9), ValueError, "mask_token_id must be below num_tokens=9, not 22"),

@@ -293,8 +293,8 @@ def test_saved_is_built(tmp_path, net):
         ({"memory_dropout": 1}, ValueError, "memory_dropout must be at least 0 and below 1, not 1"),
         ({"grad_checkpoint": 1}, TypeError, "grad_checkpoint must be True or False, not 1"),
         ({"ignore_index": "a"}, TypeError, "ignore_index must be an integer, not 'a'"),
-        ({"net": nn.Linear(2, 3)}, TypeError, r"Linear has no step\(ids, state, mask=\): nothing is carried"),
-        ({"net": 7}, TypeError, "net must be a model such as TransformerWrapper, not 7"),
+        ({"net": nn.Embedding(2, 3)}, TypeError, r"Embedding has no step\(ids, state, mask=\): nothing is carried"),
+        ({"net": 7}, TypeError, "net must be a model from token ids to logits such as TransformerWrapper, not 7"),
         (
             {"segment_length": 7},
             TypeError,

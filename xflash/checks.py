@@ -9,6 +9,7 @@ from .shapes import Bool, Int, Tensor
 
 __all__ = [
     "as_doc_ids",
+    "as_order",
     "as_rows",
     "check_attn_mask",
     "check_binary",
@@ -77,6 +78,21 @@ def as_doc_ids(doc_ids: Any, shape: tuple[int, int]) -> Int[Tensor, "b n"]:
     if tuple(doc_ids.shape) != tuple(shape):
         raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(shape)}")
     return doc_ids
+
+
+def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
+    """`index` when it names rows, each below `rows` (looked at on the CPU only; None: nobody knows)."""
+    if not isinstance(index, torch.Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+        raise TypeError(f"index must be an integer tensor of rows such as torch.tensor([2, 0, 0]), not {given(index)}")
+    if index.dim() != 1:
+        raise ValueError(f"index must be of shape (rows,), one entry for each row wanted, not {tuple(index.shape)}")
+    if rows is None or index.device.type != "cpu" or torch.compiler.is_compiling() or not index.numel():
+        return index.long()
+    low, high = index.min().item(), index.max().item()
+    if low < 0 or high >= rows:
+        wrong = low if low < 0 else high
+        raise ValueError(f"index names row {wrong}, but the state has {rows} rows (0 to {rows - 1})")
+    return index.long()
 
 
 def check_binary(name: str, mask: Tensor) -> None:

@@ -23,8 +23,11 @@ CLASSES: dict[str, type["Configurable"]] = {}
 class Configurable(nn.Module):
     """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
 
-    Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules.
+    Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. `gives` says
+    what the module makes of what, where that is not logits of token ids: wrappers that train such a model refuse it.
     """
+
+    gives: ClassVar[str] = ""
 
     arguments: dict[str, Any]
     version: ClassVar[int] = 1

@@ -18,8 +18,8 @@ def next_tokens(
 ) -> Int[Tensor, "b n-1"]:
     """The target of every token but the last column: the label of the row's next real token.
 
-    `ignore_index` where a token is masked, no real one follows, or the next one belongs to another document, each run of
-    equal `doc_ids` among real tokens being one.
+    `ignore_index` where a token is masked, no real one follows, or the next one belongs to another document, which is a
+    run of equal `doc_ids` among real tokens.
     """
     n = labels.shape[1]
     if mask is None:

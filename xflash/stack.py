@@ -33,6 +33,8 @@ class AttentionLayers(Stepping, Configurable):
     a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
     """
 
+    gives = "embeddings of embeddings"
+
     fixed: ClassVar[Mapping[str, bool]] = {}
     takes_prefix: ClassVar[bool] = False
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .checks import as_order
 from .shapes import Bool, Float, Int, Tensor
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "StackState",
     "document_positions",
     "document_starts",
+    "row_count",
     "tensors",
     "tree_map",
 ]
@@ -36,6 +38,12 @@ def tensors(state: Any) -> list[Tensor]:
     found: list[Tensor] = []
     tree_map(lambda t: (found.append(t), t)[1], state)
     return found
+
+
+def row_count(state: Any) -> int | None:
+    """How many rows a state has; None when it holds no tensor that would say so."""
+    held = tensors(state)
+    return held[0].shape[0] if held else None
 
 
 class Lease:
@@ -74,6 +82,7 @@ class StackState(NamedTuple):
 
     def reorder(self, index: Int[Tensor, " b2"]) -> "StackState":
         """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        index = as_order(index, row_count(self))
         return self.map(lambda t: t.index_select(0, index))
 
     def detach(self) -> "StackState":

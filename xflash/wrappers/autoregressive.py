@@ -18,6 +18,7 @@ from .decoding import (
     begin,
     check_eos,
     check_every,
+    check_gives_logits,
     check_seq_len,
     evaluating,
     lengths_to_mask,
@@ -39,10 +40,11 @@ class AutoregressiveWrapper(Configurable):
     Raises TypeError when `net` is no module and ValueError when it is not causal.
     """
 
+    gives = "a loss of token ids"
+
     def __init__(self, net: nn.Module, *, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"net must be a model such as TransformerWrapper, not {describe(net)}")
+        check_gives_logits(net)
         pooled: Any = getattr(net, "pooled", None)
         if pooled is not None:
             raise ValueError(f"{type(net).__name__} pools its outputs ({pooled.kind}=True): it predicts no next token")
@@ -94,7 +96,7 @@ class AutoregressiveWrapper(Configurable):
         if doc_ids is not None:
             kwargs["doc_ids"] = doc_ids[:, :-1]
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-        logits = only_logits(self.net, self.net(inputs, **kwargs))[:, 1 - n :]
+        logits = only_logits(self.net, self.net(inputs, **kwargs), inputs)[:, 1 - n :]
         targets = next_tokens(labels, mask, doc_ids, self.ignore_index)
         check_targets(targets, self.ignore_index, logits.shape[-1])
         loss = next_token_loss(logits, targets, self.ignore_index)

@@ -254,6 +254,8 @@ class RecurrentTrainerWrapper(nn.Module):
     training.  detach_every: after how many segments gradients are cut (None: never).
     """
 
+    gives = "a loss of token ids"
+
     def __init__(
         self,
         transformer: BlockRecurrentTransformer,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..checks import given
 from ..door import as_mask
 from ..sampling import describe, integer
 from ..shapes import Bool, Float, Int, Tensor
@@ -19,6 +20,7 @@ __all__ = [
     "begin",
     "check_eos",
     "check_every",
+    "check_gives_logits",
     "check_seq_len",
     "evaluating",
     "lengths_to_mask",
@@ -146,7 +148,8 @@ class Recomputed(NamedTuple):
         """The logits after the last token, which is the last column of every row."""
         last = slice(None) if self.window is None else slice(-self.window, None)
         masked = {} if self.mask is None else {"mask": self.mask[:, last]}
-        return only_logits(net, net(self.ids[:, last], **masked, **self.kwargs))[:, -1]
+        ids = self.ids[:, last]
+        return only_logits(net, net(ids, **masked, **self.kwargs), ids)[:, -1]
 
     def append(self, tokens: Int[Tensor, " b"]) -> "Recomputed":
         """One more token a row."""
@@ -167,9 +170,32 @@ def shared(name: str, value: Any) -> bool:
     return name == "context_pos" and (value.dim() == 1 or value.shape[0] == 1)
 
 
-def only_logits(net: Any, out: Any) -> Float[Tensor, "b n v"]:
-    """What a model gave; TypeError where that is not logits alone."""
+def check_gives_logits(net: Any) -> None:
+    """TypeError or ValueError unless `net` may be a model from token ids to logits; a net of one's own may be any."""
+    wanted = "net must be a model from token ids to logits such as TransformerWrapper"
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"{wanted}, not {describe(net)}")
+    name, gives = type(net).__name__, getattr(net, "gives", "")
+    if isinstance(gives, str) and gives:
+        raise TypeError(f"{wanted}; {name} gives {gives}")
+    kind = type(net).__module__.removeprefix("torch.nn.modules.")
+    # Of torch's own layers, containers and tables of embeddings can be such a model.
+    if kind != type(net).__module__ and kind not in ("container", "sparse"):
+        raise TypeError(f"{wanted}, not a single layer, {name}")
+    if getattr(net, "return_only_embed", False) is True:
+        raise ValueError(f"{name} has return_only_embed=True: it gives embeddings, and a loss needs logits")
+
+
+def only_logits(net: Any, out: Any, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
+    """What a model gave for `ids`; TypeError or ValueError where that is not logits alone, one row of them a token."""
     if isinstance(out, torch.Tensor):
+        # Embeddings in front of the tokens have logits too.
+        if out.dim() != 3 or out.shape[0] != ids.shape[0] or out.shape[1] < ids.shape[1]:
+            b, n = ids.shape
+            raise ValueError(
+                f"{type(net).__name__} given ids ({b}, {n}) must give logits ({b}, {n}, num_tokens), "
+                f"not {tuple(out.shape)}"
+            )
         return out
     raise TypeError(
         f"{type(net).__name__} called with ids gives a {type(out).__name__}, not logits alone: use its own loss, and "
@@ -187,8 +213,7 @@ def begin(
     if not hasattr(net, "step"):
         raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): give cache_kv=False to go without one")
     masked = {} if prompts.mask is None else {"mask": prompts.mask}
-    logits, state = net.step(prompts.ids, None, **masked, **kwargs)
-    return logits[:, -1], state
+    return last_logits(net, net.step(prompts.ids, None, **masked, **kwargs), prompts.ids)
 
 
 def advance(net: Any, tokens: Int[Tensor, " b"], state: Any) -> tuple[Float[Tensor, "b v"], Any]:
@@ -196,8 +221,14 @@ def advance(net: Any, tokens: Int[Tensor, " b"], state: Any) -> tuple[Float[Tens
     if isinstance(state, Recomputed):
         state = state.append(tokens)
         return state.logits(net), state
-    logits, state = net.step(tokens[:, None], state)
-    return logits[:, -1], state
+    return last_logits(net, net.step(tokens[:, None], state), tokens[:, None])
+
+
+def last_logits(net: Any, out: Any, ids: Int[Tensor, "b n"]) -> tuple[Float[Tensor, "b v"], Any]:
+    """The logits of the last token, and the state, of what a step gave; TypeError where that is no such pair."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"{type(net).__name__}.step must give (logits, state), not {given(out)}")
+    return only_logits(net, out[0], ids)[:, -1], out[1]
 
 
 def check_eos(net: Any, eos_token: Any) -> int | None:

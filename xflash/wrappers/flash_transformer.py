@@ -118,6 +118,8 @@ class NoResidual(Residual):
 class WholeLayer(Configurable):
     """One layer with its norm and residual; x (b, n, d) and a mask (b, n) (True = real token) give (b, n, d)."""
 
+    gives = "embeddings of embeddings"
+
     stack: AttentionLayers
 
     @property

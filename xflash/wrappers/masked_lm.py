@@ -13,7 +13,7 @@ from ..losses import check_targets, next_token_loss
 from ..registry import nearest
 from ..sampling import describe, find_filter, integer, number, sample, wide
 from ..shapes import Bool, Float, Int, Tensor
-from .decoding import evaluating, token_ids
+from .decoding import check_gives_logits, evaluating, only_logits, token_ids
 
 __all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]
 
@@ -57,6 +57,8 @@ class MaskedLMWrapper(Configurable):
     `mask_ignore_token_ids` are never chosen, drawn or generated. TypeError or ValueError for a net that is no module,
     that pools or is causal, and for ids that are not among `num_tokens` (unless given, those of the net).
     """
+
+    gives = "a loss of token ids"
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class MaskedLMWrapper(Configurable):
         if mask is not None:
             kwargs["mask"] = mask
         # Embeddings in front of the tokens (prepend_embeds) have logits, but nothing hidden.
-        logits = self.net(self.corrupt(x, chosen, generator), **kwargs)[:, -x.shape[1] :]
+        logits = only_logits(self.net, self.net(self.corrupt(x, chosen, generator), **kwargs), x)[:, -x.shape[1] :]
         targets = x.masked_fill(~chosen, -100)
         check_targets(targets, -100, logits.shape[-1])
         loss = next_token_loss(logits, targets)
@@ -214,7 +216,7 @@ class MaskedLMWrapper(Configurable):
                 if x.device.type == "cpu" and not hidden.any():
                     break
                 warmth = temperature * (steps - step) / steps
-                logits = self.net(x, **kwargs)[:, -x.shape[1] :]
+                logits = only_logits(self.net, self.net(x, **kwargs), x)[:, -x.shape[1] :]
                 drawn, sure = self.draw(logits, keep, warmth, generator)
                 left = (share(torch.tensor(step / steps)) * start + SLACK).floor().long()
                 stay = reveal(sure, hidden, left)
@@ -248,8 +250,7 @@ class MaskedLMWrapper(Configurable):
 
 def check_net(net: Any) -> None:
     """TypeError or ValueError unless `net` can be trained on hidden tokens."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a model such as TransformerWrapper, not {describe(net)}")
+    check_gives_logits(net)
     name, pooled = type(net).__name__, getattr(net, "pooled", None)
     if pooled is not None:
         raise ValueError(f"{name} pools its outputs ({pooled.kind}=True): it tells no single tokens")

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..checks import as_order
 from ..shapes import Int, Tensor
-from ..state import StackState, tensors, tree_map
+from ..state import StackState, row_count, tree_map
 
 __all__ = ["ModelState"]
 
@@ -29,6 +30,7 @@ class ModelState(NamedTuple):
 
     def reorder(self, index: Int[Tensor, " b2"]) -> "ModelState":
         """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        index = as_order(index, row_count(self))
         return self.map(lambda t: t.index_select(0, index))
 
     def detach(self) -> "ModelState":
@@ -43,5 +45,5 @@ class ModelState(NamedTuple):
     @property
     def rows(self) -> int:
         """The number of rows the state has."""
-        held = tensors(self.stack)
-        return held[0].shape[0] if held else 1
+        count = row_count(self.stack)
+        return 1 if count is None else count

@@ -30,6 +30,8 @@ class NonAutoregressiveWrapper(Configurable):
     Rows of any length and padding are fine. Self-conditioning and critics don't exist here.
     """
 
+    gives = "losses of token ids"
+
     def __init__(
         self,
         net: nn.Module,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..checks import as_rows, check_count
+from ..checks import as_order, as_rows, check_count
 from ..configurable import Configurable
 from ..door import Plan, plan_rows, unpack
 from ..layers.norms import RMSNorm
@@ -38,6 +38,7 @@ class RecurrentMemoryState(NamedTuple):
 
     def reorder(self, index: Int[Tensor, " b2"]) -> "RecurrentMemoryState":
         """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        index = as_order(index, len(self.memory))
         return self.map(lambda t: t.index_select(0, index))
 
     def detach(self) -> "RecurrentMemoryState":
@@ -87,6 +88,11 @@ class RecurrentMemoryWrapper(Configurable):
         self.memory, self.read_embed, self.write_embed = (
             nn.Parameter(torch.empty(num_memory_tokens, net.dim).normal_(std=std)) for std in (1.0, 0.02, 0.02)
         )
+
+    @property
+    def return_only_embed(self) -> bool:
+        """Whether the net leaves the head out."""
+        return self.net.return_only_embed
 
     def extra_repr(self) -> str:
         return f"num_memory_tokens={self.num_memory_tokens}, segment_len={self.segment_len}"

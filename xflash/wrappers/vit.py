@@ -30,6 +30,8 @@ class ViTransformerWrapper(Configurable):
     behind the patches, the class token of `pool='cls'` in front of them; neither is among the embeddings.
     """
 
+    gives = "logits of images"
+
     def __init__(
         self,
         *,

@@ -75,6 +75,8 @@ class XLAutoregressiveWrapper(Configurable):
     end where a second segment begins.
     """
 
+    gives = "a loss of token ids"
+
     def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
         super().__init__()
         if not isinstance(net, TransformerWrapper):

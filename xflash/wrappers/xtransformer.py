@@ -42,6 +42,8 @@ class XTransformer(Configurable):
     knows, with the nearest one; errors of a side name it.
     """
 
+    gives = "a loss of a source and a target"
+
     def __init__(
         self,
         *,
