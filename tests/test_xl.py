@@ -57,7 +57,7 @@ def test_loss_and_generation_are_one_masked_call(layers):
     """Beyond the memory too: a token sees its segment and the tokens remembered before it, while training and after."""
     net = build(layers=layers, pos="rel_pos")
     ids, xl = tokens(N), XLAutoregressiveWrapper(net)
-    laws.close(xl(ids), AutoregressiveWrapper(net)(ids, attn_mask=remembered(N - 1)), "loss")
+    laws.close(xl(ids), AutoregressiveWrapper(net)(ids, attn_mask=remembered(N)), "loss")
     for n in (2, L, L + 2):
         prompt = tokens(n, seed=n)
         expected = greedy(net, prompt, 3 * L, mask=remembered)

@@ -166,6 +166,13 @@ def find_filter(choice: str | Callable[..., Tensor], settings: Mapping[str, Any]
     return functools.partial(fn, **settings)
 
 
+def filter_settings(settings: Any) -> dict[str, Any]:
+    """`filter_kwargs` as a dict; TypeError unless it maps names to values."""
+    if settings is not None and not isinstance(settings, Mapping):
+        raise TypeError(f"filter_kwargs must map names to values, such as {{'k': 5}}, not {describe(settings)}")
+    return dict(settings or {})
+
+
 def seen_tokens(ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None, v: int) -> Bool[Tensor, "b v"]:
     """Which of v tokens occur in each row; ids at masked places don't count."""
     # Column v takes what does not count: a plain scatter of the mask would let padding undo a real token of its id.
@@ -228,7 +235,7 @@ class Draw:
             raise ValueError(f"min_tokens={self.min_tokens} holds back the end token, but eos_token is not given")
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, not {describe(self.generator)}")
-        settings = dict(self.filter_kwargs or {})
+        settings = filter_settings(self.filter_kwargs)
         if self.filter_thres is not None:
             if "thres" in settings:
                 raise ValueError(f"filter_thres={self.filter_thres} and filter_kwargs={settings} both give thres")

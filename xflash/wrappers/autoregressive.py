@@ -28,6 +28,7 @@ from .decoding import (
     token_ids,
     window,
 )
+from .options import check_handed_on, check_tokens_only, without_last
 
 __all__ = ["AutoregressiveWrapper"]
 
@@ -74,7 +75,8 @@ class AutoregressiveWrapper(Configurable):
 
         `net` is given the first n - 1 tokens. A token is a target when it and the token before it are real (`mask`,
         or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, and both
-        are of one document (a run of equal `doc_ids`). Without any target the loss is 0. Everything else goes to `net`.
+        are of one document (a run of equal `doc_ids`). Without any target the loss is 0. Everything else goes to `net`,
+        `embed_ids` and `attn_mask`, which are of all n tokens, without the last.
         """
         x = token_ids("x", x)
         if x.ndim != 2 or x.shape[1] < 2:
@@ -91,6 +93,8 @@ class AutoregressiveWrapper(Configurable):
             rows = lengths_to_mask(row_lengths("lens", lens, x), n)
             mask = rows if mask is None else mask & rows
         inputs = x[:, :-1].masked_fill(x[:, :-1] == self.ignore_index, self.pad_value)
+        check_handed_on("the loss", kwargs, AutoregressiveWrapper.forward, self.net.forward)
+        kwargs = without_last(kwargs, x)
         if mask is not None:
             inputs, kwargs["mask"] = inputs.masked_fill(~mask[:, :-1], 0), mask[:, :-1]
         if doc_ids is not None:
@@ -133,6 +137,7 @@ class AutoregressiveWrapper(Configurable):
         restrict_to_max_seq_len: go on beyond the learned positions by reading only the last tokens, anew for each one.
         cache_kv: False reads everything anew for each token. kwargs: for the first `net.step` (`context=`, ...).
         """
+        self._check_sampling("generate", kwargs)
         draw = Draw(
             eos_token=check_eos(self.net, eos_token),
             temperature=temperature,
@@ -180,6 +185,7 @@ class AutoregressiveWrapper(Configurable):
 
         The model is in eval mode while a token is made and in its own mode in between.
         """
+        self._check_sampling("stream", kwargs)
         draw = Draw(
             eos_token=check_eos(self.net, eos_token),
             temperature=temperature,
@@ -205,6 +211,12 @@ class AutoregressiveWrapper(Configurable):
                     return
 
         return each()
+
+    def _check_sampling(self, how: str, kwargs: Mapping[str, Any]) -> None:
+        """TypeError for an option that neither `how` nor the net has, ValueError for a net that needs other ids too."""
+        check_tokens_only(self.net, f"{how} makes token ids only: there would be none of these for new tokens")
+        if hasattr(self.net, "step"):
+            check_handed_on(how, kwargs, getattr(AutoregressiveWrapper, how), self.net.step)
 
     def _draws(
         self, prompts: Prompts, seq_len: int, draw: Draw, kwargs: Mapping[str, Any], last: int | None, cache_kv: bool
@@ -248,6 +260,7 @@ class AutoregressiveWrapper(Configurable):
         is greedy. `return_beams_and_scores` gives all beams, best first, and their scores. The rest is as in
         `generate`.
         """
+        self._check_sampling("beam_search", kwargs)
         read = read_prompts(prompts, prompt_lens, mask)
         with evaluating(self):
             found, scores = beam_search(

@@ -11,7 +11,7 @@ from ..configurable import Configurable
 from ..door import as_mask
 from ..losses import check_targets, next_token_loss
 from ..registry import nearest
-from ..sampling import describe, find_filter, integer, number, sample, wide
+from ..sampling import describe, filter_settings, find_filter, integer, number, sample, wide
 from ..shapes import Bool, Float, Int, Tensor
 from .decoding import check_gives_logits, evaluating, only_logits, token_ids
 
@@ -200,7 +200,7 @@ class MaskedLMWrapper(Configurable):
         """
         steps, share = integer("steps", steps, 1), SCHEDULES[check_schedule("schedule", schedule)]
         temperature, generator = number("temperature", temperature, at_least=0), check_generator(generator)
-        keep = find_filter(filter_logits_fn, dict(filter_kwargs or {}))
+        keep = find_filter(filter_logits_fn, filter_settings(filter_kwargs))
         given = self.blank(batch_size, seq_len) if ids is None else token_ids("ids", ids)
         if ids is not None and (batch_size is not None or seq_len is not None):
             raise ValueError("ids already say how many rows and tokens there are: leave out batch_size and seq_len")

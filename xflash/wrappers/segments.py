@@ -13,6 +13,7 @@ from ..losses import check_targets, next_token_loss, next_tokens
 from ..shapes import Bool, Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
 from .decoding import token_ids
+from .options import check_handed_on, check_tokens_only
 
 __all__ = ["SegmentWrapper", "Text", "as_text", "detached", "drawn", "has_memory", "segments_loss"]
 
@@ -182,6 +183,7 @@ class SegmentWrapper(AutoregressiveWrapper):
         super().__init__(net, ignore_index=ignore_index, pad_value=pad_value)
         if not hasattr(net, "step"):
             raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): nothing is carried across segments")
+        check_tokens_only(net, "segments are read with token ids only")
         check_count("segment_len", segment_len)
         if detach_every is not None:
             check_count("detach_every", detach_every)
@@ -219,6 +221,7 @@ class SegmentWrapper(AutoregressiveWrapper):
         """
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
         net: Any = self.net
+        check_handed_on("the loss", kwargs, SegmentWrapper.forward, net.step)
         loss, state = segments_loss(
             net.step,
             text,

@@ -187,6 +187,8 @@ class TransformerWrapper(Configurable):
                 prefix_attn_len=prefix_attn_len,
             )
             return (logits, self.remember(state)) if return_mems else logits
+        if return_embeddings and return_logits_and_embeddings:
+            raise ValueError("return_embeddings and return_logits_and_embeddings exclude each other; give one of them")
         mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))

@@ -165,6 +165,8 @@ def check_stack(attn_layers: Any) -> None:
             f"attn_layers is a causal {type(attn_layers).__name__}, in which a patch would see only those above and "
             "before it; images take a bidirectional stack such as Encoder(...)"
         )
+    if any(block.takes_context for block in attn_layers.blocks()):
+        raise ValueError(f"the layout {attn_layers.layout!r} attends to a context, but images come without one")
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:

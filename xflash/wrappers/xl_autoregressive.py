@@ -11,6 +11,7 @@ from ..configurable import Configurable
 from ..shapes import Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
 from .model_state import ModelState
+from .options import check_handed_on, check_tokens_only
 from .segments import as_text, has_memory, segments_loss
 from .transformer import TransformerWrapper
 
@@ -93,6 +94,7 @@ class XLAutoregressiveWrapper(Configurable):
                 f"learned absolute positions end at max_seq_len={net.length_limit}, where the second segment begins: "
                 "use relative ones such as rotary_pos_emb=True, or scaled_sinu_pos_emb=True"
             )
+        check_tokens_only(net, "segments are read with token ids only")
         self.net, self.segment_len = net, net.max_seq_len
         self.ignore_index, self.pad_value = ignore_index, pad_value
         AutoregressiveWrapper(net, ignore_index=ignore_index, pad_value=pad_value)  # for its checks
@@ -119,6 +121,7 @@ class XLAutoregressiveWrapper(Configurable):
         self.check_mems(mems, x)
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
         net = self.net
+        check_handed_on("the loss", kwargs, XLAutoregressiveWrapper.forward, net.step)
         loss, mems = segments_loss(
             net.step, text, self.segment_len, mems, leave=net.remember, ignore_index=self.ignore_index, kwargs=kwargs
         )
@@ -138,12 +141,14 @@ class XLAutoregressiveWrapper(Configurable):
         """The tokens after `start_tokens`, all of one length, behind `mems`; `options` are AutoregressiveWrapper's."""
         options |= {"eos_token": eos_token, "temperature": temperature}
         options |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs}
+        check_handed_on("generate", options, AutoregressiveWrapper.generate, self.net.step)
         return self.reader(start_tokens, mems).generate(start_tokens, seq_len, **options)
 
     def stream(
         self, start_tokens: Int[Tensor, "*b n"], seq_len: int, mems: ModelState | None = None, **options: Any
     ) -> Iterator[Int[Tensor, "*b"]]:
         """`generate` one token a row at a time."""
+        check_handed_on("stream", options, AutoregressiveWrapper.stream, self.net.step)
         return self.reader(start_tokens, mems).stream(start_tokens, seq_len, **options)
 
     def beam_search(
@@ -155,6 +160,7 @@ class XLAutoregressiveWrapper(Configurable):
         **options: Any,
     ) -> Any:
         """AutoregressiveWrapper's, with the memory cut where training cuts it."""
+        check_handed_on("beam_search", options, AutoregressiveWrapper.beam_search, self.net.step)
         return self.reader(start_tokens, mems).beam_search(start_tokens, seq_len, beams, **options)
 
     def reader(self, start_tokens: Any, mems: ModelState | None) -> AutoregressiveWrapper:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from ..aliases import ALIASES
-from ..checks import check_count, check_share, check_switch, given
+from ..checks import check_count, check_share, check_switch
 from ..configurable import Configurable
 from ..door import as_mask
 from ..flags import Flag, flag_table
@@ -17,6 +17,8 @@ from ..stack import AttentionLayers, Decoder, Encoder
 from ..stack_flags import known_flags
 from .autoregressive import AutoregressiveWrapper
 from .decoding import evaluating, token_ids
+from .options import also_called, check_option_names
+from .sides import check_plain, check_rows, check_sides, check_tied, starts
 from .transformer import TransformerWrapper
 
 __all__ = ["XTransformer", "drop_tokens"]
@@ -63,6 +65,8 @@ class XTransformer(Configurable):
         self.encoder = build_side("enc_", Encoder, {"dim": dim, **sides["enc_"]}, {"return_only_embed": True})
         decoder = build_side("dec_", Decoder, {"dim": dim, "cross_attend": True, **sides["dec_"]}, {})
         check_sides(self.encoder.attn_layers, decoder.attn_layers, dim)
+        for prefix, side in (("enc_", self.encoder), ("dec_", decoder)):
+            check_plain(prefix, side)
         if tie_token_emb:
             check_tied(self.encoder, decoder)
             decoder.embedding.token_emb = self.encoder.embedding.token_emb
@@ -135,6 +139,7 @@ class XTransformer(Configurable):
             parts.insert(0, src.new_ones(b, p, dtype=torch.bool) if front is None else as_mask(front, (b, p)))
         return Source(context, torch.cat(parts, 1))
 
+    @also_called(seq_in="src", seq_out_start="tgt_start")
     def generate(
         self,
         src: Int[Tensor, "b c"],
@@ -147,11 +152,13 @@ class XTransformer(Configurable):
     ) -> Int[Tensor, "*b n"]:
         """The tokens after `tgt_start`, one start for each source: at most `seq_len`; the source is encoded once.
 
+        x-transformers' names, `seq_in` and `seq_out_start`, are those of the first two as well.
         `options`: `src_prepend_mask`, `tgt_mask` (which tokens of the starts are real), and those of
         AutoregressiveWrapper.generate: eos_token, temperature, prompt_lens, ...
         """
         return self.decode("generate", tgt_start, seq_len, options, (src, mask, attn_mask, src_prepend_embeds))
 
+    @also_called(seq_in="src", seq_out_start="tgt_start")
     def stream(
         self,
         src: Int[Tensor, "b c"],
@@ -165,6 +172,7 @@ class XTransformer(Configurable):
         """`generate` one token a row at a time, as each is drawn."""
         return self.decode("stream", tgt_start, seq_len, options, (src, mask, attn_mask, src_prepend_embeds))
 
+    @also_called(seq_in="src", seq_out_start="tgt_start")
     def beam_search(
         self,
         src: Int[Tensor, "b c"],
@@ -187,9 +195,7 @@ class XTransformer(Configurable):
         outer = {name: options.pop(name, None) for name in ("src_prepend_mask", "tgt_mask")}
         known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
         known += ["beams"] if how == "beam_search" else []
-        for name in options:
-            if name not in known or name == "mask":
-                raise TypeError(f"{how} has no option {name!r}{nearest(name, [*known, *outer])}")
+        check_option_names(how, options, [*(name for name in known if name != "mask"), *outer])
         with evaluating(self):
             found = self.encode(*source, src_prepend_mask=outer["src_prepend_mask"])
         check_rows(found.context, starts(tgt_start), "tgt_start")
@@ -228,48 +234,6 @@ def build_side(
         return TransformerWrapper(attn_layers=cls(**inner), **outer, **fixed)
     except (TypeError, ValueError) as error:
         raise type(error)(f"in the {SIDES[prefix]}, whose flags begin with {prefix}: {error}") from None
-
-
-def check_sides(encoder: AttentionLayers, decoder: AttentionLayers, dim: int) -> None:
-    """ValueError where the encoder attends to a context, or the decoder to none or to one of another width."""
-    if any(block.takes_context for block in encoder.blocks()):
-        raise ValueError(f"the encoder's layout {encoder.layout!r} attends to a context, but the encoder has none")
-    widths = {block.context_width() for block in decoder.blocks() if block.takes_context}
-    if not widths:
-        raise ValueError(f"the decoder's layout {decoder.layout!r} does not attend to the encoder")
-    if widths != {dim}:
-        raise ValueError(f"the decoder attends to a context of width {widths.pop()}, but the encoder's has dim={dim}")
-    if "rotary" in decoder.positions and all(block.takes_context or not block.positions for block in decoder.blocks()):
-        raise ValueError(
-            f"the decoder's pos='rotary' has nothing to turn in the layout {decoder.layout!r}: the encoder's "
-            "tokens have no places among the decoder's"
-        )
-
-
-def check_tied(encoder: TransformerWrapper, decoder: TransformerWrapper) -> None:
-    """ValueError where one token embedding cannot serve both sides."""
-    for name, one, other in (
-        ("num_tokens", encoder.num_tokens, decoder.num_tokens),
-        ("emb_dim", encoder.embedding.token_emb.weight.shape[1], decoder.embedding.token_emb.weight.shape[1]),
-        ("l2norm_embed", encoder.embedding.token_emb.l2norm, decoder.embedding.token_emb.l2norm),
-    ):
-        if one != other:
-            raise ValueError(f"tie_token_emb=True needs enc_{name} ({one}) to be dec_{name} ({other})")
-
-
-def check_rows(context: Tensor, rows: int, name: str) -> None:
-    """ValueError unless there is one target row for each row of the source."""
-    if context.shape[0] != rows:
-        raise ValueError(f"src has {context.shape[0]} rows, but {name} has {rows}: give one for each")
-
-
-def starts(tgt_start: Any) -> int:
-    """How many starts there are; TypeError for what holds none."""
-    if isinstance(tgt_start, (list, tuple)):
-        return len(tgt_start)
-    if not isinstance(tgt_start, torch.Tensor):
-        raise TypeError(f"tgt_start must be a tensor of token ids, or a list of them, not {given(tgt_start)}")
-    return tgt_start.shape[:-1].numel()
 
 
 def drop_tokens(

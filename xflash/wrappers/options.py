@@ -1,0 +1,98 @@
+"""What wrappers hand on to the model they wrap: checked by name, cut to the tokens it is given."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..registry import nearest
+from ..shapes import Int, Tensor
+
+__all__ = ["also_called", "check_handed_on", "check_option_names", "check_tokens_only", "without_last"]
+
+FILTERED = "give filter_logits_fn={!r}, filter_kwargs={}"
+# What others call an option, and how it is said here.
+HINTS = {
+    "seed": "give generator=torch.Generator().manual_seed(...)",
+    "top_k": FILTERED.format("top_k", "{'k': ...}"),
+    "top_p": FILTERED.format("top_p", "{'thres': ...}"),
+    "top_a": FILTERED.format("top_a", "{...}"),
+    "min_p": FILTERED.format("min_p", "{'min_p': ...}"),
+    "max_new_tokens": "seq_len is the number of new tokens",
+    "max_length": "seq_len is the number of new tokens",
+    "do_sample": "temperature=0 takes the likeliest token always",
+    "use_cache": "cache_kv=False goes without",
+} | dict.fromkeys(("beams", "num_beams"), "beam_search(..., beams=...) keeps several hypotheses")
+
+
+def check_option_names(how: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """TypeError for an option that `how` does not have, with what is meant by it or the nearest one."""
+    known = list(known)
+    for name in options:
+        if name not in known:
+            hint = f"; {HINTS[name]}" if name in HINTS else nearest(name, known)
+            raise TypeError(f"{how} has no option {name!r}{hint}")
+
+
+def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: Callable) -> None:
+    """`check_option_names` of the options of `own` and what is left of them for the model's `call`.
+
+    A model that takes any keyword says itself what it does not know.
+    """
+    if not options or torch.compiler.is_compiling():
+        return
+    kinds = {p.name: p.kind for function in (call, own) for p in inspect.signature(function).parameters.values()}
+    taken = inspect.signature(call).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in taken):
+        return
+    handed = {p.name for p in list(taken)[1:]} - {"state", "mems", "reset"}
+    own_names = {p.name for p in inspect.signature(own).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    check_option_names(how, options, [name for name in kinds if name in handed | own_names])
+
+
+def check_tokens_only(net: Any, what: str) -> None:
+    """ValueError for a model that needs ids of further embeddings (`embed_num_tokens`) beside the tokens."""
+    names = getattr(getattr(net, "embedding", None), "embed_num_tokens", None)
+    if isinstance(names, Mapping) and names:
+        raise ValueError(
+            f"{type(net).__name__} was built with embed_num_tokens ({', '.join(map(repr, names))}), and {what}"
+        )
+
+
+def without_last(kwargs: Mapping[str, Any], x: Int[Tensor, "b n"]) -> dict[str, Any]:
+    """The arguments of a model beside x as they are for all but its last token; ValueError for what does not fit x."""
+    cut, n = dict(kwargs), x.shape[1]
+    embed_ids, attn_mask, front = (kwargs.get(name) for name in ("embed_ids", "attn_mask", "prepend_embeds"))
+    if isinstance(embed_ids, Mapping):
+        for name, ids in embed_ids.items():
+            if isinstance(ids, torch.Tensor) and ids.shape != x.shape:
+                raise ValueError(f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
+        cut["embed_ids"] = {k: v[:, :-1] if isinstance(v, torch.Tensor) else v for k, v in embed_ids.items()}
+    if isinstance(attn_mask, torch.Tensor):
+        m = n + (front.shape[1] if isinstance(front, torch.Tensor) and front.dim() == 3 else 0)
+        if tuple(attn_mask.shape[-2:]) != (m, m):
+            raise ValueError(
+                f"attn_mask must end in ({m}, {m}), a row and a column for every token, not {tuple(attn_mask.shape)}"
+            )
+        cut["attn_mask"] = attn_mask[..., :-1, :-1]
+    return cut
+
+
+def also_called(**names: str) -> Callable[[Callable], Callable]:
+    """Decorator: the arguments can be given by these other names too (theirs=ours)."""
+
+    def decorate(fn: Callable) -> Callable:
+        @functools.wraps(fn)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for theirs, ours in names.items():
+                if theirs in kwargs:
+                    if ours in kwargs:
+                        raise TypeError(f"{theirs} and {ours} are two names of one argument: give one of them")
+                    kwargs[ours] = kwargs.pop(theirs)
+            return fn(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
