@@ -2,7 +2,7 @@
 
 import pytest
 
-from xflash import Decoder, Encoder
+from xflash import FLASH, GAU, Decoder, Encoder, FLASHTransformer
 
 BASE = {"dim": 24, "depth": 2, "heads": 4}
 
@@ -41,6 +41,11 @@ BASE = {"dim": 24, "depth": 2, "heads": 4}
             "custom_layers is the whole column of layers, so depth cannot be given beside it",
         ),
         ({"attn_qk_norm_scale": 8}, "attn_qk_norm_scale=8.0 is set, but attn_qk_norm is False"),
+        (
+            {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_qk_norm_scale": 8},
+            "attn_qk_norm_scale=8.0 is set, but attn_qk_norm_dim_scale=True learns scales in its stead",
+        ),
+        ({"pos": "alibi", "rotary_emb_dim": 4}, "rotary_emb_dim is set but pos='alibi' has no 'rotary'"),
     ],
     ids=str,
 )
@@ -125,6 +130,30 @@ def test_what_contradicts_is_refused(spelling, match):
         ({"norm_eps": 0}, ValueError, "norm_eps must be above 0, not 0.0"),
         ({"num_memory_tokens": -1}, ValueError, "num_memory_tokens must be at least 0, not -1"),
         ({"rotary_pos_emb": True, "rotary_emb_dim": 5}, ValueError, "rotary_emb_dim must be even, not 5"),
+        ({"pos": ("rotary", "rotary")}, ValueError, r"pos=\('rotary', 'rotary'\) names 'rotary' twice"),
+        ({"pos": "alibi rotary alibi"}, ValueError, "pos='alibi rotary alibi' names 'alibi' twice"),
+        (
+            {"pos": "rotary", "rotary_emb_dim": 66},
+            ValueError,
+            "rotary_emb_dim=66, but the widest keys, those of 'attn', have 64 channels",
+        ),
+        (
+            {
+                "pos": "rotary",
+                "rotary_emb_dim": 10,
+                "layers": "flash gau",
+                "flash_query_key_dim": 8,
+                "gau_query_key_dim": 6,
+            },
+            ValueError,
+            "rotary_emb_dim=10, but the widest keys, those of 'flash', have 8 channels",
+        ),
+        (
+            {"pos": "rotary", "layers": "attn gau(query_key_dim=6, heads=6)"},
+            ValueError,
+            "pos='rotary' turns channels in pairs, but keys of 'gau' have one channel",
+        ),
+        ({"pos": "alibi", "alibi_num_heads": 5}, ValueError, "alibi_num_heads=5, but no layer has more than 4 heads"),
         ({"weight_tie_layers": True, "depth": 1}, ValueError, "weight_tie_layers=True ties the repetitions .*depth=1"),
         (
             {"shift_tokens": (1, 0)},
@@ -155,3 +184,22 @@ def test_a_direction_that_a_flag_needs():
         ValueError, match=r"attn_max_attend_past leaves the future open.*attn_window limits a bidirectional one"
     ):
         Encoder(**BASE, attn_max_attend_past=3)
+
+
+def test_what_fits_one_layer_is_not_refused_for_another():
+    narrow = {"layers": "attn gau", "attn_dim_head": 10, "gau_query_key_dim": 6}
+    Decoder(**BASE, **narrow, pos="rotary alibi", rotary_emb_dim=10, alibi_num_heads=4)
+    Decoder(**BASE, pos="rotary", rotary_pos_emb=True, alibi_pos_bias=False)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "match"),
+    [
+        (FLASHTransformer, {"num_tokens": 7, "depth": 1}, "heads=3 is set, but FLASH has one head"),
+        (FLASH, {}, "heads=3 is set, but FLASH has one head"),
+        (GAU, {}, "heads=3 is set, but a GAU has gau_heads"),
+    ],
+)
+def test_layers_without_heads_are_given_none(cls, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        cls(dim=24, heads=3, **arguments)

@@ -270,9 +270,7 @@ def test_a_wrong_option_of_a_search_or_a_loss_is_named():
 
 
 def test_settings_of_a_filter_are_a_mapping():
-    with pytest.raises(
-        TypeError, match="filter_kwargs must map names to values, such as .*, not 'k' of type str"
-    ):
+    with pytest.raises(TypeError, match=r"filter_kwargs must map names to values, such as .*, not 'k' of type str"):
         AutoregressiveWrapper(model()).generate(IDS, 3, filter_kwargs="k")
     with pytest.raises(TypeError, match="filter_kwargs must map names to values"):
         MaskedLMWrapper(model(Encoder), mask_token_id=3).generate(IDS, filter_kwargs=["k"])

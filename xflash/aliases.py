@@ -53,10 +53,15 @@ def names(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
-        return tuple(value.replace(",", " ").split())
-    if isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    raise TypeError(f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {value!r}")
+        found = tuple(value.replace(",", " ").split())
+    elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
+        found = tuple(value)
+    else:
+        raise TypeError(f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {value!r}")
+    for name in found:
+        if found.count(name) > 1:
+            raise ValueError(f"pos={value!r} names {name!r} twice")
+    return found
 
 
 def spoken(name: str, value: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .layers.positions import Position, Relative
 from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
-from .stack_flags import check_widths, resolve
+from .stack_flags import check_keys, check_widths, resolve
 from .stack_parts import cuts, make_branch, publishing, unpacked
 from .state import AttentionMap, BranchState, Ctx, StackState
 from .stepping import Stepping
@@ -65,6 +65,7 @@ class AttentionLayers(Stepping, Configurable):
         self.positions = nn.ModuleDict(
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
         )
+        check_keys([(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions)
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)

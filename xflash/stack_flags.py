@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from .aliases import ALIASES, canonical, names
 from .flags import Flag, Owner, build, flag, flags_of, route
+from .layers.block import Block
 from .layers.branch import NormPlace
+from .layers.positions import Alibi, Rotary
 from .layers.shift import ShiftStyle
 from .layout import LayerSpec, layout_text, parse_layout
 from .registry import blocks, nearest, norms, positions, residuals
 
-__all__ = ["Resolved", "StackConfig", "check_known", "check_widths", "known_flags", "resolve"]
+__all__ = ["Resolved", "StackConfig", "check_keys", "check_known", "check_widths", "known_flags", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,30 @@ def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]
     if len(found) > 1:
         said = ", ".join(f"{name} one of width {width}" for width, name in found.items())
         raise ValueError(f"there is one context for all layers, but {said}; give them the same dim_context")
+
+
+def check_keys(layers: Sequence[tuple[str, Block]], modules: Mapping[str, Any]) -> None:
+    """ValueError for settings of positions that no block of the stack is wide enough for."""
+    for name, position in modules.items():
+        users = [(kind, block) for kind, block in layers if type(position).family() in families(kind)]
+        if isinstance(position, Rotary):
+            widths = {width: kind for kind, block in users if (width := block.key_width()) is not None}
+            wanted = position.config.emb_dim
+            if 1 in widths:
+                raise ValueError(
+                    f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel"
+                )
+            if wanted is not None and widths and wanted > max(widths):
+                widest = max(widths)
+                raise ValueError(
+                    f"{name}_emb_dim={wanted}, but the widest keys, those of {widths[widest]!r}, have {widest} channels"
+                )
+        if isinstance(position, Alibi):
+            most = max((block.bias_heads() or 0 for _, block in users), default=0)
+            if (position.config.num_heads or 0) > most:
+                raise ValueError(
+                    f"{name}_num_heads={position.config.num_heads}, but no layer has more than {most} heads"
+                )
 
 
 def per_layer(name: str, value: Any, count: int, period: int) -> tuple:

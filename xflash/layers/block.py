@@ -78,6 +78,10 @@ class Block(nn.Module, ABC):
         """How many heads of an additive position bias the block takes; None when it takes none."""
         return None
 
+    def key_width(self) -> int | None:
+        """How many channels of a key rotary positions can turn; None when nobody knows."""
+        return getattr(self.config, "dim_head", None)
+
     def context_width(self) -> int | None:
         """The width of the context the block attends to; None when it attends to none."""
         return None

@@ -74,6 +74,9 @@ class MixedChunkAttention(Block):
             nn.init.normal_(self.gamma, std=0.02)
         self.rel_pos_bias = own_bias(config.rel_pos_bias, 1, site.causal, config.group_size)
 
+    def key_width(self) -> int:
+        return self.config.query_key_dim
+
     def refuses_step(self) -> str:
         if self.config.global_normaliser != "padded_length":
             return ""

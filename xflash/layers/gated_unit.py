@@ -68,6 +68,9 @@ class GatedUnit(Block):
         if (config.gamma_init or ("ones" if config.score_scale == "sqrt" else "normal")) == "normal":
             nn.init.normal_(self.gamma, std=0.02)
 
+    def key_width(self) -> int:
+        return self.width // self.config.heads
+
     def check(self, config: Config) -> None:
         """Raises ValueError for settings that contradict each other, naming both flags."""
         kind, fn, normaliser, place = self.kind, config.attn_fn, config.normaliser, config.normaliser_place

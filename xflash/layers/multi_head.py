@@ -86,6 +86,11 @@ class MultiHead(Block):
                 "into equal groups of 3 channels or more"
             )
         if config.qk_norm_dim_scale:
+            if config.qk_norm_scale != MultiHead.Config.__dataclass_fields__["qk_norm_scale"].default:
+                raise ValueError(
+                    f"{self.kind}_qk_norm_scale={config.qk_norm_scale} is set, but {self.kind}_qk_norm_dim_scale=True "
+                    "learns scales in its stead"
+                )
             start = config.dim_head**0.25
             self.q_gain = nn.Parameter(torch.full((self.heads, 1, config.dim_head), start))
             self.k_gain = nn.Parameter(torch.full((self.kv_heads, 1, config.dim_head), start))

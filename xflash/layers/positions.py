@@ -75,7 +75,9 @@ class Rotary(Position):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        emb_dim: int | None = flag(None, "channels of each key that are turned (None: all of them)", at_least=2)
+        emb_dim: int | None = flag(
+            None, "channels of each key that are turned (None: all; all of narrower keys)", at_least=2
+        )
         base: float = flag(10000.0, "base of the wavelengths", above=1)
         base_rescale_factor: float = flag(1.0, "NTK-aware rescaling of the base", above=0)
         interpolation_factor: float = flag(1.0, "positions are divided by it", at_least=1)
@@ -195,7 +197,11 @@ class Alibi(Bias):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_heads: int | None = flag(None, "heads that get a slope, the others none (None: all)", at_least=1)
+        num_heads: int | None = flag(
+            None,
+            "heads with a slope, the others without (None: all; all of a layer that has fewer)",
+            at_least=1,
+        )
 
     def by_distance(self, distance: Int[Tensor, " l"], heads: int, dtype: torch.dtype) -> Float[Tensor, "h l"]:
         sloped = min(self.config.num_heads or heads, heads)

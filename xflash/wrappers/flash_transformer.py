@@ -1,5 +1,6 @@
 """FLASH-pytorch's three modules on xflash's stacks: `FLASHTransformer`, and `GAU` and `FLASH` as whole layers."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -45,6 +46,13 @@ def flash_flags(causal: bool, shift_tokens: Any, laplace_attn_fn: Any, reduce_gr
     return flags
 
 
+def check_flags(flags: Mapping[str, Any], cls: type, heads: str) -> None:
+    """TypeError for a flag that no stack has, ValueError for `heads`, which these layers do not have."""
+    check_known(flags, cls)
+    if "heads" in flags:
+        raise ValueError(f"heads={flags['heads']!r} is set, but {heads}")
+
+
 def rotary_flags(query_key_dim: int) -> dict[str, Any]:
     """Rotary embedding of at most 32 channels, neighbours paired, as GPT-J and FLASH-pytorch have it."""
     width = query_key_dim if isinstance(query_key_dim, int) else 32
@@ -77,7 +85,7 @@ class FLASHTransformer(TransformerWrapper):
         reduce_group_non_causal_attn: bool = True,
         **flags: Any,
     ):
-        check_known(flags, FLASHTransformer)
+        check_flags(flags, FLASHTransformer, "FLASH has one head")
         stack = one_way(causal)(
             dim=dim,
             depth=depth,
@@ -173,7 +181,7 @@ class GAU(WholeLayer):
         **flags: Any,
     ):
         super().__init__()
-        check_known(flags, GAU)
+        check_flags(flags, GAU, "a GAU has gau_heads")
         for name, value in (("add_residual", add_residual), ("laplace_attn_fn", laplace_attn_fn)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, not {value!r}")
@@ -221,7 +229,7 @@ class FLASH(WholeLayer):
         **flags: Any,
     ):
         super().__init__()
-        check_known(flags, FLASH)
+        check_flags(flags, FLASH, "FLASH has one head")
         if not isinstance(rotary_pos_emb, bool | None):
             raise TypeError(
                 f"rotary_pos_emb must be True or False, not {type(rotary_pos_emb).__name__}; rotary_base and others "
