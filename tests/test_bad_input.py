@@ -225,6 +225,56 @@ def test_states(call, error, match):
     refuses(call, error, match)
 
 
+CONTEXT = torch.randn(B, 4, DIM, generator=torch.Generator().manual_seed(1))
+CROSS = {"layers": "attn(dim_head=6) cross_attn(dim_head=6) ff"}
+
+
+@table(
+    (
+        lambda: stack()(X.double()),
+        TypeError,
+        r"x is torch.float64, but the model is torch.float32; give x.to\(torch.fl",
+    ),
+    (lambda: stack().bfloat16()(X), TypeError, "x is torch.float32, but the model is torch.bfloat16; give x.to"),
+    (lambda: stack(Encoder).attention_maps(X.half()), TypeError, "x is torch.float16, but the model is torch.float32"),
+    (lambda: stack().step(X.double()), TypeError, "x is torch.float64, but the model is torch.float32"),
+    (lambda: stack(layers="gau").step(X.double()), TypeError, "x is torch.float64, but the model is torch.float32"),
+    (
+        lambda: stack(**CROSS)(X, context=CONTEXT.double()),
+        TypeError,
+        r"the context is torch.float64, but the model is torch.float32; give context.to\(torch.float32\)",
+    ),
+    (
+        lambda: stack().step(X, stepped(stack()).to(torch.float64)),
+        TypeError,
+        r"the state holds torch.float64, but the model is torch.float32; give state.to\(torch.float32\)",
+    ),
+    (
+        lambda: model().step(IDS[:, :1], stepped(model()).to(torch.bfloat16)),
+        TypeError,
+        r"the state holds torch.bfloat16, but the model is torch.float32; give state.to\(torch.float32\)",
+    ),
+)
+def test_dtypes(call, error, match):
+    refuses(call, error, match)
+
+
+def test_any_dtype_will_do_under_autocast():
+    net = stack(**CROSS)
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            y, state = net.step(X.to(dtype), context=CONTEXT.to(dtype))
+            assert net.step(X.to(dtype)[:, :1], state)[0].isfinite().all() and y.isfinite().all()
+
+
+def test_an_error_that_is_not_of_dtypes_stays_what_it_is():
+    """Weights of several dtypes, which no sentence about one would fit, fail as they did."""
+    net = stack()
+    net.blocks()[1].double()
+    with pytest.raises(RuntimeError, match="dtype"):
+        net(X)
+
+
 @table(
     ({"num_tokens": 0}, ValueError, "num_tokens must be at least 1, not 0"),
     ({"num_tokens": 2.5}, TypeError, "num_tokens must be a whole number, not 2.5"),

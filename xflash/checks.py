@@ -15,6 +15,7 @@ __all__ = [
     "check_binary",
     "check_count",
     "check_counts",
+    "check_dtype",
     "check_share",
     "check_switch",
     "check_switches",
@@ -40,6 +41,12 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if value is not None:
             check_count(name, value)
+
+
+def check_dtype(what: str, name: str, found: torch.dtype, model: torch.dtype) -> None:
+    """TypeError for a tensor called `name` of another dtype than the model's; `what` begins the sentence."""
+    if found != model:
+        raise TypeError(f"{what} {found}, but the model is {model}; give {name}.to({model})")
 
 
 def check_share(name: str, value: Any) -> None:

@@ -124,7 +124,7 @@ class AttentionLayers(Stepping, Configurable):
         mask = self.check_input(x, mask)
         beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos, prefix_attn_len)
         beside = beside.check(self, x, stepping=False)
-        return self.run(x, None, mask, beside)[0]
+        return self.explained(x, None, mask, beside)[0]
 
     def step(
         self,
@@ -152,7 +152,7 @@ class AttentionLayers(Stepping, Configurable):
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        return cast("tuple[Tensor, StackState]", self.run(x, state, mask, beside, keep_state=True))
+        return cast("tuple[Tensor, StackState]", self.explained(x, state, mask, beside, keep_state=True))
 
     def attention_maps(self, x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, list[Tensor]]:
         """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
@@ -162,7 +162,7 @@ class AttentionLayers(Stepping, Configurable):
         self.check_maps()
         mask = self.check_input(x, mask)
         maps: list[AttentionMap] = []
-        y, _ = self.run(x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
+        y, _ = self.explained(x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
         if not maps:
             raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
         return y, [weights for weights, _ in maps]

@@ -106,9 +106,7 @@ def check_keys(layers: Sequence[tuple[str, Block]], modules: Mapping[str, Any]) 
             widths = {width: kind for kind, block in users if (width := block.key_width()) is not None}
             wanted = position.config.emb_dim
             if 1 in widths:
-                raise ValueError(
-                    f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel"
-                )
+                raise ValueError(f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel")
             if wanted is not None and widths and wanted > max(widths):
                 widest = max(widths)
                 raise ValueError(

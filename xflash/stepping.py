@@ -3,7 +3,9 @@
 from typing import Any, cast
 
 import torch
+from torch import nn
 
+from .checks import check_dtype
 from .layers.block import Block
 from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Tensor
@@ -33,6 +35,51 @@ class Stepping:
     ) -> tuple[Tensor, StackState | None]:
         """Rows behind the door through the column, see the stack."""
         raise NotImplementedError
+
+    def run(
+        self,
+        x: Tensor,
+        state: StackState | None,
+        mask: Tensor | None,
+        beside: SideInputs,
+        *,
+        keep_state: bool = False,
+        maps: list | None = None,
+    ) -> tuple[Tensor, StackState | None]:
+        """The way of a tensor, see the stack."""
+        raise NotImplementedError
+
+    def explained(
+        self, x: Tensor, state: StackState | None, mask: Tensor | None, beside: SideInputs, **options: Any
+    ) -> tuple[Tensor, StackState | None]:
+        """`run`; where it fails and dtypes differ, a TypeError that says which.
+
+        Only then: sharded and quantised models, whose weights look different until they are used, run as they are.
+        """
+        if torch.compiler.is_compiling():
+            return self.run(x, state, mask, beside, **options)
+        try:
+            return self.run(x, state, mask, beside, **options)
+        except RuntimeError as error:
+            try:
+                self.check_dtypes(x, state, beside.context)
+            except TypeError as reason:
+                raise reason from error
+            raise
+
+    def check_dtypes(self, x: Tensor, state: StackState | None, context: Tensor | None) -> None:
+        """TypeError for tensors of another dtype than that of the stack's weights; under autocast all will do."""
+        weights = [m.weight for block in self.blocks() for m in block.modules() if isinstance(m, nn.Linear)]
+        if not weights or torch.is_autocast_enabled(x.device.type):
+            return
+        model = weights[0].dtype
+        check_dtype("x is", "x", x.dtype, model)
+        if context is not None:
+            check_dtype("the context is", "context", context.dtype, model)
+        for t in tensors(state):
+            # Sums over the sequence are kept in float32 at least.
+            if t.is_floating_point() and t.dtype != torch.promote_types(model, torch.float32):
+                check_dtype("the state holds", "state", t.dtype, model)
 
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""

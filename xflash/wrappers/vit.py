@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, check_share, check_switch, given
+from ..checks import check_count, check_dtype, check_share, check_switch, given
 from ..configurable import Configurable
 from ..layers.norms import LayerNorm
 from ..layers.patches import LearnedGrid, PatchEmbedding, SinCosGrid
@@ -128,9 +128,8 @@ class ViTransformerWrapper(Configurable):
             raise ValueError(f"images must be {wanted}, not {tuple(img.shape)}")
         if img.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels on their second axis, not {img.shape[1]}")
-        dtype = self.patch_emb.project.weight.dtype
-        if img.dtype != dtype and not torch.is_autocast_enabled(img.device.type):
-            raise TypeError(f"the images are {img.dtype}, but the model is {dtype}; give img.to({dtype})")
+        if not torch.is_autocast_enabled(img.device.type):
+            check_dtype("the images are", "img", img.dtype, self.patch_emb.project.weight.dtype)
         grid_of("the image", (img.shape[2], img.shape[3]), self.patch_size)
 
 
