@@ -190,6 +190,31 @@ def test_a_block_gives_an_update_and_a_state(own, out, error, match):
             build(Decoder, layers=layers, depth=1)(torch.randn(2, 5, DIM))
 
 
+def test_a_state_is_loaded_by_torch_as_it_is(own, tmp_path):
+    """Without a word about weights_only, which is True: the classes of our states are known to be harmless."""
+    sizes = {"flash_group_size": 5, "block_attn_block_width": 5, "recurrent_block_width": 5}
+    layers = "attn(window=4) gau flash ema cross_attn cross_gau block_attn recurrent ff"
+    net = TransformerWrapper(
+        num_tokens=11,
+        attn_layers=build(
+            Decoder, layers=layers, depth=1, pos="rotary", recurrent_num_state_vectors=3, shift_tokens=1, **sizes
+        ),
+    ).eval()
+    rmt = xflash.RecurrentMemoryWrapper(
+        TransformerWrapper(num_tokens=11, attn_layers=build(Decoder, pos="rotary")), 2, 7
+    ).eval()
+    ids, context = torch.randint(0, 11, (3, 13)), torch.randn(3, 5, DIM)
+    mask = torch.arange(13) < torch.tensor([[13], [5], [9]])
+    for model, beside in ((net, {"context": context}), (rmt, {})):
+        for no_grad in (True, False):
+            with torch.set_grad_enabled(not no_grad):
+                state = model.step(ids, None, mask, **beside)[1].detach()
+                torch.save({"state": state}, tmp_path / "state.pt")
+                again = torch.load(tmp_path / "state.pt")["state"]
+                assert type(again) is type(state)
+                assert torch.equal(model.step(ids[:, :1], again)[0], model.step(ids[:, :1], state)[0])
+
+
 def test_a_name_belongs_to_one_class(own):
     with pytest.raises(ValueError, match=r"the block 'ema' is already registered, by .*EMA"):
 

@@ -13,6 +13,7 @@ from .layers.recurrent import Recurrent
 from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
 from .stack import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
+from .state import may_be_loaded
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
@@ -70,3 +71,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+may_be_loaded()

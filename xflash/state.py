@@ -17,6 +17,7 @@ __all__ = [
     "StackState",
     "document_positions",
     "document_starts",
+    "may_be_loaded",
     "row_count",
     "tensors",
     "tree_map",
@@ -97,6 +98,12 @@ class StackState(NamedTuple):
             return moved if t.is_floating_point() else moved.to(t.dtype)
 
         return self.map(move)
+
+
+def may_be_loaded() -> None:
+    """Lets torch.load, which by default builds only what it knows, build the states of all that is imported so far."""
+    own = [kind for kind in tuple.__subclasses__() if kind.__module__.partition(".")[0] == __package__]
+    torch.serialization.add_safe_globals([Lease, *own])
 
 
 class AttentionMap(NamedTuple):
