@@ -64,6 +64,28 @@ def test_what_contradicts_is_refused(spelling, match):
         ({"rotary_pos_em": True}, TypeError, "unknown flag 'rotary_pos_em'; did you mean 'rotary_"),
         ({"use_scalenrm": True}, TypeError, "unknown flag 'use_scalenrm'; did you mean 'use_scalenorm'"),
         ({"xyzzy": 1}, TypeError, "unknown flag 'xyzzy'$"),
+        ({"num_heads": 2}, TypeError, r"unknown flag 'num_heads'; did you mean 'heads'\?"),
+        ({"num_layers": 2}, TypeError, r"unknown flag 'num_layers'; did you mean 'depth'\?"),
+        ({"Norm_Eps": 1}, TypeError, r"unknown flag 'Norm_Eps'; did you mean 'norm_eps'\?"),
+        ({"norm": "RMSNorm"}, ValueError, "unknown norm 'RMSNorm'; did you mean 'rmsnorm'"),
+        (
+            {"flash": True},
+            TypeError,
+            "unknown flag 'flash': 'flash' is a block, named in the layout, as in layers='flash ff'; attn_flash=True",
+        ),
+        ({"gau": True}, TypeError, "unknown flag 'gau': 'gau' is a block, named in the layout, as in layers='gau ff'$"),
+        (
+            {"use_abs_pos_emb": False},
+            TypeError,
+            "unknown flag 'use_abs_pos_emb': it is an argument of TransformerWrapper, not of a stack",
+        ),
+        ({"patch_size": 4}, TypeError, "unknown flag 'patch_size': it is an argument of ViTransformerWrapper, not of"),
+        (
+            {"layers": "gau(attn_fn=softmax)"},
+            ValueError,
+            r"cannot read '\(attn_fn=softmax\)' in the layout entry .*'attn\(window=64\)', text in quotes: 'softmax'",
+        ),
+        ({"layers": "attn(window 4)"}, ValueError, r"cannot read '\(window 4\)' .* write it as 'attn\(window=64\)'$"),
         (
             {"gau_expansion_factor": 2.0},
             ValueError,
@@ -175,6 +197,17 @@ def test_what_is_wrong_is_named(flags, error, match):
     with pytest.raises(error, match=match) as caught:
         Decoder(**{**BASE, **flags})
     assert type(caught.value) is error
+
+
+def test_an_unknown_flag_is_named_before_a_missing_one():
+    with pytest.raises(TypeError, match="unknown flag 'hidden_size'; did you mean 'dim'"):
+        Decoder(hidden_size=8)
+
+
+def test_a_model_is_not_saved_into_a_file(tmp_path):
+    (tmp_path / "model").write_text("something else")
+    with pytest.raises(ValueError, match=r"model is a file; save\(\) writes a folder with config.json and"):
+        Decoder(**BASE).save(tmp_path / "model")
 
 
 def test_a_direction_that_a_flag_needs():

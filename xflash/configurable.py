@@ -108,10 +108,12 @@ def from_config(config: Mapping[str, Any]) -> Any:
 
 
 def save(model: Configurable, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors (tied weights once) into `folder`, made if needed."""
+    """Writes config.json and model.safetensors (tied weights once) into `folder`, made if needed (ValueError: a file)."""
     from safetensors.torch import save_model
 
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; save() writes a folder with config.json and model.safetensors in it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.to_config(), indent=2) + "\n")
     save_model(model, str(folder / "model.safetensors"))

@@ -44,7 +44,11 @@ def parse_overrides(text: str, at: int, name: str) -> tuple[dict[str, Any], int]
         if overrides is not None:
             return overrides, end
     given = text[at : text.find(")", at) + 1] or text[at:]
-    raise ValueError(f"cannot read {given!r} in the layout entry {name + given!r}; write it as 'attn(window=64)'")
+    bare = re.search(r"=\s*(?!True\b|False\b|None\b)([A-Za-z_]\w*)\s*[,)]", given)
+    quoted = f", text in quotes: {bare[1]!r}" if bare else ""
+    raise ValueError(
+        f"cannot read {given!r} in the layout entry {name + given!r}; write it as 'attn(window=64)'{quoted}"
+    )
 
 
 def parse_text(text: str) -> list[LayerSpec]:

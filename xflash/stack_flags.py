@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .aliases import ALIASES, canonical, names
+from .aliases import ALIASES, ELSEWHERE, canonical, names
+from .configurable import CLASSES
 from .flags import Flag, Owner, build, flag, flags_of, route
 from .layers.block import Block
 from .layers.branch import NormPlace
@@ -173,6 +174,7 @@ def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
 
 def resolve(flags: Mapping[str, Any]) -> Resolved:
     """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
+    check_every(flags)
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
     stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
@@ -223,13 +225,32 @@ def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str,
     return build(blocks[spec.name].Config, given, where=f" in the layout entry {layout_text([spec])!r}")
 
 
+def check_every(flags: Iterable[str]) -> None:
+    """TypeError for a flag that no stack has, before anything that is missing is asked for."""
+    known = [*known_flags(), *ALIASES]
+    for name in flags:
+        if name not in known:
+            raise TypeError(f"unknown flag {name!r}{meant(name, known)}")
+
+
+def meant(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
+    if name in blocks:
+        fused = "; attn_flash=True asks for the fused softmax kernel" if name == "flash" else ""
+        return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{fused}"
+    for wrapper in ("TransformerWrapper", "ViTransformerWrapper"):
+        if wrapper in CLASSES and name in inspect.signature(CLASSES[wrapper].__init__).parameters:
+            return f": it is an argument of {wrapper}, not of a stack"
+    return f"; did you mean {ELSEWHERE[name]!r}?" if name in ELSEWHERE else nearest(name, known)
+
+
 def check_known(flags: Iterable[str], cls: type) -> None:
     """TypeError for a name that is no flag of any stack, with the nearest of those and of the arguments of `cls`."""
     arguments = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
     known = [*arguments, *known_flags(), *ALIASES]
     for name in flags:
         if name not in known:
-            raise TypeError(f"unknown flag {name!r}{nearest(name, known)}")
+            raise TypeError(f"unknown flag {name!r}{meant(name, known)}")
 
 
 def known_flags() -> list[str]:
