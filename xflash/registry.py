@@ -61,7 +61,7 @@ class Registry(Mapping[str, Any]):
             raise TypeError(
                 f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {shown}"
             )
-        config = part.Config  # ty: ignore[unresolved-attribute]
+        config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):
             raise TypeError(f"the {self.kind} {name!r} needs a Config that is a dataclass, its fields made by flag()")
         try:

@@ -65,7 +65,9 @@ class AttentionLayers(Stepping, Configurable):
         self.positions = nn.ModuleDict(
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
         )
-        check_keys([(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions)
+        check_keys(
+            [(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions.items()
+        )
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)

@@ -99,9 +99,9 @@ def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]
         raise ValueError(f"there is one context for all layers, but {said}; give them the same dim_context")
 
 
-def check_keys(layers: Sequence[tuple[str, Block]], modules: Mapping[str, Any]) -> None:
+def check_keys(layers: Sequence[tuple[str, Block]], modules: Iterable[tuple[str, Any]]) -> None:
     """ValueError for settings of positions that no block of the stack is wide enough for."""
-    for name, position in modules.items():
+    for name, position in modules:
         users = [(kind, block) for kind, block in layers if type(position).family() in families(kind)]
         if isinstance(position, Rotary):
             widths = {width: kind for kind, block in users if (width := block.key_width()) is not None}

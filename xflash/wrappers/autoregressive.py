@@ -215,8 +215,9 @@ class AutoregressiveWrapper(Configurable):
     def _check_sampling(self, how: str, kwargs: Mapping[str, Any]) -> None:
         """TypeError for an option that neither `how` nor the net has, ValueError for a net that needs other ids too."""
         check_tokens_only(self.net, f"{how} makes token ids only: there would be none of these for new tokens")
-        if hasattr(self.net, "step"):
-            check_handed_on(how, kwargs, getattr(AutoregressiveWrapper, how), self.net.step)
+        step: Any = getattr(self.net, "step", None)
+        if step is not None:
+            check_handed_on(how, kwargs, getattr(AutoregressiveWrapper, how), step)
 
     def _draws(
         self, prompts: Prompts, seq_len: int, draw: Draw, kwargs: Mapping[str, Any], last: int | None, cache_kv: bool
