@@ -115,7 +115,6 @@ class TransformerWrapper(Configurable):
             return None
         if not tied:
             head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
-            nn.init.normal_(head.weight, std=0.02)
             if bias:
                 nn.init.zeros_(head.bias)
             return head
