@@ -19,7 +19,7 @@ from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
 from .stack_flags import check_widths, resolve
-from .stack_parts import cuts, make_branch, publishing, renewed, unpacked
+from .stack_parts import auxiliary_loss, cuts, make_branch, publishing, renewed, unpacked
 from .state import AttentionMap, BranchState, Ctx, Lease, StackState, tensors
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
@@ -162,6 +162,17 @@ class AttentionLayers(Configurable):
         if not maps:
             raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
         return y, [weights for weights, _ in maps]
+
+    def auxiliary_loss(self, state: StackState, since: StackState | None = None) -> Float[Tensor, ""]:
+        """What the layers lose beside the model's own loss (block_attn_compress_loss), to be added to it in training.
+
+        The mean over the tokens read between `since` (None: the beginning) and `state`, and over the layers that have
+        such a loss. ValueError when none has.
+        """
+        for held in (state, since):
+            if held is not None:
+                self.check_state(held, tensors(state)[0].shape[0] if isinstance(state, StackState) else 0)
+        return auxiliary_loss(self.blocks(), self.order, self.layout, state, since)
 
     def check_maps(self) -> None:
         """ValueError with the reason when a block has a matrix that it cannot give."""

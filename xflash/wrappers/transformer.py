@@ -270,6 +270,10 @@ class TransformerWrapper(Configurable):
             length = length + x.shape[1]
         return self.logits(y), ModelState(stack, past + x.shape[1], length)
 
+    def auxiliary_loss(self, state: ModelState, since: ModelState | None = None) -> Float[Tensor, ""]:
+        """What the stack's layers lose beside the model's own loss, between two states: see AttentionLayers."""
+        return self.attn_layers.auxiliary_loss(state.stack, None if since is None else since.stack)
+
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
         stack = self.attn_layers.reset(state.stack, as_rows("reset", rows, stack_batch(state)))
