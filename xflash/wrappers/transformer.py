@@ -246,9 +246,7 @@ class TransformerWrapper(Configurable):
         mask = self.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
-            if not isinstance(state, ModelState):
-                raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
-            self.attn_layers.check_state(state.stack, x.shape[0])
+            self.attn_layers.check_state(stack_state(state), x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
         past, length = (0, None) if state is None else (state.bound, state.length)
@@ -272,7 +270,7 @@ class TransformerWrapper(Configurable):
 
     def auxiliary_loss(self, state: ModelState, since: ModelState | None = None) -> Float[Tensor, ""]:
         """What the stack's layers lose beside the model's own loss, between two states: see AttentionLayers."""
-        return self.attn_layers.auxiliary_loss(state.stack, None if since is None else since.stack)
+        return self.attn_layers.auxiliary_loss(stack_state(state), None if since is None else stack_state(since))
 
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
@@ -296,6 +294,13 @@ def check_stack(attn_layers: Any) -> None:
         raise TypeError(
             f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
         )
+
+
+def stack_state(state: Any) -> StackState:
+    """The stack's part of what step() gave; TypeError for anything else."""
+    if not isinstance(state, ModelState):
+        raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
+    return state.stack
 
 
 def stack_batch(state: ModelState) -> int:
