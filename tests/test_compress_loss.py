@@ -166,6 +166,13 @@ def test_wrong_states():
         plain.auxiliary_loss(other)
     with pytest.raises(TypeError, match="state must be what step"):
         stack.auxiliary_loss(state, "none")
+    with pytest.raises(TypeError, match="state must be what step.*not NoneType"):
+        stack.auxiliary_loss(None)
+    with pytest.raises(ValueError, match="the state has 2 rows, but x has 3"):
+        stack.auxiliary_loss(state, stack.step(laws.sample(stack, 3)[:2])[1])
+    bare = build("ff")
+    with pytest.raises(ValueError, match="no block of the layout 'ff' has a loss of its own"):
+        bare.auxiliary_loss(bare.step(laws.sample(bare, 3))[1])
     model = TransformerWrapper(num_tokens=11, attn_layers=stack, use_abs_pos_emb=False)
     with pytest.raises(TypeError, match="a ModelState, not StackState"):
         model.auxiliary_loss(state)

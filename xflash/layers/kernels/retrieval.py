@@ -14,8 +14,9 @@ from ...shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Piece", "held", "retrieve", "retrieve_slow", "visible"]
 
-# How many scores there may be at a time, and over how many tokens of the memory where it is that long.
-TILE, SPAN = 2**24, 2**16
+# How many scores there may be at a time, over how many tokens of the memory where it is that long, and how many in a
+# group of which only the highest is looked at first.
+TILE, SPAN, GROUP = 2**24, 2**16, 8
 
 
 class Piece(NamedTuple):
@@ -167,7 +168,10 @@ def score(
     at = 0
     for piece, mask in pieces:
         here = out[..., at : at + piece.k.shape[2]]
-        torch.matmul(rows, piece.k.to(rows.dtype).mT, out=here)
+        if torch.compiler.is_compiling():  # which takes no view to write into
+            here.copy_(rows @ piece.k.to(rows.dtype).mT)
+        else:
+            torch.matmul(rows, piece.k.to(rows.dtype).mT, out=here)
         if mask is not None:
             cells = here.unflatten(3, (mask.shape[2], -1)).unflatten(2, (-1, n))
             cells.masked_fill_(~mask[:, None, None, :, :, None], -torch.inf)
@@ -178,13 +182,13 @@ def score(
 def top(scores: Float[Tensor, "*r m"], count: int) -> tuple[Float[Tensor, "*r _"], Int[Tensor, "*r _"]]:
     """`topk`, faster on long rows: the highest are among the groups with the highest maxima."""
     m = scores.shape[-1]
-    size = math.isqrt(m // count)
+    size = min(math.isqrt(m // count), GROUP)
     if size < 4:
         return torch.topk(scores, min(count, m), -1, sorted=False)
     width = m // size
     # Group i holds i, i + width, i + 2 width, ...; the rest belongs to none.
     groups = scores[..., : size * width].unflatten(-1, (size, width))
-    chosen = groups.amax(-2).topk(count, -1, sorted=False).indices[..., None, :]
+    chosen = top(groups.amax(-2), count)[1][..., None, :]
     candidates = groups.gather(-1, chosen.expand(*groups.shape[:-1], count)).flatten(-2)
     steps = torch.arange(size, device=scores.device)[:, None] * width
     rest = torch.arange(size * width, m, device=scores.device).expand(*scores.shape[:-1], -1)
