@@ -102,8 +102,8 @@ def among(
     used, masks = [], []
     for piece in pieces:
         mask = visible(piece.number, where, reach)
-        # Rows alike (one row of numbers, on the CPU): what nobody sees is left out, what all see needs no mask.
-        known = mask.shape[0] == 1 and mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        # What nobody sees is left out, what all see needs no mask, as far as a look costs nothing.
+        known = mask.device.type == "cpu" and not torch.compiler.is_compiling()
         if known and not bool(mask.any()):
             continue
         used.append(piece)
