@@ -166,7 +166,7 @@ def test_wrong_states():
         plain.auxiliary_loss(other)
     with pytest.raises(TypeError, match="state must be what step"):
         stack.auxiliary_loss(state, "none")
-    with pytest.raises(TypeError, match="state must be what step.*not NoneType"):
+    with pytest.raises(TypeError, match=r"state must be what step\(\) gave, a StackState, not NoneType"):
         stack.auxiliary_loss(None)
     with pytest.raises(ValueError, match="the state has 2 rows, but x has 3"):
         stack.auxiliary_loss(state, stack.step(laws.sample(stack, 3)[:2])[1])

@@ -80,9 +80,13 @@ def test_gradcheck(monkeypatch):
 
 def test_nothing_to_see_gives_zeros():
     q, where, pieces = memory()
-    blind = retrieve(q, torch.ones_like(where), pieces, 2, 3, 1.0)
-    assert blind.shape == q.shape and (blind == 0).all()
-    assert (torch.autograd.grad(blind.sum(), q)[0] == 0).all()
+    assert torch.equal(retrieve(q, torch.ones_like(where), pieces, 2, 3, 1.0), torch.zeros_like(q))
+    # The first queries see nothing, beside others that do.
+    where[:, :3] = 1
+    y = retrieve(q, where, pieces, 2, 3, 1.0)
+    (grad,) = torch.autograd.grad(y.sum(), q)
+    assert (y[:, :, :3] == 0).all() and (y[:, :, 3:] != 0).all()
+    assert (grad[:, :, :3] == 0).all() and grad.isfinite().all() and (grad[:, :, 3:] != 0).any()
     assert (retrieve(q, where, [], 2, 3, 1.0) == 0).all()
 
 
@@ -176,6 +180,18 @@ def test_laws_with_many_pieces(tiny, flags, tmp_path):
     laws.state_is_a_value(stack, n=21)
     laws.padding(stack)
     laws.saved_as_built(stack, tmp_path, n=21)
+
+
+def test_compiles():
+    """7: one graph for a step of rows at different places, which retrieve from the state and from the step itself."""
+    stack = build("block_attn", block_attn_retrieve=2, block_attn_retrieve_len=2 * W)
+    x = laws.sample(stack, LENGTH)
+    step = torch.compile(stack.step, fullgraph=True, dynamic=False, backend="aot_eager")
+    with torch.no_grad():
+        _, state = stack.step(x, mask=torch.arange(LENGTH) < torch.tensor([[LENGTH], [4], [11]]))
+        (ours, after), (expected, then) = step(x[:, : 2 * W], state), stack.step(x[:, : 2 * W], state)
+        laws.close(ours, expected, "compiled step")
+        laws.close(stack.step(x, after)[0], stack.step(x, then)[0], "state of a compiled step")
 
 
 def test_rows_far_apart_share_one_memory(tiny):

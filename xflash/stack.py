@@ -169,10 +169,10 @@ class AttentionLayers(Configurable):
         The mean over the tokens read between `since` (None: the beginning) and `state`, and over the layers that have
         such a loss. ValueError when none has.
         """
-        rows = [t.shape[0] for t in tensors(state)]
-        for held in (state, since):
-            if held is not None:
-                self.check_state(held, rows[0] if rows else 0)
+        rows = [t.shape[0] for t in tensors(state)] or [0]
+        self.check_state(state, rows[0])
+        if since is not None:
+            self.check_state(since, rows[0])
         return auxiliary_loss(self.blocks(), self.order, self.layout, state, since)
 
     def check_maps(self) -> None:
