@@ -25,6 +25,9 @@ def build(**arguments):
     return BlockRecurrentTransformer(**{**sizes, "recurrent_layers": (2,), **arguments}).double().eval()
 
 
+RETRIEVE = {"recurrent_retrieve": 2, "recurrent_retrieve_len": 2 * W, "block_attn_retrieve": 1}
+
+
 def ids(n, rows=3, seed=1):
     return torch.randint(31, (rows, n), generator=torch.Generator().manual_seed(seed))
 
@@ -44,7 +47,9 @@ def test_the_port_s_own_example():
     assert out.shape == (3, 3 * W, 31) and states3[0].shape == (3, W, 26)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"use_compressed_mem": True}, {"depth": 3, "read_recurrent_layers": (1,)}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"use_compressed_mem": True}, {"depth": 3, "read_recurrent_layers": (1,)}, RETRIEVE]
+)
 def test_any_cut_is_the_whole(arguments):
     model, seq = build(**arguments), ids(41)
     whole, _, _ = model(seq)
