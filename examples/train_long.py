@@ -39,7 +39,7 @@ class Options:
     text: str | None = None
     """A file to train on (.gz, .bz2, .xz, .zip or plain). Without: data/enwik8.gz if there, else 6 MB of Wikipedia."""
     name: str | None = None
-    """The run's folder in --runs. Without: a new one, or with --resume the one that was begun last."""
+    """The run's folder in --runs. Without: a new one, or with --resume the one saved last."""
     resume: bool = False
     """Go on where the run stopped, with the options and flags it was started with."""
     seconds: float = 300.0
@@ -58,18 +58,18 @@ class Options:
     heads: int = 4
     seq_len: int = 128
     """Bytes in a segment."""
-    segments: int = 8
+    segments: int = 4
     """Segments in a step: how far gradients reach."""
     batch: int = 4
     """Rows, each with documents of its own."""
-    lr: float = 3e-3
-    warmup: int = 20
+    lr: float = 5e-3
+    warmup: int = 40
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
     valid_every: int = 50
     """Steps between looks at a small part of the validation documents."""
-    valid_bytes: int = 500_000
+    valid_bytes: int = 300_000
     """How much of the validation documents the curves are measured on, at most."""
     save_every: float = 30.0
     """Seconds between checkpoints."""
