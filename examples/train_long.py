@@ -218,6 +218,7 @@ def train_one(run: Run[Options], documents: Documents) -> ByPlace:
         return bits_by_place(net, documents.look, options.seq_len, options.device).mean() or math.nan
 
     train(run, lambda run: train_step(run, documents.train), look)
+    print(f"{run.part}: {run.step} steps in {run.seconds:.0f} s")
     return bits_by_place(net, documents.held_out, options.seq_len, options.device)
 
 

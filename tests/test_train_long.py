@@ -104,6 +104,7 @@ def stop_at(train_long, monkeypatch, part, step, signum=signal.SIGTERM):
 def test_a_run_says_what_memory_is_worth_and_leaves_it_behind(whole):
     folder, said = whole
     assert "hybrid: 'flash(group_size=5" in said and "xl: '(attn(dim_head=8) ff) x 2'" in said
+    assert "hybrid: 6 steps in" in said and "xl: 6 steps in" in said
     result = json.loads((folder / "result.json").read_text())
     assert result["reach"] == 11 + 2 * 7 + 4
     assert f"from 32 on {sum(n - 32 for n in (34, 61, 70, 83)):>9,}" in said
