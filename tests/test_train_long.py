@@ -47,8 +47,7 @@ def pages(lengths=(190, 23, 71, 1, 150, 44, 11, 12, 90, 33, 34, 61, 70, 83)):
     return [written(chance, n) for n in lengths]
 
 
-def write_pages():
-    Path("pages").write_bytes(b"".join(b"<page><text>%s</text></page>\n" % page for page in 3 * pages()))
+DUMP = b"".join(b"<page><text>%s</text></page>\n" % page for page in 3 * pages())
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def whole(train_long, tmp_path_factory):
     """The folder of a run that nothing has stopped, and what it printed."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.chdir(tmp_path_factory.mktemp("whole"))
-        write_pages()
+        Path("pages").write_bytes(DUMP)
         train_long.main([*STEPS, "--name", "one", "--text", "pages"])
         return Path("runs/one").resolve(), said.getvalue()
 
@@ -65,7 +64,7 @@ def whole(train_long, tmp_path_factory):
 def run(train_long, tmp_path, monkeypatch):
     """Runs the script in a folder with a small text of pages; gives the folder of the run `name`."""
     monkeypatch.chdir(tmp_path)
-    write_pages()
+    Path("pages").write_bytes(DUMP)
 
     def run(*arguments, name="one", text="pages"):
         train_long.main([*arguments, *(["--name", name] if name else []), *(["--text", text] if text else [])])
