@@ -123,7 +123,6 @@ def test_a_text_without_pages_is_read_in_parts(run, train_long, options):
     documents = train_long.lay_out(options("--valid_bytes", "300")[0], data.text("plain", say=lambda line: None))
     assert documents.train.starts.sum() == 5 and documents.held_out.real.sum() == 300
     folder = run(*STEPS, "--valid_bytes", "300", "--steps", "1", text="plain")
-    # 300 bytes of one document: the last octave begins at 256.
     assert json.loads((folder / "result.json").read_text())["octaves"]["xl"][8] is not None
 
 
@@ -225,7 +224,6 @@ def test_the_steps_lose_what_the_documents_lose_alone(part, train_long, options)
     expected = torch.cat([alone(net, page, given.seq_len) for page in pages()])
     assert targets == len(expected)
     torch.testing.assert_close(nats / math.log(2), expected.sum(), atol=1e-2, rtol=1e-5)
-    # Behind the last step the rows are read from the start.
     assert all(map(torch.equal, train_long.reading(rows, steps, given), train_long.reading(rows, 0, given)))
 
 
