@@ -25,6 +25,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
 from training import (
     free_name,
     half_precision,
@@ -36,7 +37,6 @@ from training import (
     split_flags,
     take_step,
 )
-
 from xflash import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper
 from xflash.images import Images, digits
 from xflash.registry import nearest

@@ -76,12 +76,15 @@ def build(variant: str, options: argparse.Namespace) -> nn.Module:
             recurrent_layers=(2,),
         )
     layers, flags = VARIANTS[variant]
-    sizes = {"block_width": options.width, "dim_head": 16}
+    # The peer's sizes and feed-forward layers.
+    sizes = {"block_width": options.width, "dim_head": 16, "kv_heads": 1}
+    feed_forward = {"ff_glu": True, "ff_no_bias": True, "ff_mult": 8 / 3}
     flags = {f"block_attn_{name}": value for name, value in sizes.items()} | flags
     if "recurrent" in layers:
         flags = {f"recurrent_{name}": value for name, value in sizes.items()} | flags
         flags["recurrent_num_state_vectors"] = options.states
-    stack = Decoder(dim=options.dim, depth=1, heads=4, layers=layers, pos="rotary", rotary_xpos=True, **flags)
+    flags = {"pos": "rotary", "rotary_xpos": True, **feed_forward, **flags}
+    stack = Decoder(dim=options.dim, depth=1, heads=4, layers=layers, **flags)
     return TransformerWrapper(num_tokens=VOCABULARY, attn_layers=stack)
 
 

@@ -14,9 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 from tqdm.auto import tqdm
-from training import free_name, make_optimizer
 
 import xflash
+from training import free_name, make_optimizer
 from xflash.data import Text
 from xflash.registry import nearest
 
@@ -47,7 +47,8 @@ O = TypeVar("O", bound=Options)  # noqa: E741
 class Run(Generic[O]):
     """All that the next step depends on, and so all that a checkpoint holds.
 
-    model: what trains the `net` in it.  carried: what steps hand on.
+    model: what trains the `net` in it.  part: which of the runs that share a name, '' where one has it alone.
+    carried: what steps hand on.
     """
 
     script: str
@@ -56,6 +57,7 @@ class Run(Generic[O]):
     text_sha256: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    part: str = ""
     sampler: torch.Generator = field(default_factory=torch.Generator)
     step: int = 0
     total: int | None = None  # not known until the first steps have been timed
@@ -64,16 +66,16 @@ class Run(Generic[O]):
 
     @property
     def folder(self) -> Path:
-        return Path(self.options.runs) / str(self.options.name)
+        return Path(self.options.runs, str(self.options.name), self.part)
 
 
-def start(script: str, options: O, flags: dict[str, Any], text: Text, model: nn.Module) -> Run[O]:
-    """A new run of a script in a folder of its own; ValueError if there is a run in it."""
+def start(script: str, options: O, flags: dict[str, Any], text: Text, model: nn.Module, part: str = "") -> Run[O]:
+    """A new run of a script, or of a part of it, in a folder of its own; ValueError if there is a run in it."""
     if options.name is None:
         options = replace(options, name=free_name(script.removeprefix("train_"), options.runs))
     sha = hashlib.sha256(text.data).hexdigest()
     model = model.to(options.device)
-    run = Run(script, options, flags, sha, model, make_optimizer(model, options), total=options.steps)
+    run = Run(script, options, flags, sha, model, make_optimizer(model, options), part, total=options.steps)
     if any(path.exists() for path in checkpoints(run.folder)):
         raise ValueError(f"{run.folder} has a checkpoint: go on with --resume, or give another --name")
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +91,7 @@ def resume(
     saved: Mapping[str, Any],
     may_change: Collection[str],
     wrap: Callable[[nn.Module, O], nn.Module],
+    part: str = "",
 ) -> Run[O]:
     """The run as it was saved; its log is cut back to that step.
 
@@ -107,10 +110,11 @@ def resume(
     net = xflash.from_config(saved["config"])
     net.load_state_dict(saved["model"])
     model = wrap(net, options).to(options.device)
-    run = Run(saved["script"], options, saved["flags"], saved["text_sha256"], model, make_optimizer(model, options))
+    optimizer = make_optimizer(model, options)
+    run = Run(saved["script"], options, saved["flags"], saved["text_sha256"], model, optimizer, part)
     run.optimizer.load_state_dict(saved["optimizer"])
     run.step, run.total, run.seconds = saved["step"], saved["total"], saved["seconds"]
-    run.carried = saved["carried"]
+    run.carried = None if saved["carried"] is None else saved["carried"].to(options.device)
     run.sampler.set_state(saved["rng"]["sampler"])
     torch.set_rng_state(saved["rng"]["torch"])
     if saved["rng"]["cuda"] and options.device.startswith("cuda"):
@@ -158,15 +162,16 @@ def save(run: Run) -> None:
     os.replace(half, newest)
 
 
-def load(options: O, script: str) -> tuple[O, dict[str, Any]]:
+def load(options: O, script: str, part: str = "") -> tuple[O, dict[str, Any]]:
     """The newest checkpoint that can be read, of the named run or of the one of this script that was saved last."""
     runs = Path(options.runs)
     names = [options.name]
     if options.name is None:
-        found = sorted(runs.glob("*/checkpoint*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
-        names = list(dict.fromkeys(path.parent.name for path in found))
+        found = runs.glob(str(Path("*", part, "checkpoint*.pt")))
+        newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+        names = list(dict.fromkeys(path.relative_to(runs).parts[0] for path in newest_first))
     for name in names:
-        saved = read_checkpoint(runs / str(name))
+        saved = read_checkpoint(runs / str(name) / part)
         if saved is not None and saved["script"] == script:
             return replace(options, name=name), saved
         if saved is not None and options.name is not None:

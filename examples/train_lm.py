@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
-from training import half_precision, learning_rate, read_command_line, split_flags, take_step, with_options
 
 from runs import Run, load, read_log, resume, start, train
+from training import half_precision, learning_rate, read_command_line, split_flags, take_step, with_options
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper, data
 
 # What the default layout is trained with; --layers starts from the defaults of the blocks.

@@ -27,8 +27,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from training import free_name, half_precision, make_optimizer, read_command_line, take_step
 
+from training import free_name, half_precision, make_optimizer, read_command_line, take_step
 from xflash import XTransformer
 
 START, END, PAD = 0, 1, 2

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
+
 from training import (
     free_name,
     half_precision,
@@ -37,7 +38,6 @@ from training import (
     take_step,
     with_options,
 )
-
 from xflash import Encoder, ViTransformerWrapper
 from xflash.images import Images, digits
 

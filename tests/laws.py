@@ -145,12 +145,12 @@ def ragged(stack, n: int = 29, grads=(False, True)) -> None:
                 close(pieces, whole, f"ragged: {name}, grad={grad}")
 
 
-def state_is_a_value(stack, n: int = 19) -> None:
+def state_is_a_value(stack, n: int = 19, padded=(False, True)) -> None:
     """5: permuted, forked, reset, copied, saved and detached states behave as values."""
     x = sample(stack, 2 * n)
     first, second = x[:, :n], x[:, n:]
     order = torch.tensor([2, 0, 1])
-    for mask in (None, masks(n)["left"] | masks(n)["right"]):
+    for mask in (masks(n)["left"] | masks(n)["right"] if way else None for way in padded):
         _, state = go(stack, first, None, mask)
         with torch.no_grad():
             plain, after = go(stack, second[:, :5], state)
@@ -249,16 +249,19 @@ def sane_start(stack, n: int = 31, train: bool = True) -> None:
     stack.double().eval()
 
 
-def all_laws(stack, folder, cuts=None, grads=(False, True)) -> None:
-    """Every law that holds without compiling, on one stack; `grads`: whether pieces are run with and without grad."""
+def all_laws(stack, folder, cuts=None, ways=(False, True)) -> None:
+    """Every law that holds without compiling, on one stack.
+
+    `ways`: whether pieces are run with grad, and whether the rows of the states that are handled differ in length.
+    """
     live(stack)
     shape(stack)
     padding(stack)
     if stack.causal:
         causal(stack)
-        chunk(stack, cuts=cuts, grads=grads)
-        ragged(stack, grads=grads)
-        state_is_a_value(stack)
+        chunk(stack, cuts=cuts, grads=ways)
+        ragged(stack, grads=ways)
+        state_is_a_value(stack, padded=ways)
     saved_as_built(stack, folder)
 
 

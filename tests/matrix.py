@@ -219,6 +219,14 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"recurrent_compress": "conv", "recurrent_compress_factor": 2, "recurrent_compress_blocks": 3},
         {"block_attn_compress": "mean", "block_attn_compress_factor": 2, "block_attn_compress_blocks": 1},
         {"recurrent_compress": "max", "recurrent_compress_factor": 2},
+        {"recurrent_compress": "conv", "recurrent_compress_factor": 2, "recurrent_compress_loss": True}
+        | {"block_attn_compress": "conv", "block_attn_compress_factor": 2, "block_attn_compress_loss": True},
+    ],
+    "retrieve": [
+        {},
+        {"recurrent_retrieve": 3, "recurrent_retrieve_len": 80}
+        | {"block_attn_retrieve": 1, "block_attn_retrieve_len": 48},
+        {"recurrent_retrieve": 2, "block_attn_retrieve": 50},
     ],
     "gate": [{"recurrent_gate": gate} for gate in ("fixed", "lstm", "gru")],
     "update": [{"recurrent_update": update} for update in ("skip", "single", "dual")],

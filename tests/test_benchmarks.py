@@ -29,6 +29,17 @@ def test_decode_cost(script, capsys, tmp_path):
     assert (tmp_path / "runs/benchmarks/decode_cost.png").stat().st_size > 1000
 
 
+def test_routed(script, capsys, tmp_path):
+    sizes = ["--lengths", "30", "150", "--segment", "40", "--tokens", "3", "--dim", "14", "--block_width", "10"]
+    rows = script("routed").main([*sizes, "--retrieve", "3"])
+    assert [row["tokens"] for row in rows] == [30, 150]
+    assert all(row["segment_s"] > 0 and row["ms"] > 0 and row["peak_rss_mb"] > 10 for row in rows)
+    # One piece that holds all 150 tokens; keys and values of float32, the window's 2 x 2 blocks beside it.
+    assert [round(row["state_mb"] * 2**20) for row in rows] == [(150 * 2 + 40) * 14 * 4] * 2
+    assert "ms a token" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/benchmarks/routed.json").read_text())["rows"] == rows
+
+
 def test_bits_per_byte(script, tmp_path):
     pytest.importorskip("flash_pytorch")
     text = tmp_path / "text.txt"

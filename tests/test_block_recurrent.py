@@ -25,6 +25,9 @@ def build(**arguments):
     return BlockRecurrentTransformer(**{**sizes, "recurrent_layers": (2,), **arguments}).double().eval()
 
 
+RETRIEVE = {"recurrent_retrieve": 2, "recurrent_retrieve_len": 2 * W, "block_attn_retrieve": 1}
+
+
 def ids(n, rows=3, seed=1):
     return torch.randint(31, (rows, n), generator=torch.Generator().manual_seed(seed))
 
@@ -44,7 +47,9 @@ def test_the_port_s_own_example():
     assert out.shape == (3, 3 * W, 31) and states3[0].shape == (3, W, 26)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"use_compressed_mem": True}, {"depth": 3, "read_recurrent_layers": (1,)}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"use_compressed_mem": True}, {"depth": 3, "read_recurrent_layers": (1,)}, RETRIEVE]
+)
 def test_any_cut_is_the_whole(arguments):
     model, seq = build(**arguments), ids(41)
     whole, _, _ = model(seq)
@@ -142,6 +147,7 @@ def test_generation_counts_the_prime_and_goes_past_max_seq_len():
     model, prime = build(), ids(15)
     trainer = RecurrentTrainerWrapper(model)
     made = trainer.generate(prime, 33, temperature=0.0)
+    assert torch.equal(torch.stack(list(trainer.stream(prime, 33, temperature=0.0)), 1), made)
     assert made.shape == (3, 18)
     known = prime
     for token in made.unbind(1)[:5]:
@@ -196,6 +202,7 @@ def test_wrong_memories_and_states():
         ({"xl_memories": [torch.zeros(2)]}, TypeError, "xl_memories must be what the model gave, Memories, not list"),
         ({"states": [*states, *states]}, ValueError, "states has 2 entries, but there are 1 recurrent layers"),
         ({"states": [states[0][:2]]}, ValueError, r"states must be of shape \(3, 4, 26\), not \(2, 4, 26\)"),
+        ({"states": [states[0].float()]}, ValueError, "states must be torch.float64, as this model keeps them"),
         ({"states": [states[0].long()]}, TypeError, r"states must be floating-point tensors of \(3, 4, 26\)"),
     ):
         with pytest.raises(error, match=match):
@@ -212,3 +219,11 @@ def test_wrong_memories_and_states():
         RecurrentTrainerWrapper(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="a loss needs"):
         RecurrentTrainerWrapper(model)(seq[:, :1])
+
+
+def test_the_trainer_is_saved_as_it_was_built(tmp_path):
+    trainer = RecurrentTrainerWrapper(build(), xl_memories_dropout=0.1, detach_every=4).eval()
+    trainer.save(tmp_path)
+    again = xflash.load(tmp_path).eval()
+    assert again.to_config() == trainer.to_config() and again.detach_every == 4
+    assert torch.equal(again(ids(19)), trainer(ids(19)))

@@ -42,6 +42,11 @@ CASES = {
     "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff", "depth": 1},
     "read_layer": {"layers": "block_attn recurrent(read_layer=1) ff", "depth": 1},
     "compressed": {"layers": "recurrent ff", "recurrent_compress": "conv", "recurrent_compress_factor": 5},
+    "compress loss": {"layers": "block_attn ff", "block_attn_compress": "conv", "block_attn_compress_factor": 5}
+    | {"block_attn_compress_loss": True, "num_memory_tokens": 7},
+    # Ten tokens are held: less than the sequences have.
+    "retrieve": {"layers": "recurrent ff", "recurrent_retrieve": 3, "recurrent_retrieve_len": 10, "shift_tokens": 1},
+    "retrieve all": {"layers": "block_attn ff", "block_attn_retrieve": 99, "pos": "rotary", "num_memory_tokens": 11},
     "sliding": {"layers": "block_attn ff", "block_attn_reach": "sliding", "pos": "rotary", "rotary_xpos": True},
     "lstm": {
         "layers": "recurrent",

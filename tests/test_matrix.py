@@ -24,7 +24,7 @@ def cases(what: str, outcome: str) -> list:
 
 
 def one_of_two(row: list[int]) -> tuple[bool]:
-    """With grad or without, as the combination has it: every block and flag meets both in some of them."""
+    """One way or the other, as the combination has it: every block and flag meets both in some of them."""
     return (sum(row) % 2 == 0,)
 
 
@@ -41,7 +41,7 @@ def test_stack(causal, row, tmp_path, record_property):
         laws.shape(laws.live(stack))
         laws.saved_as_built(stack, tmp_path)
         return
-    laws.all_laws(stack, tmp_path, cuts=(1, 9), grads=one_of_two(row))
+    laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
     laws.sane_start(stack)
 
 
@@ -57,7 +57,7 @@ def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     _, build = matrix.domain_of(what)
     stack = build(causal, matrix.as_row(what, row))
-    laws.all_laws(stack, tmp_path, cuts=(1, 9), grads=one_of_two(row))
+    laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
     # Long enough for a second block: what the first one writes must be read.
     laws.sane_start(stack, n=37)
 

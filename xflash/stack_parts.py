@@ -12,11 +12,11 @@ from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.shift import TokenShift
 from .registry import blocks, norms, residuals
-from .shapes import Bool, Tensor
+from .shapes import Bool, Float, Tensor
 from .stack_flags import Resolved
-from .state import AttentionMap, StackState, tensors, tree_map
+from .state import AttentionMap, StackState
 
-__all__ = ["borders", "cuts", "make_branch", "publishing", "renewed", "unpacked"]
+__all__ = ["auxiliary_loss", "borders", "cuts", "make_branch", "publishing", "renewed", "unpacked"]
 
 
 def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
@@ -58,13 +58,37 @@ def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
 
 def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:
     """`state` with the tensors of the named rows as in `fresh`, zeros where that is None."""
-    flat = iter(tensors(fresh))
+    if isinstance(state, torch.Tensor):
+        chosen = rows.view(-1, *[1] * (state.dim() - 1))
+        return state.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(fresh, state), state)
+    if isinstance(state, tuple):
+        # A state that has seen more may hold more parts.
+        parts = [
+            renewed(part, rows, fresh[i] if fresh is not None and i < len(fresh) else None)
+            for i, part in enumerate(state)
+        ]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
 
-    def renew(t: Tensor) -> Tensor:
-        chosen = rows.view(-1, *[1] * (t.dim() - 1))
-        return t.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(next(flat), t), t)
 
-    return tree_map(renew, state)
+def auxiliary_loss(
+    blocks: Sequence[Block], order: Sequence[int], layout: str, state: StackState, since: StackState | None
+) -> Float[Tensor, ""]:
+    """The mean over tokens read between two states, and over layers, of what blocks lose beside the model's loss."""
+    sums = [
+        total if since is None or (known := blocks[i].auxiliary(since.branches[place].block)) is None else total - known
+        for place, i in enumerate(order)
+        if (total := blocks[i].auxiliary(state.branches[place].block)) is not None
+    ]
+    if not sums:
+        raise ValueError(
+            f"no block of the layout {layout!r} has a loss of its own (block_attn_compress_loss=True gives one)"
+        )
+    rows = sums[0].shape[0]
+    read = [s.bound * rows if s.length is None else s.length.sum() for s in (state, since) if s is not None]
+    tokens = read[0] - read[1] if len(read) > 1 else read[0]
+    tokens = tokens.clamp(min=1) if isinstance(tokens, torch.Tensor) else max(tokens, 1)
+    return torch.stack(sums).sum(1).mean() / tokens
 
 
 def unpacked(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:

@@ -8,16 +8,16 @@ from torch import nn
 from .checks import check_dtype
 from .layers.block import Block
 from .layers.embeddings import MemoryTokens
-from .shapes import Bool, Tensor
+from .shapes import Bool, Float, Tensor
 from .side_inputs import SideInputs
-from .stack_parts import renewed
+from .stack_parts import auxiliary_loss, renewed
 from .state import BranchState, Ctx, Lease, StackState, tensors
 
 __all__ = ["Stepping"]
 
 
 class Stepping:
-    """The part of a stack that checks, opens, closes, resets and shortens states."""
+    """The part of a stack that checks, opens, closes, resets, shortens and weighs states."""
 
     causal: bool
     dim: int
@@ -178,3 +178,15 @@ class Stepping:
         )
         # Blocks that keep all they have still share it with the state before.
         return state._replace(lease=None, branches=branches)
+
+    def auxiliary_loss(self, state: StackState, since: StackState | None = None) -> Float[Tensor, ""]:
+        """What the layers lose beside the model's own loss (block_attn_compress_loss), to be added to it in training.
+
+        The mean over the tokens read between `since` (None: the beginning) and `state`, and over the layers that have
+        such a loss. ValueError when none has.
+        """
+        rows = [t.shape[0] for t in tensors(state)] or [0]
+        self.check_state(state, rows[0])
+        if since is not None:
+            self.check_state(since, rows[0])
+        return auxiliary_loss(self.blocks(), self.order, self.layout, state, since)

@@ -111,6 +111,10 @@ class Block(nn.Module, ABC):
         """Why the block cannot give the attention matrix that it has, or ''."""
         return ""
 
+    def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
+        """A loss of the block's own, summed over each row's tokens since the row began; None when it has none."""
+        return None
+
     def reserve(self, state: Any, used: int, need: int, copy: bool, length: Int[Tensor, " b"] | None) -> Any:
         """The state with room for `need` tokens, `used` of them seen; `copy` asks for buffers of its own.
 

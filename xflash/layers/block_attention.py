@@ -12,13 +12,14 @@ from ..registry import blocks
 from ..shapes import Bool, Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
-from .compress import Compressor
+from .compress import Compressor, build_compressor, reconstruction
 from .cosine import Cosine
 from .kernels.groups import Padded, Scattered
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
 from .multi_head import count_heads
 from .positions import own_bias
+from .retrieve import Memory, build_retriever
 from .state_read import StateReader
 
 __all__ = ["BlockAttention"]
@@ -64,6 +65,13 @@ class BlockAttention(Block):
         )
         compress_factor: int | None = flag(None, "tokens that become one entry (None: 4)", at_least=2)
         compress_blocks: int | None = flag(None, "blocks that are kept compressed (None: 2)", at_least=1)
+        compress_loss: bool = flag(False, "the state holds how much of what is read is lost by compressing")
+        retrieve: int | None = flag(
+            None, "tokens before the window that each query and head finds in a long memory (None: none)", at_least=1
+        )
+        retrieve_len: int | None = flag(
+            None, "tokens that this memory holds, whole blocks (None: 250,000, rounded up)", at_least=1
+        )
 
     def __init__(self, config: Config, site: Site, reads: int = 0):
         super().__init__(config, site)
@@ -72,7 +80,9 @@ class BlockAttention(Block):
         self.scale = config.qk_norm_scale if config.qk_norm else width**-0.5
         self.to_q = nn.Linear(site.dim, inner, bias=False)
         self.to_kv = nn.Linear(site.dim, 2 * self.kv_heads * width, bias=False)
-        self.to_out = site.linear_out((1 + reads + len(config.read_from)) * inner)
+        self.retriever = build_retriever(self.kind, config, self.heads, self.kv_heads, self.scale)
+        reads += len(config.read_from) + (self.retriever is not None)
+        self.to_out = site.linear_out((1 + reads) * inner)
         self.cosine = Cosine(width) if config.qk_norm else None
         read_scale = config.read_qk_norm_scale if config.read_qk_norm else width**-0.5
         self.readers = nn.ModuleList(
@@ -80,22 +90,7 @@ class BlockAttention(Block):
             for _ in config.read_from
         )
         self.rel_pos_bias = own_bias(config.rel_pos_bias, self.heads, True, 0)
-        self.compressor = self.build_compressor(config)
-
-    def build_compressor(self, config: Config) -> Compressor | None:
-        if config.compress is None:
-            for name in ("compress_factor", "compress_blocks"):
-                if getattr(config, name) is not None:
-                    raise ValueError(
-                        f"{self.kind}_{name}={getattr(config, name)} is set, but {self.kind}_compress is None"
-                    )
-            return None
-        factor = config.compress_factor or 4
-        if config.block_width % factor:
-            raise ValueError(
-                f"{self.kind}_compress_factor={factor} does not divide {self.kind}_block_width={config.block_width}"
-            )
-        return Compressor(config.compress, factor, config.compress_blocks or 2, 2 * self.kv_heads, config.dim_head)
+        self.compressor = build_compressor(self.kind, config, self.kv_heads)
 
     def bias_heads(self) -> int:
         return self.heads
@@ -107,7 +102,12 @@ class BlockAttention(Block):
         if self.compressor is not None:
             short = self.config.block_width // self.compressor.factor
             older = like.new_zeros(batch, self.compressor.blocks, short, k.shape[2])
-        return Window(*(k.clone() for _ in range(4)), older, None if older is None else older.clone())
+        window = Window(*(k.clone() for _ in range(4)), older, None if older is None else older.clone())
+        if self.retriever is not None:
+            window = window._replace(memory=Memory())
+        if self.config.compress_loss:
+            window = window._replace(lost=like.new_zeros(batch, dtype=torch.promote_types(like.dtype, torch.float32)))
+        return window
 
     def reserve(self, state: Any, used: int, need: int, copy: bool, length: Tensor | None) -> Any:
         if state is None or not copy:
@@ -146,17 +146,42 @@ class BlockAttention(Block):
     def local(
         self, x: Float[Tensor, "b n d"], folded: Blocks, ctx: Ctx, state: Window | None
     ) -> tuple[Float[Tensor, "b n _"], Window | None]:
-        """What the tokens read from their windows, heads joined, and the state."""
+        """What the tokens read from their windows and retrieve from before them, heads joined, and the state."""
         older = self.older(folded, state)
         q = self.to_q(x)
         y = self.alone(q, folded, older, ctx) if folded.layout is None else self.across(q, folded, older, ctx)
+        memory = None
+        if self.retriever is not None:
+            past = None if state is None else state.memory
+            found, memory = self.retriever(q, folded, past, self.cosine, ctx, self.training)
+            y = torch.cat((y, found), -1)
         if not ctx.keep_state:
             return y, None
-        rest = folded.rest()
+        rest = folded.rest()._replace(memory=memory)
+        if self.compressor is not None and self.config.compress_loss:
+            lost = self.lost(self.compressor, q, folded, ctx, None if state is None else state.lost)
+            rest = rest._replace(lost=lost)
         if older is not None:
             k, v = (kept(t, folded.full, older.m) for t in (older.k, older.v))
             rest = rest._replace(older_k=k, older_v=v)
         return y, rest
+
+    def lost(
+        self, compressor: Compressor, q: Tensor, folded: Blocks, ctx: Ctx, before: Tensor | None
+    ) -> Float[Tensor, " b"]:
+        """The reconstruction loss of the block before each token's, summed over its row's tokens since it began."""
+        n, layout, g = q.shape[1], folded.layout, folded.k.shape[1]
+        queries = q if layout is None else layout.put(q).flatten(0, 1)
+        blocks = (t.flatten(0, 1) for t in (folded.before_k, folded.before_v))
+        gap = reconstruction(compressor, queries, *blocks, self.heads, self.scale, self.cosine)
+        gap = gap if layout is None else layout.take(gap.view(q.shape[0], g, -1, 1))[..., 0]
+        counted = ctx.positions >= self.config.block_width
+        real = ctx.real(n)
+        total = gap.masked_fill(~(counted if real is None else counted & real), 0).sum(1)
+        return total if before is None else before + total
+
+    def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
+        return None if state is None else state.lost
 
     def older(self, folded: Blocks, state: Window | None) -> Older | None:
         """What is kept, compressed, of blocks: those that fell out of the window already and those that will."""

@@ -18,4 +18,10 @@ class Cosine(nn.Module):
         self.k_gain = nn.Parameter(torch.ones(width))
 
     def forward(self, q: Float[Tensor, "*_ k"], k: Float[Tensor, "*_ k"]) -> tuple[Tensor, Tensor]:
-        return unit(q) * self.q_gain.to(q.dtype), unit(k) * self.k_gain.to(k.dtype)
+        return self.queries(q), self.keys(k)
+
+    def queries(self, q: Float[Tensor, "*_ k"]) -> Float[Tensor, "*_ k"]:
+        return unit(q) * self.q_gain.to(q.dtype)
+
+    def keys(self, k: Float[Tensor, "*_ k"]) -> Float[Tensor, "*_ k"]:
+        return unit(k) * self.k_gain.to(k.dtype)

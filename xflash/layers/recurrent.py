@@ -167,6 +167,9 @@ class Recurrent(BlockAttention):
             before.append(after)
         return [*before, *[after] * (g + 1 - len(before))]
 
+    def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
+        return super().auxiliary(None if state is None else state.window)
+
     def known(self, state: RecurrentState | None, x: Tensor) -> Float[Tensor, "b s d"]:
         """The state vectors that each row has come to."""
         start = self.start.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0], -1, -1)

@@ -1,12 +1,12 @@
 """`BlockRecurrentTransformer` and its trainer, with the calls of block-recurrent-transformer-pytorch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
 
 from ..checks import check_count, check_share, check_switches, given
+from ..configurable import Configurable
 from ..door import as_mask
 from ..layers.block_attention import BlockAttention
 from ..layers.recurrent import RecurrentState
@@ -216,6 +216,8 @@ class BlockRecurrentTransformer(TransformerWrapper):
             )
         if vectors.shape != before.vectors.shape:
             raise ValueError(f"states must be of shape {tuple(before.vectors.shape)}, not {tuple(vectors.shape)}")
+        if vectors.dtype != before.vectors.dtype:
+            raise ValueError(f"states must be {before.vectors.dtype}, as this model keeps them, not {vectors.dtype}")
         return before._replace(vectors=vectors, writes=before.writes.clamp(min=1))
 
     def without_memories(self, batch: int) -> ModelState:
@@ -234,19 +236,23 @@ class BlockRecurrentTransformer(TransformerWrapper):
 
         options are those of AutoregressiveWrapper.generate.
         """
-        return generate(self, prime, self.segment + 1 if length is None else length, options)
+        return AutoregressiveWrapper(self).generate(prime, self.missing(prime, length), **options)
+
+    def stream(self, prime: Tensor, length: int | None = None, **options: Any) -> Iterator[Int[Tensor, " b"]]:
+        """`generate` one token a row at a time, as each is drawn."""
+        return AutoregressiveWrapper(self).stream(prime, self.missing(prime, length), **options)
+
+    def missing(self, prime: Tensor, length: int | None) -> int:
+        """How many tokens there are to make; ValueError unless `length`, which counts the prime, is longer than it."""
+        prime = token_ids("prime", prime)
+        length = self.segment + 1 if length is None else length
+        check_count("length", length)
+        if prime.dim() != 2 or not 0 < prime.shape[1] < length:
+            raise ValueError(f"length={length} counts the prime, of shape {tuple(prime.shape)}, and must be longer")
+        return length - prime.shape[1]
 
 
-def generate(model: BlockRecurrentTransformer, prime: Tensor, length: int, options: dict[str, Any]) -> Tensor:
-    """The new tokens only; ValueError unless `length`, which counts the prime, is longer than it."""
-    prime = token_ids("prime", prime)
-    check_count("length", length)
-    if prime.dim() != 2 or not 0 < prime.shape[1] < length:
-        raise ValueError(f"length={length} counts the prime, of shape {tuple(prime.shape)}, and must be longer")
-    return AutoregressiveWrapper(model).generate(prime, length - prime.shape[1], **options)
-
-
-class RecurrentTrainerWrapper(nn.Module):
+class RecurrentTrainerWrapper(Configurable):
     """Trains a BlockRecurrentTransformer on sequences longer than its max_seq_len, and samples any length.
 
     `loss = trainer(ids)` reads segments of max_seq_len tokens, each with what the ones before have left.
@@ -301,4 +307,8 @@ class RecurrentTrainerWrapper(nn.Module):
 
     def generate(self, prime: Tensor, length: int, **options: Any) -> Int[Tensor, "b n"]:
         """The tokens behind `prime` until there are `length` with it, at constant cost a token."""
-        return generate(self.transformer, prime, length, options)
+        return self.transformer.generate(prime, length, **options)
+
+    def stream(self, prime: Tensor, length: int, **options: Any) -> Iterator[Int[Tensor, " b"]]:
+        """`generate` one token a row at a time, as each is drawn."""
+        return self.transformer.stream(prime, length, **options)

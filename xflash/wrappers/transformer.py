@@ -12,6 +12,7 @@ from ..configurable import Configurable
 from ..registry import blocks as registered
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
+from ..state import StackState
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
 from .pooled_output import pooled_output
@@ -115,7 +116,6 @@ class TransformerWrapper(Configurable):
             return None
         if not tied:
             head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
-            nn.init.normal_(head.weight, std=0.02)
             if bias:
                 nn.init.zeros_(head.bias)
             return head
@@ -243,9 +243,7 @@ class TransformerWrapper(Configurable):
         mask = self.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
-            if not isinstance(state, ModelState):
-                raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
-            self.attn_layers.check_state(state.stack, x.shape[0])
+            self.attn_layers.check_state(stack_state(state), x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
         past, length = (0, None) if state is None else (state.bound, state.length)
@@ -266,6 +264,10 @@ class TransformerWrapper(Configurable):
         elif length is not None:
             length = length + x.shape[1]
         return self.logits(y), ModelState(stack, past + x.shape[1], length)
+
+    def auxiliary_loss(self, state: ModelState, since: ModelState | None = None) -> Float[Tensor, ""]:
+        """What the stack's layers lose beside the model's own loss, between two states: see AttentionLayers."""
+        return self.attn_layers.auxiliary_loss(stack_state(state), None if since is None else stack_state(since))
 
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
@@ -319,3 +321,10 @@ def check_stack(attn_layers: Any) -> None:
         raise TypeError(
             f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
         )
+
+
+def stack_state(state: Any) -> StackState:
+    """The stack's part of what step() gave; TypeError for anything else."""
+    if not isinstance(state, ModelState):
+        raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
+    return state.stack

@@ -4,7 +4,7 @@
 is kept of a block is committed when the block is full, never before, so that no cut of a sequence shows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ class Window(NamedTuple):
     """What a row carries: keys and values (b, w, c) of the block before and of the open one, zeros where unfilled.
 
     older: (b, m, l, c) what is kept of the m blocks before those, l entries of each, the oldest first; None if nothing.
+    memory: the layer's `Memory` of whole blocks before the window, if it has one.  lost: (b,) the reconstruction loss
+    of the compressed entries, summed over the row's tokens, if the layer has one.
     """
 
     past_k: Tensor
@@ -28,6 +30,8 @@ class Window(NamedTuple):
     open_v: Tensor
     older_k: Tensor | None = None
     older_v: Tensor | None = None
+    memory: Any = None
+    lost: Tensor | None = None
 
 
 class Older(NamedTuple):
