@@ -108,7 +108,7 @@ def from_config(config: Mapping[str, Any]) -> Any:
 
 
 def save(model: Configurable, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, tied weights once, to `folder`, made if needed; ValueError at a file."""
+    """Writes config.json and model.safetensors, tied weights once, to `folder`, made if needed; no file."""
     from safetensors.torch import save_model
 
     folder = Path(folder)
