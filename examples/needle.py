@@ -1,6 +1,6 @@
 """A needle across blocks: does what was stored many blocks ago come back when it is asked for?
 
-    python examples/needle.py                                   (the default variant, 300 seconds of one core)
+    python examples/needle.py                                   (LSTM gates, 300 seconds of one core)
     python examples/needle.py --variants xl fixed lstm port --seeds 0 1 2
 
 Rows of noise in blocks of 16 tokens. At a random place of the first block stands STORE and four symbols; some blocks
@@ -83,8 +83,7 @@ def build(variant: str, options: argparse.Namespace) -> nn.Module:
     if "recurrent" in layers:
         flags = {f"recurrent_{name}": value for name, value in sizes.items()} | flags
         flags["recurrent_num_state_vectors"] = options.states
-    flags = {"pos": "rotary", "rotary_xpos": True, **feed_forward, **flags}
-    stack = Decoder(dim=options.dim, depth=1, heads=4, layers=layers, **flags)
+    stack = Decoder(dim=options.dim, depth=1, heads=4, layers=layers, pos="rotary", **feed_forward, **flags)
     return TransformerWrapper(num_tokens=VOCABULARY, attn_layers=stack)
 
 
@@ -138,7 +137,7 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     known = [*VARIANTS, PORT]
-    parser.add_argument("--variants", nargs="+", default=["fixed"], choices=known, help=f"{PORT}: the peer's model")
+    parser.add_argument("--variants", nargs="+", default=["lstm"], choices=known, help=f"{PORT}: the peer's model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--seconds", type=float, default=300.0, help="of one core's time to train each")
     parser.add_argument("--steps", type=int, default=0, help="that many steps instead")

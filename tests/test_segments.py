@@ -276,7 +276,7 @@ def test_generation_is_that_of_the_autoregressive_wrapper(net):
 
 
 def test_saved_is_built(tmp_path, net):
-    trainer = SegmentWrapper(net, L, detach_every=2, memory_dropout=0.1, grad_checkpoint=True, pad_value=4)
+    trainer = SegmentWrapper(net, L, detach_every=2, memory_dropout=0.1, grad_checkpoint=True, pad_value=4).eval()
     trainer.save(tmp_path)
     again = xflash.load(tmp_path).eval()
     assert again.to_config() == trainer.to_config() and again.segment_len == L and again.grad_checkpoint

@@ -21,7 +21,7 @@ class Beams(NamedTuple):
 
     def scores(self, length_penalty: float) -> Float[Tensor, "b a"]:
         """What hypotheses are ranked by: the log-probability over length ** length_penalty."""
-        return self.total / self.length.clamp(min=1) ** length_penalty
+        return self.total / self.length.clamp(min=1).to(self.total.dtype) ** length_penalty
 
     def settled(self, seq_len: int, length_penalty: float) -> Bool[Tensor, " b"]:
         """True for rows whose best ended hypothesis no open one can overtake within `seq_len` tokens."""
@@ -50,7 +50,7 @@ def widen(
     stay[0] = 0
     total = beams.total[..., None] + torch.where(beams.ended[..., None], stay, log_probs)
     length = beams.length + ~beams.ended
-    scores = total / length[..., None] ** length_penalty
+    scores = total / length[..., None].to(total.dtype) ** length_penalty
     chosen = scores.flatten(1).topk(a, dim=1).indices
     parent, token = chosen // v, chosen % v
     before = beams.ended.gather(1, parent)
