@@ -7,6 +7,7 @@ import torch
 import xflash
 from xflash import AutoregressiveWrapper, BlockRecurrentTransformer, RecurrentTrainerWrapper
 from xflash.state import tensors
+from xflash.wrappers.block_recurrent import Memories
 
 W = 4
 
@@ -209,6 +210,11 @@ def test_wrong_memories_and_states():
             model(seq, **given)
     with pytest.raises(ValueError, match="the state has 3 rows, but x has 2"):
         model(seq[:2], xl_memories=memories)
+    narrow = Memories(memories.state.to(torch.float32))
+    with pytest.raises(ValueError, match=r"xl_memories are torch\.float32, but the model is torch\.float64"):
+        model(seq, xl_memories=narrow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert build().float()(seq, xl_memories=narrow)[0].isfinite().all()
     with pytest.raises(ValueError, match="the state was made by another stack"):
         build(heads=1)(seq, xl_memories=memories)
     with pytest.raises(ValueError, match="a loss needs"):

@@ -197,6 +197,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         else:
             state = memories.state
             self.attn_layers.check_state(state.stack, ids.shape[0])
+            self.check_dtype(state.stack)
         branches = list(state.stack.branches)
         given_states = [None] * len(places) if states is None else list(states)
         if len(given_states) != len(places):
@@ -205,6 +206,17 @@ class BlockRecurrentTransformer(TransformerWrapper):
             before = cast(RecurrentState, branches[place].block)
             branches[place] = branches[place]._replace(block=self.with_vectors(before, vectors))
         return state._replace(stack=state.stack._replace(branches=tuple(branches)))
+
+    def check_dtype(self, state: StackState) -> None:
+        """ValueError for memories of another dtype than the model's, but under autocast, which casts them."""
+        wanted = self.embedding.token_emb.weight
+        # The first layer is one of attention, with state vectors or without.
+        held = state.branches[0].block
+        found = (held.window if isinstance(held, RecurrentState) else held).open_k
+        if found.dtype != wanted.dtype and not torch.is_autocast_enabled(wanted.device.type):
+            raise ValueError(
+                f"xl_memories are {found.dtype}, but the model is {wanted.dtype}: cast them with memories.state.to"
+            )
 
     def with_vectors(self, before: RecurrentState, vectors: Tensor | None) -> RecurrentState:
         """The state of a recurrent layer with other state vectors; None: the learned ones it starts with."""
