@@ -36,10 +36,12 @@ def visible(
 def make_visible(ctx: Ctx, slots: Slots, m: int, causal: bool, window: int | None, sinks: int):
     where, n = slots.at[:, None, :, None], slots.at.shape[1]
     slot = torch.arange(m, device=where.device) if slots.keys is None else slots.keys[:, None, None]
-    fresh = ctx.past == 0 and ctx.length is None
     back = ahead = rows = documents = None
-    # A fresh call leaves causality to the kernel; one new token of a uniform call sees all slots there are.
-    in_kernel = causal and fresh
+    # A fresh call leaves causality to the kernel; one new token of a uniform call sees all slots there are. Not the
+    # comparison itself: while compiling it is symbolic, which the kernel does not take.
+    in_kernel = False
+    if causal and ctx.length is None and ctx.past == 0:
+        in_kernel = True
     if causal and not (ctx.uniform and n == 1) and not in_kernel:
         ahead = slot <= where
     if window is not None:
