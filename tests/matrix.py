@@ -192,7 +192,9 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"layers": "attn state_read block_attn(read_from=(1,)) recurrent(reads=False)", "depth": 1},
         {"layers": "block_attn state_read recurrent(reads=False) recurrent(read_layer=1)", "depth": 1},
     ],
-    **{name: STACK[name] for name in ("norm_place", "pos", "shift", "memory", "layer_dropout")},
+    **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout")},
+    # None, xPos, T5's and two at once: how wide what is turned is, and by what, is tried with other blocks.
+    "pos": [STACK["pos"][i] for i in (0, 3, 4, 6)],
     "width": [
         {"block_attn_block_width": 8, "recurrent_block_width": 8},
         {"block_attn_block_width": 6, "recurrent_block_width": 10},

@@ -25,7 +25,7 @@ def build(name, **changes):
     net = TransformerWrapper(num_tokens=V, attn_layers=decoder, **{"max_seq_len": 43, **wrapper, **changes})
     # Sharp logits: at the start all tokens are about equally likely.
     with torch.no_grad():
-        net.to_logits.weight.mul_(50)
+        net.to_logits.weight.normal_()
     return AutoregressiveWrapper(net).double().eval()
 
 
