@@ -1,9 +1,21 @@
-"""Counts the flag combinations that were tried, and prints them at the end of the run."""
+"""The examples as modules; the count of the flag combinations that were tried, printed at the end of the run."""
 
+import importlib
 import os
+from pathlib import Path
+
+import pytest
 
 # Two test processes with spinning OpenMP threads each starve one another; read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """Imports a script of examples/ by name, or what stands beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+        yield importlib.import_module
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import subprocess
@@ -16,10 +15,8 @@ SMALL = ["--dim", "12", "--heads", "2", "--batch", "5", "--warmup", "3", "--test
 
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("caption_digits")
+def script(examples):
+    return examples("caption_digits")
 
 
 def bars(n=70):

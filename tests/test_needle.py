@@ -1,6 +1,5 @@
 """examples/needle.py, shrunk: its rows are what it says, every variant trains, state vectors reach far."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,11 +11,8 @@ SMALL = ["--dim", "24", "--states", "3", "--batch", "4", "--test_rows", "8", "--
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("needle", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(examples):
+    return examples("needle")
 
 
 def test_a_row_holds_its_needle_and_asks_for_it(script):

@@ -20,10 +20,8 @@ STEPS = [*SMALL.split(), "--steps", "11", "--warmup", "3", "--device", "cpu", "-
 
 
 @pytest.fixture(scope="module")
-def train_lm():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT.parent))
-        yield importlib.import_module("train_lm")
+def train_lm(examples):
+    return examples("train_lm")
 
 
 @pytest.fixture

@@ -26,10 +26,8 @@ PARTS = ("hybrid", "xl")
 
 
 @pytest.fixture(scope="module")
-def train_long():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPT.parent))
-        yield importlib.import_module("train_long")
+def train_long(examples):
+    return examples("train_long")
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 import datetime
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,8 @@ SMALL = ["--dim", "24", "--heads", "2", "--batch", "5", "--device", "cpu", "--te
 
 
 @pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))  # for training.py beside it
-    spec = importlib.util.spec_from_file_location("train_seq2seq", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_seq2seq"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
-    for name in ("train_seq2seq", "training"):
-        sys.modules.pop(name, None)
+def script(examples):
+    return examples("train_seq2seq")
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import subprocess
@@ -16,10 +15,8 @@ SMALL = ["--dim", "12", "--depth", "1", "--heads", "2", "--batch", "11", "--warm
 
 
 @pytest.fixture(scope="module")
-def train_vit():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("train_vit")
+def train_vit(examples):
+    return examples("train_vit")
 
 
 def tiles(n=70):

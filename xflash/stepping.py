@@ -11,7 +11,7 @@ from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Float, Tensor
 from .side_inputs import SideInputs
 from .stack_parts import auxiliary_loss, renewed
-from .state import BranchState, Ctx, Lease, StackState, tensors
+from .state import BranchState, Ctx, Lease, StackState, row_count, tensors
 
 __all__ = ["Stepping"]
 
@@ -97,9 +97,8 @@ class Stepping:
             raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
         if state.maker != self.maker or len(state.branches) != len(self.order):
             raise ValueError(f"the state was made by another stack: {state.maker}; this one is {self.maker}")
-        for t in tensors(state)[:1]:
-            if t.shape[0] != batch:
-                raise ValueError(f"the state has {t.shape[0]} rows, but x has {batch}")
+        if (rows := row_count(state)) not in (None, batch):
+            raise ValueError(f"the state has {rows} rows, but x has {batch}")
 
     def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
         """The state with room for n more slots, and whether this call may write into its buffers.
@@ -185,8 +184,7 @@ class Stepping:
         The mean over the tokens read between `since` (None: the beginning) and `state`, and over the layers that have
         such a loss. ValueError when none has.
         """
-        rows = [t.shape[0] for t in tensors(state)] or [0]
-        self.check_state(state, rows[0])
-        if since is not None:
-            self.check_state(since, rows[0])
+        rows = row_count(state) or 0
+        for known in (state,) if since is None else (state, since):
+            self.check_state(known, rows)
         return auxiliary_loss(self.blocks(), self.order, self.layout, state, since)

@@ -170,40 +170,28 @@ class TransformerWrapper(Configurable):
         embeddings in front included, see each other. `mems`: what a call with `return_mems`, which gives (logits,
         mems), has left of the segment before.
         """
+        front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
+        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
         if mems is not None or return_mems:
             refused = {"attn_mask": attn_mask, "doc_ids": doc_ids, "return_embeddings": return_embeddings}
             refused |= {"return_logits_and_embeddings": return_logits_and_embeddings, "return_attn": return_attn}
             check_alone("mems and return_mems", **refused)
-            logits, state = self.step(
-                x,
-                mems,
-                mask,
-                prepend_embeds=prepend_embeds,
-                prepend_mask=prepend_mask,
-                embed_ids=embed_ids,
-                context=context,
-                context_mask=context_mask,
-                context_pos=context_pos,
-                prefix_attn_len=prefix_attn_len,
-            )
+            logits, state = self.step(x, mems, mask, **front, **beside)
             return (logits, self.remember(state)) if return_mems else logits
         if return_embeddings and return_logits_and_embeddings:
             raise ValueError("return_embeddings and return_logits_and_embeddings exclude each other; give one of them")
         mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
-        embedded, mask = self.embedding(
-            x, mask, doc_ids=doc_ids, prepend_embeds=prepend_embeds, prepend_mask=prepend_mask, embed_ids=embed_ids
-        )
+        embedded, mask = self.embedding(x, mask, doc_ids=doc_ids, **front)
         if self.pooled is not None:
             if doc_ids is not None:
                 raise ValueError(
                     f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
                 )
             embedded, mask, attn_mask = self.pooled.front(embedded, mask, attn_mask)
-        beside: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids}
-        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len}
+        beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids}
         maps = None
         if return_attn:
             y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)

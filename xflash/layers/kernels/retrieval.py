@@ -81,43 +81,30 @@ def retrieve(
     step = max(1, min(TILE // (rows * min(sum(lengths), SPAN)), q.shape[2]))
     # One place for all scores, for fresh memory costs as much as they do.
     room = q.new_empty(max(min(TILE, rows * step * sum(lengths)), rows * step * max(lengths)))
-    parts = [
-        among(q[:, :, i : i + step], where[:, i : i + step], pieces, count, reach, scale, dropout, room)
-        for i in range(0, q.shape[2], step)
-    ]
+
+    def some(q: Float[Tensor, "b h r k"], where: Int[Tensor, "_ r"]) -> Float[Tensor, "b h r k"]:
+        used, masks = [], []
+        for piece in pieces:
+            mask = visible(piece.number, where, reach)
+            # What nobody sees is left out, what all see needs no mask, as far as a look costs nothing.
+            known = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+            if known and not bool(mask.any()):
+                continue
+            used.append(piece)
+            masks.append(None if known and bool(mask.all()) else mask.to(q.device))
+        if not used:
+            return q.new_zeros(*q.shape[:3], pieces[0].v.shape[-1] if pieces else q.shape[3])
+        values, index = best(q, used, masks, count, room)
+        k, v = (taken([getattr(piece, name) for piece in used], index).to(q.dtype) for name in ("k", "v"))
+        scores = (k @ q[..., None])[..., 0].to(torch.promote_types(q.dtype, torch.float32)) * scale
+        there = values > -torch.inf
+        # A row of nothing but -inf would be NaN.
+        weights = scores.masked_fill(~there, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~there, 0)
+        weights = F.dropout(weights, dropout).to(v.dtype)
+        return (weights[..., None, :] @ v)[..., 0, :]
+
+    parts = [some(q[:, :, i : i + step], where[:, i : i + step]) for i in range(0, q.shape[2], step)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-def among(
-    q: Float[Tensor, "b h n k"],
-    where: Int[Tensor, "_ n"],
-    pieces: Sequence[Piece],
-    count: int,
-    reach: int,
-    scale: float,
-    dropout: float,
-    room: Float[Tensor, " _"],
-) -> Float[Tensor, "b h n k"]:
-    """What a few queries retrieve."""
-    used, masks = [], []
-    for piece in pieces:
-        mask = visible(piece.number, where, reach)
-        # What nobody sees is left out, what all see needs no mask, as far as a look costs nothing.
-        known = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-        if known and not bool(mask.any()):
-            continue
-        used.append(piece)
-        masks.append(None if known and bool(mask.all()) else mask.to(q.device))
-    if not used:
-        return q.new_zeros(*q.shape[:3], pieces[0].v.shape[-1] if pieces else q.shape[3])
-    values, index = best(q, used, masks, count, room)
-    k, v = (taken([getattr(piece, name) for piece in used], index).to(q.dtype) for name in ("k", "v"))
-    scores = (k @ q[..., None])[..., 0].to(torch.promote_types(q.dtype, torch.float32)) * scale
-    there = values > -torch.inf
-    # A row of nothing but -inf would be NaN.
-    weights = scores.masked_fill(~there, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~there, 0)
-    weights = F.dropout(weights, dropout).to(v.dtype)
-    return (weights[..., None, :] @ v)[..., 0, :]
 
 
 @torch.no_grad()
