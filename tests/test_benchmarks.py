@@ -77,3 +77,45 @@ def test_recurrent(script, capsys, tmp_path):
     assert all(row["step_ms"] > 0 and row["token_ms"] > 0 for row in rows)
     assert "how many times as long" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/benchmarks/recurrent.json").read_text())["rows"] == rows
+
+
+def test_compare(script, monkeypatch, capsys, tmp_path):
+    for peer in ("flash_pytorch", "x_transformers", "block_recurrent_transformer_pytorch"):
+        pytest.importorskip(peer)
+    module, sizes = script("compare"), script("contenders")
+    monkeypatch.setattr(sizes, "DIM", 32)
+    monkeypatch.setattr(module, "TOKENS", 32)
+    monkeypatch.setattr(module, "peak", lambda kind, name, n, device, depth=12: 8.0 if "peer" in name else 2.0)
+    rows = module.main(["decode", "memory", "paper", "--rounds", "1", "--lengths", "16", "32"])
+    found = {(row.part, row.peer): row for row in rows}
+    assert set(found) == {
+        ("decode", "x-transformers"),
+        ("decode", "FLASH-pytorch"),
+        ("memory", "FLASH-pytorch"),
+        ("memory", "x-transformers"),
+        ("paper", "Transformer++"),
+    }
+    assert found["memory", "FLASH-pytorch"].ratio == 4 and found["memory", "FLASH-pytorch"].verdict == "missed"
+    assert all(row.theirs > 0 and row.ours > 0 for row in rows)
+    assert "missed" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "runs/benchmarks/compare.json").read_text())
+    assert [row["ratio"] for row in kept["rows"]] == [row.ratio for row in rows]
+    assert len(list((tmp_path / "runs/benchmarks").glob("compare_*.png"))) == 4
+    with pytest.raises(SystemExit):
+        module.main(["speed"])
+    assert "no part 'speed'" in capsys.readouterr().err
+
+
+def test_peak(script, capsys):
+    """A call that fills 64 MB takes that much, and what was freed before it counts for nothing."""
+    module = script("peak")
+    import torch
+
+    torch.ones(2**25)
+    module.forget_peak()
+    before = module.peak_mb()
+    held = torch.ones(2**24)
+    assert module.peak_mb() - before == pytest.approx(64, rel=0.2)
+    assert held.sum() == 2**24
+    pytest.importorskip("flash_pytorch")
+    assert module.main(["layer", "flash xflash", "4096"]) > 20

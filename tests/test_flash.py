@@ -185,7 +185,7 @@ def test_mean_sum_and_padded_length():
         m = block(causal, global_normaliser=name, rel_pos_bias=None)
         with torch.no_grad():
             m.gamma[0] = m.beta[0] = 0
-        gate, t = m.project(x, context(n))
+        gate, t = m.project(m.to_hidden(x), context(n))
         for i in (3, 7, 11):
             seen = i // W * W if causal else n
             tokens_summed = {"mean": max(seen, 1), "sum": W, "padded_length": n}[name]
@@ -203,7 +203,7 @@ def test_the_padded_length_is_counted_with_its_padding():
 
 def test_dropout_is_of_the_local_weights_and_only_in_training():
     m, x = block(dropout=1 - 1e-9), tokens(12)
-    gate, t = m.project(x, context(12))
+    gate, t = m.project(m.to_hidden(x), context(12))
     whole = m(x, context(12))[0]
     far_only = m.train()(x, context(12))[0]
     total = torch.einsum("bk,bjk,bje->be", t.far_q[:, 11], t.far_k[:, :10], t.v[:, :10]) / 10

@@ -167,5 +167,7 @@ def test_no_more_than_a_block_of_scores_is_alive(monkeypatch):
 
     monkeypatch.setattr(gated, "part_weights", watched)
     q, k, v, _ = inputs(n=50, m=53)
-    gated_attention(q, k, v, attn_fn="relu2", causal=True)
+    # A matrix of what may be seen is what tiles cannot take.
+    everything = torch.ones(50, 53, dtype=torch.bool)
+    gated_attention(q, k, v, attn_fn="relu2", causal=True, allowed=everything)
     assert widest == [(16, 19), (16, 35), (16, 51), (2, 53)]

@@ -1,7 +1,7 @@
 """`flash`: mixed chunk attention, the layer of FLASH (https://arxiv.org/abs/2202.10447)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,9 +14,10 @@ from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
 from .kernels.carried import FlashState, across, step, within
+from .kernels.fused_groups import Settings, Turn, fused_groups
 from .kernels.groups import Documents, document_groups
-from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
-from .kernels.relative import t5_bucket
+from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, outer, packed
+from .kernels.relative import distances, t5_bucket
 from .positions import T5Bias, own_bias
 
 __all__ = ["FlashState", "MixedChunkAttention"]
@@ -93,19 +94,67 @@ class MixedChunkAttention(Block):
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: FlashState | None = None
     ) -> tuple[Float[Tensor, "b n d"], FlashState | None]:
-        gate, t = self.project(x, ctx)
+        hidden = self.to_hidden(x)
+        if self.fits_fused(x.shape[1], ctx, state):
+            return self.fused(hidden, ctx, state)
+        gate, t = self.project(hidden, ctx)
         y, state = self.mix(t, ctx, state)
         return self.to_out(gate * y), state
 
-    def project(self, x: Float[Tensor, "b n d"], ctx: Ctx) -> tuple[Float[Tensor, "b n e"], Heads]:
+    def fits_fused(self, n: int, ctx: Ctx, state: FlashState | None) -> bool:
+        """Whether the fused kernel can do it: causal rows that begin a group, weights that need no sum over a row."""
+        config, compiling = self.config, torch.compiler.is_compiling()
+        if not self.site.causal or config.attn_fn == "softmax" or ctx.doc_ids is not None or ctx.length is not None:
+            return False
+        if (config.dropout and self.training) or torch.onnx.is_in_onnx_export():
+            return False
+        if ctx.relative is not None and not ctx.relative.turns_once:
+            return False
+        if compiling:
+            # What is left of the last group depends on the length, which a graph must not ask.
+            return state is None and not ctx.keep_state
+        begins = ctx.past % config.group_size == 0
+        return n > 1 and begins and (ctx.new is None or not ctx.keep_state)
+
+    def fused(self, hidden: Float[Tensor, "b n _"], ctx: Ctx, state: FlashState | None) -> tuple:
+        """The update and the state by the kernel that works on some groups at a time."""
+        w, spec, turn = self.config.group_size, self.spec(ctx), None
+        vector = None if spec.bias is None else spec.bias(distances(w, w, hidden.device))
+        if ctx.relative is not None:
+            turn = Turn(*ctx.relative.pairs(ctx, self.config.query_key_dim, hidden.dtype))
+        y, closed = fused_groups(
+            hidden,
+            self.gamma,
+            self.beta,
+            Settings(w, spec.fn, spec.scale, float(spec.divide), spec.normaliser == "mean", ctx.past // w),
+            vector=vector,
+            turn=turn,
+            closed=None if state is None else state.closed,
+            new=ctx.new,
+        )
+        return self.to_out(y), self.left_open(hidden, closed, ctx) if ctx.keep_state else None
+
+    def left_open(self, hidden: Float[Tensor, "b n _"], closed: Float[Tensor, "b k e"], ctx: Ctx) -> FlashState:
+        """The state behind groups that are full and the tokens behind them."""
+        w, (b, n, _), (_, inner, width) = self.config.group_size, hidden.shape, self.widths
+        left = n % w
+        if not left:
+            empty = (hidden.new_zeros(b, w, size) for size in (width, inner))
+            return FlashState(closed, torch.zeros_like(closed), *empty)
+        last = replace(ctx, positions=ctx.positions[:, n - left :], memo={})
+        _, t = self.project(hidden[:, n - left :], last)
+        keys, values = (F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.v))
+        return FlashState(closed, outer(t.far_k, t.v, w), keys, values)
+
+    def project(self, hidden: Float[Tensor, "b n _"], ctx: Ctx) -> tuple[Float[Tensor, "b n e"], Heads]:
         """The gate, and what each token brings; keys and values of tokens that do not exist are zeros."""
-        gate, v, z = F.silu(self.to_hidden(x)).split(self.widths, -1)
+        gate, v, z = F.silu(hidden).split(self.widths, -1)
         gamma = self.gamma[:, None, None]
         four = z * gamma if self.beta is None else torch.addcmul(self.beta[:, None, None], z, gamma)
         queries, keys = four.to(v.dtype).transpose(0, 1).split(2, 1)
         if ctx.relative is not None:
             queries, keys = ctx.relative.rotate(queries, ctx), ctx.relative.rotate(keys, ctx, inverse=True)
-        real = ctx.real(x.shape[1])
+        real = ctx.real(hidden.shape[1])
         if real is not None:
             keys, v = keys.masked_fill(~real[:, None, :, None], 0), v.masked_fill(~real[..., None], 0)
         return gate, Heads(queries[:, 0], keys[:, 0], queries[:, 1], keys[:, 1], v)

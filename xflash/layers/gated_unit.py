@@ -12,7 +12,7 @@ from ..flags import flag
 from ..shapes import Float, Int, Tensor
 from ..state import AttentionMap
 from .block import Block, Site
-from .kernels.gated import gated_attention, gated_weights
+from .kernels.gated import Between, gated_attention, gated_weights
 
 __all__ = ["GatedUnit"]
 
@@ -110,15 +110,22 @@ class GatedUnit(Block):
         allowed: Tensor | None,
         causal: bool = False,
         bias: Tensor | None = None,
+        vector: Tensor | None = None,
+        between: Between | None = None,
         maps: list[AttentionMap] | None = None,
         over_tokens: bool = True,
     ) -> Float[Tensor, "b h n e"]:
-        """What the queries read from the values; `seen` is how many keys each may see, `padded` the tensor's length."""
+        """What the queries read from the values; `seen` is how many keys each may see, `padded` the tensor's length.
+
+        bias and allowed: matrices; vector and between: the same by distance and by bounds, as the kernel takes them.
+        """
         softmax_plus = self.config.attn_fn == "softmax_plus"
         options: dict[str, Any] = {
             "attn_fn": "softmax" if softmax_plus else self.config.attn_fn,
             "scale": self.scale,
             "bias": bias,
+            "vector": vector,
+            "between": between,
             "divisor": plus_divisor(seen, q.dtype) if softmax_plus else self.divisor(seen, padded),
             "place": self.place,
             "allowed": allowed,

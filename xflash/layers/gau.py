@@ -1,7 +1,7 @@
 """The gated attention unit (Hua et al. 2022, Transformer Quality in Linear Time, https://arxiv.org/abs/2202.10447)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx, document_starts
 from .block import Site
 from .gated_unit import GatedUnit
-from .kernels.relative import scores_bias
+from .kernels.relative import distances, scores_bias
 from .key_values import KV, Slots, append, begin, place, reserve, shorten
-from .masks import visible
+from .masks import bounds, visible
 from .positions import own_bias
 
 __all__ = ["GatedAttention"]
@@ -94,36 +94,32 @@ class GatedAttention(GatedUnit):
     def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n e"]:
         """What the queries read from the tokens they may see."""
         n, m = q.shape[2], k.shape[2]
-        allowed, causal = self.mask(ctx, slots, m)
-        return self.read(
-            q,
-            k,
-            v,
-            seen=self.seen(ctx, slots, n),
-            padded=n,
-            allowed=allowed,
-            causal=causal,
-            bias=self.bias(ctx, slots, m, q.dtype),
-            maps=ctx.maps,
-        )
+        options: dict[str, Any] = {"maps": ctx.maps, "seen": self.seen(ctx, slots, n), "padded": n}
+        options |= self.bias(ctx, slots, m, q.dtype)
+        causal = self.site.causal
+        if ctx.attn_mask is None and slots.keys is None and (ctx.length is None or not causal):
+            between = ctx.once(("between", causal), lambda: bounds(ctx, n, causal))
+            # Keys that do not exist have values of zero; only sums over a row would still count them.
+            real = None
+            if not causal and (self.takes_sums or ctx.maps is not None) and ctx.new is not None:
+                real = (torch.arange(m, device=q.device) < ctx.new.clamp(min=1)[:, None])[:, None, None]
+            return self.read(q, k, v, allowed=real, causal=causal and ctx.prefix is None, between=between, **options)
+        allowed, causal = visible(ctx, slots, m, causal)
+        return self.read(q, k, v, allowed=allowed, causal=causal, **options)
 
-    def mask(self, ctx: Ctx, slots: Slots, m: int) -> tuple[Tensor | None, bool]:
-        """Which keys may be seen (None: all), and whether the kernel also hides those that come later."""
-        if ctx.doc_ids is None and ctx.attn_mask is None and ctx.prefix is None:
-            if self.site.causal and ctx.length is None:
-                return None, True
-            if not self.site.causal and not self.takes_sums and ctx.maps is None:
-                return None, False
-        return visible(ctx, slots, m, self.site.causal)
-
-    def bias(self, ctx: Ctx, slots: Slots, m: int, dtype: torch.dtype) -> Float[Tensor, "_ h n m"] | None:
-        """What the stack's positions and the layer's own add to the scores."""
-        shared = None if ctx.relative is None else ctx.relative.bias(self.config.heads, slots, m, ctx, dtype)
-        bias = self.rel_pos_bias
-        if bias is None:
-            return shared
-        own = scores_bias(lambda gap: (self.bias_gain * bias(gap)).to(dtype), *slots, m)
-        return own if shared is None else own + shared
+    def bias(self, ctx: Ctx, slots: Slots, m: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
+        """What positions and the layer's own bias add to the scores: by distance where that says it, else laid out."""
+        own, shared, heads = self.rel_pos_bias, ctx.relative, self.config.heads
+        if slots.keys is None and slots.alike:
+            gaps = ctx.once("gaps", lambda: distances(slots.at.shape[1], m, slots.at.device))
+            vector = None if own is None else self.bias_gain * own.at(gaps, ctx, "gaps")
+            also = None if shared is None else shared.by_distance(gaps, heads, dtype)
+            return {"vector": also if vector is None else vector if also is None else vector + also}
+        laid = None if shared is None else shared.bias(heads, slots, m, ctx, dtype)
+        if own is not None:
+            mine = scores_bias(lambda gap: (self.bias_gain * own(gap)).to(dtype), *slots, m)
+            laid = mine if laid is None else laid + mine
+        return {"bias": laid}
 
     def seen(self, ctx: Ctx, slots: Slots, n: int) -> Int[Tensor, "_ n"]:
         """How many tokens of its row (document) each query sees, whatever the caller's attn_mask hides of them."""

@@ -3,10 +3,11 @@
 import torch
 
 from ..shapes import Bool, Tensor
-from ..state import Ctx
+from ..state import Ctx, document_starts
+from .kernels.tiled import Between
 from .key_values import Slots
 
-__all__ = ["and_all", "visible"]
+__all__ = ["and_all", "bounds", "visible"]
 
 
 def and_all(*masks: Tensor | None) -> Tensor | None:
@@ -16,6 +17,24 @@ def and_all(*masks: Tensor | None) -> Tensor | None:
         if mask is not None:
             joined = mask if joined is None else joined & mask
     return joined
+
+
+def bounds(ctx: Ctx, n: int, causal: bool) -> Between | None:
+    """What documents or a prefix leave of the keys, as the first and the last each query may see; None: nothing less.
+
+    Without a prefix, causality is left to the kernel; a prefix has it in its bounds.
+    """
+    slot = torch.arange(n, device=ctx.positions.device)[None]
+    if ctx.prefix is not None:
+        return Between(None, torch.maximum(slot + 1, ctx.prefix[:, None]))
+    if ctx.doc_ids is None:
+        return None
+    since = slot - ctx.doc_positions()
+    if causal:
+        return Between(since, None)
+    starts = torch.where(document_starts(ctx.doc_ids), slot, n)
+    ends = starts.flip(1).cummin(1).values.flip(1)
+    return Between(since, torch.cat((ends[:, 1:], torch.full_like(ends[:, :1], n)), 1))
 
 
 def visible(

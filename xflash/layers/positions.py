@@ -19,6 +19,7 @@ from .key_values import Slots
 __all__ = [
     "Alibi",
     "Bias",
+    "DistanceBias",
     "Position",
     "RelPos",
     "Relative",
@@ -136,8 +137,26 @@ class Rotary(Position):
         return turned if width == t.shape[-1] else torch.cat((turned, t[..., width:]), -1)
 
 
-class T5Bias(nn.Module):
-    """A learned bias by T5's distance buckets (https://arxiv.org/abs/1910.10683), (heads, l) from l distances."""
+class DistanceBias(nn.Module):
+    """Base of the learned biases by distance: an entry of `weight` (heads, entries) for each, (heads, l) from l."""
+
+    weight: nn.Parameter
+    settings: tuple
+
+    def index(self, distance: Int[Tensor, " l"]) -> Int[Tensor, " l"]:
+        """Which entry each distance has."""
+        raise NotImplementedError
+
+    def forward(self, distance: Int[Tensor, " l"]) -> Float[Tensor, "h l"]:
+        return self.weight[:, self.index(distance)]
+
+    def at(self, distance: Int[Tensor, " l"], ctx: Ctx, key: Any) -> Float[Tensor, "h l"]:
+        """As forward; layers that ask for the same distances (the same `key`) share the index of a call."""
+        return self.weight[:, ctx.once((key, *self.settings), lambda: self.index(distance))]
+
+
+class T5Bias(DistanceBias):
+    """A learned bias by T5's distance buckets (https://arxiv.org/abs/1910.10683)."""
 
     def __init__(self, heads: int, causal: bool, num_buckets: int, max_distance: int):
         super().__init__()
@@ -147,26 +166,28 @@ class T5Bias(nn.Module):
                 f"{num_buckets // (2 if causal else 4)}, not {max_distance}"
             )
         self.causal, self.num_buckets, self.max_distance = causal, num_buckets, max_distance
+        self.settings = ("t5", causal, num_buckets, max_distance)
         # Small and unscaled: a unit-normal bias times sqrt(width) drowns the content of the scores for good.
         self.weight = nn.Parameter(torch.empty(heads, num_buckets).normal_(std=0.02))
 
-    def forward(self, distance: Int[Tensor, " l"]) -> Float[Tensor, "h l"]:
-        return self.weight[:, t5_bucket(distance, self.causal, self.num_buckets, self.max_distance)]
+    def index(self, distance: Int[Tensor, " l"]) -> Int[Tensor, " l"]:
+        return t5_bucket(distance, self.causal, self.num_buckets, self.max_distance)
 
 
-class ToeplitzBias(nn.Module):
-    """A learned bias for each distance below `length` either way, (heads, l) from l; farther ones share the last."""
+class ToeplitzBias(DistanceBias):
+    """A learned bias for each distance below `length` either way; farther ones share the last."""
 
     def __init__(self, heads: int, length: int):
         super().__init__()
         self.length = length
+        self.settings = ("toeplitz", length)
         self.weight = nn.Parameter(torch.empty(heads, 2 * length - 1).normal_(std=0.02))
 
-    def forward(self, distance: Int[Tensor, " l"]) -> Float[Tensor, "h l"]:
-        return self.weight[:, distance.clamp(1 - self.length, self.length - 1) + self.length - 1]
+    def index(self, distance: Int[Tensor, " l"]) -> Int[Tensor, " l"]:
+        return distance.clamp(1 - self.length, self.length - 1) + self.length - 1
 
 
-def own_bias(kind: Literal["t5", "toeplitz"] | None, heads: int, causal: bool, length: int) -> nn.Module | None:
+def own_bias(kind: Literal["t5", "toeplitz"] | None, heads: int, causal: bool, length: int) -> DistanceBias | None:
     """The bias a GAU or FLASH block keeps for itself: T5's 32 buckets up to 128, one entry a distance, or none."""
     if kind is None:
         return None
@@ -238,6 +259,21 @@ class Relative:
             make = partial(rotary.table, ctx.positions if where is None else where, width, dtype)
             t = rotary.turn(t, ctx.once(("rotary", i, width, dtype, where is None), make), inverse)
         return t
+
+    @property
+    def turns_once(self) -> bool:
+        """Whether all that `rotate` does is to turn pairs of channels by one table of cosines and sines."""
+        plain = all(type(m).turn is Rotary.turn and not m.config.xpos for m in self.rotaries)
+        return plain and len(self.rotaries) < 2
+
+    def pairs(
+        self, ctx: Ctx, key_width: int, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "n r"], Float[Tensor, "n r"], bool]:
+        """The tables (n, width) of a stack that `turns_once`, alike for all rows, and whether pairs are neighbours."""
+        (rotary,) = self.rotaries
+        make = partial(rotary.table, ctx.positions, key_width, dtype)
+        cos, sin, _ = ctx.once(("rotary", 0, key_width, dtype, True), make)
+        return cos[0, 0], sin[0, 0], rotary.config.interleaved
 
     def turn(
         self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], ctx: Ctx, view: Any, inverse: bool = False

@@ -1,6 +1,9 @@
-"""Attention with a free choice of weight function and length normaliser, a block of query rows at a time."""
+"""Attention with a free choice of weight function and length normaliser.
 
-import math
+relu2 and Laplace go through tiles, in linear memory; the softmax, and what tiles cannot mask, a block of query rows at
+a time.
+"""
+
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -8,8 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from ...shapes import Bool, Float, Tensor
+from .relative import toeplitz
+from .tiled import Between, laplace, tiled_attention
 
-__all__ = ["AttnFn", "Place", "gated_attention", "gated_attention_slow", "gated_weights", "laplace"]
+__all__ = ["AttnFn", "Between", "Place", "gated_attention", "gated_attention_slow", "gated_weights", "laplace"]
 
 AttnFn = Literal["relu2", "laplace", "softmax"]
 Place = Literal["outside", "inside", "content"]
@@ -19,15 +24,6 @@ ROWS = {"cpu": 128}
 ROWS_ELSEWHERE = 1024
 # The row sum of a query that gives weight to no key: 0 / TINY is 0.
 TINY = 1e-9
-
-
-def laplace(score: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Mega's bounded stand-in for relu^2 (https://arxiv.org/abs/2209.10655): a normal distribution function.
-
-    It has relu^2's value and slope at its mean, sqrt(1/2); its deviation is 1 / sqrt(4 pi). By erfc, for 1 + erf would
-    lose most digits of the small weights in half precision.
-    """
-    return torch.special.erfc((math.sqrt(0.5) - score) * math.sqrt(2 * math.pi)) * 0.5
 
 
 def gated_attention(
@@ -42,9 +38,14 @@ def gated_attention(
     place: Place = "outside",
     allowed: Bool[Tensor, "..."] | None = None,
     causal: bool = False,
+    vector: Float[Tensor, "h l"] | None = None,
+    between: Between | None = None,
     dropout_p: float = 0.0,
 ) -> Float[Tensor, "b h n e"]:
     """The values summed with the weights f(scale * q k^T + bias), scaled by 1 / `divisor`: a number or (1 | b, n).
+
+    The bias may also be given by distance (`vector`, l = m + n - 1, from -(m - 1) to n - 1, the queries being the last
+    tokens), and the keys a query may see by their bounds (`between`): both then cost memory linear in the length.
 
     place: where the divisor acts: 'outside' f(s + bias) / divisor, 'inside' f((s + bias) / divisor), 'content'
     f(s / divisor + bias); the divisor 'row_sum' (outside) lets each query's weights sum to one.
@@ -53,6 +54,9 @@ def gated_attention(
     'row_sum'), keys that do not exist need no mask: let their values be zero. Scores and sums are float32 at least.
     """
     check(attn_fn, divisor, place)
+    if fits_tiles(q, attn_fn, bias, divisor, place, allowed, vector):
+        return by_tiles(q, k, v, attn_fn, scale, divisor, place, allowed, causal, vector, between, dropout_p)
+    bias, allowed = as_matrices(q, k, bias, allowed, vector, between)
     plain = bias is None and allowed is None and (divisor is None or place != "outside")
     if attn_fn == "softmax" and plain and v.shape[-1] == q.shape[-1]:
         return fused_softmax(q, k, v, scale, divisor, causal, dropout_p)
@@ -78,9 +82,12 @@ def gated_weights(
     place: Place = "outside",
     allowed: Bool[Tensor, "..."] | None = None,
     causal: bool = False,
+    vector: Float[Tensor, "h l"] | None = None,
+    between: Between | None = None,
 ) -> Float[Tensor, "b h n m"]:
     """The matrix of weights by which `gated_attention` sums the values, before any dropout; float32 at least."""
     check(attn_fn, divisor, place)
+    bias, allowed = as_matrices(q, k, bias, allowed, vector, between)
     n, m = q.shape[2], k.shape[2]
     (part,) = row_blocks(q, m, bias, divisor, allowed, causal, rows=max(n, 1))
     weights, rows = part_weights(part, k, attn_fn, scale, place)
@@ -94,6 +101,57 @@ def check(attn_fn: str, divisor, place: str) -> None:
             f"divisor={divisor!r} with attn_fn={attn_fn!r} and place={place!r}: the only name is 'row_sum', "
             "and divisor='row_sum' goes with relu2 or laplace and place='outside'"
         )
+
+
+def fits_tiles(q: Tensor, attn_fn: str, bias, divisor, place: str, allowed, vector) -> bool:
+    """Whether tiles can do it, and are worth it: a single query is a row, and ONNX knows no operators of our own."""
+    if attn_fn == "softmax" or q.shape[2] == 1 or bias is not None or torch.onnx.is_in_onnx_export():
+        return False
+    if place == "inside" and vector is not None and isinstance(divisor, torch.Tensor) and attn_fn != "relu2":
+        return False
+    # What hides the same keys from all queries is done by values of zero.
+    return allowed is None or (allowed.dim() >= 2 and allowed.shape[-2] == 1)
+
+
+def by_tiles(
+    q, k, v, attn_fn: str, scale: float, divisor, place: str, allowed, causal: bool, vector, between, dropout_p: float
+) -> Float[Tensor, "b h n e"]:
+    """`gated_attention` by tiles: divisors act on queries, bias and outputs, and hidden keys have values of zero."""
+    rows = divisor[:, None, :, None] if isinstance(divisor, torch.Tensor) else divisor
+    sums = isinstance(rows, str)
+    after = None if sums or place != "outside" else rows
+    if place == "inside" and vector is not None and isinstance(rows, torch.Tensor):
+        # Tiles have no bias of its own for each row, but relu(s / c)^2 = relu(s)^2 / c^2.
+        after = rows.to(torch.promote_types(v.dtype, torch.float32)) ** 2
+    elif place != "outside" and rows is not None:
+        q = (q / rows).to(q.dtype)
+        vector = vector / rows if place == "inside" and vector is not None else vector
+    if sums:
+        v = torch.cat((v, v.new_ones(*v.shape[:3], 1)), -1)
+    if allowed is not None:
+        v = v.masked_fill(~allowed.mT, 0)
+    q = q * scale if scale != 1 else q
+    y = tiled_attention(q, k, v, attn_fn=attn_fn, vector=vector, causal=causal, between=between, dropout_p=dropout_p)
+    if sums:
+        y, after = y[..., :-1], y[..., -1:].to(torch.promote_types(y.dtype, torch.float32)) + TINY
+    # A normaliser divides the sums, not the weights: those of long rows would be too small for half precision.
+    return y if after is None else (y / after).to(y.dtype)
+
+
+def as_matrices(q, k, bias, allowed, vector, between) -> tuple[Tensor | None, Tensor | None]:
+    """Bias and visibility as matrices, what is given by distance and by bounds included."""
+    n, m = q.shape[2], k.shape[2]
+    if vector is not None:
+        laid = toeplitz(vector, n, m)[None]
+        bias = laid if bias is None else bias + laid
+    if between is not None:
+        keys = torch.arange(m, device=q.device)
+        for bound, late in ((between.since, False), (between.until, True)):
+            if bound is not None:
+                bound = bound[:, None, :, None]
+                seen = keys < bound if late else keys >= bound
+                allowed = seen if allowed is None else allowed & seen
+    return bias, allowed
 
 
 class Part(NamedTuple):

@@ -1,0 +1,331 @@
+"""Causal FLASH from the projection's output to the gated sum, some groups at a time while they are in the cache.
+
+What stands in between (activations, four queries and keys, weights) is made again in the backward: kept are the input,
+what the gate multiplies, and a matrix a group. To torch.compile, export and autograd it is one node (a custom op, its
+backward another); `mixed_chunk_slow` is the definition. Letters as in mixed_chunk.
+"""
+
+from typing import Any, NamedTuple, Optional
+
+import torch
+
+from ...shapes import Float, Int, Tensor
+from .fused_pieces import (
+    Parts,
+    Piece,
+    Settings,
+    Work,
+    activated,
+    band_scores,
+    bands,
+    pieces,
+    prepared,
+    restore_pairs,
+    share,
+    shares,
+    turned,
+    unreal,
+)
+from .tiled import add_diagonals, laplace, weights_and_slope
+
+__all__ = ["Settings", "Turn", "fused_groups"]
+
+
+class Turn(NamedTuple):
+    """Rotary tables (n, width), and whether pairs are neighbours rather than halves."""
+
+    cos: Float[Tensor, "n r"]
+    sin: Float[Tensor, "n r"]
+    interleaved: bool
+
+
+def fused_groups(
+    hidden: Float[Tensor, "b n c"],
+    gamma: Float[Tensor, "4 k"],
+    beta: Float[Tensor, "4 k"] | None,
+    settings: Settings,
+    *,
+    vector: Float[Tensor, "1 l"] | None = None,
+    turn: Turn | None = None,
+    closed: Float[Tensor, "b k e"] | None = None,
+    new: Int[Tensor, " b"] | None = None,
+) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b k e"]]:
+    """The gated sums, and far_k v^T / w summed over the groups that are full, in float32 at least, on top of `closed`.
+
+    hidden: gate, values and base before their activation, c = 2 e + k.  gamma, beta: gains and offsets of q, far_q, k
+    and far_k.  vector: the bias inside a group by distance, l = 2 w - 1.  new: each row's real tokens; the sums over
+    full groups then count what is behind them as zeros.
+    """
+    order, paired = None, 0
+    if turn is not None and turn.interleaved:
+        # In an order in which the members of a pair are half the width apart; products over channels don't mind.
+        paired = turn.cos.shape[1]
+        order = torch.arange(gamma.shape[1], device=gamma.device)
+        order = torch.cat((order[:paired:2], order[1:paired:2], order[paired:]))
+        gamma, beta = gamma[:, order], None if beta is None else beta[:, order]
+        closed = None if closed is None else closed[:, order]
+        turn = Turn(*(apart(t) for t in turn[:2]), False)
+    cos, sin = (None, None) if turn is None else turn[:2]
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    keep = torch.is_grad_enabled()
+    out, _, _, after = flash_groups(hidden, gamma, beta, vector, cos, sin, closed, new, *settings, paired, keep)
+    return out, after if order is None else torch.empty_like(after).index_copy(1, order, after)
+
+
+def apart(t: Float[Tensor, "n r"]) -> Float[Tensor, "n r"]:
+    return torch.cat((t[:, ::2], t[:, 1::2]), 1)
+
+
+@torch.library.custom_op("xflash::flash_groups", mutates_args=())
+def flash_groups(
+    hidden: Tensor,
+    gamma: Tensor,
+    beta: Optional[Tensor],  # noqa: UP045  what the schema is inferred from
+    vector: Optional[Tensor],  # noqa: UP045
+    cos: Optional[Tensor],  # noqa: UP045
+    sin: Optional[Tensor],  # noqa: UP045
+    closed: Optional[Tensor],  # noqa: UP045
+    new: Optional[Tensor],  # noqa: UP045
+    w: int,
+    attn_fn: str,
+    scale: float,
+    divide: float,
+    mean: bool,
+    start: int,
+    paired: int,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `fused_groups`; also what the gate multiplies and what each group reads, both empty unless kept."""
+    settings = Settings(w, attn_fn, scale, divide, mean, start)
+    work = prepared(hidden, gamma, beta, vector, cos, sin, new, settings, paired)
+    out, y_all, kept, after = empty(hidden, gamma, w, keep)
+    sums = kept.unflatten(1, (-1, gamma.shape[1]))
+    for piece in pieces(work):
+        parts = activated(work, piece)
+        y, length = place_for(y_all, piece, keep, parts.v), piece.tokens.stop - piece.tokens.start
+        for low, high in bands(piece.w, hidden.dtype):
+            raw = band_scores(work, parts, low, high)
+            weights = (raw.relu_().square_() if attn_fn == "relu2" else laplace(raw)).tril_(low)
+            torch.baddbmm(y[:, low:high], weights, parts.v[:, :high], beta=0, alpha=1 / divide, out=y[:, low:high])
+        if piece.group == 0:
+            after[piece.batch] = 0 if closed is None else closed[piece.batch]
+        read = read_and_carry(work, piece, parts, after[piece.batch])
+        y.baddbmm_(parts.four[1], read)
+        if keep:
+            sums[piece.batch, piece.group : piece.group + piece.groups] = read.unflatten(0, (-1, piece.groups))
+        shape = (-1, length, y.shape[2])
+        torch.mul(parts.gate.reshape(shape), y.view(shape), out=out[piece.batch, piece.tokens])
+        if keep and y.data_ptr() != y_all[piece.batch, piece.tokens].data_ptr():
+            y_all[piece.batch, piece.tokens] = y.view(shape)
+    return out, y_all, kept, after
+
+
+def read_and_carry(work: Work, piece: Piece, parts: Parts, total: Float[Tensor, "b k e"]) -> Float[Tensor, "g k e"]:
+    """What the groups of a piece read of those before them; `total` becomes the sum up to their end."""
+    w, far_k, read = work.settings.w, parts.four[3], parts.v.dtype
+    if piece.groups == 1:
+        before = (total * share(work, piece)).to(read, copy=True)
+        if piece.w == w:
+            add_product(total, far_k.mT, parts.v, 1 / w)
+        return before
+    kv = torch.bmm(far_k.mT, parts.v).unflatten(0, (-1, piece.groups)).to(total.dtype) / w
+    seen = torch.cat((total[:, None], kv[:, :-1]), 1).cumsum(1)
+    total.copy_(seen[:, -1] + kv[:, -1])
+    return (seen * shares(work, piece)).to(read).flatten(0, 1)
+
+
+def carry_back(
+    work: Work, piece: Piece, parts: Parts, dy: Tensor, above: Float[Tensor, "b k e"]
+) -> Float[Tensor, "g k e"] | None:
+    """The gradient of each group's far_k v^T, None of an open group; `above`, that of the sums behind a piece, becomes
+    that of those before it."""
+    w, far_q = work.settings.w, parts.four[1]
+    if piece.groups == 1:
+        given = (above / w).to(dy.dtype) if piece.w == w else None
+        add_product(above, far_q.mT, dy, share(work, piece))
+        return given
+    read = torch.bmm(far_q.mT, dy).unflatten(0, (-1, piece.groups)).to(above.dtype) * shares(work, piece)
+    later = torch.cat((read[:, 1:], above[:, None]), 1).flip(1).cumsum(1).flip(1)
+    above += read.sum(1)
+    return (later / w).to(dy.dtype).flatten(0, 1)
+
+
+def add_product(total: Float[Tensor, "b i j"], left: Tensor, right: Tensor, alpha: float) -> None:
+    """Adds alpha * left @ right in the dtype of the sum."""
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right, alpha=alpha)
+    else:
+        total.add_(torch.bmm(left, right), alpha=alpha)
+
+
+def place_for(y_all: Tensor, piece: Piece, keep: bool, v: Tensor) -> Float[Tensor, "g w e"]:
+    """Where a piece's sums go: to what is kept, if they lie there in one."""
+    if keep and (there := y_all[piece.batch, piece.tokens]).is_contiguous():
+        return there.view(v.shape)
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+def empty(hidden: Tensor, gamma: Tensor, w: int, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the operator gives, not filled in yet."""
+    (b, n, c), k = hidden.shape, gamma.shape[1]
+    e = (c - k) // 2
+    groups = (n + w - 1) // w
+    y = hidden.new_empty(b, n if keep else 0, e)
+    # Groups and channels in one axis: a number of groups that may be 1 would be a guard on the length.
+    sums = hidden.new_empty(b, groups * k if keep else 0, e)
+    after = hidden.new_empty(b, k, e, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    return hidden.new_empty(b, n, e), y, sums, after
+
+
+@flash_groups.register_fake
+def _(hidden, gamma, beta, vector, cos, sin, closed, new, w, attn_fn, scale, divide, mean, start, paired, keep):
+    return empty(hidden, gamma, w, keep)
+
+
+@torch.library.custom_op("xflash::flash_groups_backward", mutates_args=())
+def flash_groups_backward(
+    dout: Tensor,
+    dafter: Optional[Tensor],  # noqa: UP045
+    hidden: Tensor,
+    gamma: Tensor,
+    beta: Optional[Tensor],  # noqa: UP045
+    vector: Optional[Tensor],  # noqa: UP045
+    cos: Optional[Tensor],  # noqa: UP045
+    sin: Optional[Tensor],  # noqa: UP045
+    new: Optional[Tensor],  # noqa: UP045
+    y: Tensor,
+    sums: Tensor,
+    w: int,
+    attn_fn: str,
+    scale: float,
+    divide: float,
+    mean: bool,
+    start: int,
+    paired: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of hidden, gamma, beta, vector and closed (empty where there is no such input)."""
+    settings = Settings(w, attn_fn, scale, divide, mean, start)
+    work = prepared(hidden, gamma, beta, vector, cos, sin, new, settings, paired)
+    dhidden, dgamma, dbeta, dvector, dclosed = empty_gradients(hidden, gamma, beta, vector)
+    totals = Totals(
+        torch.zeros_like(dgamma), torch.zeros_like(dbeta), None if vector is None else dvector.new_zeros(1, w, w)
+    )
+    above = dclosed.zero_() if dafter is None else dclosed.copy_(dafter)
+    for piece in pieces(work, backwards=True):
+        into = dhidden[piece.batch, piece.tokens]
+        pass_back(work, piece, dout, y, sums.unflatten(1, (-1, gamma.shape[1])), above[piece.batch], totals, into)
+    dgamma.copy_(totals.gamma)
+    dbeta.copy_(totals.beta)
+    if totals.bias is not None:
+        add_diagonals(dvector.zero_(), totals.bias, 0)
+    return dhidden, dgamma.to(gamma.dtype), dbeta if beta is None else dbeta.to(beta.dtype), dvector, dclosed
+
+
+class Totals(NamedTuple):
+    """Gradients that all pieces add to, float32 at least."""
+
+    gamma: Float[Tensor, "4 k"]
+    beta: Float[Tensor, "_ k"]
+    bias: Float[Tensor, "1 w w"] | None
+
+
+def pass_back(work: Work, piece: Piece, dout, y, sums, above: Float[Tensor, "b k e"], totals: Totals, into) -> None:
+    """A piece's part of the backward; `above` is the gradient of the sums behind it, and is carried to before it."""
+    settings, parts = work.settings, activated(work, piece)
+    e, _, width = work.widths
+    given = dout[piece.batch, piece.tokens].reshape(-1, piece.w, e)
+    grad = into.new_empty(len(parts.v), piece.w, 2 * e + width)
+    dgate, dv, dz = grad.split(work.widths, -1)
+    torch.mul(given, y[piece.batch, piece.tokens].reshape(given.shape), out=dgate)
+    dy = given * parts.gate
+    dfour = torch.empty_like(parts.four)
+    read = sums[piece.batch, piece.group : piece.group + piece.groups].flatten(0, 1)
+    torch.bmm(dy, read.mT, out=dfour[1])
+    dkv = carry_back(work, piece, parts, dy, above)
+    if dkv is None:
+        dfour[3].zero_()
+        through_far = torch.zeros_like(dy)
+    else:
+        torch.bmm(parts.v, dkv.mT, out=dfour[3])
+        through_far = torch.bmm(parts.four[3], dkv)
+    near_backward(work, parts, dy if settings.divide == 1 else dy / settings.divide, dfour, through_far, totals)
+    dv.copy_(through_far)
+    if work.new is not None:
+        dv.masked_fill_(unreal(work.new, piece), 0)
+    back_to_base(work, piece, parts, dfour, totals, dz)
+    torch.ops.aten.silu_backward.grad_input(
+        grad.view(into.shape), work.hidden[piece.batch, piece.tokens], grad_input=into
+    )
+
+
+def near_backward(work: Work, parts: Parts, dy: Tensor, dfour: Tensor, dv: Tensor, totals: Totals) -> None:
+    """What the weights inside the groups pass on: added to `dv` and the bias, laid down in `dfour`."""
+    q, k, (dq, _, dk, _) = parts.four[0], parts.four[2], dfour
+    # The slope is half of what it is.
+    alpha = 2 * work.settings.scale
+    # The widest band first, so that it can lay down what the others add to.
+    for i, (low, high) in enumerate(reversed(bands(dy.shape[1], dy.dtype))):
+        raw = band_scores(work, parts, low, high)
+        weights, slope = weights_and_slope(raw, work.settings.attn_fn, lambda t, at=low: t.tril_(at))
+        ds = slope.mul_(torch.bmm(dy[:, low:high], parts.v[:, :high].mT))
+        dv[:, :high].baddbmm_(weights.mT, dy[:, low:high])
+        torch.baddbmm(dq[:, low:high], ds, k[:, :high], beta=0, alpha=alpha, out=dq[:, low:high])
+        dk[:, :high].baddbmm_(ds.mT, q[:, low:high], beta=min(i, 1), alpha=alpha)
+        if totals.bias is not None:
+            totals.bias[:, low:high, :high] += 2 * ds.sum(0, dtype=totals.bias.dtype)
+
+
+def back_to_base(work: Work, piece: Piece, parts: Parts, dfour: Tensor, totals: Totals, dz: Tensor) -> None:
+    """Out of the queries and keys: the gradient of the base into `dz`, those of gains and offsets into `totals`."""
+    if work.cos is not None and work.sin is not None:
+        part, cos, sin = turned(work.cos, work.sin, piece, dfour)
+        swapped = (part * sin).roll(cos.shape[-1] // 2, -1)
+        part.mul_(cos).add_(swapped)
+    flat, exact = dfour.flatten(1, 2), totals.gamma.dtype
+    totals.gamma.add_((flat * parts.z.flatten(0, 1)).sum(1, dtype=exact))
+    if work.beta is not None:
+        totals.beta.add_(flat.sum(1, dtype=exact))
+    base = dfour[0] * work.gamma[0]
+    for i in (1, 2, 3):
+        base.addcmul_(dfour[i], work.gamma[i])
+    restore_pairs(base, work.paired, dz)
+
+
+def empty_gradients(hidden, gamma, beta, vector) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (b, _, c), k = hidden.shape, gamma.shape[1]
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    return (
+        hidden.new_empty(hidden.shape),
+        gamma.new_empty(gamma.shape),
+        gamma.new_empty((0, k) if beta is None else beta.shape),
+        gamma.new_empty(0) if vector is None else vector.new_empty(vector.shape),
+        hidden.new_empty(b, k, (c - k) // 2, dtype=exact),
+    )
+
+
+@flash_groups_backward.register_fake
+def _(
+    dout, dafter, hidden, gamma, beta, vector, cos, sin, new, y, sums, w, attn_fn, scale, divide, mean, start, paired
+):
+    return empty_gradients(hidden, gamma, beta, vector)
+
+
+def keep_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+    hidden, gamma, beta, vector, cos, sin, closed, new, *ctx.settings, _ = inputs
+    ctx.has_closed = closed is not None
+    ctx.save_for_backward(hidden, gamma, beta, vector, cos, sin, new, output[1], output[2])
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx: Any, dout: Tensor | None, _y: Any, _sums: Any, dafter: Tensor | None) -> tuple:
+    hidden, gamma, beta, vector, *_ = held = ctx.saved_tensors
+    if dout is None:
+        e = (hidden.shape[2] - gamma.shape[1]) // 2
+        dout = hidden.new_zeros(*hidden.shape[:2], e)
+    dhidden, dgamma, dbeta, dvector, dclosed = flash_groups_backward(dout, dafter, *held, *ctx.settings)
+    found = (dhidden, dgamma, None if beta is None else dbeta, None if vector is None else dvector)
+    return *found, None, None, dclosed if ctx.has_closed else None, *[None] * 9
+
+
+flash_groups.register_autograd(backward, setup_context=keep_for_backward)

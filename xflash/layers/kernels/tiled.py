@@ -1,0 +1,294 @@
+"""relu^2 and Laplace attention in linear memory: scores are made a tile at a time, and made again in the backward.
+
+Nothing is normalised over a row, so that tiles need not know of each other, and no matrix of n x n is ever alive. To
+torch.compile, export and autograd it is one node (a custom op, its backward another).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Optional
+
+import torch
+
+from ...shapes import Float, Int, Tensor
+
+__all__ = ["Between", "add_diagonals", "laplace", "tiled_attention", "weights_and_slope"]
+
+# Query rows of a tile, and scores alive at once: on a CPU they should fit its cache, elsewhere launches should be few.
+ROWS = {"cpu": 128}
+ROWS_HALF = {"cpu": 256}
+ROWS_ELSEWHERE = 1024
+SCORES = {"cpu": 2**19}
+SCORES_ELSEWHERE = 2**25
+
+
+class Between(NamedTuple):
+    """The keys that each query may see: from `since` on and before `until`, each (1 | b, n), None where all are."""
+
+    since: Int[Tensor, "_ n"] | None
+    until: Int[Tensor, "_ n"] | None
+
+
+def laplace(score: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Mega's bounded stand-in for relu^2 (https://arxiv.org/abs/2209.10655): a normal distribution function.
+
+    It has relu^2's value and slope at its mean, sqrt(1/2); its deviation is 1 / sqrt(4 pi). By erfc, for 1 + erf would
+    lose most digits of the small weights in half precision.
+    """
+    return torch.special.erfc((math.sqrt(0.5) - score) * math.sqrt(2 * math.pi)) * 0.5
+
+
+def tiled_attention(
+    q: Float[Tensor, "b h n k"],
+    k: Float[Tensor, "b h m k"],
+    v: Float[Tensor, "b h m e"],
+    *,
+    attn_fn: str,
+    vector: Float[Tensor, "h l"] | None = None,
+    causal: bool = False,
+    between: Between | None = None,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "b h n e"]:
+    """The values summed with the weights f(q k^T + bias); f is 'relu2' or 'laplace', l is m + n - 1.
+
+    vector: the bias by distance, -(m - 1) .. n - 1, of the n queries that are the last of m tokens.  causal: none of
+    them sees a later token.  Keys that do not exist need no mask: let their values be zero.
+    """
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
+        q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
+    since, until = (None, None) if between is None else between
+    # Drawn on the CPU, where reading it makes no GPU wait.
+    seed = torch.randint(2**62, (1,), device="cpu") if dropout_p else None
+    return gated_tiles(q, k, v, vector, since, until, seed, attn_fn, causal, dropout_p)
+
+
+class Work(NamedTuple):
+    """What belongs to a call: batch rows with all their heads in axis 1, the mask, and the chance of each weight."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    vector: Tensor | None
+    since: Tensor | None
+    until: Tensor | None
+    attn_fn: str
+    causal: bool
+    dropout: float
+    chance: torch.Generator | None
+
+
+class Tile(NamedTuple):
+    """Batch rows `first` .. `last`, query rows low .. high, and the keys start .. end that some of them see."""
+
+    first: int
+    last: int
+    low: int
+    high: int
+    start: int
+    end: int
+
+
+def prepared(q, k, v, vector, since, until, seed, attn_fn: str, causal: bool, dropout: float) -> Work:
+    chance = None
+    if seed is not None:
+        chance = torch.Generator(q.device)
+        chance.manual_seed(int(seed))
+    return Work(q, k, v, vector, since, until, attn_fn, causal, dropout, chance)
+
+
+def tiles(work: Work) -> Iterator[Tile]:
+    """Blocks of query rows, causal ones with key ranges that grow, in as few batch rows as fit."""
+    (b, h, n, _), m = work.q.shape, work.k.shape[2]
+    device = work.q.device.type
+    rows = (ROWS if work.q.element_size() > 2 else ROWS_HALF).get(device, ROWS_ELSEWHERE)
+    for low in range(0, n, rows):
+        high = min(low + rows, n)
+        end = m - n + high if work.causal else m
+        together = max(1, SCORES.get(device, SCORES_ELSEWHERE) // (h * (high - low) * end))
+        for first in range(0, b, together):
+            last = min(first + together, b)
+            yield Tile(first, last, low, high, *seen_by_some(work, first, last, low, high, end))
+
+
+def seen_by_some(work: Work, first: int, last: int, low: int, high: int, end: int) -> tuple[int, int]:
+    """The keys that at least one query of a tile sees; on a CPU only, for looking makes a GPU wait."""
+    if work.q.device.type != "cpu":
+        return 0, end
+    start = 0 if work.since is None else int(rows_of(work.since, first, last, low, high).min())
+    if work.until is not None:
+        end = min(end, int(rows_of(work.until, first, last, low, high).max()))
+    return start, max(start, end)
+
+
+def rows_of(t: Tensor, first: int, last: int, low: int, high: int) -> Tensor:
+    return t[:, low:high] if t.shape[0] == 1 else t[first:last, low:high]
+
+
+def scores(work: Work, tile: Tile) -> Float[Tensor, "r i j"]:
+    """q k^T + bias of a tile, batch rows and heads in one axis."""
+    q = work.q[tile.first : tile.last, :, tile.low : tile.high].flatten(0, 1)
+    k = work.k[tile.first : tile.last, :, tile.start : tile.end].flatten(0, 1)
+    if work.vector is None:
+        return torch.bmm(q, k.mT)
+    bias = toeplitz_tile(work.vector, work.q.shape[2], tile).to(q.dtype)
+    if bias.shape[0] > 1:
+        bias = bias.repeat(tile.last - tile.first, 1, 1)
+    return torch.baddbmm(bias, q, k.mT)
+
+
+def toeplitz_tile(vector: Float[Tensor, "h l"], n: int, tile: Tile) -> Float[Tensor, "h i j"]:
+    """The tile's part of the matrix whose entry (i, j) is the vector's entry j - i + n - 1."""
+    h, vector = vector.shape[0], vector.contiguous()
+    size = (h, tile.high - tile.low, tile.end - tile.start)
+    first = n - tile.high + tile.start + vector.storage_offset()
+    return vector.as_strided(size, (vector.stride(0), 1, 1), first).flip(1)
+
+
+def hide(weights: Float[Tensor, "r i j"], work: Work, tile: Tile) -> Float[Tensor, "r i j"]:
+    """`weights` with zeros where a query may not see a key; in place."""
+    if work.causal:
+        diagonal = work.k.shape[2] - work.q.shape[2] + tile.low - tile.start
+        weights[..., diagonal:].tril_()
+    if work.since is None and work.until is None:
+        return weights
+    keys = torch.arange(tile.start, tile.end, device=weights.device)
+    here = tile.first, tile.last, tile.low, tile.high
+    for bound, late in ((work.since, False), (work.until, True)):
+        if bound is not None:
+            bound = rows_of(bound, *here)[:, None, :, None]
+            hidden = keys >= bound if late else keys < bound
+            # A view: heads stand beside batch rows.
+            weights.unflatten(0, (tile.last - tile.first, -1)).masked_fill_(hidden, 0)
+    return weights
+
+
+def dropped(work: Work, like: Tensor) -> Tensor | None:
+    """What each weight of a tile is multiplied by; drawn in the same order in both directions."""
+    if work.chance is None:
+        return None
+    keep = 1 - work.dropout
+    return torch.empty_like(like).bernoulli_(keep, generator=work.chance).div_(keep)
+
+
+@torch.library.custom_op("xflash::gated_tiles", mutates_args=())
+def gated_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vector: Optional[Tensor],  # noqa: UP045  what the schema is inferred from
+    since: Optional[Tensor],  # noqa: UP045
+    until: Optional[Tensor],  # noqa: UP045
+    seed: Optional[Tensor],  # noqa: UP045
+    attn_fn: str,
+    causal: bool,
+    dropout: float,
+) -> Tensor:
+    """See `tiled_attention`."""
+    work = prepared(q, k, v, vector, since, until, seed, attn_fn, causal, dropout)
+    y = v.new_empty(*q.shape[:3], v.shape[3])
+    for tile in tiles(work):
+        raw = scores(work, tile)
+        weights = hide(raw.relu_().square_() if attn_fn == "relu2" else laplace(raw), work, tile)
+        keep = dropped(work, weights)
+        if keep is not None:
+            weights *= keep
+        values = v[tile.first : tile.last, :, tile.start : tile.end].flatten(0, 1)
+        part = torch.bmm(weights.to(v.dtype), values)
+        y[tile.first : tile.last, :, tile.low : tile.high] = part.unflatten(0, (-1, q.shape[1]))
+    return y
+
+
+@gated_tiles.register_fake
+def _(q, k, v, vector, since, until, seed, attn_fn, causal, dropout):
+    return v.new_empty(*q.shape[:3], v.shape[3])
+
+
+@torch.library.custom_op("xflash::gated_tiles_backward", mutates_args=())
+def gated_tiles_backward(
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    vector: Optional[Tensor],  # noqa: UP045
+    since: Optional[Tensor],  # noqa: UP045
+    until: Optional[Tensor],  # noqa: UP045
+    seed: Optional[Tensor],  # noqa: UP045
+    attn_fn: str,
+    causal: bool,
+    dropout: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v and the vector (empty without one), summed over tiles in float32 at least."""
+    n = q.shape[2]
+    work = prepared(q, k, v, vector, since, until, seed, attn_fn, causal, dropout)
+    exact = torch.promote_types(q.dtype, torch.float32)
+    dq, dk, dv = (torch.zeros(t.shape, dtype=exact, device=t.device) for t in (q, k, v))
+    dvector = torch.zeros(0 if vector is None else vector.shape, dtype=exact, device=q.device)
+    for tile in tiles(work):
+        weights, slope = weights_and_slope(scores(work, tile), attn_fn, lambda t, at=tile: hide(t, work, at))
+        rows, keys = slice(tile.low, tile.high), slice(tile.start, tile.end)
+        batch = slice(tile.first, tile.last)
+        above = dy[batch, :, rows].flatten(0, 1)
+        # The slope is half of what it is, see below.
+        pull = torch.bmm(above * 2, v[batch, :, keys].flatten(0, 1).mT)
+        keep = dropped(work, weights)
+        if keep is not None:
+            weights, pull = weights * keep, pull * keep
+        add(dv[batch, :, keys], weights.mT, above)
+        ds = slope.mul_(pull)
+        add(dq[batch, :, rows], ds, k[batch, :, keys].flatten(0, 1))
+        add(dk[batch, :, keys], ds.mT, q[batch, :, rows].flatten(0, 1))
+        if vector is not None:
+            add_diagonals(dvector, ds.unflatten(0, (-1, q.shape[1])).sum(0, dtype=exact), n - tile.high + tile.start)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dvector if vector is None else dvector.to(vector.dtype)
+
+
+def weights_and_slope(raw: Tensor, attn_fn: str, hide: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """f of scores, which it takes the memory of, and half of its derivative; `hide` zeroes what may not be seen."""
+    if attn_fn == "relu2":
+        slope = hide(raw.relu_())
+        return slope.square(), slope
+    slope = ((raw - math.sqrt(0.5)).square_() * (-2 * math.pi)).exp_() * math.sqrt(0.5)
+    return hide(laplace(raw)), hide(slope)
+
+
+def add(total: Float[Tensor, "b h i j"], left: Float[Tensor, "r i _"], right: Float[Tensor, "r _ j"]) -> None:
+    """Adds a product to a part of a sum."""
+    if total.shape[0] == total.shape[1] == 1 and total.dtype == left.dtype:
+        total[0, 0].addmm_(left[0], right[0])
+    else:
+        total += torch.bmm(left, right).unflatten(0, total.shape[:2])
+
+
+def add_diagonals(total: Float[Tensor, "h l"], ds: Float[Tensor, "h i j"], first: int) -> None:
+    """Adds the sums along the diagonals of ds to the entries from `first` on: the gradient of a Toeplitz matrix.
+
+    Each row is shifted by one more than the row below it, by writing into a strip whose rows are one longer than those
+    it is then read by; the columns of the strip are the diagonals.
+    """
+    h, i, j = ds.shape
+    width = i + j - 1
+    strip = ds.new_zeros(h, i * width)
+    strip.as_strided((h, i, j), (i * width, width - 1, 1), i - 1).copy_(ds)
+    total[:, first : first + width] += strip.unflatten(1, (i, width)).sum(1)
+
+
+@gated_tiles_backward.register_fake
+def _(dy, q, k, v, vector, since, until, seed, attn_fn, causal, dropout):
+    exact = torch.promote_types(q.dtype, torch.float32)
+    dvector = q.new_empty(0, dtype=exact) if vector is None else vector.new_empty(vector.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dvector
+
+
+def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *held, ctx.attn_fn, ctx.causal, ctx.dropout = inputs
+    ctx.save_for_backward(*held)
+
+
+def backward(ctx: Any, dy: Tensor) -> tuple:
+    held = ctx.saved_tensors
+    dq, dk, dv, dvector = gated_tiles_backward(dy, *held, ctx.attn_fn, ctx.causal, ctx.dropout)
+    return dq, dk, dv, None if held[3] is None else dvector, None, None, None, None, None, None
+
+
+gated_tiles.register_autograd(backward, setup_context=keep_for_backward)
