@@ -274,7 +274,7 @@ SEQ2SEQ: dict[str, list[dict[str, Any]]] = {
     "enc_memory": [{}, {"enc_num_memory_tokens": 2}],
     "dec_memory": [{}, {"dec_num_memory_tokens": 2}],
     "dropout": [{}, {"cross_attn_tokens_dropout": 0.2}],
-    "labels": [{}, {"ignore_index": 0, "pad_value": 1}],
+    "labels": [{}, {"ignore_index": 0, "pad_value": 1, "loss_chunk": 5}],
     "embeddings": [{}, {"enc_emb_dim": 20, "dec_emb_dim": 20}, {"enc_post_emb_norm": True, "dec_tie_embedding": True}],
 }
 
