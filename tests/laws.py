@@ -253,6 +253,30 @@ def sane_start(stack, n: int = 31, train: bool = True) -> None:
     stack.double().eval()
 
 
+def trained(stack, call) -> list[torch.Tensor]:
+    """What `call` gives of a training stack, each time with the same chance, and the gradients of all parameters."""
+    torch.manual_seed(4)
+    outputs = call()
+    params = list(stack.parameters())
+    grads = torch.autograd.grad(sum(y.square().sum() for y in outputs), params, allow_unused=True)
+    return [*outputs, *(torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True))]
+
+
+def recomputed(stack, call=None, n: int = 13) -> None:
+    """6: a training stack that computes its layers again gives what one that keeps them gives, dropout included."""
+    x = sample(stack, n)
+    call = call or (lambda: [run(stack, x, masks(n)["holes"])])
+    live(stack).train()
+    for branch in stack.branches:
+        branch.grad_checkpoint = True
+    again = trained(stack, call)
+    for branch in stack.branches:
+        branch.grad_checkpoint = False
+    for ours, kept in zip(again, trained(stack, call), strict=True):
+        close(ours, kept, "computed again")
+    stack.eval()
+
+
 def all_laws(stack, folder, cuts=None, ways=(False, True)) -> None:
     """Every law that holds without compiling, on one stack.
 

@@ -50,6 +50,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
     ],
     "shift": [{}, {"shift_tokens": 1}, {"shift_tokens": 2}, {"shift_tokens": 1, "shift_style": "first_half"}],
     "layer_dropout": [{}, {"layer_dropout": 0.2}],
+    "grad_checkpoint": [{}, {"grad_checkpoint": True}],
     "memory": [{}, {"num_memory_tokens": 3}],
     "kv_heads": [{}, {"attn_kv_heads": 1}, {"attn_kv_heads": 2}, {"attn_heads": 2}],
     "attn_flash": [{}, {"attn_flash": True}, {"attn_flash": False}],
@@ -149,7 +150,7 @@ CROSS: dict[str, list[dict[str, Any]]] = {
         {"layers": "flash cross_attn(heads=2) cross_gau(heads=2)", "depth": 1},
         {"custom_layers": ("a", "c", "cross_gau", "f")},
     ],
-    **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout")},
+    **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout", "grad_checkpoint")},
     "cross_attend": [{}, {"cross_attend": True}],
     "cross heads": [{}, {"cross_attn_kv_heads": 1}, {"cross_attn_kv_heads": 2}, {"cross_attn_heads": 2}],
     "cross kernel": [{}, {"cross_attn_flash": True}, {"cross_attn_flash": False}],
@@ -192,7 +193,7 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"layers": "attn state_read block_attn(read_from=(1,)) recurrent(reads=False)", "depth": 1},
         {"layers": "block_attn state_read recurrent(reads=False) recurrent(read_layer=1)", "depth": 1},
     ],
-    **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout")},
+    **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout", "grad_checkpoint")},
     # None, xPos, T5's and two at once: how wide what is turned is, and by what, is tried with other blocks.
     "pos": [STACK["pos"][i] for i in (0, 3, 4, 6)],
     "width": [
@@ -273,7 +274,7 @@ SEQ2SEQ: dict[str, list[dict[str, Any]]] = {
     "enc_memory": [{}, {"enc_num_memory_tokens": 2}],
     "dec_memory": [{}, {"dec_num_memory_tokens": 2}],
     "dropout": [{}, {"cross_attn_tokens_dropout": 0.2}],
-    "labels": [{}, {"ignore_index": 0, "pad_value": 1}],
+    "labels": [{}, {"ignore_index": 0, "pad_value": 1, "loss_chunk": 5}],
     "embeddings": [{}, {"enc_emb_dim": 20, "dec_emb_dim": 20}, {"enc_post_emb_norm": True, "dec_tie_embedding": True}],
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 import xflash
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper
@@ -359,3 +360,8 @@ def test_attention_layers_takes_both_directions():
         lambda: Encoder(dim=DIM, depth=1, causal=True), ValueError, r"causal=True contradicts Encoder; use Attention"
     )
     refuses(lambda: Decoder(dim=DIM, depth=1, causal=False), ValueError, r"causal=False contradicts Decoder")
+
+
+def test_the_head_says_what_it_reads():
+    with pytest.raises(TypeCheckError, match="parameter 'y'"):
+        model().logits(IDS)

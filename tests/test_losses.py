@@ -2,7 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_lm import TinyLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import xflash
+from xflash import AutoregressiveWrapper, Decoder, Encoder, MaskedLMWrapper, TransformerWrapper, XTransformer
 from xflash.losses import check_targets, next_token_loss, next_tokens
 
 rows = st.integers(2, 11).flatmap(
@@ -77,3 +82,139 @@ def test_targets_and_loss_compile_for_any_length():
     for n in (5, 7, 11, 13):
         logits, labels, mask = torch.randn(3, n - 1, 17), torch.randint(0, 17, (3, n)), torch.rand(3, n) < 0.7
         torch.testing.assert_close(compiled(logits, labels, mask), both(logits, labels, mask))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.numel = max([self.numel, *made])
+        return out
+
+
+def loss_and_grads(model, *inputs, **given):
+    torch.manual_seed(11)
+    loss = model(*inputs, **given)
+    return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+V, D = 211, 6
+HEADS = {
+    "head": {},
+    "bias": {"logits_bias": True},
+    "tied": {"tie_embedding": True, "tie_embedding_scale": 0.5},
+}
+
+
+def net(cls=Decoder, emb_dropout=0.0, **head):
+    torch.manual_seed(7)
+    stack = cls(dim=D, depth=1, heads=2, attn_dim_head=2, layers="attn ff")
+    return TransformerWrapper(num_tokens=V, max_seq_len=32, attn_layers=stack, emb_dropout=emb_dropout, **head).double()
+
+
+def both_losses(wrap):
+    """The model with its loss over all tokens at once, and with that in chunks."""
+    return wrap(None), wrap(7)
+
+
+def check_the_same(models, *inputs, n=19, most=0, **given):
+    found, largest = [], []
+    for model in models:
+        with Largest() as seen:
+            found.append(loss_and_grads(model, *inputs, **given))
+        largest.append(seen.numel)
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    # No logits of all tokens, only of a chunk; `most`: what else there is.
+    assert largest[0] == 3 * n * V and largest[1] <= max(7 * V, most)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("given", ["plain", "mask", "doc_ids", "labels"])
+def test_loss_in_chunks(kind, given):
+    models = both_losses(lambda chunk: AutoregressiveWrapper(net(emb_dropout=0.1, **HEADS[kind]), loss_chunk=chunk))
+    ids = torch.randint(0, V, (3, 20))
+    beside = {
+        "plain": {},
+        "mask": {"mask": (torch.rand(3, 20) < 0.6)},
+        "doc_ids": {"doc_ids": torch.tensor([[0] * 4 + [1] * 9 + [2] * 7]).expand(3, -1)},
+        "labels": {"labels": torch.where(torch.rand(3, 20) < 0.5, ids, -100)},
+    }
+    check_the_same(models, ids, **beside[given])
+
+
+def test_loss_in_chunks_behind_embeddings_and_a_context():
+    front = torch.randn(3, 2, D, dtype=torch.double)
+    models = both_losses(lambda chunk: AutoregressiveWrapper(net(), loss_chunk=chunk))
+    plain, pieces = (model(torch.arange(60).view(3, 20), prepend_embeds=front) for model in models)
+    torch.testing.assert_close(pieces, plain, rtol=0, atol=1e-10)
+    flags = {"enc_num_tokens": V, "dec_num_tokens": V, "enc_depth": 1, "dec_depth": 1, "enc_heads": 1, "dec_heads": 1}
+    models = both_losses(lambda chunk: seeded_seq2seq(loss_chunk=chunk, **flags))
+    src, tgt = torch.randint(0, V, (3, 5)), torch.randint(0, V, (3, 20))
+    check_the_same(models, src, tgt, tgt_mask=torch.rand(3, 20) < 0.8, most=3 * 19 * 128)
+
+
+def seeded_seq2seq(**flags):
+    torch.manual_seed(7)
+    return XTransformer(dim=D, enc_max_seq_len=20, dec_max_seq_len=20, **flags).double()
+
+
+def test_masked_loss_in_chunks():
+    models = both_losses(lambda chunk: MaskedLMWrapper(net(Encoder), mask_token_id=0, loss_chunk=chunk))
+    check_the_same(models, torch.randint(1, V, (3, 19)), mask=torch.rand(3, 19) < 0.8)
+
+
+def test_loss_in_chunks_without_targets_is_zero():
+    model = AutoregressiveWrapper(net(), loss_chunk=7)
+    found = loss_and_grads(model, torch.randint(0, V, (3, 20)), labels=torch.full((3, 20), -100))
+    assert all((t == 0).all() for t in found)
+
+
+def test_loss_in_chunks_under_autocast():
+    models = both_losses(lambda chunk: AutoregressiveWrapper(net(tie_embedding=True).float(), loss_chunk=chunk))
+    ids = torch.randint(0, V, (3, 20))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, pieces = (loss_and_grads(model, ids) for model in models)
+    assert pieces[0].dtype == torch.float32
+    for ours, expected in zip(pieces, plain, strict=True):
+        assert ours.dtype == expected.dtype == torch.float32
+        assert (ours - expected).norm() <= 0.01 * expected.norm()
+
+
+def test_logits_are_given_where_they_are_asked_for():
+    plain, pieces = both_losses(lambda chunk: AutoregressiveWrapper(net(), loss_chunk=chunk))
+    ids = torch.randint(0, V, (3, 20))
+    loss, logits = pieces(ids, return_outputs=True)
+    assert torch.equal(logits, plain(ids, return_outputs=True)[1]) and torch.equal(loss, plain(ids))
+
+
+def test_loss_in_chunks_compiles():
+    model = AutoregressiveWrapper(net(), loss_chunk=7)
+    ids = torch.randint(0, V, (3, 20))
+    torch._dynamo.reset()
+    fast = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for ours, expected in zip(loss_and_grads(fast, ids), loss_and_grads(model, ids), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
+def test_loss_chunk_is_refused():
+    with pytest.raises(TypeError, match=r"loss_chunk=5 needs a net that gives its embeddings .* TinyLM does not"):
+        AutoregressiveWrapper(TinyLM(), loss_chunk=5)
+    with pytest.raises(ValueError, match="loss_chunk must be at least 1, not 0"):
+        AutoregressiveWrapper(net(), loss_chunk=0)
+    with pytest.raises(TypeError, match=r"loss_chunk must be a whole number, not 1\.5"):
+        MaskedLMWrapper(net(Encoder), mask_token_id=0, loss_chunk=1.5)
+    with pytest.raises(ValueError, match="the target 211 is not in the vocabulary of 211 tokens"):
+        AutoregressiveWrapper(net(), loss_chunk=7)(torch.zeros(3, 5).long(), labels=torch.full((3, 5), V))
+
+
+def test_loss_chunk_is_saved_and_shown():
+    model = AutoregressiveWrapper(net(), loss_chunk=7)
+    assert xflash.from_config(model.to_config()).loss_chunk == 7
+    assert "loss_chunk=7" in repr(model)

@@ -43,6 +43,8 @@ def test_stack(causal, row, tmp_path, record_property):
         return
     laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
     laws.sane_start(stack)
+    if any(branch.grad_checkpoint for branch in stack.branches):
+        laws.recomputed(stack)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,8 @@ def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
     laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
     # Long enough for a second block: what the first one writes must be read.
     laws.sane_start(stack, n=37)
+    if any(branch.grad_checkpoint for branch in stack.branches):
+        laws.recomputed(stack)
 
 
 @pytest.mark.parametrize(("causal", "row"), cases("wrapper", "accepted"))

@@ -55,6 +55,7 @@ ELSEWHERE = {
     **dict.fromkeys(("head_dim", "dim_head"), "attn_dim_head"),
     **dict.fromkeys(("num_kv_heads", "num_key_value_heads", "kv_heads"), "attn_kv_heads"),
     "is_causal": "causal",
+    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing", "use_checkpoint"), "grad_checkpoint"),
 }
 
 

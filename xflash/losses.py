@@ -1,13 +1,16 @@
 """What a language model is trained towards: the targets of a row of tokens, and the loss on them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch.utils.checkpoint import checkpoint
 
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
-__all__ = ["check_targets", "next_token_loss", "next_tokens"]
+__all__ = ["check_targets", "loss_in_chunks", "next_token_loss", "next_tokens"]
 
 
 def next_tokens(
@@ -41,6 +44,30 @@ def next_token_loss(
     total = F.cross_entropy(
         rearrange(wide(logits), "b n v -> (b n) v"), targets.flatten(), ignore_index=ignore_index, reduction="sum"
     )
+    return total / (targets != ignore_index).sum().clamp(min=1)
+
+
+def loss_in_chunks(
+    head: Callable[[Float[Tensor, "b n d"]], Float[Tensor, "b n v"]],
+    y: Float[Tensor, "b n d"],
+    targets: Int[Tensor, "b n"],
+    chunk: int,
+    ignore_index: int = -100,
+) -> Float[Tensor, ""]:
+    """`next_token_loss(head(y), targets)` with the logits of `chunk` tokens at a time, made again for their gradients.
+
+    There is never a tensor (b, n, v); the head is read once more than without. ValueError for a target that is not in
+    the vocabulary.
+    """
+
+    def lost(piece: Tensor, wanted: Tensor) -> Tensor:
+        logits = head(piece[None])[0]
+        check_targets(wanted, ignore_index, logits.shape[-1])
+        return F.cross_entropy(wide(logits), wanted, ignore_index=ignore_index, reduction="sum")
+
+    pieces = zip(rearrange(y, "b n d -> (b n) d").split(chunk), targets.flatten().split(chunk), strict=True)
+    # A head has no dropout: there is no chance to be kept.
+    total = sum(checkpoint(lost, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces)
     return total / (targets != ignore_index).sum().clamp(min=1)
 
 

@@ -1,7 +1,7 @@
 """The dimension letters, used alike in annotations, einops patterns and einsums, and `typed`, which checks them.
 
-The stack and its blocks are `typed`. Wrappers and calls of a stack check what they are given one by
-one, in sentences of their own; what they hand on is checked there.
+The stack, its blocks and the heads of models (`logits`) are `typed`. Wrappers and calls of a stack check what they are
+given one by one, in sentences of their own; what they hand on is checked there.
 
 | letter | what it counts | letter | what it counts |
 |---|---|---|---|

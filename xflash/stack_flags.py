@@ -44,6 +44,7 @@ class StackConfig:
     cross_attend: bool | None = flag(None, "layers attend to a context too (None: as the layout says)")
     only_cross: bool = flag(False, "the default layout is 'cross_attn ff'")
     num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
+    grad_checkpoint: bool = flag(False, "layers are computed again for their gradients, not kept, in training")
 
 
 class Resolved(NamedTuple):

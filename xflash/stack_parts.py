@@ -130,4 +130,5 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
         final=norm(stack.norm_place == "post"),
         shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
         dropout=plan.dropouts[i],
+        grad_checkpoint=stack.grad_checkpoint,
     )

@@ -1,9 +1,12 @@
 """One branch of a stack: norm -> shift -> block -> norm -> residual."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..checks import given
 from ..shapes import Float, Tensor
@@ -19,7 +22,10 @@ NormPlace = Literal["pre", "post", "sandwich"]
 
 
 class Branch(nn.Module):
-    """`x + f(norm(x))` and its variants as three slots: a norm before the block, one after it, one after the sum."""
+    """`x + f(norm(x))` and its variants as three slots: a norm before the block, one after it, one after the sum.
+
+    grad_checkpoint: in training nothing inside is kept for the gradients, it is computed again (1604.06174).
+    """
 
     def __init__(
         self,
@@ -31,14 +37,22 @@ class Branch(nn.Module):
         final: Norm | None = None,
         shift: TokenShift | None = None,
         dropout: float = 0.0,
+        grad_checkpoint: bool = False,
     ):
         super().__init__()
         self.before, self.shift, self.block = before, shift, block
         self.after, self.residual, self.final = after, residual, final
-        self.dropout = dropout
+        self.dropout, self.grad_checkpoint = dropout, grad_checkpoint
 
     def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None = None):
         """The new stream and the branch's state (None unless `ctx.keep_state`)."""
+        # A map of the weights is noted while it is computed: it would be noted twice.
+        if self.grad_checkpoint and self.training and torch.is_grad_enabled() and ctx.maps is None:
+            return recomputed(self.run, x, ctx, state)
+        return self.run(x, ctx, state)
+
+    def run(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None):
+        """`forward`, each tensor that gradients need kept."""
         last, inner = state if state is not None else (None, None)
         y = x if self.before is None else self.before(x)
         if self.shift is not None:
@@ -52,6 +66,24 @@ class Branch(nn.Module):
         if self.final is not None:
             x = self.final(x)
         return x, BranchState(last, inner) if ctx.keep_state else None
+
+
+def recomputed(run: Callable, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None) -> Any:
+    """What `run` gives, computed again with the same chance when gradients are wanted, instead of being kept.
+
+    Each time it begins with what was shared among layers before it: what it shares first is made in both, and no
+    later layer's tensors are held, which would tie the graph to itself.
+    """
+    shared = dict(ctx.memo)
+
+    def once(x: Tensor, state: BranchState | None) -> Any:
+        memo = dict(shared)
+        return *run(x, replace(before, memo=memo), state), memo
+
+    before = replace(ctx, memo=shared)
+    y, after, memo = checkpoint(once, x, state, use_reentrant=False)
+    ctx.memo.update(memo)
+    return y, after
 
 
 def update_of(block: Block, out: Any, x: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n d"], Any]:

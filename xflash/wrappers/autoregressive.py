@@ -8,7 +8,7 @@ from torch import nn
 
 from ..configurable import Configurable
 from ..door import as_mask
-from ..losses import check_targets, next_token_loss, next_tokens
+from ..losses import check_targets, loss_in_chunks, next_token_loss, next_tokens
 from ..sampling import Draw, describe, seen_tokens
 from ..shapes import Bool, Float, Int, Tensor
 from .beam import beam_search
@@ -28,7 +28,7 @@ from .decoding import (
     token_ids,
     window,
 )
-from .options import check_handed_on, check_tokens_only, without_last
+from .options import check_handed_on, check_loss_chunk, check_tokens_only, without_last
 
 __all__ = ["AutoregressiveWrapper"]
 
@@ -38,12 +38,14 @@ class AutoregressiveWrapper(Configurable):
 
     ignore_index: the label that is no target; where `x` itself holds it, `net` reads `pad_value` in its place.
     pad_value: what generated rows hold behind their end token.
+    loss_chunk: the loss is computed from the logits of so many tokens at a time, which are made again for their
+    gradients, so that those of the whole batch never exist (None: they do, which is faster where they are small).
     Raises TypeError when `net` is no module and ValueError when it is not causal.
     """
 
     gives = "a loss of token ids"
 
-    def __init__(self, net: nn.Module, *, ignore_index: int = -100, pad_value: int = 0):
+    def __init__(self, net: nn.Module, *, ignore_index: int = -100, pad_value: int = 0, loss_chunk: int | None = None):
         super().__init__()
         check_gives_logits(net)
         pooled: Any = getattr(net, "pooled", None)
@@ -55,10 +57,12 @@ class AutoregressiveWrapper(Configurable):
         for name, value in (("ignore_index", ignore_index), ("pad_value", pad_value)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an integer, not {describe(value)}")
-        self.ignore_index, self.pad_value = ignore_index, pad_value
+        check_loss_chunk(net, loss_chunk)
+        self.ignore_index, self.pad_value, self.loss_chunk = ignore_index, pad_value, loss_chunk
 
     def extra_repr(self) -> str:
-        return f"ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+        chunk = "" if self.loss_chunk is None else f", loss_chunk={self.loss_chunk}"
+        return f"ignore_index={self.ignore_index}, pad_value={self.pad_value}{chunk}"
 
     def forward(
         self,
@@ -71,7 +75,7 @@ class AutoregressiveWrapper(Configurable):
         return_outputs: bool = False,
         **kwargs,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Float[Tensor, "b n-1 v"]]:
-        """The mean loss of predicting each row's next real token, and with `return_outputs` the logits too.
+        """The mean loss of predicting each row's next real token, and with `return_outputs` all their logits too.
 
         `net` is given the first n - 1 tokens. A token is a target when it and the token before it are real (`mask`,
         or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, and both
@@ -99,9 +103,13 @@ class AutoregressiveWrapper(Configurable):
             inputs, kwargs["mask"] = inputs.masked_fill(~mask[:, :-1], 0), mask[:, :-1]
         if doc_ids is not None:
             kwargs["doc_ids"] = doc_ids[:, :-1]
-        # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-        logits = only_logits(self.net, self.net(inputs, **kwargs), inputs)[:, 1 - n :]
         targets = next_tokens(labels, mask, doc_ids, self.ignore_index)
+        # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
+        if self.loss_chunk is not None and not return_outputs:
+            y = self.net(inputs, **kwargs, return_embeddings=True)[:, 1 - n :]
+            head: Any = self.net.logits
+            return loss_in_chunks(head, y, targets, self.loss_chunk, self.ignore_index)
+        logits = only_logits(self.net, self.net(inputs, **kwargs), inputs)[:, 1 - n :]
         check_targets(targets, self.ignore_index, logits.shape[-1])
         loss = next_token_loss(logits, targets, self.ignore_index)
         return (loss, logits) if return_outputs else loss

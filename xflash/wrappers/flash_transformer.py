@@ -10,7 +10,7 @@ from ..configurable import Configurable
 from ..layers.embeddings import ScaledSinusoidal
 from ..layers.norms import LayerNorm
 from ..layers.residuals import Residual
-from ..shapes import Float, Tensor
+from ..shapes import Float, Tensor, typed
 from ..stack import AttentionLayers, Decoder, Encoder
 from ..stack_flags import check_known
 from ..state import StackState
@@ -111,6 +111,7 @@ class FLASHTransformer(TransformerWrapper):
         with torch.no_grad():
             cast(ScaledSinusoidal, self.embedding.pos_emb).scale.mul_(SMALL)
 
+    @typed
     def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
         """The stream behind the last layer, normed and projected to the vocabulary."""
         return super().logits(self.final_norm(y))

@@ -9,11 +9,12 @@ from torch import nn
 
 from ..configurable import Configurable
 from ..door import as_mask
-from ..losses import check_targets, next_token_loss
+from ..losses import check_targets, loss_in_chunks, next_token_loss
 from ..registry import nearest
 from ..sampling import describe, filter_settings, find_filter, integer, number, sample, wide
 from ..shapes import Bool, Float, Int, Tensor
 from .decoding import check_gives_logits, evaluating, only_logits, token_ids
+from .options import check_loss_chunk
 
 __all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]
 
@@ -54,7 +55,8 @@ class MaskedLMWrapper(Configurable):
     for each row when that is the name of a schedule ('linear', 'cosine': what `generate` should be trained with). Of
     these, `replace_prob` become the mask token, `random_token_prob` another token (BERT: 0.8 and 0.1), the rest stay;
     the net is to tell them all. Padding (`pad_token_id`, or the mask of a call), the mask token itself and
-    `mask_ignore_token_ids` are never chosen, drawn or generated. TypeError or ValueError for a net that is no module,
+    `mask_ignore_token_ids` are never chosen, drawn or generated. `loss_chunk`: the loss from the logits of so many
+    tokens at a time, as in AutoregressiveWrapper. TypeError or ValueError for a net that is no module,
     that pools or is causal, and for ids that are not among `num_tokens` (unless given, those of the net).
     """
 
@@ -71,9 +73,12 @@ class MaskedLMWrapper(Configurable):
         random_token_prob: float = 0.0,
         mask_ignore_token_ids: Sequence[int] = (),
         num_tokens: int | None = None,
+        loss_chunk: int | None = None,
     ):
         super().__init__()
         check_net(net)
+        check_loss_chunk(net, loss_chunk)
+        self.loss_chunk = loss_chunk
         self.net = net
         num_tokens = getattr(net, "num_tokens", None) if num_tokens is None else num_tokens
         self.num_tokens = integer("num_tokens", num_tokens, 1)
@@ -133,9 +138,13 @@ class MaskedLMWrapper(Configurable):
         chosen = self.choose(x, mask, check_generator(generator))
         if mask is not None:
             kwargs["mask"] = mask
+        targets, seen, n = x.masked_fill(~chosen, -100), self.corrupt(x, chosen, generator), x.shape[1]
         # Embeddings in front of the tokens (prepend_embeds) have logits, but nothing hidden.
-        logits = only_logits(self.net, self.net(self.corrupt(x, chosen, generator), **kwargs), x)[:, -x.shape[1] :]
-        targets = x.masked_fill(~chosen, -100)
+        if self.loss_chunk is not None and not return_outputs:
+            y = self.net(seen, **kwargs, return_embeddings=True)[:, -n:]
+            head: Any = self.net.logits
+            return loss_in_chunks(head, y, targets, self.loss_chunk)
+        logits = only_logits(self.net, self.net(seen, **kwargs), x)[:, -n:]
         check_targets(targets, -100, logits.shape[-1])
         loss = next_token_loss(logits, targets)
         return (loss, logits, targets) if return_outputs else loss

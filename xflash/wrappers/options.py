@@ -7,10 +7,18 @@ from typing import Any
 
 import torch
 
+from ..checks import check_count
 from ..registry import nearest
 from ..shapes import Int, Tensor
 
-__all__ = ["also_called", "check_handed_on", "check_option_names", "check_tokens_only", "without_last"]
+__all__ = [
+    "also_called",
+    "check_handed_on",
+    "check_loss_chunk",
+    "check_option_names",
+    "check_tokens_only",
+    "without_last",
+]
 
 FILTERED = "give filter_logits_fn={!r}, filter_kwargs={}"
 # What others call an option, and how it is said here.
@@ -58,6 +66,18 @@ def check_tokens_only(net: Any, what: str) -> None:
     if isinstance(names, Mapping) and names:
         raise ValueError(
             f"{type(net).__name__} was built with embed_num_tokens ({', '.join(map(repr, names))}), and {what}"
+        )
+
+
+def check_loss_chunk(net: Any, chunk: Any) -> None:
+    """TypeError or ValueError unless `chunk` is None, or a number of tokens and `net` has a head of its own to call."""
+    if chunk is None:
+        return
+    check_count("loss_chunk", chunk)
+    if "return_embeddings" not in inspect.signature(net.forward).parameters or not hasattr(net, "logits"):
+        raise TypeError(
+            f"loss_chunk={chunk} needs a net that gives its embeddings (return_embeddings=True) and turns them into "
+            f"logits (net.logits), as TransformerWrapper does; {type(net).__name__} does not"
         )
 
 

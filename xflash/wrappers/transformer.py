@@ -10,7 +10,7 @@ from torch import nn
 from ..checks import as_doc_ids, as_rows, check_count, check_counts, check_share, check_switches
 from ..configurable import Configurable
 from ..registry import blocks as registered
-from ..shapes import Float, Int, Tensor
+from ..shapes import Float, Int, Tensor, typed
 from ..stack import AttentionLayers
 from ..state import StackState
 from .input_embedding import InputEmbedding
@@ -270,6 +270,7 @@ class TransformerWrapper(Configurable):
             return state
         return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))
 
+    @typed
     def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
         """The projection of the stack's output, pooled or not, to the vocabulary."""
         if self.return_only_embed:

@@ -40,7 +40,8 @@ class XTransformer(Configurable):
 
     Flags that begin with `enc_` and `dec_` are those of an `Encoder` and a `Decoder` and the arguments of the
     TransformerWrappers around them. `tie_token_emb`: one token embedding for both. `cross_attn_tokens_dropout`: the
-    share of the encoder's tokens that the decoder is not shown while training. TypeError for a flag that nobody
+    share of the encoder's tokens that the decoder is not shown while training. `loss_chunk` as in
+    AutoregressiveWrapper. TypeError for a flag that nobody
     knows, with the nearest one; errors of a side name it.
     """
 
@@ -54,6 +55,7 @@ class XTransformer(Configurable):
         ignore_index: int = -100,
         pad_value: int = 0,
         cross_attn_tokens_dropout: float = 0.0,
+        loss_chunk: int | None = None,
         **flags: Any,
     ):
         super().__init__()
@@ -70,7 +72,9 @@ class XTransformer(Configurable):
         if tie_token_emb:
             check_tied(self.encoder, decoder)
             decoder.embedding.token_emb = self.encoder.embedding.token_emb
-        self.decoder = AutoregressiveWrapper(decoder, ignore_index=ignore_index, pad_value=pad_value)
+        self.decoder = AutoregressiveWrapper(
+            decoder, ignore_index=ignore_index, pad_value=pad_value, loss_chunk=loss_chunk
+        )
 
     def flag_table(self) -> str:
         """Every flag of both sides with its value, default, type and meaning, as text."""
