@@ -120,7 +120,7 @@ class MixedChunkAttention(Block):
         """The update and the state by the kernel that works on some groups at a time."""
         w, spec, turn = self.config.group_size, self.spec(ctx), None
         vector = None if spec.bias is None else spec.bias(distances(w, w, hidden.device))
-        if ctx.relative is not None:
+        if ctx.relative is not None and ctx.relative.rotaries:
             turn = Turn(*ctx.relative.pairs(ctx, self.config.query_key_dim, hidden.dtype))
         y, closed = fused_groups(
             hidden,
