@@ -49,7 +49,7 @@ class Attention(MultiHead):
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
         q, (k, v) = self.queries(x), self.keys_and_values(x)
         if ctx.relative is not None:
-            q, k = ctx.relative.rotate(q, ctx), ctx.relative.rotate(k, ctx, inverse=True)
+            q, k = ctx.relative.rotate_both(q, k, ctx)
         k, v, state = self.remember(k, v, ctx, state)
         return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
 

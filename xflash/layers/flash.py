@@ -13,7 +13,7 @@ from ..registry import blocks
 from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
-from .kernels.carried import FlashState, across, step, within
+from .kernels.carried import FlashState, across, reserve, step, within
 from .kernels.groups import Documents, document_groups
 from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
 from .kernels.relative import t5_bucket
@@ -85,9 +85,7 @@ class MixedChunkAttention(Block):
     def reserve(
         self, state: FlashState | None, used: int, need: int, copy: bool, length: Tensor | None
     ) -> FlashState | None:
-        if state is None or not copy:
-            return state
-        return state._replace(keys=state.keys.clone(), values=state.values.clone())
+        return None if state is None else reserve(state, self.config.group_size, used, copy, length)
 
     @typed
     def forward(
@@ -104,7 +102,7 @@ class MixedChunkAttention(Block):
         four = z * gamma if self.beta is None else torch.addcmul(self.beta[:, None, None], z, gamma)
         queries, keys = four.to(v.dtype).transpose(0, 1).split(2, 1)
         if ctx.relative is not None:
-            queries, keys = ctx.relative.rotate(queries, ctx), ctx.relative.rotate(keys, ctx, inverse=True)
+            queries, keys = ctx.relative.rotate_both(queries, keys, ctx)
         real = ctx.real(x.shape[1])
         if real is not None:
             keys, v = keys.masked_fill(~real[:, None, :, None], 0), v.masked_fill(~real[..., None], 0)
@@ -160,7 +158,7 @@ def shared_buckets(bias: T5Bias, ctx: Ctx, w: int) -> Callable[[Int[Tensor, " l"
 
     def at(distance: Int[Tensor, " l"]) -> Float[Tensor, "1 l"]:
         found = ctx.once(key, lambda: t5_bucket(distance, bias.causal, bias.num_buckets, bias.max_distance))
-        return bias.weight[:, found]
+        return bias.weight.index_select(1, found)
 
     return at
 

@@ -104,7 +104,9 @@ class Rotary(Position):
         exact = angle_dtype(dtype)
         base = config.base * config.base_rescale_factor ** (width / max(width - 2, 1))
         frequency = inverse_frequencies(width, base, where.device).to(exact)
-        angle = where.to(exact)[..., None] * frequency / config.interpolation_factor
+        angle = where.to(exact)[..., None] * frequency
+        if config.interpolation_factor != 1:
+            angle = angle / config.interpolation_factor
         sin, cos = angle.sin(), angle.cos()
         scale = None
         if config.xpos:
@@ -238,6 +240,18 @@ class Relative:
             make = partial(rotary.table, ctx.positions if where is None else where, width, dtype)
             t = rotary.turn(t, ctx.once(("rotary", i, width, dtype, where is None), make), inverse)
         return t
+
+    def rotate_both(
+        self, q: Float[Tensor, "b _ n k"], k: Float[Tensor, "b _ n k"], ctx: Ctx
+    ) -> tuple[Float[Tensor, "b _ n k"], Float[Tensor, "b _ n k"]]:
+        """Queries and keys turned to their positions; those of one token together, which takes half as long."""
+        if not self.rotaries:
+            return q, k
+        if q.shape[2] != 1 or any(rotary.config.xpos for rotary in self.rotaries):
+            return self.rotate(q, ctx), self.rotate(k, ctx, inverse=True)
+        h = q.shape[1]
+        both = self.rotate(torch.cat((q, k), 1), ctx)
+        return both[:, :h], both[:, h:]
 
     def turn(
         self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], ctx: Ctx, view: Any, inverse: bool = False
