@@ -1,7 +1,7 @@
 """`flash`: mixed chunk attention, the layer of FLASH (https://arxiv.org/abs/2202.10447)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -97,10 +97,10 @@ class MixedChunkAttention(Block):
 
     def project(self, x: Float[Tensor, "b n d"], ctx: Ctx) -> tuple[Float[Tensor, "b n e"], Heads]:
         """The gate, and what each token brings; keys and values of tokens that do not exist are zeros."""
-        gate, v, z = F.silu(self.to_hidden(x)).split(self.widths, -1)
+        gate, v, z = F.silu(self.to_hidden(x)).split_with_sizes(self.widths, -1)
         gamma = self.gamma[:, None, None]
         four = z * gamma if self.beta is None else torch.addcmul(self.beta[:, None, None], z, gamma)
-        queries, keys = four.to(v.dtype).transpose(0, 1).split(2, 1)
+        queries, keys = four.to(v.dtype).transpose(0, 1).chunk(2, 1)
         if ctx.relative is not None:
             queries, keys = ctx.relative.rotate_both(queries, keys, ctx)
         real = ctx.real(x.shape[1])
@@ -127,7 +127,7 @@ class MixedChunkAttention(Block):
         """The settings as the kernels take them; dropout only while training."""
         config, bias = self.config, self.rel_pos_bias
         if isinstance(bias, T5Bias):
-            bias = shared_buckets(bias, ctx, config.group_size)
+            bias = partial(shared_buckets, bias, ctx, config.group_size)
         w, root = config.group_size, config.query_key_dim**-0.5
         scale, divide = {None: (1 / w, 1), "content": (1 / w, 1), "outside": (root, w)}[config.normaliser_place]
         return Spec(
@@ -152,15 +152,11 @@ class MixedChunkAttention(Block):
         return ctx.once(("documents", w, most), lambda: document_groups(doc_ids, real, w, most))
 
 
-def shared_buckets(bias: T5Bias, ctx: Ctx, w: int) -> Callable[[Int[Tensor, " l"]], Float[Tensor, "1 l"]]:
+def shared_buckets(bias: T5Bias, ctx: Ctx, w: int, distance: Int[Tensor, " l"]) -> Float[Tensor, "1 l"]:
     """The bias, its buckets worked out once a call: layers with equal groups ask for the same distances."""
     key = ("flash_buckets", w, bias.causal, bias.num_buckets, bias.max_distance)
-
-    def at(distance: Int[Tensor, " l"]) -> Float[Tensor, "1 l"]:
-        found = ctx.once(key, lambda: t5_bucket(distance, bias.causal, bias.num_buckets, bias.max_distance))
-        return bias.weight.index_select(1, found)
-
-    return at
+    found = ctx.once(key, lambda: t5_bucket(distance, bias.causal, bias.num_buckets, bias.max_distance))
+    return bias.weight.index_select(1, found)
 
 
 def check(config: MixedChunkAttention.Config, causal: bool) -> None:
