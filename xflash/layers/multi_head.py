@@ -32,6 +32,11 @@ def split_heads(t: Float[Tensor, "b n hk"], heads: int) -> Float[Tensor, "b h n 
     return t.reshape(b, n, heads, channels // heads).transpose(1, 2)
 
 
+def share(t: Float[Tensor, "_ h 1 _"] | None, kv_heads: int) -> Float[Tensor, "_ g r _"] | None:
+    """One query a head as r queries a key/value head: its keys and values need not be repeated."""
+    return t if t is None or t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, -1, t.shape[3])
+
+
 class MultiHead(Block):
     """Heads, memory keys and values, gates and the kernel; query head h uses key/value head h // r, r to each.
 
@@ -148,8 +153,10 @@ class MultiHead(Block):
         if may_be_blind and mask is not None:
             blind = ~mask.any(-1, keepdim=True)
             mask = mask | blind
-        r = self.heads // self.kv_heads
-        if r > 1:
+        r, shape = self.heads // self.kv_heads, q.shape
+        if r > 1 and shape[2] == 1 and not causal and maps is None:
+            q, mask, bias = (share(t, self.kv_heads) for t in (q, mask, bias))
+        elif r > 1:
             k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
         dropout = self.config.dropout if self.training else 0.0
         if self.config.flash is False or maps is not None:
@@ -159,6 +166,7 @@ class MultiHead(Block):
                 maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
         else:
             y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+        y = y.reshape(shape)
         if blind is not None:
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
