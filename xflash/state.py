@@ -10,6 +10,7 @@ from .checks import as_order
 from .shapes import Bool, Float, Int, Tensor
 
 __all__ = [
+    "TAKEN",
     "AttentionMap",
     "BranchState",
     "Ctx",
@@ -64,6 +65,10 @@ class Lease:
 
     def __init__(self, fill: int):
         self.fill = fill
+
+
+# Stands for the lease where the caller has made the room, and keeps it itself.
+TAKEN = Lease(-1)
 
 
 class BranchState(NamedTuple):

@@ -11,7 +11,7 @@ from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Float, Tensor
 from .side_inputs import SideInputs
 from .stack_parts import auxiliary_loss, renewed
-from .state import BranchState, Ctx, Lease, StackState, first_tensor, row_count, tensors
+from .state import TAKEN, BranchState, Ctx, Lease, StackState, first_tensor, row_count, tensors
 
 __all__ = ["Stepping"]
 
@@ -107,6 +107,8 @@ class Stepping:
         """
         if state is None:
             return None, False
+        if state.lease is TAKEN:
+            return state, not torch.is_grad_enabled()
         held = None if torch.compiler.is_compiling() else first_tensor(state.branches)
         if held is not None and held.is_inference() and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)
@@ -135,7 +137,7 @@ class Stepping:
             lease = None
         elif lease is None:
             lease = Lease(bound)
-        else:
+        elif lease is not TAKEN:
             lease.fill = bound
         return StackState(self.maker, bound, length, lease, tuple(carried))
 

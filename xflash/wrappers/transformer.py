@@ -13,6 +13,7 @@ from ..registry import blocks as registered
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
 from ..state import StackState
+from .compiled_step import CompiledStep
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
 from .pooled_output import pooled_output
@@ -78,6 +79,7 @@ class TransformerWrapper(Configurable):
         )
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
+        self.compiled_step: CompiledStep | None = None
         self.num_tokens, self.dim = num_tokens, attn_layers.dim
         if num_memory_tokens is not None and num_memory_tokens != 0:
             check_count("num_memory_tokens", num_memory_tokens)
@@ -234,6 +236,39 @@ class TransformerWrapper(Configurable):
             self.attn_layers.check_state(stack_state(state), x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
+        front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
+        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
+        plain = all(value is None for value in (*front.values(), *beside.values()))
+        if self.compiled_step is not None and state is not None and x.shape[1] == 1 and plain:
+            self.embedding.check_embed_ids(x, embed_ids)
+            return self.compiled_step(x, state, mask, embed_ids)
+        return self.advance(x, state, mask, embed_ids=embed_ids, **front, **beside)
+
+    def compile_step(self, **options: Any) -> None:
+        """From now on `step` with one new token a row behind a state runs compiled; `torch.compile` gets the options.
+
+        Prompts and segments run as before. Few graphs serve all lengths. As with `nn.Module.compile`, what is saved
+        or copied of the model is not compiled.
+        """
+        self.attn_layers.check_steppable()
+        self.compiled_step = CompiledStep(self, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "compiled_step": None}
+
+    def advance(
+        self,
+        x: Int[Tensor, "b n"],
+        state: ModelState | None,
+        mask: Tensor | None,
+        *,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        **beside: Any,
+    ) -> tuple[Float[Tensor, "b n v"], ModelState]:
+        """`step` with checked ids, mask and state."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         embedded, full = self.embedding(
             x,
@@ -244,8 +279,6 @@ class TransformerWrapper(Configurable):
             prepend_mask=prepend_mask,
             embed_ids=embed_ids,
         )
-        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len}
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)
