@@ -32,9 +32,9 @@ def split_heads(t: Float[Tensor, "b n hk"], heads: int) -> Float[Tensor, "b h n 
     return t.reshape(b, n, heads, channels // heads).transpose(1, 2)
 
 
-def share(t: Float[Tensor, "_ h 1 _"] | None, kv_heads: int) -> Float[Tensor, "_ g r _"] | None:
-    """One query a head as r queries a key/value head: its keys and values need not be repeated."""
-    return t if t is None or t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, -1, t.shape[3])
+def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:
+    """What belongs to one query a head as r queries a key/value head, whose keys then need not be repeated."""
+    return t if t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, t.shape[1] // kv_heads, t.shape[3])
 
 
 class MultiHead(Block):
@@ -155,7 +155,8 @@ class MultiHead(Block):
             mask = mask | blind
         r, shape = self.heads // self.kv_heads, q.shape
         if r > 1 and shape[2] == 1 and not causal and maps is None:
-            q, mask, bias = (share(t, self.kv_heads) for t in (q, mask, bias))
+            q = share(q, self.kv_heads)
+            mask, bias = (None if t is None else share(t, self.kv_heads) for t in (mask, bias))
         elif r > 1:
             k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
         dropout = self.config.dropout if self.training else 0.0

@@ -13,7 +13,7 @@ from ..registry import blocks as registered
 from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
 from ..state import StackState
-from .compiled_step import CompiledStep
+from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
 from .pooled_output import pooled_output
@@ -21,7 +21,7 @@ from .pooled_output import pooled_output
 __all__ = ["ModelState", "TransformerWrapper"]
 
 
-class TransformerWrapper(Configurable):
+class TransformerWrapper(CompilableStep, Configurable):
     """Token embedding, absolute positions, a stack, and the projection to logits.
 
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
@@ -79,7 +79,6 @@ class TransformerWrapper(Configurable):
         )
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
-        self.compiled_step: CompiledStep | None = None
         self.num_tokens, self.dim = num_tokens, attn_layers.dim
         if num_memory_tokens is not None and num_memory_tokens != 0:
             check_count("num_memory_tokens", num_memory_tokens)
@@ -240,22 +239,10 @@ class TransformerWrapper(Configurable):
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len}
         plain = all(value is None for value in (*front.values(), *beside.values()))
-        if self.compiled_step is not None and state is not None and x.shape[1] == 1 and plain:
+        if state is not None and x.shape[1] == 1 and plain and not torch.is_grad_enabled() and self.compiled_step:
             self.embedding.check_embed_ids(x, embed_ids)
             return self.compiled_step(x, state, mask, embed_ids)
         return self.advance(x, state, mask, embed_ids=embed_ids, **front, **beside)
-
-    def compile_step(self, **options: Any) -> None:
-        """From now on `step` with one new token a row behind a state runs compiled; `torch.compile` gets the options.
-
-        Prompts and segments run as before. Few graphs serve all lengths. As with `nn.Module.compile`, what is saved
-        or copied of the model is not compiled.
-        """
-        self.attn_layers.check_steppable()
-        self.compiled_step = CompiledStep(self, **options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compiled_step": None}
 
     def advance(
         self,
