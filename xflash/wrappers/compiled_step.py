@@ -8,7 +8,6 @@ from torch import nn
 
 from ..shapes import Float, Int, Tensor
 from ..state import TAKEN, Lease
-from ..stepping import Stepping
 from .model_state import ModelState
 
 __all__ = ["CompilableStep", "CompiledStep"]
@@ -50,7 +49,6 @@ class CompilableStep(nn.Module):
     """The part of a model that lets its `step` be compiled."""
 
     compiled_step: CompiledStep | None = None
-    attn_layers: Stepping
 
     def compile_step(self, **options: Any) -> None:
         """From now on a `step` of one new token a row runs compiled; `options` are those of `torch.compile`.
@@ -58,7 +56,7 @@ class CompilableStep(nn.Module):
         Only without gradients and behind a state: prompts, segments and training run as before. Few graphs serve all
         lengths. As with `nn.Module.compile`, what is saved or copied of the model is not compiled.
         """
-        self.attn_layers.check_steppable()
+        cast(Any, self).attn_layers.check_steppable()
         self.compiled_step = CompiledStep(self, **options)
 
     def __getstate__(self) -> dict[str, Any]:
