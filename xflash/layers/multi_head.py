@@ -153,8 +153,9 @@ class MultiHead(Block):
         if may_be_blind and mask is not None:
             blind = ~mask.any(-1, keepdim=True)
             mask = mask | blind
-        r, shape = self.heads // self.kv_heads, q.shape
-        if r > 1 and shape[2] == 1 and not causal and maps is None:
+        r = self.heads // self.kv_heads
+        shared = r > 1 and q.shape[2] == 1 and not causal and maps is None
+        if shared:
             q = share(q, self.kv_heads)
             mask, bias = (None if t is None else share(t, self.kv_heads) for t in (mask, bias))
         elif r > 1:
@@ -167,7 +168,8 @@ class MultiHead(Block):
                 maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
         else:
             y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
-        y = y.reshape(shape)
+        if shared:
+            y = y.flatten(1, 2).unsqueeze(2)
         if blind is not None:
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y

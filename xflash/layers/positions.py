@@ -127,7 +127,7 @@ class Rotary(Position):
         """`t` rotated to its positions; `inverse` divides by the xPos scale (keys) where queries are multiplied."""
         cos, sin, scale = table
         width = cos.shape[-1]
-        part = t[..., :width]
+        part = t if width == t.shape[-1] else t[..., :width]
         if self.config.interleaved:
             swapped = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
