@@ -90,13 +90,12 @@ def within(
         new = tuple(append(held, part, fill, ctx.in_place) for held, part in zip(state[1:], new, strict=True))
         if ctx.past >= w:
             count = 1 if spec.normaliser == "sum" else ctx.past // w
-            far = read(t.far_q[:, None] / count, state.closed[:, None])
+            far = (t.far_q / count) @ state.closed.to(t.far_q.dtype)
     elif ctx.keep_state:
         new = tuple(F.pad(part, (0, 0, 0, w - n)) for part in new)
     keys, _, values = new
     bias = local_bias(spec, n, end, t.q)
-    seen = keys[:, None, :end].to(t.q.dtype), values[:, None, :end].to(t.v.dtype)
-    y = attend(spec, t.q[:, None], *seen, bias, far)[:, 0]
+    y = attend(spec, t.q, keys[:, :end].to(t.q.dtype), values[:, :end].to(t.v.dtype), bias, far)
     if not ctx.keep_state:
         return y, None
     closed = nothing(t) if state is None else state.closed
