@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xflash.layers.kernels.carried import FlashState, across, before, carry, step, within
+from xflash.layers.kernels.carried import FlashState, across, before, carry, reserve, step, within
 from xflash.layers.kernels.groups import Padded, Scattered, document_groups, group_count, place
 from xflash.layers.kernels.mixed_chunk import (
     Heads,
@@ -100,7 +100,7 @@ def test_gradcheck():
     check(lambda *p: both_ways(Heads(*p), spec(False, fn="laplace"), torch.tensor([13, 4])), *t)
     documents = document_groups(torch.tensor([[0] * 6 + [1] + [2] * 6, [0] * 13]), None, W, None)
     check(lambda *p: packed(Heads(*p), spec(), documents), *t)
-    state = FlashState(*(torch.randn(2, *size, dtype=torch.float64) for size in ((K, E), (K, E), (W, K), (W, E))))
+    state = FlashState(*(torch.randn(2, *size, dtype=torch.float64) for size in ((K, E), (W, K), (W, K), (W, E))))
     length = torch.tensor([8, 4])
     ragged = ctx(4, 8, length, torch.tensor([4, 1]), keep=True)
     check(lambda *p: tuple(flat(across(Heads(*p[:5]), spec(), ragged, FlashState(*p[5:])))), *heads(4, b=2), *state)
@@ -125,6 +125,7 @@ def test_pieces_of_any_size_equal_the_whole(normaliser, in_place):
         for size in sizes:
             part = Heads(*(p[:, at : at + size] for p in t))
             where = ctx(size, at, keep=True, in_place=in_place)
+            state = None if state is None else reserve(state, W, at, False, None)
             y, state = (within if at % W + size <= W else across)(part, settings, where, state)
             outputs.append(y)
             at += size
@@ -137,10 +138,11 @@ def test_the_state_is_what_it_says():
     by_cut = [across(t, settings, ctx(n, keep=True), None)[1], None]
     for j in range(n):
         part = Heads(*(p[:, j : j + 1] for p in t))
-        by_cut[1] = within(part, settings, ctx(1, j, keep=True), by_cut[1])[1]
+        held = None if by_cut[1] is None else reserve(by_cut[1], W, j, False, None)
+        by_cut[1] = within(part, settings, ctx(1, j, keep=True), held)[1]
     for state in by_cut:
         torch.testing.assert_close(state.closed, sum(kv[:10]))
-        torch.testing.assert_close(state.open, sum(kv[10:]))
+        torch.testing.assert_close(state.far_keys, F.pad(t.far_k[:, 10:], (0, 0, 0, 2)))
         torch.testing.assert_close(state.keys, F.pad(t.k[:, 10:], (0, 0, 0, 2)))
         torch.testing.assert_close(state.values, F.pad(t.v[:, 10:], (0, 0, 0, 2)))
 
@@ -155,7 +157,8 @@ def test_rows_at_different_fill():
         n, new = max(1, *new), torch.tensor(new)
         real = (torch.arange(n) < new[:, None])[..., None]
         part = Heads(*(torch.stack([p[i, s : s + n] for i, s in enumerate(length)]) for p in t))
-        part = part._replace(k=part.k * real, v=part.v * real)
+        part = part._replace(k=part.k * real, far_k=part.far_k * real, v=part.v * real)
+        state = reserve(state, W, int(length.max()), False, length)
         where = ctx(n, int(length.max()), length, new, keep=True, in_place=True)
         y, after = (step if n == 1 else across)(part, settings, where, FlashState(*(s.clone() for s in state)))
         for row, (start, count) in enumerate(zip(length, new, strict=True)):
@@ -168,7 +171,7 @@ def test_rows_at_different_fill():
 def alone(t, row, length, settings):
     if length == 0:
         zeros = t.v.new_zeros
-        return None, FlashState(zeros(1, K, E), zeros(1, K, E), zeros(1, W, K), zeros(1, W, E))
+        return None, FlashState(zeros(1, K, E), zeros(1, W, K), zeros(1, W, K), zeros(1, W, E))
     return across(Heads(*(p[row : row + 1, :length] for p in t)), settings, ctx(length, keep=True), None)
 
 
@@ -262,11 +265,31 @@ def test_a_later_group_cannot_reach_an_earlier_one():
 
 
 def test_only_full_groups_are_committed():
-    kv, keys, values = (torch.randn(2, 3, *size) for size in ((K, E), (W, K), (W, E)))
-    state = carry(None, kv, keys, values, torch.tensor([1, 3]))
+    kv, keys, far_keys, values = (torch.randn(2, 3, *size) for size in ((K, E), (W, K), (W, K), (W, E)))
+    state = carry(None, kv, (keys, far_keys, values), torch.tensor([1, 3]))
     torch.testing.assert_close(state.closed, torch.stack([kv[0, 0], kv[1].sum(0)]))
-    assert torch.equal(state.open[0], kv[0, 1]) and torch.equal(state.keys[0], keys[0, 1])
-    assert state.open[1].count_nonzero() == state.values[1].count_nonzero() == 0
+    assert torch.equal(state.far_keys[0], far_keys[0, 1]) and torch.equal(state.keys[0], keys[0, 1])
+    assert state.far_keys[1].count_nonzero() == state.values[1].count_nonzero() == 0
+
+
+def test_a_full_group_is_closed_once():
+    """Rows at 2, 1 and 1.6 groups; the first was closed by the call before, the second was left full."""
+    state = FlashState(*(torch.randn(B, *size, dtype=torch.float64) for size in ((K, E), (W, K), (W, K), (W, E))))
+    for t in state[1:]:
+        t[0] = 0
+    kv = state.far_keys.mT @ state.values / W
+    length = torch.tensor([2 * W, W, W + 3])
+    for again in (1, 2):
+        after = reserve(state if again == 1 else after, W, 2 * W, False, length)
+        torch.testing.assert_close(after.closed, state.closed + kv * torch.tensor([0.0, 1, 0])[:, None, None])
+        assert not any(t[:2].count_nonzero() for t in after[1:])
+        assert all(torch.equal(a[2], b[2]) for a, b in zip(after, state, strict=True))
+    alike = reserve(state, W, 2 * W, False, None)
+    torch.testing.assert_close(alike.closed, state.closed + kv)
+    assert not any(t.count_nonzero() for t in alike[1:])
+    assert reserve(state, W, 2 * W + 1, False, None) is state
+    copied = reserve(state, W, 2 * W + 1, True, None)
+    assert [a is b for a, b in zip(copied, state, strict=True)] == [True, False, False, False]
 
 
 def test_sums_in_half_precision_are_kept_in_float32():

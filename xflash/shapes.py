@@ -1,7 +1,9 @@
 """The dimension letters, used alike in annotations, einops patterns and einsums, and `typed`, which checks them.
 
 The stack, its blocks and the heads of models (`logits`) are `typed`. Wrappers and calls of a stack check what they are
-given one by one, in sentences of their own; what they hand on is checked there.
+given one by one, in sentences of their own; what they hand on is checked there. A function that is `typed` remembers
+the kinds of calls it has found right (`kind`: shapes and dtypes of tensors, types of everything else), and looks at a
+call of a kind it remembers no further: a decoder that makes one token after the other is checked at the first.
 
 | letter | what it counts | letter | what it counts |
 |---|---|---|---|
@@ -24,27 +26,90 @@ from beartype import beartype
 from jaxtyping import Bool, Float, Int, jaxtyped
 from torch import Tensor
 
-__all__ = ["CHECKING", "Bool", "Float", "Int", "Tensor", "typed"]
+__all__ = ["CHECKING", "Bool", "Float", "Int", "Tensor", "kind", "typed"]
 
 CHECKING = os.environ.get("XFLASH_TYPECHECK", "1").lower() not in ("0", "false", "")
+# Kinds of calls a function remembers: as many lengths of prompts.
+MOST_KINDS = 512
+# What kinds may tell apart by value, as Literal annotations do.
+BY_VALUE = (str, int, float)
+CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
+
+
+class Unknown(Exception):
+    """A value of which nobody knows how deep an annotation looks into it."""
+
+
+def kind(value: Any) -> Any:
+    """All that an annotation of a `typed` function can look at in `value`; `Unknown` for plain containers."""
+    if isinstance(value, torch.Tensor):
+        return type(value), value.shape, value.dtype
+    if isinstance(value, BY_VALUE):
+        return type(value), value
+    found = type(value)
+    if found in CONTAINERS:
+        raise Unknown
+    return found
+
+
+def kinds(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The kind of a call."""
+    if kwargs:
+        return *map(kind, args), *kwargs, *map(kind, kwargs.values())
+    return tuple(map(kind, args))
+
+
+def kind_of_result(out: Any) -> Any:
+    """`kind` of what a function gives, one by one if that is a plain tuple."""
+    return tuple(map(kind, out)) if type(out) is tuple else kind(out)
 
 
 def typed(fn: Callable) -> Callable:
-    """Checks the tensor shapes in the annotations of `fn` at every call; steps aside while torch compiles.
+    """Checks the tensor shapes in the annotations of `fn`, arguments and result, at every call of a new kind.
 
-    `XFLASH_TYPECHECK=0` in the environment (read at import) makes it the identity.
+    Arguments are checked before `fn` runs. It steps aside while torch compiles; `XFLASH_TYPECHECK=0` in the
+    environment (read at import) makes it the identity.
     """
     if not CHECKING:
         return fn
     checked = jaxtyped(fn, typechecker=beartype)
+    known: dict[Any, Any] = {}
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
         if torch.compiler.is_compiling():
             return fn(*args, **kwargs)
-        return checked(*args, **kwargs)
+        try:
+            call = kinds(args, kwargs)
+            right = known.get(call)
+        except (Unknown, TypeError):
+            # TypeError: sizes that are symbols cannot be looked up.
+            return checked(*args, **kwargs)
+        out = checked(*args, **kwargs) if right is None else fn(*args, **kwargs)
+        try:
+            given = kind_of_result(out)
+        except Unknown:
+            return out if right is None else recheck(fn, out, args, kwargs)
+        if given == right:
+            return out
+        if right is not None:
+            recheck(fn, out, args, kwargs)
+        if len(known) >= MOST_KINDS:
+            known.clear()
+        known[call] = given
+        return out
 
     # Dynamo counts recompilations per code object: one shared by all wrapped functions would use up its limit.
     inner: Any = wrapper
     inner.__code__ = inner.__code__.replace(co_name=getattr(fn, "__qualname__", "typed"))
     return wrapper
+
+
+def recheck(fn: Callable, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`out`, checked as what `fn` gave for these arguments, which are not given to it again."""
+
+    @functools.wraps(fn)
+    def gave(*_args, **_kwargs):
+        return out
+
+    return jaxtyped(gave, typechecker=beartype)(*args, **kwargs)

@@ -33,11 +33,19 @@ class SideInputs:
     context_pos: Tensor | None = None
     prefix_attn_len: int | Tensor | None = None
 
+    @property
+    def bare(self) -> bool:
+        """Whether nothing is given."""
+        masks = self.attn_mask is None and self.context_mask is None and self.prefix_attn_len is None
+        return masks and self.doc_ids is None and self.context is None and self.context_pos is None
+
     def check(self, stack: Any, x: Tensor, stepping: bool) -> "SideInputs":
         """The same with masks as booleans; TypeError or ValueError for what no stack, or not this one, can take.
 
         `stepping`: the call continues a state, which holds the context.
         """
+        if stepping and self.bare:
+            return self
         batch, n = x.shape[:2]
         if self.doc_ids is not None:
             if stack.memory_tokens is not None:
@@ -150,6 +158,8 @@ class SideInputs:
 
     def fields(self, plan: Plan | None, memory: int, device: torch.device) -> dict[str, Any]:
         """What goes into the Ctx, behind the door."""
+        if self.bare:
+            return {}
         doc_ids, attn_mask = self.doc_ids, self.attn_mask
         if doc_ids is not None and plan is not None:
             doc_ids = doc_ids.gather(1, plan.order)

@@ -1,7 +1,6 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -217,12 +216,12 @@ class AttentionLayers(Stepping, Configurable):
         """Packed tokens, layer after layer."""
         state, in_place = self.open(state, x.shape[1])
         branches = None if state is None else state.branches
-        ctx = replace(self.context(x, state, new, keep_state, in_place, maps), **fields)
         if self.piece is not None:
             held = [None if branches is None else branches[place].block for place in self.publishers]
             blocks_here = [self.blocks()[self.order[place]] for place in self.publishers]
             pairs = zip(blocks_here, held, strict=True)
-            ctx = replace(ctx, states={i: block.published(kept, x) for i, (block, kept) in enumerate(pairs, 1)})
+            fields = {**fields, "states": {i: block.published(kept, x) for i, (block, kept) in enumerate(pairs, 1)}}
+        ctx = self.context(x, state, new, fields, keep=keep_state, in_place=in_place, maps=maps)
         y, carried = self.descend(x, ctx, branches)
         return y, self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
 
@@ -248,8 +247,9 @@ class AttentionLayers(Stepping, Configurable):
     ) -> tuple[Tensor, list[BranchState | None]]:
         """Through the branches, top to bottom, and the last norm."""
         carried = []
+        branches = list(self.branches)
         for place, index in enumerate(self.order):
-            x, after = self.branches[index](x, ctx, None if before is None else before[place])
+            x, after = branches[index](x, ctx, None if before is None else before[place])
             carried.append(after)
         return (x if self.final_norm is None else self.final_norm(x)), carried
 
@@ -267,14 +267,22 @@ class AttentionLayers(Stepping, Configurable):
         return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
 
     def context(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, keep: bool, in_place: bool, maps: Any
+        self,
+        x: Tensor,
+        state: StackState | None,
+        new: Tensor | None,
+        fields: dict,
+        *,
+        keep: bool,
+        in_place: bool,
+        maps: Any,
     ) -> Ctx:
-        """What goes down beside x."""
+        """What goes down beside x, `fields` of it given."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
         relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
-        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps)
+        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, **fields)
 
 
 class Encoder(AttentionLayers):

@@ -43,6 +43,8 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
 
 def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
     """Where n new tokens are cut so that no row has a border of its blocks of w inside a piece."""
+    if n == 1:
+        return [(0, 1)]
     fills = [0 if state is None else state.bound]
     if state is not None and state.length is not None:
         # Rows at different places in their blocks have different borders: the one place that has to look at data.

@@ -10,6 +10,7 @@ from .checks import as_order
 from .shapes import Bool, Float, Int, Tensor
 
 __all__ = [
+    "TAKEN",
     "AttentionMap",
     "BranchState",
     "Ctx",
@@ -17,6 +18,7 @@ __all__ = [
     "StackState",
     "document_positions",
     "document_starts",
+    "first_tensor",
     "may_be_loaded",
     "row_count",
     "tensors",
@@ -41,10 +43,21 @@ def tensors(state: Any) -> list[Tensor]:
     return found
 
 
+def first_tensor(state: Any) -> Tensor | None:
+    """The first of `tensors(state)`, the others not looked at."""
+    if isinstance(state, torch.Tensor):
+        return state
+    if isinstance(state, tuple):
+        for part in state:
+            if (found := first_tensor(part)) is not None:
+                return found
+    return None
+
+
 def row_count(state: Any) -> int | None:
     """How many rows a state has; None when it holds no tensor that would say so."""
-    held = tensors(state)
-    return held[0].shape[0] if held else None
+    held = first_tensor(state)
+    return None if held is None else held.shape[0]
 
 
 class Lease:
@@ -52,6 +65,10 @@ class Lease:
 
     def __init__(self, fill: int):
         self.fill = fill
+
+
+# Stands for the lease where the caller has made the room, and keeps it itself.
+TAKEN = Lease(-1)
 
 
 class BranchState(NamedTuple):

@@ -11,7 +11,7 @@ from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Float, Tensor
 from .side_inputs import SideInputs
 from .stack_parts import auxiliary_loss, renewed
-from .state import BranchState, Ctx, Lease, StackState, row_count, tensors
+from .state import TAKEN, BranchState, Ctx, Lease, StackState, first_tensor, row_count, tensors
 
 __all__ = ["Stepping"]
 
@@ -107,22 +107,22 @@ class Stepping:
         """
         if state is None:
             return None, False
-        held = tensors(state.branches)
-        compiling = torch.compiler.is_compiling()
-        if held and not compiling and held[0].is_inference() and not torch.is_inference_mode_enabled():
+        if state.lease is TAKEN:
+            return state, True
+        held = None if torch.compiler.is_compiling() else first_tensor(state.branches)
+        if held is not None and held.is_inference() and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)
         in_place = not torch.is_grad_enabled()
         if in_place and state.lease is None:
             state = state.detach()
         copy = in_place and (state.lease is None or state.lease.fill != state.bound)
         need = state.bound + n
-        distinct = self.blocks()
-        branches = tuple(
-            BranchState(b.shift, distinct[i].reserve(b.block, state.bound, need, copy, state.length))
-            for i, b in zip(self.order, state.branches, strict=True)
-        )
+        distinct, branches = self.blocks(), []
+        for i, branch in zip(self.order, state.branches, strict=True):
+            held = distinct[i].reserve(branch.block, state.bound, need, copy, state.length)
+            branches.append(branch if held is branch.block else BranchState(branch.shift, held))
         lease = (Lease(state.bound) if copy else state.lease) if in_place else None
-        return state._replace(branches=branches, lease=lease), in_place
+        return state._replace(branches=tuple(branches), lease=lease), in_place
 
     def close(self, carried: list, ctx: Ctx, n: int, lease: Lease | None = None) -> StackState:
         """The state behind this call."""
@@ -137,7 +137,7 @@ class Stepping:
             lease = None
         elif lease is None:
             lease = Lease(bound)
-        else:
+        elif lease is not TAKEN:
             lease.fill = bound
         return StackState(self.maker, bound, length, lease, tuple(carried))
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from ..flags import flag
 from ..registry import blocks
 from ..shapes import Float, Tensor, typed
@@ -49,7 +51,7 @@ class Attention(MultiHead):
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
         q, (k, v) = self.queries(x), self.keys_and_values(x)
         if ctx.relative is not None:
-            q, k = ctx.relative.rotate(q, ctx), ctx.relative.rotate(k, ctx, inverse=True)
+            q, k = ctx.relative.rotate_both(q, k, ctx)
         k, v, state = self.remember(k, v, ctx, state)
         return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
 
@@ -61,10 +63,21 @@ class Attention(MultiHead):
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n k"]:
         """What the queries read from the tokens they may see."""
-        m, view = k.shape[2], (self.config.window, self.config.sinks)
-        mask, causal = visible(ctx, slots, m, self.site.causal, *view)
+        view = seen = (self.config.window, self.config.sinks)
+        if self.config.window is not None and self.sees_the_last(ctx, slots):
+            # A view of what the token sees, rather than a mask over all there is.
+            first = max(k.shape[2] - self.config.window, 0)
+            k, v, seen = k[:, :, first:], v[:, :, first:], (None, 0)
+        m = k.shape[2]
+        mask, causal = visible(ctx, slots, m, self.site.causal, *seen)
         bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
         return self.read(q, k, v, mask, bias=bias, causal=causal, may_be_blind=ctx.attn_mask is not None, maps=ctx.maps)
+
+    def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
+        """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""
+        if self.config.sinks or slots.keys is not None or torch.compiler.is_compiling() or not self.site.causal:
+            return False
+        return slots.at.shape[1] == 1 and ctx.uniform and ctx.attn_mask is ctx.doc_ids is ctx.prefix is None
 
     def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
         if state is None:

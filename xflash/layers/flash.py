@@ -1,7 +1,7 @@
 """`flash`: mixed chunk attention, the layer of FLASH (https://arxiv.org/abs/2202.10447)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,12 +13,12 @@ from ..registry import blocks
 from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
-from .kernels.carried import FlashState, across, step, within
+from .kernels.carried import FlashState, across, reserve, step, within
 from .kernels.fused_groups import Settings, Turn, fused_groups
 from .kernels.groups import Documents, document_groups
-from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, outer, packed
-from .kernels.relative import distances, t5_bucket
-from .positions import T5Bias, own_bias
+from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
+from .kernels.relative import distances
+from .positions import own_bias
 
 __all__ = ["FlashState", "MixedChunkAttention"]
 
@@ -86,9 +86,7 @@ class MixedChunkAttention(Block):
     def reserve(
         self, state: FlashState | None, used: int, need: int, copy: bool, length: Tensor | None
     ) -> FlashState | None:
-        if state is None or not copy:
-            return state
-        return state._replace(keys=state.keys.clone(), values=state.values.clone())
+        return None if state is None else reserve(state, self.config.group_size, used, copy, length)
 
     @typed
     def forward(
@@ -118,8 +116,10 @@ class MixedChunkAttention(Block):
 
     def fused(self, hidden: Float[Tensor, "b n _"], ctx: Ctx, state: FlashState | None) -> tuple:
         """The update and the state by the kernel that works on some groups at a time."""
-        w, spec, turn = self.config.group_size, self.spec(ctx), None
-        vector = None if spec.bias is None else spec.bias(distances(w, w, hidden.device))
+        w, spec, turn, vector = self.config.group_size, self.spec(ctx), None, None
+        if self.rel_pos_bias is not None:
+            gaps = ctx.once(("gaps in a group", w), lambda: distances(w, w, hidden.device))
+            vector = self.rel_pos_bias.at(gaps, ctx, ("whole group", w))
         if ctx.relative is not None and ctx.relative.rotaries:
             turn = Turn(*ctx.relative.pairs(ctx, self.config.query_key_dim, hidden.dtype))
         y, closed = fused_groups(
@@ -139,21 +139,19 @@ class MixedChunkAttention(Block):
         w, (b, n, _), (_, inner, width) = self.config.group_size, hidden.shape, self.widths
         left = n % w
         if not left:
-            empty = (hidden.new_zeros(b, w, size) for size in (width, inner))
-            return FlashState(closed, torch.zeros_like(closed), *empty)
+            return FlashState(closed, *(hidden.new_zeros(b, w, size) for size in (width, width, inner)))
         last = replace(ctx, positions=ctx.positions[:, n - left :], memo={})
         _, t = self.project(hidden[:, n - left :], last)
-        keys, values = (F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.v))
-        return FlashState(closed, outer(t.far_k, t.v, w), keys, values)
+        return FlashState(closed, *(F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.far_k, t.v)))
 
     def project(self, hidden: Float[Tensor, "b n _"], ctx: Ctx) -> tuple[Float[Tensor, "b n e"], Heads]:
         """The gate, and what each token brings; keys and values of tokens that do not exist are zeros."""
-        gate, v, z = F.silu(hidden).split(self.widths, -1)
+        gate, v, z = F.silu(hidden).split_with_sizes(self.widths, -1)
         gamma = self.gamma[:, None, None]
         four = z * gamma if self.beta is None else torch.addcmul(self.beta[:, None, None], z, gamma)
-        queries, keys = four.to(v.dtype).transpose(0, 1).split(2, 1)
+        queries, keys = four.to(v.dtype).transpose(0, 1).chunk(2, 1)
         if ctx.relative is not None:
-            queries, keys = ctx.relative.rotate(queries, ctx), ctx.relative.rotate(keys, ctx, inverse=True)
+            queries, keys = ctx.relative.rotate_both(queries, keys, ctx)
         real = ctx.real(hidden.shape[1])
         if real is not None:
             keys, v = keys.masked_fill(~real[:, None, :, None], 0), v.masked_fill(~real[..., None], 0)
@@ -177,8 +175,6 @@ class MixedChunkAttention(Block):
     def spec(self, ctx: Ctx) -> Spec:
         """The settings as the kernels take them; dropout only while training."""
         config, bias = self.config, self.rel_pos_bias
-        if isinstance(bias, T5Bias):
-            bias = shared_buckets(bias, ctx, config.group_size)
         w, root = config.group_size, config.query_key_dim**-0.5
         scale, divide = {None: (1 / w, 1), "content": (1 / w, 1), "outside": (root, w)}[config.normaliser_place]
         return Spec(
@@ -188,7 +184,7 @@ class MixedChunkAttention(Block):
             scale=root if config.attn_fn == "softmax" else scale,
             divide=divide,
             dropout=config.dropout if self.training else 0.0,
-            bias=bias,
+            bias=None if bias is None else partial(bias.at, ctx=ctx, key=("group", w)),
             normaliser=config.global_normaliser,
             scope=config.global_scope,
         )
@@ -201,17 +197,6 @@ class MixedChunkAttention(Block):
             raise ValueError("doc_ids with flash_global_normaliser='padded_length': documents would not be independent")
         w, most, real = spec.w, self.config.max_documents, ctx.real(doc_ids.shape[1])
         return ctx.once(("documents", w, most), lambda: document_groups(doc_ids, real, w, most))
-
-
-def shared_buckets(bias: T5Bias, ctx: Ctx, w: int) -> Callable[[Int[Tensor, " l"]], Float[Tensor, "1 l"]]:
-    """The bias, its buckets worked out once a call: layers with equal groups ask for the same distances."""
-    key = ("flash_buckets", w, bias.causal, bias.num_buckets, bias.max_distance)
-
-    def at(distance: Int[Tensor, " l"]) -> Float[Tensor, "1 l"]:
-        found = ctx.once(key, lambda: t5_bucket(distance, bias.causal, bias.num_buckets, bias.max_distance))
-        return bias.weight[:, found]
-
-    return at
 
 
 def check(config: MixedChunkAttention.Config, causal: bool) -> None:

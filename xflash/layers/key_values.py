@@ -48,9 +48,11 @@ def append(kv: KV, k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx
     """Keys and values of all slots there are, the new ones written behind the old, and the state that holds them."""
     start = ctx.past - kv.spared
     index = None if ctx.uniform else ctx.positions - kv.gone[:, None]
-    kv = kv._replace(k=write(kv.k, k, start, index, ctx.in_place), v=write(kv.v, v, start, index, ctx.in_place))
+    all_k, all_v = write(kv.k, k, start, index, ctx.in_place), write(kv.v, v, start, index, ctx.in_place)
+    if not ctx.in_place:
+        kv = kv._replace(k=all_k, v=all_v)
     m = start + k.shape[2]
-    return kv.k[:, :, :m], kv.v[:, :, :m], kv
+    return all_k[:, :, :m], all_v[:, :, :m], kv
 
 
 def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
@@ -69,6 +71,8 @@ def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
 def reserve(kv: KV, used: int, need: int, copy: bool) -> KV:
     """Room for the slots of `need` tokens, `used` of them there; `copy` asks for buffers of its own."""
     used, need = used - kv.spared, need - kv.spared
+    if need < kv.k.shape[2] and not copy:
+        return kv
     return kv._replace(k=grow(kv.k, used, need, copy), v=grow(kv.v, used, need, copy))
 
 

@@ -53,7 +53,10 @@ def visible(
 
 
 def make_visible(ctx: Ctx, slots: Slots, m: int, causal: bool, window: int | None, sinks: int):
-    where, n = slots.at[:, None, :, None], slots.at.shape[1]
+    n = slots.at.shape[1]
+    if causal and n == 1 and ctx.uniform and window is None and ctx.doc_ids is ctx.attn_mask is ctx.prefix is None:
+        return None, False
+    where = slots.at[:, None, :, None]
     slot = torch.arange(m, device=where.device) if slots.keys is None else slots.keys[:, None, None]
     back = ahead = rows = documents = None
     # A fresh call leaves causality to the kernel; one new token of a uniform call sees all slots there are. Not the

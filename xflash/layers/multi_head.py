@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import repeat
 from torch import nn
 
 from ..flags import flag
@@ -24,6 +24,17 @@ def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
     if heads % kv_heads:
         raise ValueError(f"{kind}_kv_heads={kv_heads} does not divide the {heads} heads")
     return heads, kv_heads
+
+
+def split_heads(t: Float[Tensor, "b n hk"], heads: int) -> Float[Tensor, "b h n k"]:
+    """Channels (h k) as heads; without einops, which takes longer than one token's projection."""
+    b, n, channels = t.shape
+    return t.reshape(b, n, heads, channels // heads).transpose(1, 2)
+
+
+def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:
+    """What belongs to one query a head as r queries a key/value head, whose keys then need not be repeated."""
+    return t if t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, t.shape[1] // kv_heads, t.shape[3])
 
 
 class MultiHead(Block):
@@ -99,16 +110,16 @@ class MultiHead(Block):
 
     def queries(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n k"]:
         """The queries of all heads, normed as the flags ask for it."""
-        return self.normed(rearrange(self.to_q(x), "b n (h k) -> b h n k", h=self.heads), "q")
+        return self.normed(split_heads(self.to_q(x), self.heads), "q")
 
     def keys_and_values(self, source: Float[Tensor, "b m _"]) -> tuple[Float[Tensor, "b h m k"], Tensor]:
         """The keys, normed as the flags ask for it, and the values of all key/value heads."""
-        k, v = rearrange(self.to_kv(source), "b m (two h k) -> two b h m k", two=2, h=self.kv_heads).unbind(0)
+        k, v = split_heads(self.to_kv(source), 2 * self.kv_heads).chunk(2, 1)
         return self.normed(k, "k"), v
 
     def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
-        y = rearrange(y, "b h n k -> b n (h k)")
+        y = y.transpose(1, 2).flatten(2)
         return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
 
     def normed(self, t: Float[Tensor, "b h n k"], role: str) -> Float[Tensor, "b h n k"]:
@@ -143,7 +154,11 @@ class MultiHead(Block):
             blind = ~mask.any(-1, keepdim=True)
             mask = mask | blind
         r = self.heads // self.kv_heads
-        if r > 1:
+        shared = r > 1 and q.shape[2] == 1 and not causal and maps is None
+        if shared:
+            q = share(q, self.kv_heads)
+            mask, bias = (None if t is None else share(t, self.kv_heads) for t in (mask, bias))
+        elif r > 1:
             k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
         dropout = self.config.dropout if self.training else 0.0
         if self.config.flash is False or maps is not None:
@@ -153,6 +168,8 @@ class MultiHead(Block):
                 maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
         else:
             y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+        if shared:
+            y = y.flatten(1, 2).unsqueeze(2)
         if blind is not None:
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y

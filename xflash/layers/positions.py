@@ -105,7 +105,9 @@ class Rotary(Position):
         exact = angle_dtype(dtype)
         base = config.base * config.base_rescale_factor ** (width / max(width - 2, 1))
         frequency = inverse_frequencies(width, base, where.device).to(exact)
-        angle = where.to(exact)[..., None] * frequency / config.interpolation_factor
+        angle = where.to(exact)[..., None] * frequency
+        if config.interpolation_factor != 1:
+            angle = angle / config.interpolation_factor
         sin, cos = angle.sin(), angle.cos()
         scale = None
         if config.xpos:
@@ -126,7 +128,7 @@ class Rotary(Position):
         """`t` rotated to its positions; `inverse` divides by the xPos scale (keys) where queries are multiplied."""
         cos, sin, scale = table
         width = cos.shape[-1]
-        part = t[..., :width]
+        part = t if width == t.shape[-1] else t[..., :width]
         if self.config.interleaved:
             swapped = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
@@ -152,7 +154,7 @@ class DistanceBias(nn.Module):
 
     def at(self, distance: Int[Tensor, " l"], ctx: Ctx, key: Any) -> Float[Tensor, "h l"]:
         """As forward; layers that ask for the same distances (the same `key`) share the index of a call."""
-        return self.weight[:, ctx.once((key, *self.settings), lambda: self.index(distance))]
+        return self.weight.index_select(1, ctx.once((key, *self.settings), lambda: self.index(distance)))
 
 
 class T5Bias(DistanceBias):
@@ -274,6 +276,18 @@ class Relative:
         make = partial(rotary.table, ctx.positions, key_width, dtype)
         cos, sin, _ = ctx.once(("rotary", 0, key_width, dtype, True), make)
         return cos[0, 0], sin[0, 0], rotary.config.interleaved
+
+    def rotate_both(
+        self, q: Float[Tensor, "b _ n k"], k: Float[Tensor, "b _ n k"], ctx: Ctx
+    ) -> tuple[Float[Tensor, "b _ n k"], Float[Tensor, "b _ n k"]]:
+        """Queries and keys turned to their positions; those of one token together, which takes half as long."""
+        if not self.rotaries:
+            return q, k
+        if q.shape[2] != 1 or any(rotary.config.xpos for rotary in self.rotaries):
+            return self.rotate(q, ctx), self.rotate(k, ctx, inverse=True)
+        h = q.shape[1]
+        both = self.rotate(torch.cat((q, k), 1), ctx)
+        return both[:, :h], both[:, h:]
 
     def turn(
         self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], ctx: Ctx, view: Any, inverse: bool = False

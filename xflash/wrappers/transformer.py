@@ -13,6 +13,7 @@ from ..registry import blocks as registered
 from ..shapes import Float, Int, Tensor, typed
 from ..stack import AttentionLayers
 from ..state import StackState
+from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
 from .pooled_output import pooled_output
@@ -20,7 +21,7 @@ from .pooled_output import pooled_output
 __all__ = ["ModelState", "TransformerWrapper"]
 
 
-class TransformerWrapper(Configurable):
+class TransformerWrapper(CompilableStep, Configurable):
     """Token embedding, absolute positions, a stack, and the projection to logits.
 
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
@@ -234,6 +235,27 @@ class TransformerWrapper(Configurable):
             self.attn_layers.check_state(stack_state(state), x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
+        front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
+        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len}
+        plain = all(value is None for value in (*front.values(), *beside.values()))
+        if state is not None and x.shape[1] == 1 and plain and not torch.is_grad_enabled() and self.compiled_step:
+            self.embedding.check_embed_ids(x, embed_ids)
+            return self.compiled_step(x, state, mask, embed_ids)
+        return self.advance(x, state, mask, embed_ids=embed_ids, **front, **beside)
+
+    def advance(
+        self,
+        x: Int[Tensor, "b n"],
+        state: ModelState | None,
+        mask: Tensor | None,
+        *,
+        prepend_embeds: Tensor | None = None,
+        prepend_mask: Tensor | None = None,
+        embed_ids: Mapping[str, Tensor] | None = None,
+        **beside: Any,
+    ) -> tuple[Float[Tensor, "b n v"], ModelState]:
+        """`step` with checked ids, mask and state."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         embedded, full = self.embedding(
             x,
@@ -244,8 +266,6 @@ class TransformerWrapper(Configurable):
             prepend_mask=prepend_mask,
             embed_ids=embed_ids,
         )
-        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len}
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)

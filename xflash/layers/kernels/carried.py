@@ -5,25 +5,49 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...shapes import Float, Int, Tensor
+from ...shapes import Bool, Float, Int, Tensor
 from ...state import Ctx
 from .groups import place
 from .mixed_chunk import Heads, Spec, attend, local_bias, outer, read, step_bias
 
-__all__ = ["FlashState", "across", "before", "carry", "step", "within"]
+__all__ = ["FlashState", "across", "before", "carry", "close", "reserve", "step", "within"]
 
 
 class FlashState(NamedTuple):
     """What causal FLASH carries, of constant size; a fresh row is all zeros, slots not filled yet are never read.
 
-    closed: sum of far_k v^T / w over the closed groups, float32 at least.  open: the same of the open group.
-    keys, values: the open group's.
+    closed: sum of far_k v^T / w over the closed groups, float32 at least.  keys, far_keys, values: the open group's,
+    which may be full: `close` is for the call that goes on from there.
     """
 
     closed: Float[Tensor, "b k e"]
-    open: Float[Tensor, "b k e"]
     keys: Float[Tensor, "b w k"]
+    far_keys: Float[Tensor, "b w k"]
     values: Float[Tensor, "b w e"]
+
+
+def close(state: FlashState, rows: Bool[Tensor, " b"] | None = None) -> FlashState:
+    """The open group, full in the named rows (None: all), joined to the closed ones, and an empty one in new buffers.
+
+    To a row whose group was closed already, and none of the next begun, it adds nothing.
+    """
+    total = state.closed + outer(state.far_keys, state.values, state.keys.shape[1])
+    if rows is None:
+        return FlashState(total, *map(torch.zeros_like, state[1:]))
+    rows = rows[:, None, None]
+    return FlashState(torch.where(rows, total, state.closed), *(t.masked_fill(rows, 0) for t in state[1:]))
+
+
+def reserve(state: FlashState, w: int, used: int, copy: bool, length: Int[Tensor, " b"] | None) -> FlashState:
+    """The state with room for a token in the open group of every row; `copy` asks for buffers of its own."""
+    if length is None:
+        if used % w == 0:
+            return close(state)
+    else:
+        full = length % w == 0
+        if not looks(full) or bool(full.any()):
+            return close(state, full)
+    return state._replace(**{name: getattr(state, name).clone() for name in state._fields[1:]}) if copy else state
 
 
 def before(kv: Float[Tensor, "b g k e"], closed: Float[Tensor, "b k e"] | None = None) -> Float[Tensor, "b g k e"]:
@@ -61,26 +85,27 @@ def within(
     n, w = t.v.shape[1], spec.w
     fill = 0 if state is None else ctx.past % w
     end = fill + n
-    keys, values, far = t.k, t.v, None
+    far, new = None, (t.k, t.far_k, t.v)
     if state is not None:
-        keys = append(state.keys, t.k, fill, ctx.in_place)
-        values = append(state.values, t.v, fill, ctx.in_place)
+        new = tuple(append(held, part, fill, ctx.in_place) for held, part in zip(state[1:], new, strict=True))
         if ctx.past >= w:
             count = 1 if spec.normaliser == "sum" else ctx.past // w
-            far = read(t.far_q[:, None] / count, state.closed[:, None])
+            far = (t.far_q / count) @ state.closed.to(t.far_q.dtype)
     elif ctx.keep_state:
-        keys, values = F.pad(t.k, (0, 0, 0, w - n)), F.pad(t.v, (0, 0, 0, w - n))
+        new = tuple(F.pad(part, (0, 0, 0, w - n)) for part in new)
+    keys, _, values = new
     bias = local_bias(spec, n, end, t.q)
-    seen = keys[:, None, :end].to(t.q.dtype), values[:, None, :end].to(t.v.dtype)
-    y = attend(spec, t.q[:, None], *seen, bias, far)[:, 0]
+    y = attend(spec, t.q, keys[:, :end].to(t.q.dtype), values[:, :end].to(t.v.dtype), bias, far)
     if not ctx.keep_state:
         return y, None
-    total = outer(t.far_k, t.v, w)
-    closed, total = (torch.zeros_like(total), total) if state is None else (state.closed, state.open + total)
-    if end < w:
-        return y, FlashState(closed, total, keys, values)
-    # New buffers, not cleared ones: an older state may still read the old.
-    return y, FlashState(closed + total, *map(torch.zeros_like, (total, keys, values)))
+    closed = nothing(t) if state is None else state.closed
+    return y, FlashState(closed, *new)
+
+
+def nothing(t: Heads) -> Float[Tensor, "b k e"]:
+    """The sum over no groups."""
+    exact = torch.promote_types(t.v.dtype, torch.float32)
+    return t.v.new_zeros(t.v.shape[0], t.k.shape[2], t.v.shape[2], dtype=exact)
 
 
 def across(
@@ -95,19 +120,17 @@ def across(
         layout, start = place(n, w, ctx.past % w), ctx.past // w
     else:
         layout, start = place(n, w, (filled % w).expand(b)), filled[:, None] // w
-    q, far_q, far_k = map(layout.put, (t.q, t.far_q, t.far_k))
-    keys = layout.put(t.k, None if state is None else state.keys)
-    values = layout.put(t.v, None if state is None else state.values)
-    kv = outer(far_k, values, w)
-    if state is not None:
-        kv[:, 0] += state.open
+    q, far_q = map(layout.put, (t.q, t.far_q))
+    held = (None,) * 3 if state is None else state[1:]
+    keys, far_keys, values = (layout.put(new, old) for new, old in zip((t.k, t.far_k, t.v), held, strict=True))
+    kv = outer(far_keys, values, w)
     closed = None if state is None else state.closed
     far = read(per_closed(spec, far_q, start), before(kv, closed))
     y = layout.take(attend(spec, q, keys, values, local_bias(spec, w, w, q), far))
     if not ctx.keep_state:
         return y, None
     new = n if ctx.new is None else ctx.new
-    return y, carry(closed, kv, keys, values, ((filled % w + new) // w).expand(b))
+    return y, carry(closed, kv, (keys, far_keys, values), ((filled % w + new) // w).expand(b))
 
 
 def step(t: Heads, spec: Spec, ctx: Ctx, state: FlashState) -> tuple[Float[Tensor, "b 1 e"], FlashState | None]:
@@ -115,21 +138,14 @@ def step(t: Heads, spec: Spec, ctx: Ctx, state: FlashState) -> tuple[Float[Tenso
     b, w = t.v.shape[0], spec.w
     filled = ctx.filled().expand(b)
     slot = filled % w
-    full = (slot + (1 if ctx.new is None else ctx.new)) // w
     # A slot is written in place once only, so that an older state keeps reading what it knew.
-    stays = ctx.in_place and looks(full) and not bool(full.any())
-    write = Tensor.scatter_ if stays else Tensor.scatter
-    keys = write(state.keys, 1, slot[:, None, None].expand_as(t.k), t.k.to(state.keys.dtype))
-    values = write(state.values, 1, slot[:, None, None].expand_as(t.v), t.v.to(state.values.dtype))
+    write, at = Tensor.scatter_ if ctx.in_place else Tensor.scatter, slot[:, None, None]
+    pairs = zip(state[1:], (t.k, t.far_k, t.v), strict=True)
+    keys, far_keys, values = (write(held, 1, at.expand_as(new), new.to(held.dtype)) for held, new in pairs)
     far = read(per_closed(spec, t.far_q[:, None], filled[:, None] // w), state.closed[:, None])
     seen = keys[:, None].to(t.q.dtype), values[:, None].to(t.v.dtype)
     y = attend(spec, t.q[:, None], *seen, step_bias(spec, slot, t.q), far)[:, 0]
-    if not ctx.keep_state:
-        return y, None
-    total = state.open + outer(t.far_k, t.v, w)
-    if stays:
-        return y, FlashState(state.closed, total, keys, values)
-    return y, carry(state.closed, total[:, None], keys[:, None], values[:, None], full)
+    return y, FlashState(state.closed, keys, far_keys, values) if ctx.keep_state else None
 
 
 def looks(t: Tensor) -> bool:
@@ -146,13 +162,15 @@ def pick(t: Float[Tensor, "b g x y"], group: Int[Tensor, " b"]) -> Float[Tensor,
 def carry(
     closed: Float[Tensor, "b k e"] | None,
     kv: Float[Tensor, "b g k e"],
-    keys: Float[Tensor, "b g w k"],
-    values: Float[Tensor, "b g w e"],
+    buffers: tuple[Float[Tensor, "b g w _"], ...],
     full: Int[Tensor, " b"],
 ) -> FlashState:
-    """The state after groups of which each row filled the first `full`: only full ones are committed."""
+    """The state after groups of which each row filled the first `full`: only full ones are committed.
+
+    buffers: keys, keys across groups and values of the tokens in them.
+    """
     done = torch.arange(kv.shape[1], device=kv.device) < full[:, None]
     total = torch.where(done[..., None, None], kv, 0).sum(1)
     if closed is not None:
         total = closed + total
-    return FlashState(total, pick(kv, full), pick(keys, full), pick(values, full))
+    return FlashState(total, *(pick(t, full) for t in buffers))

@@ -76,13 +76,15 @@ def step_bias(spec: Spec, slot: Int[Tensor, " b"], like: Tensor) -> Float[Tensor
 
 
 def product(
-    base: Tensor | None, left: Float[Tensor, "b g n _"], right: Float[Tensor, "b g _ m"], alpha: float
-) -> Float[Tensor, "b g n m"]:
+    base: Tensor | None, left: Float[Tensor, "b *g n _"], right: Float[Tensor, "b *g _ m"], alpha: float
+) -> Float[Tensor, "b *g n m"]:
     """base + alpha * left @ right in one pass; base is (n, m), or as the result."""
     if base is None:
         return (left if alpha == 1 else left * alpha) @ right
-    b, g, n, m = *left.shape[:3], right.shape[3]
     base = base.to(left.dtype)
+    if left.dim() == 3:
+        return torch.baddbmm(base, left, right, alpha=alpha)
+    b, g, n, m = *left.shape[:3], right.shape[3]
     if base.dim() == 4:
         base = base.reshape(b * g, n, m)
     return torch.baddbmm(base, left.flatten(0, 1), right.flatten(0, 1), alpha=alpha).view(b, g, n, m)
@@ -90,14 +92,14 @@ def product(
 
 def attend(
     spec: Spec,
-    q: Float[Tensor, "b g n k"],
-    k: Float[Tensor, "b g m k"],
-    v: Float[Tensor, "b g m e"],
+    q: Float[Tensor, "b *g n k"],
+    k: Float[Tensor, "b *g m k"],
+    v: Float[Tensor, "b *g m e"],
     bias: Tensor | None,
-    far: Float[Tensor, "b g n e"] | None = None,
+    far: Float[Tensor, "b *g n e"] | None = None,
     visible: Bool[Tensor, "b g m"] | None = None,
-) -> Float[Tensor, "b g n e"]:
-    """Attention inside each group plus `far`.
+) -> Float[Tensor, "b *g n e"]:
+    """Attention inside each group (or the only one) plus `far`.
 
     Keys that do not exist must have values of zero; the softmax also needs `visible` to leave them out.
     """

@@ -12,11 +12,13 @@ __all__ = ["distances", "ragged_bias", "scores_bias", "t5_bucket", "toeplitz", "
 
 def distances(n: int, m: int, device: torch.device) -> Int[Tensor, " l"]:
     """Key minus query position for the last n of m tokens against all m: -(m - 1) .. n - 1, in order."""
-    return torch.arange(m + n - 1, device=device) - (m - 1)
+    return torch.arange(1 - m, n, device=device)
 
 
 def toeplitz(vector: Float[Tensor, "h l"], n: int, m: int) -> Float[Tensor, "h n m"]:
     """The matrix whose entry (i, j) is the vector's entry for distance j - (m - n + i); l is m + n - 1."""
+    if n == 1:
+        return vector[:, None]
     h, vector = vector.shape[0], vector.contiguous()
     # Not unfold: it would tie a compiled graph to one m.
     windows = vector.as_strided((h, n, m), (vector.stride(0), 1, 1))
