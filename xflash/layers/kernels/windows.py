@@ -105,6 +105,8 @@ def fold(
             t = torch.cat((first, t[:, :-1]), 1)
         before.append(t)
     full = (filled % w + (n if new is None else new)) // w
+    if torch.compiler.is_compiling() and not isinstance(full, torch.Tensor):
+        full = torch.full((1,), full, device=k.device)
     return Blocks(layout, *put, *before, filled // w, full.expand(b) if isinstance(full, torch.Tensor) else full)
 
 
