@@ -14,7 +14,7 @@ from ..state import Ctx
 from .block import Block, Site
 from .compress import Compressor, build_compressor, reconstruction
 from .cosine import Cosine
-from .kernels.groups import Padded, Scattered
+from .kernels.groups import Padded, Scattered, join_groups, part_groups
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
 from .multi_head import count_heads
@@ -138,8 +138,13 @@ class BlockAttention(Block):
         if real is not None:
             k, v = (t.masked_fill(~real[..., None], 0) for t in (k, v))
         filled: Any = ctx.past if ctx.length is None else ctx.length
-        together = ctx.past % w + n <= w if ctx.uniform else state is not None and n == 1
-        if together and not torch.compiler.is_compiling():
+        together = state is not None and n == 1
+        if torch.compiler.is_compiling():
+            # What rows have in their open block would be a guard, were it a number.
+            filled = filled if state is None else ctx.filled().expand(x.shape[0])
+        elif ctx.uniform:
+            together = ctx.past % w + n <= w
+        if together:
             return within(k, v, state, w, filled, ctx.new, ctx.in_place)
         return fold(k, v, state, w, filled, ctx.new)
 
@@ -171,10 +176,10 @@ class BlockAttention(Block):
     ) -> Float[Tensor, " b"]:
         """The reconstruction loss of the block before each token's, summed over its row's tokens since it began."""
         n, layout, g = q.shape[1], folded.layout, folded.k.shape[1]
-        queries = q if layout is None else layout.put(q).flatten(0, 1)
-        blocks = (t.flatten(0, 1) for t in (folded.before_k, folded.before_v))
+        queries = q if layout is None else join_groups(layout.put(q))
+        blocks = map(join_groups, (folded.before_k, folded.before_v))
         gap = reconstruction(compressor, queries, *blocks, self.heads, self.scale, self.cosine)
-        gap = gap if layout is None else layout.take(gap.view(q.shape[0], g, -1, 1))[..., 0]
+        gap = gap if layout is None else layout.take(part_groups(gap, q.shape[0], g)[..., None])[..., 0]
         counted = ctx.positions >= self.config.block_width
         real = ctx.real(n)
         total = gap.masked_fill(~(counted if real is None else counted & real), 0).sum(1)
@@ -218,15 +223,16 @@ class BlockAttention(Block):
         k, v, extra, filled = self.slots(folded, older)
         where = torch.arange(w, device=q.device)[None]
         mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled[:, :, None]
-        mask = mask.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
-        y = self.read(*(t.flatten(0, 1) for t in (queries, k, v)), mask, where + (extra + w), ctx)
-        return layout.take(y.view(*queries.shape[:2], w, y.shape[-1]))
+        mask = join_groups(mask.expand(q.shape[0], -1, -1, -1))
+        y = self.read(*map(join_groups, (queries, k, v)), mask, where + (extra + w), ctx)
+        return layout.take(part_groups(y, *queries.shape[:2]))
 
     def alone(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
         """Tokens that stay in the open block of their row."""
         n, w = q.shape[1], self.config.block_width
         k, v, extra, filled = self.slots(folded, older)
-        first: Any = ctx.past % w if ctx.uniform else ctx.filled().expand(q.shape[0])[:, None] % w
+        known = ctx.uniform and not torch.compiler.is_compiling()
+        first: Any = ctx.past % w if known else ctx.filled().expand(q.shape[0])[:, None] % w
         where = torch.arange(n, device=q.device)[None] + first
         mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled
         k, v = k[:, 0], v[:, 0]

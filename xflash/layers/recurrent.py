@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -15,9 +16,11 @@ from ..state import Ctx
 from .block import Site
 from .block_attention import BlockAttention
 from .cosine import Cosine
+from .kernels.groups import join_groups, part_groups
 from .kernels.softmax import shared_attention
-from .kernels.windows import Blocks, Window
+from .kernels.windows import Blocks, Window, valid
 from .norms import LayerNorm
+from .recurrence import describe, recurrence
 
 __all__ = ["Recurrent", "RecurrentState"]
 
@@ -84,6 +87,17 @@ class Recurrent(BlockAttention):
 
     kind = "recurrent"
     publishes = True
+    # What `renew` uses.
+    renewing: ClassVar[tuple[str, ...]] = (
+        "state_norm",
+        "names",
+        "state_to_q",
+        "state_to_kv",
+        "state_cosines.among",
+        "state_cosines.write",
+        "mixer",
+        "gate",
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Config(BlockAttention.Config):
@@ -103,6 +117,7 @@ class Recurrent(BlockAttention):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site, reads=int(config.reads and config.read_layer is None))
+        self.built = describe(self.kind, config, site)
         dim, width, inner = site.dim, config.dim_head, self.heads * config.dim_head
         self.reads_own = config.reads and config.read_layer is None
         if self.reads_own:
@@ -143,29 +158,39 @@ class Recurrent(BlockAttention):
         window = None if state is None else state.window
         folded = self.fold(x, ctx, window)
         y, window = self.local(x, folded, ctx, window)
-        before = self.vectors(folded, state, x, ctx.keep_state)
+        before, after = self.vectors(folded, state, x, ctx.keep_state)
         own = [self.read_states(self.to_state_q(x), before, folded)] if self.reads_own else []
         y = self.to_out(torch.cat((y, *own, *self.read_others(x, ctx)), -1))
         if window is None:
             return y, None
         writes = torch.zeros(x.shape[0], dtype=torch.long, device=x.device) if state is None else state.writes
-        return y, RecurrentState(before[-1], writes + folded.full, window)
+        return y, RecurrentState(after, writes + folded.full, window)
 
     def vectors(
         self, folded: Blocks, state: RecurrentState | None, x: Tensor, keep: bool
-    ) -> list[Float[Tensor, "b s d"]]:
-        """The state vectors that each block of the call reads, and last those behind all full ones."""
-        known = self.known(state, x)
+    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b s d"]]:
+        """The state vectors that each block of the call reads, and those behind all full ones."""
+        after = self.known(state, x)
         full, g = folded.full, folded.k.shape[1]
-        before, after = [known], known
         # What the last block leaves behind is for the state only.
-        for i in range(min(g if isinstance(full, torch.Tensor) else full, g if keep else g - 1)):
-            renewed = self.renew(after, folded, i)
+        updates = g if keep else g - 1
+        if torch.compiler.is_compiling() and updates:
+            every = recurrence(self, after, *self.written(folded), cast(Tensor, full), updates)
+            return F.pad(every, (0, 0, 0, 0, 0, -1)), every[:, -1].clone()
+        before = [after]
+        if not isinstance(full, torch.Tensor):
+            updates = min(full, updates)
+        k, v, seen = self.written(folded) if updates else (folded.k, folded.v, None)
+        for i in range(updates):
+            # Behind a row's first block all is there, and needs no mask.
+            masked = seen is not None and (isinstance(folded.closed, torch.Tensor) or not folded.closed + i)
+            renewed = self.renew(after, k[:, i], v[:, i], seen[:, i, None, None] if masked else None)
             after = (
                 torch.where((full > i)[:, None, None], renewed, after) if isinstance(full, torch.Tensor) else renewed
             )
             before.append(after)
-        return [*before, *[after] * (g + 1 - len(before))]
+        before = [*before, *[after] * (g - len(before))][:g]
+        return before[0][:, None] if g == 1 else torch.stack(before, 1), after
 
     def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
         return super().auxiliary(None if state is None else state.window)
@@ -196,15 +221,16 @@ class Recurrent(BlockAttention):
         layers[where - 1] = name, replace(config, read_from=(*config.read_from, number))
         return layers
 
-    def renew(self, states: Float[Tensor, "b s d"], folded: Blocks, i: int) -> Float[Tensor, "b s d"]:
-        """The state vectors behind the i-th block of the call."""
+    def renew(
+        self,
+        states: Float[Tensor, "b s d"],
+        k: Float[Tensor, "b m c"],
+        v: Float[Tensor, "b m c"],
+        seen: Bool[Tensor, "_ 1 1 m"] | None,
+    ) -> Float[Tensor, "b s d"]:
+        """The state vectors behind a block, from those before it and the keys and values it writes (seen None: all)."""
         named = self.named(states)
         q_among, q_write = self.state_to_q(named).chunk(2, -1)
-        k, v = folded.k[:, i], folded.v[:, i]
-        seen = None
-        if self.config.write_from == "window":
-            k, v = torch.cat((folded.before_k[:, i], k), 1), torch.cat((folded.before_v[:, i], v), 1)
-            seen = self.written(folded, i, k)
         among = self.look("among", q_among, *self.state_to_kv(named).chunk(2, -1))
         h = torch.cat((among, self.look("write", q_write, k.to(named.dtype), v.to(named.dtype), seen)), -1)
         if self.config.update == "single" and self.mixer is not None:
@@ -214,13 +240,16 @@ class Recurrent(BlockAttention):
             states = self.mixer_gate(states, self.mixer(self.mixer_norm(states).to(h.dtype)))
         return states
 
-    def written(self, folded: Blocks, i: int, k: Tensor) -> Bool[Tensor, "_ 1 1 m"] | None:
-        """Which of the two blocks' tokens there are: a row's first block has none before it."""
-        w = self.config.block_width
-        own = torch.arange(2 * w, device=k.device) >= w
-        if not isinstance(folded.closed, torch.Tensor):
-            return None if folded.closed + i else own[None, None, None]
-        return (own | (folded.closed + i > 0)[:, None])[:, None, None]
+    def written(self, folded: Blocks) -> tuple[Tensor, Tensor, Bool[Tensor, "_ g m"] | None]:
+        """Keys and values that each block writes, and which of them there are (None: all)."""
+        if self.config.write_from == "block":
+            return folded.k, folded.v, None
+        k, v = (torch.cat(pair, 2) for pair in ((folded.before_k, folded.k), (folded.before_v, folded.v)))
+        closed = folded.closed
+        if not isinstance(closed, torch.Tensor):
+            closed = torch.full((1,), closed, device=k.device)
+        # A row's first block has none before it.
+        return k, v, valid(closed, k.shape[1], self.config.block_width, 0, 0)
 
     def named(self, states: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         """The normed state vectors with their names, in the dtype of the maps."""
@@ -238,14 +267,11 @@ class Recurrent(BlockAttention):
         return rearrange(y, "b h n k -> b n (h k)")
 
     def read_states(
-        self, q: Float[Tensor, "b n _"], before: list[Float[Tensor, "b s d"]], folded: Blocks
+        self, q: Float[Tensor, "b n _"], before: Float[Tensor, "b g s d"], folded: Blocks
     ) -> Float[Tensor, "b n _"]:
         """What the tokens read from the state vectors their block began with."""
+        k, v = self.state_to_kv(self.named(join_groups(before))).chunk(2, -1)
         if folded.layout is None:
-            k, v = self.state_to_kv(self.named(before[0])).chunk(2, -1)
             return self.look("read", q, k, v)
-        g = folded.k.shape[1]
-        states = torch.stack(before[:g], 1)
-        k, v = self.state_to_kv(self.named(states.flatten(0, 1))).chunk(2, -1)
-        y = self.look("read", folded.layout.put(q)[:, :g].flatten(0, 1), k, v)
-        return folded.layout.take(y.view(q.shape[0], g, *y.shape[1:]))
+        y = self.look("read", join_groups(folded.layout.put(q)), k, v)
+        return folded.layout.take(part_groups(y, *before.shape[:2]))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ...shapes import Bool, Float, Int, Tensor
 from ...state import document_starts
 
-__all__ = ["Documents", "Padded", "Scattered", "document_groups", "group_count", "place"]
+__all__ = ["Documents", "Padded", "Scattered", "document_groups", "group_count", "join_groups", "part_groups", "place"]
 
 # torch before 2.6 cannot tell an exported graph from a compiled one.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -65,6 +65,17 @@ def group_count(n: int, w: int) -> int:
             return (n + 2 * w - 1) // w
         return 1 if n <= w else (n + w - 1) // w
     return -(-n // w)
+
+
+def join_groups(t: Float[Tensor, "b g *_"]) -> Float[Tensor, "bg *_"]:
+    """The groups of all rows in one axis, for what looks at each alone."""
+    # Of b rows with an unknown number of groups an exported graph could not tell b from b g.
+    return (t.transpose(0, 1) if is_exporting() else t).flatten(0, 1)
+
+
+def part_groups(t: Float[Tensor, "bg *_"], b: int, g: int) -> Float[Tensor, "b g *_"]:
+    """What `join_groups` joined."""
+    return t.unflatten(0, (g, b)).transpose(0, 1) if is_exporting() else t.unflatten(0, (b, g))
 
 
 def place(n: int, w: int, fill: int | Int[Tensor, " b"]) -> Padded | Scattered:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ...shapes import Bool, Float, Int, Tensor
-from .carried import pick
+from .carried import looks, pick
 from .groups import Padded, Scattered, place
 
 __all__ = ["Blocks", "Older", "Window", "fold", "kept", "seen_older", "valid", "window_mask", "within"]
@@ -95,9 +95,18 @@ def fold(
     put = [layout.put(t, head) for t, head in ((k, state and state.open_k), (v, state and state.open_v))]
     before = []
     for t, past in zip(put, (state and state.past_k, state and state.past_v), strict=True):
-        first = torch.zeros_like(t[:, :1]) if past is None else past[:, None].to(t.dtype)
-        before.append(torch.cat((first, t[:, :-1]), 1))
+        if torch.compiler.is_compiling():
+            # All but the last would be a guard on there being two.
+            t = F.pad(t, (0, 0, 0, 0, 1, -1))
+            if past is not None:
+                t[:, 0] = past
+        else:
+            first = torch.zeros_like(t[:, :1]) if past is None else past[:, None].to(t.dtype)
+            t = torch.cat((first, t[:, :-1]), 1)
+        before.append(t)
     full = (filled % w + (n if new is None else new)) // w
+    if torch.compiler.is_compiling() and not isinstance(full, torch.Tensor):
+        full = torch.full((1,), full, device=k.device)
     return Blocks(layout, *put, *before, filled // w, full.expand(b) if isinstance(full, torch.Tensor) else full)
 
 
@@ -120,7 +129,7 @@ def within(
         opened = [single(t, extra, slot, in_place) for t, extra in ((state.open_k, k), (state.open_v, v))]
         past = [state.past_k, state.past_v]
     full = (filled % w + (n if new is None else new)) // w
-    if isinstance(full, torch.Tensor) and full.device.type == "cpu" and not bool(full.any()):
+    if isinstance(full, torch.Tensor) and looks(full) and not bool(full.any()):
         full = 0
     return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
 

@@ -1,0 +1,174 @@
+"""The recurrence over the blocks of a call as one operator, which a graph holds however many blocks there are.
+
+Unrolled, every number of blocks would be a graph of its own. PyTorch's own scan is no way out as long as gradients
+through two of them in a row are wrong once compiled (torch 2.13, https://github.com/pytorch/pytorch/issues/153679).
+"""
+
+import functools
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vjp
+
+from ..registry import blocks
+from ..shapes import Bool, Float, Int, Tensor
+from .block import Site
+from .kernels.carried import looks
+
+__all__ = ["Renewal", "describe", "recurrence"]
+
+
+class Renewal(nn.Module):
+    """What a layer's `renew` makes of state vectors, block after block: the definition of `recurrence`."""
+
+    def __init__(self, layer: Any):
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self,
+        states: Float[Tensor, "b s d"],
+        k: Float[Tensor, "b g m c"],
+        v: Float[Tensor, "b g m c"],
+        seen: Bool[Tensor, "_ g m"] | None,
+        full: Int[Tensor, " b"],
+        updates: int,
+    ) -> Float[Tensor, "b _ s d"]:
+        """The state vectors in front of each block and behind the last; a row's are renewed by its first `full` ones.
+
+        seen: which keys there are (None: all).  updates: how many blocks are looked at, the others change nothing.
+        """
+        every = [states]
+        if looks(full):
+            updates = min(updates, int(full.max()))
+        for i in range(updates):
+            there = None if seen is None else seen[:, i, None, None]
+            renewed = self.layer.renew(states, k[:, i], v[:, i], there)
+            states = torch.where((full > i)[:, None, None], renewed, states)
+            every.append(states)
+        return torch.stack([*every, *[states] * (k.shape[1] + 1 - len(every))], 1)
+
+
+def recurrence(
+    layer: Any,
+    states: Float[Tensor, "b s d"],
+    k: Float[Tensor, "b g m c"],
+    v: Float[Tensor, "b g m c"],
+    seen: Bool[Tensor, "_ g m"] | None,
+    full: Int[Tensor, " b"],
+    updates: int,
+) -> Float[Tensor, "b _ s d"]:
+    """`Renewal` of a block of a stack as an operator; its gradient is found by computing it again."""
+    device = states.device.type
+    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    weights = list(renewing(layer).values())
+    return renew_all(layer.built, states, k, v, seen, full, updates, half, weights)
+
+
+def describe(kind: str, config: Any, site: Site) -> str:
+    """What a layer that an operator computes with is built from."""
+    return json.dumps({"kind": kind, "config": asdict(config), "site": [site.dim, site.heads]})
+
+
+def renewing(layer: Any) -> dict[str, nn.Parameter]:
+    """The parameters of a layer that its `renew` uses."""
+    return {name: p for name, p in layer.named_parameters() if name.startswith(layer.renewing)}
+
+
+@functools.lru_cache(maxsize=64)
+def skeleton(built: str, thread: int) -> tuple[Renewal, list[str]]:
+    """The module for weights that are handed in, and their names; each thread its own, since they are put into it."""
+    parts: Mapping[str, Any] = json.loads(built)
+    kind = blocks[parts["kind"]]
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in parts["config"].items()}
+    dim, heads = parts["site"]
+    with torch.device("meta"):
+        layer = kind(kind.Config(**values), Site(dim, heads, True))
+    return Renewal(layer), [f"layer.{name}" for name in renewing(layer)]
+
+
+def computed(
+    built: str,
+    states: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    full: Tensor,
+    updates: int,
+    half: torch.dtype | None,
+    weights: list[Tensor],
+) -> Tensor:
+    module, names = skeleton(built, threading.get_ident())
+    with torch.autocast(states.device.type, half, half is not None):
+        return functional_call(module, dict(zip(names, weights, strict=True)), (states, k, v, seen, full, updates))
+
+
+@torch.library.custom_op("xflash::renew_all", mutates_args=())
+def renew_all(
+    built: str,
+    states: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    full: Tensor,
+    updates: int,
+    half: torch.dtype | None,
+    weights: list[Tensor],
+) -> Tensor:
+    return computed(built, states, k, v, seen, full, updates, half, weights)
+
+
+@renew_all.register_fake
+def _(built, states, k, v, seen, full, updates, half, weights):
+    b, s, d = states.shape
+    return states.new_empty(b, k.shape[1] + 1, s, d)
+
+
+@torch.library.custom_op("xflash::renew_all_backward", mutates_args=())
+def renew_all_backward(
+    grad: Tensor,
+    built: str,
+    states: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    full: Tensor,
+    updates: int,
+    half: torch.dtype | None,
+    weights: list[Tensor],
+) -> list[Tensor]:
+    def forward(states, k, v, *weights):
+        return computed(built, states, k, v, seen, full, updates, half, list(weights))
+
+    # Autograd itself is switched off inside an operator.
+    found = vjp(forward, states, k, v, *weights)[1](grad)
+    # An operator's results must be tensors of their own.
+    return [g.clone(memory_format=torch.contiguous_format) for g in found]
+
+
+@renew_all_backward.register_fake
+def _(grad, built, states, k, v, seen, full, updates, half, weights):
+    return [t.new_empty(t.shape) for t in (states, k, v, *weights)]
+
+
+def keep(ctx, inputs, output):
+    built, states, k, v, seen, full, updates, half, weights = inputs
+    ctx.settings = built, updates, half
+    ctx.save_for_backward(states, k, v, full, *weights, *([] if seen is None else [seen]))
+    ctx.count = len(weights)
+
+
+def backward(ctx, grad):
+    (built, updates, half), count = ctx.settings, ctx.count
+    states, k, v, full, *rest = ctx.saved_tensors
+    weights, seen = rest[:count], rest[count] if len(rest) > count else None
+    d_states, d_k, d_v, *d_weights = renew_all_backward(grad, built, states, k, v, seen, full, updates, half, weights)
+    return None, d_states, d_k, d_v, None, None, None, None, d_weights
+
+
+renew_all.register_autograd(backward, setup_context=keep)
