@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from beartype import beartype
 from jaxtyping import Bool, Float, Int, jaxtyped
 from torch import Tensor
 
@@ -72,8 +71,14 @@ def typed(fn: Callable) -> Callable:
     """
     if not CHECKING:
         return fn
-    checked = jaxtyped(fn, typechecker=beartype)
+    # Made when it is first needed: what a program does not call need not be read for its import.
+    checks: list[Callable] = []
     known: dict[Any, Any] = {}
+
+    def checked(*args, **kwargs):
+        if not checks:
+            checks.append(checking(fn))
+        return checks[0](*args, **kwargs)
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
@@ -105,6 +110,13 @@ def typed(fn: Callable) -> Callable:
     return wrapper
 
 
+def checking(fn: Callable) -> Callable:
+    """`fn` with its annotations checked at every call."""
+    from beartype import beartype
+
+    return jaxtyped(fn, typechecker=beartype)
+
+
 def recheck(fn: Callable, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """`out`, checked as what `fn` gave for these arguments, which are not given to it again."""
 
@@ -112,4 +124,4 @@ def recheck(fn: Callable, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     def gave(*_args, **_kwargs):
         return out
 
-    return jaxtyped(gave, typechecker=beartype)(*args, **kwargs)
+    return checking(gave)(*args, **kwargs)
