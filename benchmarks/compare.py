@@ -25,6 +25,7 @@ from common import RESULTS, keep, median, milliseconds, show
 from contenders import DIM, decoding, layer, model, paper_pair, training
 
 OURS = "xflash"
+COMPILED = "xflash, compile_step"
 TOKENS = 16_384
 
 
@@ -103,23 +104,42 @@ def softmax(options: argparse.Namespace) -> list[Row]:
     return reported(rows_of("softmax", f"softmax transformer, training step, {n:,} tokens", times, goals))
 
 
+def tokens_in_turn(
+    begin: dict[str, Callable[[], Callable[[], Any]]], counts: dict[str, int], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Milliseconds a token of every contender, which makes `counts` of them in a row.
+
+    In a row, as when text is generated: one token in turn would find the other library's buffers in the cache.
+    """
+    times: dict[str, list[float]] = {name: [] for name in begin}
+    for i in range(rounds + 1):
+        for name, start in begin.items():
+            count, step = counts[name], start()
+            took = milliseconds(lambda step=step, count=count: [step() for _ in range(count)], device)
+            if i:
+                times[name].append(took / count)
+    return times
+
+
 def decode(options: argparse.Namespace) -> list[Row]:
-    """One more token behind a context; FLASH-pytorch has no way but to recompute it."""
+    """More tokens behind a context; FLASH-pytorch has no way but to recompute it for each."""
+    cases: list[tuple[str, int, str, str, dict[int, float | None]]] = [
+        ("softmax", 4, "softmax peer, attn_flash", "x-transformers", {64: 1.5, 960: None, 2048: 4.0}),
+        ("flash", 8, "flash peer", "FLASH-pytorch", {2048: 60.0}),
+    ]
     found = []
-    for n, goal in {64: 1.5, 960: None, 2048: 4.0}.items():
-        sides = {"x-transformers": "softmax peer, attn_flash", OURS: f"softmax {OURS}"}
-        calls = {name: decoding(side, model(side, 4, 2 * n + 256), n, options.device) for name, side in sides.items()}
-        times = in_turn(calls, 8 * options.rounds, options.device)
-        found += reported(
-            rows_of("decode", f"softmax transformer, a token after {n:,}", times, {"x-transformers": goal})
-        )
-    for n, goal in {2048: 60.0}.items():
-        sides = {"FLASH-pytorch": "flash peer", OURS: f"flash {OURS}"}
-        calls = {name: decoding(side, model(side, 8, n), n, options.device) for name, side in sides.items()}
-        times = in_turn(calls, 2 * options.rounds, options.device)
-        found += reported(
-            rows_of("decode", f"FLASHTransformer of 8 layers, a token after {n:,}", times, {"FLASH-pytorch": goal})
-        )
+    for kind, depth, theirs, peer, goals in cases:
+        what = {"softmax": "softmax transformer of 4 layers", "flash": "FLASHTransformer of 8 layers"}[kind]
+        for n, goal in goals.items():
+            sides = {peer: theirs, OURS: f"{kind} {OURS}", COMPILED: f"{kind} {COMPILED}"}
+            begin = {
+                name: decoding(side, model(side, depth, 2 * n + 256), n, options.device) for name, side in sides.items()
+            }
+            counts = {peer: options.tokens if kind == "softmax" else 1, OURS: options.tokens, COMPILED: options.tokens}
+            times = tokens_in_turn(begin, counts, options.rounds, options.device)
+            for ours in (OURS, COMPILED):
+                note = f"{what}, a token after {n:,}{ours.removeprefix(OURS)}"
+                found += reported(rows_of("decode", note, times, {peer: goal}, ours))
     return found
 
 
@@ -249,9 +269,12 @@ def curves(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
         f"FLASH, {OURS}": (f"flash {OURS}", 8),
     }
     for label, (side, depth) in sides.items():
-        calls = [decoding(side, model(side, depth, 2 * n), n, options.device) for n in lengths if n <= 4096]
+        count = options.tokens if label.startswith("softmax") or OURS in label else 1
         found.setdefault("ms of a decoded token", {})[label] = [
-            median(in_turn({"": call}, 8, options.device)[""]) for call in calls
+            median(tokens_in_turn({"": begin}, {"": count}, 3, options.device)[""])
+            for begin in (
+                decoding(side, model(side, depth, 2 * n + 256), n, options.device) for n in lengths if n <= 4096
+            )
         ]
     return found
 
@@ -281,6 +304,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=64, help="decoded in a row")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512 * 2**i for i in range(6)], help="of the curves")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -14,6 +14,8 @@ from xflash.convert import from_flash_pytorch
 __all__ = ["bits", "decoding", "layer", "model", "paper_pair", "reading", "training"]
 
 DIM, HEADS, VOCABULARY = 256, 4, 256
+# Of torch.compile, for the steps that are compiled.
+COMPILED: dict[str, Any] = {}
 Call = Callable[[], Any]
 
 
@@ -41,12 +43,17 @@ def layer(name: str) -> nn.Module:
 
 
 def model(name: str, depth: int, n: int) -> nn.Module:
-    """A language model: softmax attention of xflash or the peer (its default or attn_flash), or the FLASH of either."""
+    """A language model: softmax attention of xflash (its step compiled or not) or the peer (its default or attn_flash),
+    or the FLASH of either."""
     import flash_pytorch
     import x_transformers
 
     torch.manual_seed(0)
     kind, _, side = name.partition(" ")
+    if side == "xflash, compile_step":
+        net: Any = model(f"{kind} xflash", depth, n)
+        net.compile_step(**COMPILED)
+        return net
     if kind == "flash":
         library = xflash if side == "xflash" else flash_pytorch
         return library.FLASHTransformer(num_tokens=VOCABULARY, dim=DIM, depth=depth, causal=True)
@@ -107,37 +114,49 @@ def reading(net: nn.Module, n: int, device: str = "cpu", rows: int = 1) -> Call:
     return lambda: without_grad(net, x)
 
 
-def decoding(name: str, net: nn.Module, n: int, device: str = "cpu") -> Call:
-    """One more token behind n tokens, as each library does it for `generate`; the context does not grow."""
+def decoding(name: str, net: nn.Module, n: int, device: str = "cpu") -> Callable[[], Call]:
+    """Begins, each time anew, to decode behind the same n tokens: what it gives makes one token more at every call.
+
+    Each library does it as for its `generate`; xflash has made a first token already, for which its buffers have grown.
+    """
     net = net.to(device).eval()
     ids = torch.randint(VOCABULARY, (1, n + 1), generator=torch.Generator().manual_seed(0)).to(device)
     kind, _, side = name.partition(" ")
     if side.startswith("xflash"):
         with torch.inference_mode():
-            _, state = net.step(ids[:, :n])
-            # Behind a first token, so that growing buffers have grown.
-            _, state = net.step(ids[:, n:], state)
-        held = [state]
-
-        def step() -> Tensor:
-            with torch.inference_mode():
-                logits, held[0] = net.step(ids[:, n:], held[0])
-            return logits
-
-        return step
+            _, first = net.step(ids[:, :n])
+        return lambda: stepping(net, ids[:, n:], first)
     if kind == "flash":
-        return lambda: without_grad(net, ids)
+        return lambda: lambda: without_grad(net, ids)
     with torch.inference_mode():
         _, cache = net(ids[:, :n], return_intermediates=True)
+    return lambda: cached(net, ids, cache)
+
+
+def stepping(net: Any, token: Tensor, first: Any) -> Call:
+    """One token more behind a state at every call."""
+    with torch.inference_mode():
+        held = [net.step(token, first)[1]]
+
+    def step() -> Tensor:
+        with torch.inference_mode():
+            logits, held[0] = net.step(token, held[0])
+        return logits
+
+    return step
+
+
+def cached(net: nn.Module, ids: Tensor, cache: Any) -> Call:
+    """The same with x-transformers' cache, which is given all tokens and takes the last."""
     kept: list[Any] = [cache, ids]
 
-    def cached() -> Tensor:
+    def step() -> Tensor:
         with torch.inference_mode():
             logits, kept[0] = net(kept[1], return_intermediates=True, cache=kept[0])
         kept[1] = torch.cat((kept[1], ids[:, -1:]), 1)
         return logits
 
-    return cached
+    return step
 
 
 def without_grad(net: nn.Module, *args: Tensor) -> Tensor:

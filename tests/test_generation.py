@@ -17,7 +17,7 @@ STACKS = {
 
 
 def build(name, **changes):
-    torch.manual_seed(31)
+    torch.manual_seed(34)
     stack, wrapper = STACKS[name]
     flash = {"flash_group_size": 5} if "flash" in stack["layers"] else {}
     attn = {"attn_dim_head": 8} if "attn" in stack["layers"] else {}

@@ -44,11 +44,12 @@ def read_attention(
         out = reader.take(attn.to_out.weight)
     else:
         out = torch.eye(peer.dim, dtype=attn.to_q.weight.dtype, device=attn.to_q.weight.device)
-    weights = {
-        "to_q.weight": by_head(reader.take(attn.to_q.weight)),
-        "to_kv.weight": torch.cat((reader.take(attn.to_k.weight), reader.take(attn.to_v.weight))),
-        "to_out.weight": by_head(out, 1),
-    }
+    q, *kv = by_head(reader.take(attn.to_q.weight)), reader.take(attn.to_k.weight), reader.take(attn.to_v.weight)
+    weights = {"to_out.weight": by_head(out, 1)}
+    if cross:
+        weights |= {"to_q.weight": q, "to_kv.weight": torch.cat(kv)}
+    else:
+        weights["to_qkv.weight"] = torch.cat((q, *kv))
     if attn.num_mem_kv:
         weights["mem_kv"] = torch.stack((reader.take(attn.mem_k), reader.take(attn.mem_v)))
     if attn.to_v_gate is not None:

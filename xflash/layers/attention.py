@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..flags import flag
 from ..registry import blocks
@@ -11,7 +12,7 @@ from ..state import Ctx
 from .block import Site
 from .key_values import KV, Slots, append, begin, place, reserve, shorten
 from .masks import visible
-from .multi_head import MultiHead
+from .multi_head import MultiHead, split_heads
 
 __all__ = ["Attention"]
 
@@ -38,7 +39,8 @@ class Attention(MultiHead):
         )
 
     def __init__(self, config: Config, site: Site):
-        super().__init__(config, site, site.dim)
+        super().__init__(config, site)
+        self.to_qkv = nn.Linear(site.dim, (self.heads + 2 * self.kv_heads) * config.dim_head, bias=False)
         if config.sinks and config.window is None:
             raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
 
@@ -49,9 +51,10 @@ class Attention(MultiHead):
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
-        q, (k, v) = self.queries(x), self.keys_and_values(x)
-        if ctx.relative is not None:
-            q, k = ctx.relative.rotate_both(q, k, ctx)
+        h, kv = self.heads, self.kv_heads
+        both, v = split_heads(self.to_qkv(x), h + 2 * kv).split((h + kv, kv), 1)
+        both = self.normed(both, "q", "k")
+        q, k = both.split((h, kv), 1) if ctx.relative is None else ctx.relative.rotate_both(both, h, ctx)
         k, v, state = self.remember(k, v, ctx, state)
         return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
 

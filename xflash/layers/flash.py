@@ -149,9 +149,8 @@ class MixedChunkAttention(Block):
         gate, v, z = F.silu(hidden).split_with_sizes(self.widths, -1)
         gamma = self.gamma[:, None, None]
         four = z * gamma if self.beta is None else torch.addcmul(self.beta[:, None, None], z, gamma)
-        queries, keys = four.to(v.dtype).transpose(0, 1).chunk(2, 1)
-        if ctx.relative is not None:
-            queries, keys = ctx.relative.rotate_both(queries, keys, ctx)
+        four = four.to(v.dtype).transpose(0, 1)
+        queries, keys = four.chunk(2, 1) if ctx.relative is None else ctx.relative.rotate_both(four, 2, ctx)
         real = ctx.real(hidden.shape[1])
         if real is not None:
             keys, v = keys.masked_fill(~real[:, None, :, None], 0), v.masked_fill(~real[..., None], 0)

@@ -1,7 +1,7 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ..state import AttentionMap
 from .block import Block, Site
 from .kernels.softmax import attend, attend_slow, unit
 
-__all__ = ["MultiHead", "count_heads"]
+__all__ = ["MultiHead", "count_heads", "split_heads"]
 
 
 def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
@@ -62,12 +62,10 @@ class MultiHead(Block):
         gate_values: bool = flag(False, "sigmoid gate on the output, from the input")
         head_scale: bool = flag(False, "learned gain per head on its output")
 
-    def __init__(self, config: Config, site: Site, dim_source: int):
+    def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head
-        self.to_q = nn.Linear(site.dim, inner, bias=False)
-        self.to_kv = nn.Linear(dim_source, 2 * self.kv_heads * width, bias=False)
         self.to_out = site.linear_out(inner)
         self.scale = width**-0.5
         self.build_qk_norm(config)
@@ -108,26 +106,19 @@ class MultiHead(Block):
         else:
             self.scale = config.qk_norm_scale
 
-    def queries(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b h n k"]:
-        """The queries of all heads, normed as the flags ask for it."""
-        return self.normed(split_heads(self.to_q(x), self.heads), "q")
-
-    def keys_and_values(self, source: Float[Tensor, "b m _"]) -> tuple[Float[Tensor, "b h m k"], Tensor]:
-        """The keys, normed as the flags ask for it, and the values of all key/value heads."""
-        k, v = split_heads(self.to_kv(source), 2 * self.kv_heads).chunk(2, 1)
-        return self.normed(k, "k"), v
-
     def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
         y = y.transpose(1, 2).flatten(2)
         return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
 
-    def normed(self, t: Float[Tensor, "b h n k"], role: str) -> Float[Tensor, "b h n k"]:
-        """`t` l2-normalised in groups and scaled per channel, as far as the flags ask for it."""
+    def normed(self, t: Float[Tensor, "b h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b h n k"]:
+        """`t`, the heads of the roles behind each other, l2-normalised and scaled per channel as the flags ask for."""
         if not self.config.qk_norm:
             return t
         t = unit(t.unflatten(-1, (self.config.qk_norm_groups, -1))).flatten(-2)
-        return t * getattr(self, f"{role}_gain").to(t.dtype) if self.config.qk_norm_dim_scale else t
+        if not self.config.qk_norm_dim_scale:
+            return t
+        return t * torch.cat([getattr(self, f"{role}_gain") for role in roles]).to(t.dtype)
 
     def read(
         self,

@@ -278,16 +278,15 @@ class Relative:
         return cos[0, 0], sin[0, 0], rotary.config.interleaved
 
     def rotate_both(
-        self, q: Float[Tensor, "b _ n k"], k: Float[Tensor, "b _ n k"], ctx: Ctx
+        self, both: Float[Tensor, "b _ n k"], queries: int, ctx: Ctx
     ) -> tuple[Float[Tensor, "b _ n k"], Float[Tensor, "b _ n k"]]:
-        """Queries and keys turned to their positions; those of one token together, which takes half as long."""
-        if not self.rotaries:
-            return q, k
-        if q.shape[2] != 1 or any(rotary.config.xpos for rotary in self.rotaries):
+        """Queries, the first ones of the heads, and keys behind them, turned to their positions; at once if alike."""
+        apart = queries, both.shape[1] - queries
+        if any(rotary.config.xpos for rotary in self.rotaries):
+            q, k = both.split(apart, 1)
             return self.rotate(q, ctx), self.rotate(k, ctx, inverse=True)
-        h = q.shape[1]
-        both = self.rotate(torch.cat((q, k), 1), ctx)
-        return both[:, :h], both[:, h:]
+        q, k = self.rotate(both, ctx).split(apart, 1)
+        return q, k
 
     def turn(
         self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], ctx: Ctx, view: Any, inverse: bool = False

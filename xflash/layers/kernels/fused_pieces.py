@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Numbers of the projection at work at once: on a CPU they should stay in its caches, elsewhere launches should be few.
-NUMBERS = {"cpu": 2**21}
+NUMBERS = {"cpu": 2**19}
 NUMBERS_ELSEWHERE = 2**26
 # The shortest group of which half of the scores that nobody sees are left out (half precision gains nothing by it).
 LEAST = 128
