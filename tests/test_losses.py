@@ -1,14 +1,26 @@
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_lm import TinyLM
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import xflash
-from xflash import AutoregressiveWrapper, Decoder, Encoder, MaskedLMWrapper, TransformerWrapper, XTransformer
-from xflash.losses import check_targets, next_token_loss, next_tokens
+from xflash import (
+    AutoregressiveWrapper,
+    Decoder,
+    Encoder,
+    FLASHTransformer,
+    MaskedLMWrapper,
+    TransformerWrapper,
+    XTransformer,
+)
+from xflash.losses import check_targets, next_token_loss, next_tokens, summed_loss
 
 rows = st.integers(2, 11).flatmap(
     lambda n: st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 2)), min_size=n, max_size=n)
@@ -109,13 +121,21 @@ HEADS = {
     "head": {},
     "bias": {"logits_bias": True},
     "tied": {"tie_embedding": True, "tie_embedding_scale": 0.5},
+    "other": {},
 }
 
 
-def net(cls=Decoder, emb_dropout=0.0, **head):
+class Other(TransformerWrapper):
+    """A model whose logits are no plain product."""
+
+    def logits(self, y):
+        return super().logits(y) + y[..., :1]
+
+
+def net(cls=Decoder, emb_dropout=0.0, model=TransformerWrapper, **head):
     torch.manual_seed(7)
     stack = cls(dim=D, depth=1, heads=2, attn_dim_head=2, layers="attn ff")
-    return TransformerWrapper(num_tokens=V, max_seq_len=32, attn_layers=stack, emb_dropout=emb_dropout, **head).double()
+    return model(num_tokens=V, max_seq_len=32, attn_layers=stack, emb_dropout=emb_dropout, **head).double()
 
 
 def both_losses(wrap):
@@ -138,7 +158,10 @@ def check_the_same(models, *inputs, n=19, most=0, **given):
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("given", ["plain", "mask", "doc_ids", "labels"])
 def test_loss_in_chunks(kind, given):
-    models = both_losses(lambda chunk: AutoregressiveWrapper(net(emb_dropout=0.1, **HEADS[kind]), loss_chunk=chunk))
+    made = {name: partial(net, emb_dropout=0.1, **head) for name, head in HEADS.items()}
+    made["other"].keywords["model"] = Other
+    models = both_losses(lambda chunk: AutoregressiveWrapper(made[kind](), loss_chunk=chunk))
+    assert (models[0].net.readout(torch.zeros(1, 1, D)) is None) == (kind == "other")
     ids = torch.randint(0, V, (3, 20))
     beside = {
         "plain": {},
@@ -194,13 +217,53 @@ def test_logits_are_given_where_they_are_asked_for():
     assert torch.equal(logits, plain(ids, return_outputs=True)[1]) and torch.equal(loss, plain(ids))
 
 
-def test_loss_in_chunks_compiles():
+def test_a_head_that_was_changed_is_asked_itself():
     model = AutoregressiveWrapper(net(), loss_chunk=7)
+    model.net.to_logits = torch.nn.Sequential(model.net.to_logits, torch.nn.Tanh())
+    assert model.net.readout(torch.zeros(1, 1, D)) is None
     ids = torch.randint(0, V, (3, 20))
+    torch.testing.assert_close(model(ids), model(ids, return_outputs=True)[0], rtol=0, atol=1e-10)
+
+
+def test_flash_transformers_loss_in_chunks():
+    made = {"num_tokens": V, "dim": D, "depth": 1, "group_size": 5, "query_key_dim": 4, "causal": True}
+
+    def wrap(chunk):
+        torch.manual_seed(7)
+        return AutoregressiveWrapper(FLASHTransformer(**made).double(), loss_chunk=chunk)
+
+    check_the_same(both_losses(wrap), torch.randint(0, V, (3, 20)), most=3 * 19 * (4 * D + 4))
+
+
+def test_the_operator_of_the_summed_loss():
+    y, weight, bias = (
+        torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((11, 5), (13, 5), (13,))
+    )
+    targets = torch.tensor([0, 12, -7, 3, 3, 5, -7, -7, 1, 2, 8])
+    for b in (None, bias):
+        for chunk in (4, 11, 100):
+            given = y, weight, b, targets, chunk, -7
+            expected = F.cross_entropy(F.linear(y, weight, b), targets, ignore_index=-7, reduction="sum")
+            torch.testing.assert_close(summed_loss(*given), expected)
+            wanted = (y, weight) if b is None else (y, weight, b)
+            fill = (None,) * (3 - len(wanted))
+            assert torch.autograd.gradcheck(
+                lambda *t, fill=fill, c=chunk: summed_loss(*t, *fill, targets, c, -7), wanted
+            )
+        torch.library.opcheck(summed_loss, given)
+
+
+def test_loss_in_chunks_compiles():
+    """A graph for any number of chunks."""
+    model = AutoregressiveWrapper(net(), loss_chunk=7)
     torch._dynamo.reset()
-    fast = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for ours, expected in zip(loss_and_grads(fast, ids), loss_and_grads(model, ids), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    counter = CompileCounterWithBackend("aot_eager")
+    fast = torch.compile(model, fullgraph=True, backend=counter)
+    for n in (20, 5, 31, 12):
+        ids = torch.randint(0, V, (3, n))
+        for ours, expected in zip(loss_and_grads(fast, ids), loss_and_grads(model, ids), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+    assert counter.frame_count <= 2
 
 
 def test_loss_chunk_is_refused():

@@ -1,6 +1,6 @@
 """What a language model is trained towards: the targets of a row of tokens, and the loss on them."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
-__all__ = ["check_targets", "loss_in_chunks", "next_token_loss", "next_tokens"]
+__all__ = ["check_targets", "loss_in_chunks", "next_token_loss", "next_tokens", "summed_loss"]
 
 
 def next_tokens(
@@ -48,27 +48,107 @@ def next_token_loss(
 
 
 def loss_in_chunks(
-    head: Callable[[Float[Tensor, "b n d"]], Float[Tensor, "b n v"]],
-    y: Float[Tensor, "b n d"],
-    targets: Int[Tensor, "b n"],
-    chunk: int,
-    ignore_index: int = -100,
+    net: Any, y: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"], chunk: int, ignore_index: int = -100
 ) -> Float[Tensor, ""]:
-    """`next_token_loss(head(y), targets)` with the logits of `chunk` tokens at a time, made again for their gradients.
+    """`next_token_loss(net.logits(y), targets)` with the logits of `chunk` tokens at a time, made again for gradients.
 
-    There is never a tensor (b, n, v); the head is read once more than without. ValueError for a target that is not in
-    the vocabulary.
+    There is never a tensor (b, n, v); the head is read once more than without. Of a head that is a plain product
+    (`net.readout`) this is one node for torch.compile, whatever the length. ValueError for a target that is not in the
+    vocabulary.
     """
-
-    def lost(piece: Tensor, wanted: Tensor) -> Tensor:
-        logits = head(piece[None])[0]
-        check_targets(wanted, ignore_index, logits.shape[-1])
-        return F.cross_entropy(wide(logits), wanted, ignore_index=ignore_index, reduction="sum")
-
-    pieces = zip(rearrange(y, "b n d -> (b n) d").split(chunk), targets.flatten().split(chunk), strict=True)
-    # A head has no dropout: there is no chance to be kept.
-    total = sum(checkpoint(lost, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces)
+    flat = targets.flatten()
+    product = net.readout(y) if hasattr(net, "readout") else None
+    if product is not None:
+        check_targets(flat, ignore_index, product[1].shape[0])
+        features, weight, bias = under_autocast(*product)
+        total = summed_loss(rearrange(features, "b n d -> (b n) d"), weight, bias, flat, chunk, ignore_index)
+    else:
+        pieces = zip(rearrange(y, "b n d -> (b n) d").split(chunk), flat.split(chunk), strict=True)
+        # A head has no dropout: there is no chance to be kept.
+        total = sum(
+            checkpoint(lost, net, *piece, ignore_index, use_reentrant=False, preserve_rng_state=False)
+            for piece in pieces
+        )
     return total / (targets != ignore_index).sum().clamp(min=1)
+
+
+def lost(net: Any, piece: Float[Tensor, "n d"], wanted: Int[Tensor, " n"], ignore_index: int) -> Float[Tensor, ""]:
+    """The summed loss of some tokens, from logits of their own."""
+    logits = net.logits(piece[None])[0]
+    check_targets(wanted, ignore_index, logits.shape[-1])
+    return F.cross_entropy(wide(logits), wanted, ignore_index=ignore_index, reduction="sum")
+
+
+def under_autocast(*given: Tensor | None) -> list[Tensor | None]:
+    """The tensors as a product takes them: PyTorch does not look into an operator."""
+    device = next(t for t in given if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return list(given)
+    dtype = torch.get_autocast_dtype(device)
+    return [None if t is None else t.to(dtype) for t in given]
+
+
+@torch.library.custom_op("xflash::summed_loss", mutates_args=())
+def summed_loss(
+    y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
+) -> Tensor:
+    """The summed cross-entropy of the logits y weight^T + bias (t, v) of t tokens, `chunk` of them at a time."""
+    total = y.new_zeros((), dtype=torch.promote_types(y.dtype, torch.float32))
+    for piece, wanted in zip(y.split(chunk), targets.split(chunk), strict=True):
+        logits = wide(F.linear(piece, weight, bias))
+        total += F.cross_entropy(logits, wanted, ignore_index=ignore_index, reduction="sum")
+    return total
+
+
+@summed_loss.register_fake
+def _(y, weight, bias, targets, chunk, ignore_index):
+    return y.new_empty((), dtype=torch.promote_types(y.dtype, torch.float32))
+
+
+@torch.library.custom_op("xflash::summed_loss_backward", mutates_args=())
+def summed_loss_backward(
+    grad: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of y, weight and bias (empty without one), the latter summed in float32 at least."""
+    exact = torch.promote_types(y.dtype, torch.float32)
+    dy, dweight = torch.empty_like(y), torch.zeros_like(weight, dtype=exact)
+    dbias = y.new_zeros(0 if bias is None else bias.shape, dtype=exact)
+    for piece, wanted, into in zip(y.split(chunk), targets.split(chunk), dy.split(chunk), strict=True):
+        counts = (wanted != ignore_index)[:, None]
+        # Softmax minus one at the target.
+        slope = wide(F.linear(piece, weight, bias)).softmax(-1)
+        slope.scatter_add_(1, wanted[:, None].where(counts, 0), -torch.ones_like(slope[:, :1]))
+        slope = slope.mul_(counts * grad)
+        if bias is not None:
+            dbias += slope.sum(0)
+        slope = slope.to(y.dtype)
+        torch.mm(slope, weight, out=into)
+        if exact == y.dtype:
+            dweight.addmm_(slope.T, piece)
+        else:
+            dweight += slope.T @ piece
+    return dy, dweight.to(weight.dtype), dbias if bias is None else dbias.to(bias.dtype)
+
+
+@summed_loss_backward.register_fake
+def _(grad, y, weight, bias, targets, chunk, ignore_index):
+    exact = torch.promote_types(y.dtype, torch.float32)
+    dbias = y.new_empty(0, dtype=exact) if bias is None else torch.empty_like(bias)
+    return torch.empty_like(y), torch.empty_like(weight), dbias
+
+
+def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    *held, ctx.chunk, ctx.ignore_index = inputs
+    ctx.save_for_backward(*held)
+
+
+def backward(ctx: Any, grad: Tensor) -> tuple:
+    y, weight, bias, targets = ctx.saved_tensors
+    dy, dweight, dbias = summed_loss_backward(grad, y, weight, bias, targets, ctx.chunk, ctx.ignore_index)
+    return dy, dweight, None if bias is None else dbias, None, None, None
+
+
+summed_loss.register_autograd(backward, setup_context=keep_for_backward)
 
 
 def check_targets(targets: Int[Tensor, "b n"], ignore_index: int, v: int) -> None:

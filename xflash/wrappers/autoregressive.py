@@ -107,8 +107,7 @@ class AutoregressiveWrapper(Configurable):
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
         if self.loss_chunk is not None and not return_outputs:
             y = self.net(inputs, **kwargs, return_embeddings=True)[:, 1 - n :]
-            head: Any = self.net.logits
-            return loss_in_chunks(head, y, targets, self.loss_chunk, self.ignore_index)
+            return loss_in_chunks(self.net, y, targets, self.loss_chunk, self.ignore_index)
         logits = only_logits(self.net, self.net(inputs, **kwargs), inputs)[:, 1 - n :]
         check_targets(targets, self.ignore_index, logits.shape[-1])
         loss = next_token_loss(logits, targets, self.ignore_index)

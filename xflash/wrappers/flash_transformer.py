@@ -112,9 +112,9 @@ class FLASHTransformer(TransformerWrapper):
             cast(ScaledSinusoidal, self.embedding.pos_emb).scale.mul_(SMALL)
 
     @typed
-    def logits(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n v"]:
-        """The stream behind the last layer, normed and projected to the vocabulary."""
-        return super().logits(self.final_norm(y))
+    def features(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The stack's output behind the last norm."""
+        return self.final_norm(y)
 
 
 class NoResidual(Residual):

@@ -142,8 +142,7 @@ class MaskedLMWrapper(Configurable):
         # Embeddings in front of the tokens (prepend_embeds) have logits, but nothing hidden.
         if self.loss_chunk is not None and not return_outputs:
             y = self.net(seen, **kwargs, return_embeddings=True)[:, -n:]
-            head: Any = self.net.logits
-            return loss_in_chunks(head, y, targets, self.loss_chunk)
+            return loss_in_chunks(self.net, y, targets, self.loss_chunk)
         logits = only_logits(self.net, self.net(seen, **kwargs), x)[:, -n:]
         check_targets(targets, -100, logits.shape[-1])
         loss = next_token_loss(logits, targets)

@@ -4,24 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from ..checks import as_doc_ids, as_rows, check_count, check_counts, check_share, check_switches
 from ..configurable import Configurable
 from ..registry import blocks as registered
-from ..shapes import Float, Int, Tensor, typed
+from ..shapes import Float, Int, Tensor
 from ..stack import AttentionLayers
 from ..state import StackState
 from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
 from .pooled_output import pooled_output
+from .token_head import TokenHead
 
 __all__ = ["ModelState", "TransformerWrapper"]
 
 
-class TransformerWrapper(CompilableStep, Configurable):
+class TransformerWrapper(CompilableStep, TokenHead, Configurable):
     """Token embedding, absolute positions, a stack, and the projection to logits.
 
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
@@ -107,25 +106,6 @@ class TransformerWrapper(CompilableStep, Configurable):
         self.pooled = pooled_output(
             self.dim, attn_layers.causal, average_pool_embed, use_cls_token, num_cls_tokens, attn_pool
         )
-
-    def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
-        """The projection to logits; None when it is the token embedding itself, or there is none."""
-        if self.return_only_embed:
-            for name, clash in (("tie_embedding", tied), ("logits_dim", logits_dim is not None), ("logits_bias", bias)):
-                if clash:
-                    raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
-            return None
-        if not tied:
-            head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
-            if bias:
-                nn.init.zeros_(head.bias)
-            return head
-        for name, clash in (("logits_dim", logits_dim is not None), ("logits_bias", bias)):
-            if clash:
-                raise ValueError(f"tie_embedding=True uses the token embedding as the head, so {name} cannot be set")
-        if width != self.dim:
-            raise ValueError(f"tie_embedding=True needs emb_dim ({width}) to be the stack's dim ({self.dim})")
-        return None
 
     @property
     def causal(self) -> bool:
@@ -289,16 +269,6 @@ class TransformerWrapper(CompilableStep, Configurable):
         if self.max_mem_len is None:
             return state
         return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))
-
-    @typed
-    def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
-        """The projection of the stack's output, pooled or not, to the vocabulary."""
-        if self.return_only_embed:
-            return y
-        if self.to_logits is not None:
-            return self.to_logits(y)
-        scale = self.tie_embedding_scale
-        return F.linear(y if scale == 1 else y * scale, self.embedding.token_emb.weight)
 
 
 def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None:

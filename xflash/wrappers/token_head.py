@@ -1,0 +1,65 @@
+"""`TokenHead`: the projection of a stack's output to the vocabulary."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from ..shapes import Float, Tensor, typed
+from .input_embedding import InputEmbedding
+
+__all__ = ["TokenHead"]
+
+
+class TokenHead(nn.Module):
+    """The part of a model that makes logits: by a projection of its own, by the token embedding, or not at all."""
+
+    dim: int
+    num_tokens: int
+    return_only_embed: bool
+    tie_embedding_scale: float
+    to_logits: nn.Linear | None
+    embedding: InputEmbedding
+
+    def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
+        """The projection to logits; None when it is the token embedding itself, or there is none."""
+        if self.return_only_embed:
+            for name, clash in (("tie_embedding", tied), ("logits_dim", logits_dim is not None), ("logits_bias", bias)):
+                if clash:
+                    raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
+            return None
+        if not tied:
+            head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
+            if bias:
+                nn.init.zeros_(head.bias)
+            return head
+        for name, clash in (("logits_dim", logits_dim is not None), ("logits_bias", bias)):
+            if clash:
+                raise ValueError(f"tie_embedding=True uses the token embedding as the head, so {name} cannot be set")
+        if width != self.dim:
+            raise ValueError(f"tie_embedding=True needs emb_dim ({width}) to be the stack's dim ({self.dim})")
+        return None
+
+    def features(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
+        """What the head projects, of the stack's output."""
+        scale = self.tie_embedding_scale
+        return y if self.to_logits is not None or scale == 1 else y * scale
+
+    @typed
+    def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n v"]:
+        """The projection of the stack's output, pooled or not, to the vocabulary."""
+        if self.return_only_embed:
+            return y
+        y = self.features(y)
+        return F.linear(y, self.embedding.token_emb.weight) if self.to_logits is None else self.to_logits(y)
+
+    def readout(self, y: Float[Tensor, "b *n d"]) -> tuple[Float[Tensor, "b *n d"], Tensor, Tensor | None] | None:
+        """What `logits` multiplies: features, weight (v, d) and bias; None where the head is something else."""
+        if self.return_only_embed or type(self).logits is not TokenHead.logits:
+            return None
+        if self.to_logits is None:
+            return self.features(y), self.embedding.token_emb.weight, None
+        # What stands in its place may do more than multiply.
+        return (
+            (self.features(y), self.to_logits.weight, self.to_logits.bias)
+            if type(self.to_logits) is nn.Linear
+            else None
+        )
