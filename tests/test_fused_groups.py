@@ -14,9 +14,10 @@ B, W, K, E, ROTATED = 3, 5, 6, 7, 4
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Two groups at a time and two bands a group, so that rows, groups and bands are all cut."""
-    monkeypatch.setitem(fused_pieces.NUMBERS, "cpu", 2 * W * (2 * E + K))
+    """Two groups at a time (in double) and three bands a group, so that rows, groups and bands are all cut."""
+    monkeypatch.setitem(fused_pieces.BYTES, "cpu", 8 * 2 * W * (2 * E + K))
     monkeypatch.setattr(fused_pieces, "LEAST", 4)
+    monkeypatch.setattr(fused_pieces, "BAND", 2)
 
 
 def inputs(n, dtype=torch.float64, seed=0):

@@ -104,7 +104,7 @@ def flash_groups(
     for piece in pieces(work):
         parts = activated(work, piece)
         y, length = place_for(y_all, piece, keep, parts.v), piece.tokens.stop - piece.tokens.start
-        for low, high in bands(piece.w, hidden.dtype):
+        for low, high in bands(piece.w, hidden):
             raw = band_scores(work, parts, low, high)
             weights = (raw.relu_().square_() if attn_fn == "relu2" else laplace(raw)).tril_(low)
             torch.baddbmm(y[:, low:high], weights, parts.v[:, :high], beta=0, alpha=1 / divide, out=y[:, low:high])
@@ -265,7 +265,7 @@ def near_backward(work: Work, parts: Parts, dy: Tensor, dfour: Tensor, dv: Tenso
     # The slope is half of what it is.
     alpha = 2 * work.settings.scale
     # The widest band first, so that it can lay down what the others add to.
-    for i, (low, high) in enumerate(reversed(bands(dy.shape[1], dy.dtype))):
+    for i, (low, high) in enumerate(reversed(bands(dy.shape[1], dy))):
         raw = band_scores(work, parts, low, high)
         weights, slope = weights_and_slope(raw, work.settings.attn_fn, lambda t, at=low: t.tril_(at))
         ds = slope.mul_(torch.bmm(dy[:, low:high], parts.v[:, :high].mT))

@@ -26,11 +26,13 @@ __all__ = [
     "unreal",
 ]
 
-# Numbers of the projection at work at once: on a CPU they should stay in its caches, elsewhere launches should be few.
-NUMBERS = {"cpu": 2**19}
-NUMBERS_ELSEWHERE = 2**26
-# The shortest group of which half of the scores that nobody sees are left out (half precision gains nothing by it).
+# Bytes of the projection at work at once: on a CPU they should stay in its caches, elsewhere launches should be few.
+BYTES = {"cpu": 2**21}
+BYTES_ELSEWHERE = 2**28
+# The shortest group whose scores that nobody sees are left out as far as bands go (half precision gains nothing by it),
+# and the rows of a band on a CPU; elsewhere there are two bands.
 LEAST = 128
+BAND = 64
 
 
 class Settings(NamedTuple):
@@ -84,7 +86,7 @@ def prepared(hidden, gamma, beta, vector, cos, sin, new, settings: Settings, pai
 def pieces(work: Work, backwards: bool = False) -> Iterator[Piece]:
     """Rows apart from each other, the groups of a row in their order (or from the last), its open group by itself."""
     (b, n, c), w = work.hidden.shape, work.settings.w
-    numbers = NUMBERS.get(work.hidden.device.type, NUMBERS_ELSEWHERE)
+    numbers = BYTES.get(work.hidden.device.type, BYTES_ELSEWHERE) // work.hidden.element_size()
     full, left = divmod(n, w)
     together = max(1, numbers // (w * c))
     some = [(g, min(together, full - g), w) for g in range(0, full, together)] + ([(full, 1, left)] if left else [])
@@ -157,9 +159,12 @@ def unreal(new: Int[Tensor, " b"], piece: Piece) -> Bool[Tensor, "g w 1"]:
     return (index >= new[piece.batch, None]).view(-1, piece.w, 1)
 
 
-def bands(w: int, dtype: torch.dtype) -> list[tuple[int, int]]:
-    """The rows of a group in two bands where that is worth it, for the first sees no keys of the second."""
-    return [(0, w)] if w < LEAST or dtype.itemsize < 4 else [(0, w // 2), (w // 2, w)]
+def bands(w: int, like: Tensor) -> list[tuple[int, int]]:
+    """The rows of a group in bands where that is worth it: none sees keys of those behind it."""
+    if w < LEAST or like.element_size() < 4:
+        return [(0, w)]
+    rows = BAND if like.device.type == "cpu" else (w + 1) // 2
+    return [(low, min(low + rows, w)) for low in range(0, w, rows)]
 
 
 def band_scores(work: Work, parts: Parts, low: int, high: int) -> Float[Tensor, "g i j"]:
