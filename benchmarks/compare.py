@@ -210,6 +210,8 @@ def importing(options: argparse.Namespace) -> list[Row]:
 def paper(options: argparse.Namespace) -> list[Row]:
     """Step time of FLASH beside a Transformer++ of as many parameters, on as many tokens."""
     found = []
+    sizes = {name: sum(p.numel() for p in net.parameters()) for name, net in paper_pair(min(options.lengths)).items()}
+    print(", ".join(f"{name}: {size:,} parameters" for name, size in sizes.items()))
     for n in options.lengths:
         calls = {
             name: training(net, n, device=options.device, rows=max(1, TOKENS // n))

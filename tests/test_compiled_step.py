@@ -15,12 +15,16 @@ V, PROMPT, NEW = 31, 11, 64
 LAYOUTS = {
     "attn": {"layers": "attn ff"},
     "mixed": {"layers": "attn(window=9) gau flash", "flash_group_size": 8, "shift_tokens": 1},
+    "biases": {"layers": "attn gau", "pos": ("rotary", "alibi"), "attn_kv_heads": 1, "num_memory_tokens": 2},
+    "blocks": {"layers": "block_attn recurrent ff", "block_attn_block_width": 8, "recurrent_block_width": 8},
+    "read elsewhere": {"layers": "state_read recurrent", "recurrent_block_width": 8},
 }
 
 
 def build(name="attn", **arguments):
     torch.manual_seed(7)
-    stack = Decoder(dim=12, depth=1, heads=2, attn_dim_head=6, pos="rotary", **LAYOUTS[name])
+    sizes = {} if "blocks" in name or "read" in name else {"attn_dim_head": 6}
+    stack = Decoder(**{"dim": 12, "depth": 1, "heads": 2, "pos": "rotary", **sizes, **LAYOUTS[name]})
     return live(TransformerWrapper(num_tokens=V, attn_layers=stack, use_abs_pos_emb=False, **arguments))
 
 
@@ -35,7 +39,7 @@ def tokens(n, rows=3):
     return torch.randint(V, (rows, n), generator=torch.Generator().manual_seed(n))
 
 
-@pytest.mark.parametrize(("name", "ragged"), [("attn", False), ("mixed", False), ("mixed", True)])
+@pytest.mark.parametrize(("name", "ragged"), [*((name, False) for name in LAYOUTS), ("mixed", True)])
 def test_few_graphs_over_a_doubling_and_the_numbers_of_eager(name, ragged):
     """Buffers are doubled (or cut, with a window) and groups closed on the way, rows at other places."""
     model = build(name)

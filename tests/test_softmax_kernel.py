@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from xflash.layers.kernels import softmax
 from xflash.layers.kernels.softmax import FEW, are_few, attend, attend_slow, few_queries
 
 B, H, K, E, M = 3, 2, 5, 7, 13
@@ -14,6 +15,12 @@ BESIDE = {
     "bias": {"bias": "bias"},
     "mask and bias": {"mask": torch.arange(M) % 3 < 2, "bias": "bias"},
 }
+
+
+@pytest.fixture(autouse=True, params=[0, 2**19], ids=["long", "short"])
+def length(request, monkeypatch):
+    """Keys as many as they are, or taken for many."""
+    monkeypatch.setattr(softmax, "LONG", request.param)
 
 
 def inputs(n, dtype=torch.float64):
