@@ -1,9 +1,10 @@
 """The dimension letters, used alike in annotations, einops patterns and einsums, and `typed`, which checks them.
 
-The stack, its blocks and the heads of models (`logits`) are `typed`. Wrappers and calls of a stack check what they are
-given one by one, in sentences of their own; what they hand on is checked there. A function that is `typed` remembers
-the kinds of calls it has found right (`kind`: shapes and dtypes of tensors, types of everything else), and looks at a
-call of a kind it remembers no further: a decoder that makes one token after the other is checked at the first.
+The stack, its blocks, the embeddings and the heads (`logits`) of models are `typed`. Wrappers and calls of a stack
+check what they are given one by one, in sentences of their own; what they hand on is checked there. A function that is
+`typed` remembers the kinds of calls it has found right (`kind`: shapes and dtypes of tensors, types of everything
+else), and looks at a call of a kind it remembers no further: a decoder that makes one token after the other is checked
+at the first.
 
 | letter | what it counts | letter | what it counts |
 |---|---|---|---|
@@ -22,10 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, jaxtyped
+from jaxtyping import Bool, Float, Int, Integer, jaxtyped
 from torch import Tensor
 
-__all__ = ["CHECKING", "Bool", "Float", "Int", "Tensor", "kind", "typed"]
+__all__ = ["CHECKING", "Bool", "Float", "Int", "Integer", "Tensor", "kind", "typed"]
 
 CHECKING = os.environ.get("XFLASH_TYPECHECK", "1").lower() not in ("0", "false", "")
 # Kinds of calls a function remembers: as many lengths of prompts.

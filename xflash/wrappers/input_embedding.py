@@ -12,7 +12,7 @@ from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
 from ..registry import nearest
-from ..shapes import Float, Int, Tensor
+from ..shapes import Float, Int, Integer, Tensor, typed
 from ..state import document_positions
 
 __all__ = ["InputEmbedding", "absolute_positions"]
@@ -91,19 +91,23 @@ class InputEmbedding(nn.Module):
         """The most tokens a row can have; None when any number is possible."""
         return self.pos_emb.max_seq_len if isinstance(self.pos_emb, LearnedPositions) else None
 
+    @typed
     def forward(
         self,
-        x: Int[Tensor, "b n"],
+        x: Integer[Tensor, "b n"],
         mask: Tensor | None = None,
         *,
         past: int = 0,
         length: Int[Tensor, " b"] | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
-        prepend_embeds: Float[Tensor, "b p d"] | None = None,
-        prepend_mask: Tensor | None = None,
-        embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
+        prepend_embeds: Any = None,
+        prepend_mask: Any = None,
+        embed_ids: Any = None,
     ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
-        """Embedded tokens behind the embeddings in front of them, and the mask of both."""
+        """Embedded tokens behind the embeddings in front of them (b, p, d), and the mask of both.
+
+        What is put in front or added (`embed_ids`: (b, n) by name) is checked here, in sentences of its own.
+        """
         y = self.token_emb(x)
         if self.pos_emb is not None:
             where = token_positions(x, mask, past, length, doc_ids)
