@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from xflash.layers.kernels import fused_groups as kernel
 from xflash.layers.kernels import fused_pieces
 from xflash.layers.kernels.fused_groups import Settings, Turn, flash_groups, fused_groups
 from xflash.layers.kernels.mixed_chunk import Heads, Spec, mixed_chunk_slow
@@ -12,12 +13,13 @@ from xflash.layers.kernels.mixed_chunk import Heads, Spec, mixed_chunk_slow
 B, W, K, E, ROTATED = 3, 5, 6, 7, 4
 
 
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
+@pytest.fixture(autouse=True, params=[0, 8], ids=["together", "one by one"])
+def small_pieces(request, monkeypatch):
     """Two groups at a time (in double) and three bands a group, so that rows, groups and bands are all cut."""
     monkeypatch.setitem(fused_pieces.BYTES, "cpu", 8 * 2 * W * (2 * E + K))
     monkeypatch.setattr(fused_pieces, "LEAST", 4)
     monkeypatch.setattr(fused_pieces, "BAND", 2)
+    monkeypatch.setattr(kernel, "ONE_BY_ONE", request.param)
 
 
 def inputs(n, dtype=torch.float64, seed=0):

@@ -175,9 +175,9 @@ def band_scores(work: Work, parts: Parts, low: int, high: int) -> Float[Tensor, 
     return torch.baddbmm(work.bias[:, low:high, :high], q, k.mT, alpha=work.settings.scale)
 
 
-def share(work: Work, piece: Piece) -> float:
-    """What the sum of the groups before a piece of one group is multiplied by."""
-    return 1 / max(piece.group + work.settings.start, 1) if work.settings.mean else 1.0
+def share(work: Work, group: int) -> float:
+    """What the sum of the groups before a group is multiplied by."""
+    return 1 / max(group + work.settings.start, 1) if work.settings.mean else 1.0
 
 
 def shares(work: Work, piece: Piece) -> Float[Tensor, "g 1 1"] | float:
