@@ -79,7 +79,8 @@ def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     for n in options.contexts:
         sides = {"x-transformers": "softmax peer, attn_flash", OURS: f"softmax {OURS}", COMPILED: f"softmax {COMPILED}"}
         begin = {
-            name: decoding(side, model(side, DEPTH, 2 * n + 256), n, options.device) for name, side in sides.items()
+            name: decoding(side, model(side, DEPTH, n + options.tokens + 2), n, options.device)
+            for name, side in sides.items()
         }
         with torch.inference_mode():
             begin |= {name: lambda call=call: call for name, call in parts(n, options.device).items()}

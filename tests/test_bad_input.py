@@ -96,8 +96,9 @@ def test_masks_of_zeros_and_ones_are_booleans():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
 def test_ids_of_any_integer_type_are_the_same(dtype):
-    net = model()
+    net, docs = model(), (torch.arange(N) > 2).long().expand(B, N)
     assert torch.equal(net(IDS.to(dtype)), net(IDS))
+    assert torch.equal(net(IDS, doc_ids=docs.to(dtype)), net(IDS, doc_ids=docs))
 
 
 @table(

@@ -161,7 +161,7 @@ def test_loss_in_chunks(kind, given):
     made = {name: partial(net, emb_dropout=0.1, **head) for name, head in HEADS.items()}
     made["other"].keywords["model"] = Other
     models = both_losses(lambda chunk: AutoregressiveWrapper(made[kind](), loss_chunk=chunk))
-    assert (models[0].net.readout(torch.zeros(1, 1, D)) is None) == (kind == "other")
+    assert (models[0].net.head_as_product(torch.zeros(1, 1, D)) is None) == (kind == "other")
     ids = torch.randint(0, V, (3, 20))
     beside = {
         "plain": {},
@@ -220,7 +220,7 @@ def test_logits_are_given_where_they_are_asked_for():
 def test_a_head_that_was_changed_is_asked_itself():
     model = AutoregressiveWrapper(net(), loss_chunk=7)
     model.net.to_logits = torch.nn.Sequential(model.net.to_logits, torch.nn.Tanh())
-    assert model.net.readout(torch.zeros(1, 1, D)) is None
+    assert model.net.head_as_product(torch.zeros(1, 1, D)) is None
     ids = torch.randint(0, V, (3, 20))
     torch.testing.assert_close(model(ids), model(ids, return_outputs=True)[0], rtol=0, atol=1e-10)
 

@@ -1,12 +1,14 @@
 """What a language model is trained towards: the targets of a row of tokens, and the loss on them."""
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
+from .layers.kernels.operators import as_autocast, transformed
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
@@ -53,39 +55,32 @@ def loss_in_chunks(
     """`next_token_loss(net.logits(y), targets)` with the logits of `chunk` tokens at a time, made again for gradients.
 
     There is never a tensor (b, n, v); the head is read once more than without. Of a head that is a plain product
-    (`net.readout`) this is one node for torch.compile, whatever the length. ValueError for a target that is not in the
-    vocabulary.
+    (`net.head_as_product`, as TransformerWrapper has it) this is one node for torch.compile, whatever the length, which
+    has no second derivatives. ValueError for a target that is not in the vocabulary.
     """
     flat = targets.flatten()
-    product = net.readout(y) if hasattr(net, "readout") else None
+    product = net.head_as_product(y) if hasattr(net, "head_as_product") and not transformed() else None
     if product is not None:
         check_targets(flat, ignore_index, product[1].shape[0])
-        features, weight, bias = under_autocast(*product)
+        features, weight, bias = cast(Any, as_autocast(*product))
         total = summed_loss(rearrange(features, "b n d -> (b n) d"), weight, bias, flat, chunk, ignore_index)
     else:
         pieces = zip(rearrange(y, "b n d -> (b n) d").split(chunk), flat.split(chunk), strict=True)
         # A head has no dropout: there is no chance to be kept.
-        total = sum(
-            checkpoint(lost, net, *piece, ignore_index, use_reentrant=False, preserve_rng_state=False)
-            for piece in pieces
-        )
+        again = partial(checkpoint, loss_of_piece, use_reentrant=False, preserve_rng_state=False)
+        # Transforms have no rules for checkpoints either: there all logits are kept.
+        loss = loss_of_piece if transformed() else again
+        total = sum(loss(net, *piece, ignore_index) for piece in pieces)
     return total / (targets != ignore_index).sum().clamp(min=1)
 
 
-def lost(net: Any, piece: Float[Tensor, "n d"], wanted: Int[Tensor, " n"], ignore_index: int) -> Float[Tensor, ""]:
+def loss_of_piece(
+    net: Any, piece: Float[Tensor, "n d"], wanted: Int[Tensor, " n"], ignore_index: int
+) -> Float[Tensor, ""]:
     """The summed loss of some tokens, from logits of their own."""
     logits = net.logits(piece[None])[0]
     check_targets(wanted, ignore_index, logits.shape[-1])
     return F.cross_entropy(wide(logits), wanted, ignore_index=ignore_index, reduction="sum")
-
-
-def under_autocast(*given: Tensor | None) -> list[Tensor | None]:
-    """The tensors as a product takes them: PyTorch does not look into an operator."""
-    device = next(t for t in given if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
-        return list(given)
-    dtype = torch.get_autocast_dtype(device)
-    return [None if t is None else t.to(dtype) for t in given]
 
 
 @torch.library.custom_op("xflash::summed_loss", mutates_args=())
@@ -107,13 +102,22 @@ def _(y, weight, bias, targets, chunk, ignore_index):
 
 @torch.library.custom_op("xflash::summed_loss_backward", mutates_args=())
 def summed_loss_backward(
-    grad: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
+    grad: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    chunk: int,
+    ignore_index: int,
+    want_y: bool,
+    want_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of y, weight and bias (empty without one), the latter summed in float32 at least."""
+    """The gradients of y, weight and bias, the latter summed in float32 at least; empty where none is wanted."""
     exact = torch.promote_types(y.dtype, torch.float32)
-    dy, dweight = torch.empty_like(y), torch.zeros_like(weight, dtype=exact)
-    dbias = y.new_zeros(0 if bias is None else bias.shape, dtype=exact)
-    for piece, wanted, into in zip(y.split(chunk), targets.split(chunk), dy.split(chunk), strict=True):
+    dy, dweight, dbias = (t.zero_() for t in room_for_gradients(y, weight, bias, exact, want_y, want_weight))
+    for start in range(0, y.shape[0], chunk):
+        rows = slice(start, start + chunk)
+        piece, wanted = y[rows], targets[rows]
         counts = (wanted != ignore_index)[:, None]
         # Softmax minus one at the target.
         slope = wide(F.linear(piece, weight, bias)).softmax(-1)
@@ -122,19 +126,28 @@ def summed_loss_backward(
         if bias is not None:
             dbias += slope.sum(0)
         slope = slope.to(y.dtype)
-        torch.mm(slope, weight, out=into)
-        if exact == y.dtype:
+        if want_y:
+            torch.mm(slope, weight, out=dy[rows])
+        if want_weight and exact == y.dtype:
             dweight.addmm_(slope.T, piece)
-        else:
+        elif want_weight:
             dweight += slope.T @ piece
     return dy, dweight.to(weight.dtype), dbias if bias is None else dbias.to(bias.dtype)
 
 
+def room_for_gradients(
+    y: Tensor, weight: Tensor, bias: Tensor | None, exact: torch.dtype | None, want_y: bool, want_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for gradients, those of weight and bias in `exact` (None: in their own dtype)."""
+    dy = y.new_empty(y.shape if want_y else 0)
+    dweight = weight.new_empty(weight.shape if want_weight else 0, dtype=exact or weight.dtype)
+    dbias = y.new_empty(0, dtype=exact) if bias is None else bias.new_empty(bias.shape, dtype=exact or bias.dtype)
+    return dy, dweight, dbias
+
+
 @summed_loss_backward.register_fake
-def _(grad, y, weight, bias, targets, chunk, ignore_index):
-    exact = torch.promote_types(y.dtype, torch.float32)
-    dbias = y.new_empty(0, dtype=exact) if bias is None else torch.empty_like(bias)
-    return torch.empty_like(y), torch.empty_like(weight), dbias
+def _(grad, y, weight, bias, targets, chunk, ignore_index, want_y, want_weight):
+    return room_for_gradients(y, weight, bias, None, want_y, want_weight)
 
 
 def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -144,7 +157,9 @@ def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def backward(ctx: Any, grad: Tensor) -> tuple:
     y, weight, bias, targets = ctx.saved_tensors
-    dy, dweight, dbias = summed_loss_backward(grad, y, weight, bias, targets, ctx.chunk, ctx.ignore_index)
+    wanted = ctx.needs_input_grad[:2]
+    dy, dweight, dbias = summed_loss_backward(grad, y, weight, bias, targets, ctx.chunk, ctx.ignore_index, *wanted)
+    dy, dweight = (found if is_wanted else None for found, is_wanted in zip((dy, dweight), wanted, strict=True))
     return dy, dweight, None if bias is None else dbias, None, None, None
 
 

@@ -52,9 +52,9 @@ class Attention(MultiHead):
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
         h, kv = self.heads, self.kv_heads
-        both, v = split_heads(self.to_qkv(x), h + 2 * kv).split((h + kv, kv), 1)
-        both = self.normed(both, "q", "k")
-        q, k = both.split((h, kv), 1) if ctx.relative is None else ctx.relative.rotate_both(both, h, ctx)
+        qk, v = split_heads(self.to_qkv(x), h + 2 * kv).split((h + kv, kv), 1)
+        qk = self.normed(qk, "q", "k")
+        q, k = qk.split((h, kv), 1) if ctx.relative is None else ctx.relative.rotate_both(qk, h, ctx)
         k, v, state = self.remember(k, v, ctx, state)
         return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
 

@@ -228,7 +228,9 @@ class Alibi(Bias):
 
     def by_distance(self, distance: Int[Tensor, " l"], heads: int, dtype: torch.dtype) -> Float[Tensor, "h l"]:
         sloped = min(self.config.num_heads or heads, heads)
-        slopes = torch.tensor(alibi_slopes(sloped) + [0.0] * (heads - sloped), device=distance.device)
+        slopes = torch.tensor(alibi_slopes(sloped) + [0.0] * (heads - sloped))
+        # A copy that is waited for would make every layer wait for the GPU.
+        slopes = slopes.to(distance.device, non_blocking=True)
         return -slopes[:, None].to(angle_dtype(dtype)) * distance.abs()
 
 

@@ -20,7 +20,7 @@ from ..shapes import Bool, Float, Int, Tensor
 from .block import Site
 from .kernels.carried import looks
 
-__all__ = ["Renewal", "describe", "recurrence"]
+__all__ = ["Renewal", "as_built", "describe", "outline", "recurrence"]
 
 
 class Renewal(nn.Module):
@@ -73,6 +73,20 @@ def recurrence(
 def describe(kind: str, config: Any, site: Site) -> str:
     """What a layer that an operator computes with is built from."""
     return json.dumps({"kind": kind, "config": asdict(config), "site": [site.dim, site.heads]})
+
+
+def outline(layer: nn.Module) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """The names of a layer's parameters, and the names and types of its modules, in order."""
+    kinds = tuple((name, type(module).__qualname__) for name, module in layer.named_modules())
+    return tuple(name for name, _ in layer.named_parameters()), kinds
+
+
+def as_built(layer: Any) -> bool:
+    """Whether a layer is what its description builds, so that the operator computes the same: not a subclass with a
+    `renew` of its own, nothing in it replaced, parametrized or hooked."""
+    if layer.outline != outline(layer):
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
 
 
 def renewing(layer: Any) -> dict[str, nn.Parameter]:

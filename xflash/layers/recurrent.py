@@ -20,7 +20,7 @@ from .kernels.groups import join_groups, part_groups
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Window, valid
 from .norms import LayerNorm
-from .recurrence import describe, recurrence
+from .recurrence import as_built, describe, outline, recurrence
 
 __all__ = ["Recurrent", "RecurrentState"]
 
@@ -138,6 +138,8 @@ class Recurrent(BlockAttention):
         if config.update == "dual":
             self.mixer_norm, self.mixer = LayerNorm(LayerNorm.Config(), dim), Mixer(dim, dim)
             self.mixer_gate = Gate(config.gate, dim, dim)
+        # A subclass that is registered under another name has none.
+        self.outline = outline(self) if type(self) is blocks[self.kind] else None
 
     def blank(self, batch: int, like: Tensor) -> RecurrentState:
         vectors = like.new_zeros(batch, *self.start.shape, dtype=torch.promote_types(like.dtype, torch.float32))
@@ -174,7 +176,7 @@ class Recurrent(BlockAttention):
         full, g = folded.full, folded.k.shape[1]
         # What the last block leaves behind is for the state only.
         updates = g if keep else g - 1
-        if torch.compiler.is_compiling() and updates:
+        if torch.compiler.is_compiling() and updates and as_built(self):
             every = recurrence(self, after, *self.written(folded), cast(Tensor, full), updates)
             return F.pad(every, (0, 0, 0, 0, 0, -1)), every[:, -1].clone()
         before = [after]

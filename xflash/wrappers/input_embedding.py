@@ -99,7 +99,7 @@ class InputEmbedding(nn.Module):
         *,
         past: int = 0,
         length: Int[Tensor, " b"] | None = None,
-        doc_ids: Int[Tensor, "b n"] | None = None,
+        doc_ids: Integer[Tensor, "b n"] | None = None,
         prepend_embeds: Any = None,
         prepend_mask: Any = None,
         embed_ids: Any = None,

@@ -51,15 +51,23 @@ class TokenHead(nn.Module):
         y = self.features(y)
         return F.linear(y, self.embedding.token_emb.weight) if self.to_logits is None else self.to_logits(y)
 
-    def readout(self, y: Float[Tensor, "b *n d"]) -> tuple[Float[Tensor, "b *n d"], Tensor, Tensor | None] | None:
+    def head_as_product(
+        self, y: Float[Tensor, "b *n d"]
+    ) -> tuple[Float[Tensor, "b *n d"], Tensor, Tensor | None] | None:
         """What `logits` multiplies: features, weight (v, d) and bias; None where the head is something else."""
-        if self.return_only_embed or type(self).logits is not TokenHead.logits:
+        if self.return_only_embed or type(self).logits is not TokenHead.logits or "logits" in vars(self):
             return None
         if self.to_logits is None:
             return self.features(y), self.embedding.token_emb.weight, None
-        # What stands in its place may do more than multiply.
-        return (
-            (self.features(y), self.to_logits.weight, self.to_logits.bias)
-            if type(self.to_logits) is nn.Linear
-            else None
-        )
+        head = self.to_logits
+        if not is_plain(head):
+            return None
+        return self.features(y), head.weight, head.bias
+
+
+def is_plain(head: nn.Linear) -> bool:
+    """Whether a projection does nothing but multiply: what stands in its place, or is hooked to it, may do more."""
+    hooks = head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks
+    return (
+        type(head) is nn.Linear and type(head.weight) is nn.Parameter and not any(hooks) and "forward" not in vars(head)
+    )

@@ -5,7 +5,7 @@ what the gate multiplies, and a matrix a group. To torch.compile, export and aut
 backward another); `mixed_chunk_slow` is the definition. Letters as in mixed_chunk.
 """
 
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 
@@ -26,6 +26,7 @@ from .fused_pieces import (
     turned,
     unreal,
 )
+from .operators import as_autocast
 from .tiled import add_diagonals, laplace, weights_and_slope
 
 __all__ = ["Settings", "Turn", "fused_groups"]
@@ -69,8 +70,7 @@ def fused_groups(
         closed = None if closed is None else closed[:, order]
         turn = Turn(*(apart(t) for t in turn[:2]), False)
     cos, sin = (None, None) if turn is None else turn[:2]
-    if torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    (hidden,) = cast("list[Tensor]", as_autocast(hidden))
     keep = torch.is_grad_enabled()
     out, _, _, after = flash_groups(hidden, gamma, beta, vector, cos, sin, closed, new, *settings, paired, keep)
     return out, after if order is None else torch.empty_like(after).index_copy(1, order, after)
@@ -225,8 +225,11 @@ def flash_groups_backward(
     settings = Settings(w, attn_fn, scale, divide, mean, start)
     work = prepared(hidden, gamma, beta, vector, cos, sin, new, settings, paired)
     dhidden, dgamma, dbeta, dvector, dclosed = empty_gradients(hidden, gamma, beta, vector)
+    exact = torch.promote_types(gamma.dtype, torch.float32)
     totals = Totals(
-        torch.zeros_like(dgamma), torch.zeros_like(dbeta), None if vector is None else dvector.new_zeros(1, w, w)
+        torch.zeros_like(dgamma, dtype=exact),
+        torch.zeros_like(dbeta, dtype=exact),
+        None if vector is None else vector.new_zeros(1, w, w, dtype=torch.promote_types(vector.dtype, torch.float32)),
     )
     above = dclosed.zero_() if dafter is None else dclosed.copy_(dafter)
     for piece in pieces(work, backwards=True):
@@ -235,8 +238,10 @@ def flash_groups_backward(
     dgamma.copy_(totals.gamma)
     dbeta.copy_(totals.beta)
     if totals.bias is not None:
-        add_diagonals(dvector.zero_(), totals.bias, 0)
-    return dhidden, dgamma.to(gamma.dtype), dbeta if beta is None else dbeta.to(beta.dtype), dvector, dclosed
+        diagonals = totals.bias.new_zeros(dvector.shape)
+        add_diagonals(diagonals, totals.bias, 0)
+        dvector.copy_(diagonals)
+    return dhidden, dgamma, dbeta, dvector, dclosed
 
 
 class Totals(NamedTuple):

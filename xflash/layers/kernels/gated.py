@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ...shapes import Bool, Float, Tensor
+from .operators import transformed
 from .relative import toeplitz
 from .tiled import Between, laplace, tiled_attention
 
@@ -51,10 +52,11 @@ def gated_attention(
     f(s / divisor + bias); the divisor 'row_sum' (outside) lets each query's weights sum to one.
     causal: the n queries are the last of m tokens and see no later one. allowed: broadcasts to (b, h, n, m), False
     where a query may not see a key; a query that sees none gets zeros. Where no row sum is taken (neither softmax nor
-    'row_sum'), keys that do not exist need no mask: let their values be zero. Scores and sums are float32 at least.
+    'row_sum'), keys that do not exist need no mask: let their values be zero. Scores are float32 at least, in tiles of
+    the dtype of the queries.
     """
     check(attn_fn, divisor, place)
-    if fits_tiles(q, attn_fn, bias, divisor, place, allowed, vector):
+    if fits_tiles(q, attn_fn, bias, divisor, place, allowed, vector, dropout_p):
         return by_tiles(q, k, v, attn_fn, scale, divisor, place, allowed, causal, vector, between, dropout_p)
     bias, allowed = as_matrices(q, k, bias, allowed, vector, between)
     plain = bias is None and allowed is None and (divisor is None or place != "outside")
@@ -103,9 +105,12 @@ def check(attn_fn: str, divisor, place: str) -> None:
         )
 
 
-def fits_tiles(q: Tensor, attn_fn: str, bias, divisor, place: str, allowed, vector) -> bool:
+def fits_tiles(q: Tensor, attn_fn: str, bias, divisor, place: str, allowed, vector, dropout_p: float) -> bool:
     """Whether tiles can do it, and are worth it: a single query is a row, and ONNX knows no operators of our own."""
-    if attn_fn == "softmax" or q.shape[2] == 1 or bias is not None or torch.onnx.is_in_onnx_export():
+    if attn_fn == "softmax" or q.shape[2] == 1 or bias is not None or torch.onnx.is_in_onnx_export() or transformed():
+        return False
+    if dropout_p and isinstance(divisor, str):
+        # Tiles would sum the weights that are left.
         return False
     if place == "inside" and vector is not None and isinstance(divisor, torch.Tensor) and attn_fn != "relu2":
         return False

@@ -52,12 +52,20 @@ def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) 
 
 def are_few(q: Float[Tensor, "b h n k"]) -> bool:
     """Whether `attend_few` is the faster way: on a CPU, where half precision would lose digits by it."""
-    if q.device.type != "cpu" or q.element_size() < 4:
+    if q.device.type != "cpu" or q.element_size() < 4 or torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling():
+        if torch.onnx.is_in_onnx_export() or exporting():
+            # What is exported is to run without this library where it can.
+            return False
         # Any other comparison would tie a graph to a length.
         return q.shape[2] == 1 and not torch.is_grad_enabled()
     return q.shape[2] <= FEW
+
+
+def exporting() -> bool:
+    """Whether torch.export is at work, where PyTorch (2.7 or later) tells."""
+    return getattr(torch.compiler, "is_exporting", lambda: False)()
 
 
 def attend_few(
@@ -69,7 +77,8 @@ def attend_few(
 ) -> Float[Tensor, "b h n e"]:
     """`attend` for so few queries that it is all about reading keys and values; mask: boolean, or what is added.
 
-    A product with the keys in front reads many of them a third faster on a CPU than the fused kernel does.
+    Each query sees a key. A product with the keys in front reads many of them a third faster on a CPU than the fused
+    kernel does.
     """
     if k.numel() * k.element_size() < LONG:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

@@ -6,11 +6,12 @@ torch.compile, export and autograd it is one node (a custom op, its backward ano
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 
 from ...shapes import Float, Int, Tensor
+from .operators import as_autocast
 
 __all__ = ["Between", "add_diagonals", "laplace", "tiled_attention", "weights_and_slope"]
 
@@ -54,9 +55,7 @@ def tiled_attention(
     vector: the bias by distance, -(m - 1) .. n - 1, of the n queries that are the last of m tokens.  causal: none of
     them sees a later token.  Keys that do not exist need no mask: let their values be zero.
     """
-    device = q.device.type
-    if torch.is_autocast_enabled(device):
-        q, k, v = (t.to(torch.get_autocast_dtype(device)) for t in (q, k, v))
+    q, k, v = cast("list[Tensor]", as_autocast(q, k, v))
     since, until = (None, None) if between is None else between
     # Drawn on the CPU, where reading it makes no GPU wait.
     seed = torch.randint(2**62, (1,), device="cpu") if dropout_p else None
@@ -149,7 +148,8 @@ def hide(weights: Float[Tensor, "r i j"], work: Work, tile: Tile) -> Float[Tenso
     """`weights` with zeros where a query may not see a key; in place."""
     if work.causal:
         diagonal = work.k.shape[2] - work.q.shape[2] + tile.low - tile.start
-        weights[..., diagonal:].tril_()
+        # Keys before the diagonal are seen by all of the tile's queries.
+        weights[..., max(diagonal, 0) :].tril_(min(diagonal, 0))
     if work.since is None and work.until is None:
         return weights
     keys = torch.arange(tile.start, tile.end, device=weights.device)
