@@ -71,18 +71,16 @@ def rows_of(
 def layers(kind: str, lengths: dict[int, float | None], dtypes: dict[str, float], options: Any) -> list[Row]:
     """Training steps of single layers of one function: ours, the peer's, and ours made of the peer's weights."""
     found = []
-    for dtype, least in dtypes.items():
-        for n, target in lengths.items():
+    for n, target in lengths.items():
+        for dtype, least in dtypes.items():
             sides = {"peer": "FLASH-pytorch", OURS: OURS, "converted": "converted"}
             calls = {name: training(layer(f"{kind} {side}"), n, dtype, options.device) for side, name in sides.items()}
             times = in_turn(calls, options.rounds, options.device)
             what = f"causal {kind.upper()} layer, training step, {n:,} tokens, {dtype}"
             goal = None if target is None else max(target, least)
-            found += rows_of(kind, what, times, {"FLASH-pytorch": goal})
-            same = rows_of(kind, f"{what}, its own weights", times, {"FLASH-pytorch": goal}, "converted")
-            found += same
-            for row in found[-2:]:
-                report(row)
+            found += reported(rows_of(kind, what, times, {"FLASH-pytorch": goal}))
+            own = rows_of(kind, f"{what}, its own weights", times, {"FLASH-pytorch": goal}, "converted")
+            found += reported(own)
     return found
 
 

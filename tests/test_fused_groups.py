@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from xflash.layers.kernels import fused_groups as kernel
-from xflash.layers.kernels import fused_pieces
+from xflash.layers.kernels import fused_pieces, fused_sums
 from xflash.layers.kernels.fused_groups import Settings, Turn, flash_groups, fused_groups
 from xflash.layers.kernels.mixed_chunk import Heads, Spec, mixed_chunk_slow
 
@@ -19,7 +18,7 @@ def small_pieces(request, monkeypatch):
     monkeypatch.setitem(fused_pieces.BYTES, "cpu", 8 * 2 * W * (2 * E + K))
     monkeypatch.setattr(fused_pieces, "LEAST", 4)
     monkeypatch.setattr(fused_pieces, "BAND", 2)
-    monkeypatch.setattr(kernel, "ONE_BY_ONE", request.param)
+    monkeypatch.setattr(fused_sums, "ONE_BY_ONE", request.param)
 
 
 def inputs(n, dtype=torch.float64, seed=0):
