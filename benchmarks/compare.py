@@ -78,9 +78,8 @@ def layers(kind: str, lengths: dict[int, float | None], dtypes: dict[str, float]
             times = in_turn(calls, options.rounds, options.device)
             what = f"causal {kind.upper()} layer, training step, {n:,} tokens, {dtype}"
             goal = None if target is None else max(target, least)
-            found += reported(rows_of(kind, what, times, {"FLASH-pytorch": goal}))
-            own = rows_of(kind, f"{what}, its own weights", times, {"FLASH-pytorch": goal}, "converted")
-            found += reported(own)
+            for note, ours in ((what, OURS), (f"{what}, its own weights", "converted")):
+                found += reported(rows_of(kind, note, times, {"FLASH-pytorch": goal}, ours))
     return found
 
 

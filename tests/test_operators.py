@@ -164,9 +164,7 @@ CHANGES = {
     "nothing": lambda block: None,
     "a hook": hooked,
     "a parametrization": lambda block: parametrize.register_parametrization(block.state_to_kv, "weight", Threefold()),
-    "another module": lambda block: setattr(
-        block, "state_to_q", torch.nn.Sequential(block.state_to_q, torch.nn.Tanh())
-    ),
+    "another module": lambda block: setattr(block, "state_to_q", nn.Sequential(block.state_to_q, nn.Tanh())),
 }
 
 

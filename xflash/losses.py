@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .layers.kernels.operators import as_autocast, transformed
+from .layers.kernels.operators import as_autocast, operators_work, transformed
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
@@ -59,7 +59,7 @@ def loss_in_chunks(
     has no second derivatives. ValueError for a target that is not in the vocabulary.
     """
     flat = targets.flatten()
-    product = net.head_as_product(y) if hasattr(net, "head_as_product") and not transformed() else None
+    product = net.head_as_product(y) if hasattr(net, "head_as_product") and operators_work() else None
     if product is not None:
         check_targets(flat, ignore_index, product[1].shape[0])
         features, weight, bias = cast(Any, as_autocast(*product))
@@ -114,7 +114,8 @@ def summed_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of y, weight and bias, the latter summed in float32 at least; empty where none is wanted."""
     exact = torch.promote_types(y.dtype, torch.float32)
-    dy, dweight, dbias = (t.zero_() for t in room_for_gradients(y, weight, bias, exact, want_y, want_weight))
+    dy, *sums = room_for_gradients(y, weight, bias, exact, want_y, want_weight)
+    dweight, dbias = (t.zero_() for t in sums)
     for start in range(0, y.shape[0], chunk):
         rows = slice(start, start + chunk)
         piece, wanted = y[rows], targets[rows]

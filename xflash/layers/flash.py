@@ -17,7 +17,7 @@ from .kernels.carried import FlashState, across, reserve, step, within
 from .kernels.fused_groups import Settings, Turn, fused_groups
 from .kernels.groups import Documents, document_groups
 from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
-from .kernels.operators import transformed
+from .kernels.operators import operators_work
 from .kernels.relative import distances
 from .positions import own_bias
 
@@ -105,7 +105,7 @@ class MixedChunkAttention(Block):
         config, compiling = self.config, torch.compiler.is_compiling()
         if not self.site.causal or config.attn_fn == "softmax" or ctx.doc_ids is not None or ctx.length is not None:
             return False
-        if (config.dropout and self.training) or torch.onnx.is_in_onnx_export() or transformed():
+        if (config.dropout and self.training) or not operators_work():
             return False
         if ctx.relative is not None and not ctx.relative.turns_once:
             return False

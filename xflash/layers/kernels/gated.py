@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ...shapes import Bool, Float, Tensor
-from .operators import transformed
+from .operators import operators_work
 from .relative import toeplitz
 from .tiled import Between, laplace, tiled_attention
 
@@ -106,8 +106,8 @@ def check(attn_fn: str, divisor, place: str) -> None:
 
 
 def fits_tiles(q: Tensor, attn_fn: str, bias, divisor, place: str, allowed, vector, dropout_p: float) -> bool:
-    """Whether tiles can do it, and are worth it: a single query is a row, and ONNX knows no operators of our own."""
-    if attn_fn == "softmax" or q.shape[2] == 1 or bias is not None or torch.onnx.is_in_onnx_export() or transformed():
+    """Whether tiles can do it, and are worth it: a single query is a row."""
+    if attn_fn == "softmax" or q.shape[2] == 1 or bias is not None or not operators_work():
         return False
     if dropout_p and isinstance(divisor, str):
         # Tiles would sum the weights that are left.

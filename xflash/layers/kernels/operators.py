@@ -4,7 +4,7 @@ import torch
 
 from ...shapes import Tensor
 
-__all__ = ["as_autocast", "transformed"]
+__all__ = ["as_autocast", "operators_work", "transformed"]
 
 
 def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
@@ -19,3 +19,8 @@ def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
 def transformed() -> bool:
     """Whether a transform of torch.func (jvp, grad, vmap ...) is at work, for which operators have no rules."""
     return torch._C._are_functorch_transforms_active()
+
+
+def operators_work() -> bool:
+    """Whether operators of our own can be used: ONNX does not know them either."""
+    return not transformed() and not torch.onnx.is_in_onnx_export()

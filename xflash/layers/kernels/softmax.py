@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from einops import repeat
 
 from ...shapes import Float, Tensor
+from .operators import operators_work
 
 __all__ = ["attend", "attend_slow", "shared_attention", "unit"]
 
@@ -55,7 +56,7 @@ def are_few(q: Float[Tensor, "b h n k"]) -> bool:
     if q.device.type != "cpu" or q.element_size() < 4 or torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling():
-        if torch.onnx.is_in_onnx_export() or exporting():
+        if not operators_work() or exporting():
             # What is exported is to run without this library where it can.
             return False
         # Any other comparison would tie a graph to a length.
