@@ -10,6 +10,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config):
+    # Of Dynamo's own making, and hidden by it as far as it is no error.
+    config.addinivalue_line("filterwarnings", "ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
 @pytest.fixture(scope="session")
 def examples():
     """Imports a script of examples/ by name, or what stands beside it."""

@@ -8,6 +8,7 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import Graphs
 from test_recurrent import HEADS, LENGTH, W, build, heads, local_by_hand
 
 import xflash.layers.kernels.retrieval as kernel
@@ -96,6 +97,17 @@ def test_compiles():
         (ours, after), (expected, then) = step(x[:, : 2 * W], state), stack.step(x[:, : 2 * W], state)
         laws.close(ours, expected, "compiled step")
         laws.close(stack.step(x, after)[0], stack.step(x, then)[0], "state of a compiled step")
+
+
+def test_few_graphs_for_all_lengths():
+    """7: the blocks of a piece of the memory are one case; none to retrieve from is another, as is one block."""
+    stack, graphs = build("block_attn", block_attn_retrieve=2), Graphs()
+    fast = torch.compile(stack, fullgraph=True, dynamic=True, backend=graphs)
+    with torch.no_grad():
+        for n in (7, 8, 11, 13, 16, 5, 21, 3, 25, 30, 17, 18, 10, 29, 12, 6, 9, 14, 15, 19):
+            x = laws.sample(stack, n)
+            laws.close(fast(x), stack(x), f"compiled at {n}")
+    assert 1 <= len(graphs.ran) <= 3
 
 
 def test_rows_far_apart_share_one_memory(tiny):

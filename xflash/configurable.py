@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .flags import from_json, to_json
+from .pieces import innermost
 from .registry import nearest
 
 __all__ = ["Configurable", "from_config", "load", "save"]
@@ -53,6 +54,18 @@ class Configurable(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors into `folder`."""
         save(self, folder)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As nn.Module.compile, with the options of torch.compile; but a module that goes piece after piece, or has
+        such a one inside, has the (innermost) piece compiled: the same few graphs for any number of them.
+
+        Such are stacks whose layers read state vectors across layers, and what reads texts in segments.
+        """
+        inside = innermost(self)
+        for module in inside:
+            module.compile_piece(*args, **options)
+        if not inside:
+            super().compile(*args, **options)
 
 
 def recording(init):

@@ -18,14 +18,15 @@ from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
 from .stack_flags import check_keys, check_widths, resolve
-from .stack_parts import cuts, make_branch, publishing, unpacked
+from .stack_parts import make_branch, publishing, unpacked
+from .stack_pieces import BlockByBlock
 from .state import AttentionMap, BranchState, Ctx, StackState
 from .stepping import Stepping
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
 
-class AttentionLayers(Stepping, Configurable):
+class AttentionLayers(Stepping, BlockByBlock, Configurable):
     """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
 
     Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;
@@ -56,7 +57,7 @@ class AttentionLayers(Stepping, Configurable):
         self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
         check_widths(plan.layers, [block.context_width() for block in self.blocks()])
         self.order = [i % distinct for i in range(count)]
-        self.publishers, self.piece = publishing(self.blocks(), self.order, self.layout)
+        self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
         last = plan.config.final_norm
         keep_last = plan.config.norm_place != "post" if last is None else last
         self.final_norm = norms[plan.config.norm](plan.norm, self.dim) if keep_last else None
@@ -205,9 +206,9 @@ class AttentionLayers(Stepping, Configurable):
         self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
     ) -> tuple[Tensor, StackState | None]:
         """Rows behind the door, layer after layer unless layers read each other's state vectors."""
-        if self.piece is None:
+        if self.piece_width is None:
             return self.through(x, state, new, fields, keep_state, maps)
-        y, carried = self.in_pieces(x, state, new, fields, self.piece, maps)
+        y, carried = self.in_pieces(x, state, new, fields, self.piece_width, maps)
         return y, carried if keep_state else None
 
     def through(
@@ -216,7 +217,7 @@ class AttentionLayers(Stepping, Configurable):
         """Packed tokens, layer after layer."""
         state, in_place = self.open(state, x.shape[1])
         branches = None if state is None else state.branches
-        if self.piece is not None:
+        if self.piece_width is not None:
             held = [None if branches is None else branches[place].block for place in self.publishers]
             blocks_here = [self.blocks()[self.order[place]] for place in self.publishers]
             pairs = zip(blocks_here, held, strict=True)
@@ -224,23 +225,6 @@ class AttentionLayers(Stepping, Configurable):
         ctx = self.context(x, state, new, fields, keep=keep_state, in_place=in_place, maps=maps)
         y, carried = self.descend(x, ctx, branches)
         return y, self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
-
-    def in_pieces(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, w: int, maps: Any
-    ) -> tuple[Tensor, StackState]:
-        """Packed tokens block after block of w, for layers that read what a layer above wrote in the block before."""
-        if maps is not None:
-            raise ValueError(
-                "a stack whose layers read each other's state vectors runs in blocks: it has no whole maps"
-            )
-        outputs = []
-        for start, end in cuts(x.shape[1], w, state):
-            here = None if new is None else (new - start).clamp(0, end - start)
-            y, state = self.through(x[:, start:end], state, here, fields, True, None)
-            # From now on the state holds it.
-            fields = {**fields, "context": None, "context_mask": None, "context_pos": None}
-            outputs.append(y)
-        return torch.cat(outputs, 1), cast(StackState, state)
 
     def descend(
         self, x: Tensor, ctx: Ctx, before: Sequence[BranchState] | None

@@ -1,6 +1,5 @@
 """What a stack is put together from, and what it does with a state or a map, apart from the way of a tensor."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from .shapes import Bool, Float, Tensor
 from .stack_flags import Resolved
 from .state import AttentionMap, StackState
 
-__all__ = ["auxiliary_loss", "borders", "cuts", "make_branch", "publishing", "renewed", "unpacked"]
+__all__ = ["auxiliary_loss", "make_branch", "publishing", "renewed", "unpacked"]
 
 
 def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
@@ -39,23 +38,6 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
     if len(widths) > 1:
         raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
     return places, widths.pop()
-
-
-def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
-    """Where n new tokens are cut so that no row has a border of its blocks of w inside a piece."""
-    if n == 1:
-        return [(0, 1)]
-    fills = [0 if state is None else state.bound]
-    if state is not None and state.length is not None:
-        # Rows at different places in their blocks have different borders: the one place that has to look at data.
-        fills = state.length.tolist()
-    return borders(n, w, fills)
-
-
-def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
-    """The pieces of n new tokens between the places where a row that has `fills` tokens completes w of them."""
-    places = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
-    return list(itertools.pairwise(sorted(places)))
 
 
 def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:

@@ -108,7 +108,7 @@ class Stepping:
         if state is None:
             return None, False
         if state.lease is TAKEN:
-            return state, True
+            return state, not torch.is_grad_enabled()
         held = None if torch.compiler.is_compiling() else first_tensor(state.branches)
         if held is not None and held.is_inference() and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)

@@ -10,7 +10,7 @@ from ..registry import blocks
 from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Site
-from .key_values import KV, Slots, append, begin, place, reserve, shorten
+from .key_values import KV, Slots, append, begin, fits, place, reserve, shorten
 from .masks import visible
 from .multi_head import MultiHead, split_heads
 
@@ -86,7 +86,7 @@ class Attention(MultiHead):
         if state is None:
             return None
         window, sinks = self.config.window, self.config.sinks
-        if window is not None and need - state.spared >= state.k.shape[2] and used - state.spared >= 2 * window + sinks:
+        if window is not None and not fits(state, need) and used - state.spared >= 2 * window + sinks:
             # Rather than growing, what no query will see again is given up.
             state = shorten(state, window, sinks, used, length)
         return reserve(state, used, need, copy)

@@ -6,9 +6,9 @@ import torch
 
 from ..shapes import Float, Int, Tensor
 from ..state import Ctx
-from .kernels.buffers import grow, write
+from .kernels.buffers import SPARE, grow, write
 
-__all__ = ["KV", "Slots", "append", "begin", "place", "reserve", "shorten"]
+__all__ = ["KV", "Slots", "append", "begin", "fits", "place", "reserve", "shorten"]
 
 
 class KV(NamedTuple):
@@ -76,11 +76,16 @@ def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
     return Slots(ctx.positions, torch.where(slot < kv.front, slot, slot + gone[:, None]), ctx.length is None)
 
 
+def fits(kv: KV, need: int) -> bool:
+    """Whether there is room for the slots of `need` tokens."""
+    return need - kv.spared + SPARE <= kv.k.shape[2]
+
+
 def reserve(kv: KV, used: int, need: int, copy: bool) -> KV:
     """Room for the slots of `need` tokens, `used` of them there; `copy` asks for buffers of its own."""
-    used, need = used - kv.spared, need - kv.spared
-    if need < kv.k.shape[2] and not copy:
+    if fits(kv, need) and not copy:
         return kv
+    used, need = used - kv.spared, need - kv.spared
     return kv._replace(k=grow(kv.k, used, need, copy), v=grow(kv.v, used, need, copy))
 
 

@@ -83,8 +83,10 @@ class Retriever:
         if entries is None:
             return found
         usable = entries.k.shape[2] - 2
-        for i in range(0, usable, size):
-            end = min(i + size, usable)
+        # A graph is tied to the number of pieces, not to that of blocks.
+        count = -(-usable // size)
+        for piece in range(count):
+            i, end = piece * size, usable if piece == count - 1 else (piece + 1) * size
             k, v = (t[:, :, i:end].flatten(2, 3) for t in (entries.k, entries.v))
             number = closed[:, None] - 1 + torch.arange(i, end, device=closed.device)
             found.append(Piece(k, v, number))
@@ -96,8 +98,8 @@ class Retriever:
         full: Any = folded.full
         closed = closed.to(getattr(full, "device", closed.device))
         # A slot is there as soon as some row may have come to it.
-        slots = min(max(bound // w - 1, 0), self.blocks)
-        slots = min(-(-slots // size) * size, self.blocks)
+        count = -(-min(max(bound // w - 1, 0), self.blocks) // size)
+        slots = min(count * size, self.blocks)
         number = held((closed + full - 1).clamp(min=0), self.blocks, slots)
         # Among the entries, which begin with the block before the first.
         place = number - closed[:, None] + 1
@@ -105,8 +107,8 @@ class Retriever:
         looks = not torch.compiler.is_compiling()
         touched = fresh.any(0).tolist() if looks else [True] * slots
         grown: tuple[list[Tensor], list[Tensor]] = [], []
-        for i in range(0, slots, size):
-            here = slice(i, i + size)
+        for piece in range(count):
+            here = slice(piece * size, min((piece + 1) * size, slots))
             for kind, source, pieces in zip(grown, entries, memory, strict=True):
                 old = pieces[len(kind)] if len(kind) < len(pieces) else None
                 if old is None or any(touched[here]):

@@ -17,7 +17,7 @@ from ..stack_flags import check_known
 from ..state import BranchState, StackState
 from .autoregressive import AutoregressiveWrapper
 from .decoding import token_ids
-from .segments import as_text, detached, drawn, segments_loss
+from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
 from .transformer import ModelState, TransformerWrapper
 
 __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
@@ -264,7 +264,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         return length - prime.shape[1]
 
 
-class RecurrentTrainerWrapper(Configurable):
+class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     """Trains a BlockRecurrentTransformer on sequences longer than its max_seq_len, and samples any length.
 
     `loss = trainer(ids)` reads segments of max_seq_len tokens, each with what the ones before have left.
@@ -291,6 +291,9 @@ class RecurrentTrainerWrapper(Configurable):
         self.transformer, self.detach_every = transformer, detach_every
         self.xl_memories_dropout, self.state_dropout = xl_memories_dropout, state_dropout
 
+    def read_by(self) -> tuple[Any, int]:
+        return self.transformer, self.transformer.ignore_index
+
     def forward(
         self, x: Int[Tensor, "b n"], return_memories_and_states: bool = False
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Memories, list[Tensor]]:
@@ -298,7 +301,7 @@ class RecurrentTrainerWrapper(Configurable):
         model = self.transformer
         text = as_text(x, model.segment, ignore_index=model.ignore_index)
         loss, state = segments_loss(
-            model.step,
+            self.next_piece,
             text,
             model.segment,
             enter=lambda state, number: self.entering(detached(state, number, self.detach_every), text.inputs),

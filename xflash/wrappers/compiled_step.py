@@ -6,8 +6,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..pieces import lend, take_back
 from ..shapes import Float, Int, Tensor
-from ..state import TAKEN, Lease
 from .model_state import ModelState
 
 __all__ = ["CompilableStep", "CompiledStep"]
@@ -16,8 +16,7 @@ __all__ = ["CompilableStep", "CompiledStep"]
 class CompiledStep:
     """`model.advance` compiled for calls of one token behind a state, without gradients: few graphs for all lengths.
 
-    A graph that grows a buffer, or cuts or closes one, would be a graph of its own each time: the room is made in
-    eager, as the lease is taken and given back.
+    The room for the token is made in eager, see `lend`.
     """
 
     def __init__(self, model: Any, **options: Any):
@@ -38,11 +37,9 @@ class CompiledStep:
         embed_ids: Mapping[str, Tensor] | None,
     ) -> tuple[Float[Tensor, "b 1 v"], ModelState]:
         """As `model.step`, for arguments that were found right."""
-        stack, _ = self.layers.open(state.stack, 1)
-        lease = cast(Lease, stack.lease)
-        logits, after = self.one(x, state._replace(stack=stack._replace(lease=TAKEN)), mask, embed_ids)
-        lease.fill = after.stack.bound
-        return logits, after._replace(stack=after.stack._replace(lease=lease))
+        stack, lease = lend(self.layers, state.stack, 1)
+        logits, after = self.one(x, state._replace(stack=stack), mask, embed_ids)
+        return logits, after._replace(stack=take_back(after.stack, lease))
 
 
 class CompilableStep(nn.Module):

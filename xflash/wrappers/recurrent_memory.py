@@ -9,8 +9,8 @@ from ..checks import as_order, as_rows, check_count
 from ..configurable import Configurable
 from ..door import Plan, plan_rows, unpack
 from ..layers.norms import RMSNorm
+from ..pieces import Piecewise, borders
 from ..shapes import Bool, Float, Int, Tensor
-from ..stack_parts import borders
 from ..state import StackState, tree_map
 from .transformer import TransformerWrapper
 
@@ -55,7 +55,7 @@ class RecurrentMemoryState(NamedTuple):
         return self.map(move)
 
 
-class RecurrentMemoryWrapper(Configurable):
+class RecurrentMemoryWrapper(Piecewise, Configurable):
     """A causal model that knows of earlier segments what its memory tokens hold (https://arxiv.org/abs/2207.06881).
 
     Each segment of `segment_len` tokens is read as [memory, tokens, memory]: the tokens see the memory in front, the
@@ -116,7 +116,9 @@ class RecurrentMemoryWrapper(Configurable):
         mask = self.net.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is None:
-            state = RecurrentMemoryState(self.memory.expand(x.shape[0], -1, -1), None, 0, None)
+            # Not a view: what a graph gets here is as what it gives.
+            memory = self.memory.expand(x.shape[0], -1, -1).clone()
+            state = RecurrentMemoryState(memory, None, 0, None)
         else:
             self.check_state(state, x.shape[0])
             if reset is not None:
@@ -156,12 +158,24 @@ class RecurrentMemoryWrapper(Configurable):
         for start, end in borders(ids.shape[1], self.segment_len, [fills] if isinstance(fills, int) else fills):
             new = None if plan is None else (plan.new - start).clamp(0, end - start)
             state, opened = self.turn(state)
-            if new is None and state.length is None and end < ids.shape[1]:
-                y, state = self.closed(ids[:, start:end], state)
-            else:
-                y, state = self.piece(ids[:, start:end], new, state, opened)
+            fills_all = new is None and state.length is None and end < ids.shape[1]
+            y, state = self.next_piece(state, ids[:, start:end], new, opened, fills_all)
             outputs.append(y)
         return torch.cat(outputs, 1), state
+
+    def one_piece(
+        self,
+        state: RecurrentMemoryState,
+        ids: Int[Tensor, "b n"],
+        new: Int[Tensor, " b"] | None,
+        opened: Bool[Tensor, " b"] | bool,
+        fills_all: bool,
+    ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
+        """Tokens within each row's segment; `fills_all` when they are the last of it in all rows."""
+        return self.closed(ids, state) if fills_all else self.open_piece(ids, new, state, opened)
+
+    def room(self, *piece: Any) -> tuple[Any, int]:
+        return self.net.attn_layers, piece[0].shape[1] + self.num_memory_tokens
 
     def turn(self, state: RecurrentMemoryState) -> tuple[RecurrentMemoryState, Bool[Tensor, " b"] | bool]:
         """The state with the full segments closed, and the rows that are to read a new memory first (True: all)."""
@@ -182,7 +196,7 @@ class RecurrentMemoryWrapper(Configurable):
     def closed(
         self, ids: Int[Tensor, "b n"], state: RecurrentMemoryState
     ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
-        """Tokens that fill the segment of all rows, closed in the same pass: what `piece` and then `turn` do in two."""
+        """Tokens that fill the segment of all rows, closed in the same pass: what `open_piece` and `turn` do in two."""
         memory, stack, bound, _ = state
         x = self.net.embedding(ids, past=bound)[0]
         n, t = x.shape[1], self.num_memory_tokens
@@ -193,7 +207,7 @@ class RecurrentMemoryWrapper(Configurable):
             y = self.net.attn_layers.step(x, stack)[0]
         return y[:, :n], RecurrentMemoryState(y[:, n:].clone(), None, 0, None)
 
-    def piece(
+    def open_piece(
         self,
         ids: Int[Tensor, "b n"],
         new: Int[Tensor, " b"] | None,

@@ -1,6 +1,6 @@
 """`SegmentWrapper`: trains a causal model on texts longer than what it reads at a time, its state carried across."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +10,22 @@ from torch.utils.checkpoint import checkpoint
 from ..checks import check_count, check_share, check_switch, given
 from ..door import as_mask
 from ..losses import check_targets, next_token_loss, next_tokens
+from ..pieces import Piecewise, borders
 from ..shapes import Bool, Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
 from .decoding import token_ids
 from .options import check_handed_on, check_tokens_only
 
-__all__ = ["SegmentWrapper", "Text", "as_text", "detached", "drawn", "has_memory", "segments_loss"]
+__all__ = [
+    "SegmentWrapper",
+    "SegmentsReader",
+    "Text",
+    "as_text",
+    "detached",
+    "drawn",
+    "has_memory",
+    "segments_loss",
+]
 
 
 class Text(NamedTuple):
@@ -77,13 +87,8 @@ def as_starts(reset: Any, b: int, count: int) -> Bool[Tensor, "b s"] | None:
     return reset.bool()
 
 
-def spans(n: int, segment_len: int) -> Iterator[tuple[int, int]]:
-    """Where the segments of n tokens begin and end."""
-    return ((start, min(start + segment_len, n)) for start in range(0, n, segment_len))
-
-
 def segments_loss(
-    step: Callable[..., tuple[Tensor, Any]],
+    segment: Callable[..., tuple[Tensor, Any]],
     text: Text,
     segment_len: int,
     state: Any = None,
@@ -97,13 +102,14 @@ def segments_loss(
 ) -> tuple[Float[Tensor, ""], Any]:
     """The mean loss over all targets of a text that is read segment by segment, and the state behind it.
 
+    segment: the summed loss of one and the state behind it, given the state, inputs, targets and what goes beside them.
     enter: the state a segment starts from, given the one before it and the segment's number in this call.  leave: what
     is carried on of the state behind a segment.  forget: asked before each segment, whether all rows start anew.
     checkpointed: nothing inside a segment is kept for its gradients, it is computed again.  kwargs: for the first step.
     """
     b, n = text.inputs.shape
     total: Any = 0.0
-    for number, (start, end) in enumerate(spans(n, segment_len)):
+    for number, (start, end) in enumerate(borders(n, segment_len, [0])):
         state, here = enter(state, number), slice(start, end)
         reset = text.resets[number] if text.resets else None
         if forget():
@@ -112,29 +118,37 @@ def segments_loss(
         if reset is not None and state is not None:
             beside["reset"] = reset
         beside |= (kwargs or {}) if number == 0 else {}
-        given_segment = (step, text.inputs[:, here], text.targets[:, here], state, beside, ignore_index)
+        given_segment = (state, text.inputs[:, here], text.targets[:, here], beside)
         if checkpointed and torch.is_grad_enabled():
-            loss, state = checkpoint(segment_loss, *given_segment, use_reentrant=False)
+            loss, state = checkpoint(segment, *given_segment, use_reentrant=False)
         else:
-            loss, state = segment_loss(*given_segment)
+            loss, state = segment(*given_segment)
         total, state = total + loss, leave(state)
     return total / (text.targets != ignore_index).sum().clamp(min=1), state
 
 
-def segment_loss(
-    step: Callable[..., tuple[Tensor, Any]],
-    inputs: Int[Tensor, "b n"],
-    targets: Int[Tensor, "b n"],
-    state: Any,
-    beside: Mapping[str, Any],
-    ignore_index: int,
-) -> tuple[Float[Tensor, ""], Any]:
-    """The summed loss of one segment, and the state behind it."""
-    logits, state = step(inputs, state, **beside)
-    # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-    logits = logits[:, -inputs.shape[1] :]
-    check_targets(targets, ignore_index, logits.shape[-1])
-    return next_token_loss(logits, targets, ignore_index) * (targets != ignore_index).sum(), state
+class SegmentsReader(Piecewise):
+    """The part of a trainer that reads texts segment by segment: `compile` compiles a segment's loss."""
+
+    def read_by(self) -> tuple[Any, int]:
+        """The model that reads, and the label that is none."""
+        raise NotImplementedError
+
+    def one_piece(
+        self, state: Any, inputs: Int[Tensor, "b n"], targets: Int[Tensor, "b n"], beside: Mapping[str, Any]
+    ) -> tuple[Float[Tensor, ""], Any]:
+        """The summed loss of one segment, and the state behind it."""
+        net, ignore_index = self.read_by()
+        logits, state = net.step(inputs, state, **beside)
+        # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
+        logits = logits[:, -inputs.shape[1] :]
+        check_targets(targets, ignore_index, logits.shape[-1])
+        return next_token_loss(logits, targets, ignore_index) * (targets != ignore_index).sum(), state
+
+    def room(self, *piece: Any) -> tuple[Any, int]:
+        inputs, _, beside = piece
+        tokens = (inputs, beside.get("prepend_embeds"))
+        return getattr(self.read_by()[0], "attn_layers", None), sum(t.shape[1] for t in tokens if t is not None)
 
 
 def detached(state: Any, number: int, every: int | None) -> Any:
@@ -154,7 +168,7 @@ def has_memory(net: Any) -> bool:
     return bool(getattr(net, "max_mem_len", None))
 
 
-class SegmentWrapper(AutoregressiveWrapper):
+class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
     """Trains a causal `net` on texts of any length in segments of `segment_len` tokens, each behind what came before.
 
     `net` has `step(ids, state, mask=, reset=)`, as every causal model here has. The loss is that of the text read
@@ -200,6 +214,9 @@ class SegmentWrapper(AutoregressiveWrapper):
     def extra_repr(self) -> str:
         return f"segment_len={self.segment_len}, detach_every={self.detach_every}, {super().extra_repr()}"
 
+    def read_by(self) -> tuple[Any, int]:
+        return self.net, self.ignore_index
+
     def forward(  # type: ignore[override]
         self,
         x: Int[Tensor, "b n"],
@@ -223,7 +240,7 @@ class SegmentWrapper(AutoregressiveWrapper):
         net: Any = self.net
         check_handed_on("the loss", kwargs, SegmentWrapper.forward, net.step)
         loss, state = segments_loss(
-            net.step,
+            self.next_piece,
             text,
             self.segment_len,
             state,

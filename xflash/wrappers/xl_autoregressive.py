@@ -12,7 +12,7 @@ from ..shapes import Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
 from .model_state import ModelState
 from .options import check_handed_on, check_tokens_only
-from .segments import as_text, has_memory, segments_loss
+from .segments import SegmentsReader, as_text, has_memory, segments_loss
 from .transformer import TransformerWrapper
 
 __all__ = ["SegmentState", "SegmentedReader", "XLAutoregressiveWrapper"]
@@ -67,7 +67,7 @@ class SegmentedReader(nn.Module):
         return torch.cat(logits, 1), SegmentState(cast(ModelState, inner), filled)
 
 
-class XLAutoregressiveWrapper(Configurable):
+class XLAutoregressiveWrapper(SegmentsReader, Configurable):
     """Trains and samples a Transformer-XL (https://arxiv.org/abs/1901.02860) in segments of its max_seq_len tokens.
 
     Each segment reads the keys and values of the last max_mem_len tokens before it, through which no gradient flows.
@@ -102,6 +102,9 @@ class XLAutoregressiveWrapper(Configurable):
     def extra_repr(self) -> str:
         return f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"
 
+    def read_by(self) -> tuple[Any, int]:
+        return self.net, self.ignore_index
+
     def forward(
         self,
         x: Int[Tensor, "b n"],
@@ -123,7 +126,13 @@ class XLAutoregressiveWrapper(Configurable):
         net = self.net
         check_handed_on("the loss", kwargs, XLAutoregressiveWrapper.forward, net.step)
         loss, mems = segments_loss(
-            net.step, text, self.segment_len, mems, leave=net.remember, ignore_index=self.ignore_index, kwargs=kwargs
+            self.next_piece,
+            text,
+            self.segment_len,
+            mems,
+            leave=net.remember,
+            ignore_index=self.ignore_index,
+            kwargs=kwargs,
         )
         return (loss, mems) if return_mems else loss
 

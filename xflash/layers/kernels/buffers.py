@@ -4,19 +4,21 @@ import torch
 
 from ...shapes import Float, Int, Tensor
 
-__all__ = ["grow", "write"]
+__all__ = ["SPARE", "grow", "write"]
+
+# Slots that always stay free: in compiled graphs a rest of none or of one would each be a case of its own.
+SPARE = 2
 
 
 def grow(buffer: Float[Tensor, "b h _ k"], used: int, need: int, copy: bool) -> Float[Tensor, "b h _ k"]:
-    """A buffer with room for `need` slots and one to spare, at least doubled when it has to grow.
+    """A buffer with room for `need` slots and SPARE more, at least doubled when it has to grow.
 
-    Zeros, not `empty`: a weight of zero times an uninitialised NaN would still be NaN. The spare slot keeps
-    "full" from being a case of its own in compiled graphs.
+    Zeros, not `empty`: a weight of zero times an uninitialised NaN would still be NaN.
     """
     room = buffer.shape[2]
-    if need < room:
+    if need + SPARE <= room:
         return buffer.clone() if copy else buffer
-    grown = buffer.new_zeros(*buffer.shape[:2], max(2 * room, need + 1), buffer.shape[3])
+    grown = buffer.new_zeros(*buffer.shape[:2], max(2 * room, need + SPARE), buffer.shape[3])
     grown[:, :, :used] = buffer[:, :, :used]
     return grown
 

@@ -3,7 +3,6 @@
 Its tokens lie in blocks of w, and a query in block g of its row may look at the `reach` blocks up to g - 2.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -103,8 +102,9 @@ def retrieve(
         weights = F.dropout(weights, dropout).to(v.dtype)
         return (weights[..., None, :] @ v)[..., 0, :]
 
-    parts = [some(q[:, :, i : i + step], where[:, i : i + step]) for i in range(0, q.shape[2], step)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+    if step >= q.shape[2]:
+        return some(q, where)
+    return torch.cat([some(q[:, :, i : i + step], where[:, i : i + step]) for i in range(0, q.shape[2], step)], 2)
 
 
 @torch.no_grad()
@@ -169,8 +169,9 @@ def score(
 def top(scores: Float[Tensor, "*r m"], count: int) -> tuple[Float[Tensor, "*r _"], Int[Tensor, "*r _"]]:
     """`topk`, faster on long rows: the highest are among the groups with the highest maxima."""
     m = scores.shape[-1]
-    size = min(math.isqrt(m // count), GROUP)
-    if size < 4:
+    # Not isqrt: it would tie a compiled graph to one m.
+    size = next((s for s in range(GROUP, 3, -1) if s * s * count <= m), None)
+    if size is None:
         return torch.topk(scores, min(count, m), -1, sorted=False)
     width = m // size
     # Group i holds i, i + width, i + 2 width, ...; the rest belongs to none.
