@@ -101,7 +101,7 @@ def test_compiles():
 
 def test_few_graphs_for_all_lengths():
     """7: the blocks of a piece of the memory are one case; none to retrieve from is another, as is one block."""
-    stack, graphs = build("block_attn", block_attn_retrieve=2), Graphs()
+    stack, graphs = build("block_attn", block_attn_retrieve=2), Graphs("eager")
     fast = torch.compile(stack, fullgraph=True, dynamic=True, backend=graphs)
     with torch.no_grad():
         for n in (7, 8, 11, 13, 16, 5, 21, 3, 25, 30, 17, 18, 10, 29, 12, 6, 9, 14, 15, 19):
