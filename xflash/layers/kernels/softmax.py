@@ -78,8 +78,8 @@ def attend_few(
 ) -> Float[Tensor, "b h n e"]:
     """`attend` for so few queries that it is all about reading keys and values; mask: boolean, or what is added.
 
-    Each query sees a key. A product with the keys in front reads many of them a third faster on a CPU than the fused
-    kernel does.
+    Each query sees a key. Products with the keys in front read many of them faster than the fused kernel on some CPUs,
+    slower on others (docs/figures.md).
     """
     if k.numel() * k.element_size() < LONG:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
