@@ -1,6 +1,7 @@
 """`compile` of what goes piece after piece: the piece is compiled, few graphs for any number, the numbers of eager."""
 
 import copy
+import itertools
 import pickle
 
 import laws
@@ -9,6 +10,7 @@ import torch
 from graphs import Graphs
 
 import xflash
+from xflash.pieces import borders
 
 V, D, SEGMENT = 31, 12, 7
 # Of one to five segments, the last one full, of one token or in between.
@@ -45,6 +47,14 @@ def compiled(model, backend="aot_eager", **options):
     fast, graphs = copy.deepcopy(model), Graphs(backend)
     fast.compile(fullgraph=True, backend=graphs, **options)
     return fast, graphs
+
+
+def test_pieces_end_where_a_row_completes_a_block():
+    """Counted for one row, looked up for several."""
+    for n, w, fill, other in itertools.product((1, 2, 13, 29), (1, 3, 7), range(9), range(4)):
+        for fills in ([fill], [fill, other]):
+            ends = [i for i in range(1, n) if any((f + i) % w == 0 for f in fills)]
+            assert borders(n, w, fills) == list(itertools.pairwise([0, *ends, n])), (n, w, fills)
 
 
 @pytest.mark.parametrize("name", MODELS)
