@@ -6,6 +6,7 @@ import torch
 from test_recurrent import LENGTH, W, build, heads, softmax_by_hand
 
 from xflash import TransformerWrapper
+from xflash.layers.projection import key_and_value
 
 CONV = {"compress": "conv", "compress_factor": W, "compress_loss": True}
 
@@ -23,7 +24,7 @@ def lost(state, place=0):
 def lost_by_hand(block, x):
     """Of one row: each token's queries read the block before its own, and what the compressor makes of that."""
     h, kv = block.heads, block.kv_heads
-    q, (k, v) = heads(block.to_q(x), h), block.to_kv(x).chunk(2, -1)
+    q, (k, v) = heads(block.to_q(x), h), key_and_value(block.key_value(x), kv)
     total = 0.0
     for i in range(W, len(x)):
         past = slice((i // W - 1) * W, i // W * W)

@@ -235,7 +235,7 @@ def test_maps_are_the_softmax_by_hand(padded):
     laws.close(y, net(x, mask, context=context, context_mask=seen), "with and without maps")
     block = net.branches[0].block
     q = heads(block.to_q, net.branches[0].before(x), HEADS)
-    k = block.to_kv(context)[..., : HEADS * 6].unflatten(-1, (HEADS, 6)).transpose(1, 2)
+    k = block.key_value(context).unflatten(-1, (HEADS, 2, 6))[..., 0, :].transpose(1, 2)
     k = torch.cat((block.mem_kv[0].expand(BATCH, -1, -1, -1), k), 2)
     scores = q @ k.mT / 6**0.5
     scores = scores.masked_fill(~F.pad(seen, (2, 0), value=True)[:, None, None], -torch.inf)
@@ -328,7 +328,7 @@ def test_context_pos_is_a_rotation_by_hand(per_row, memory):
     given = torch.stack([where, where + 2, where.flip(0)]) if per_row else where
     block = net.branches[0].block
     q = heads(block.to_q, net.branches[0].before(x), HEADS)
-    k, v = (t.unflatten(-1, (HEADS, 6)).transpose(1, 2) for t in block.to_kv(context).chunk(2, -1))
+    k, v = (t.transpose(1, 2) for t in block.key_value(context).unflatten(-1, (HEADS, 2, 6)).unbind(-2))
     q, k = turned(q, torch.arange(N).double()), turned(k, given.double().reshape(-1, 1, C))
     expected = x + block.to_out(((q @ k.mT / 6**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
     ff = net.branches[1]

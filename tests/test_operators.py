@@ -163,7 +163,9 @@ def hooked(block):
 CHANGES = {
     "nothing": lambda block: None,
     "a hook": hooked,
-    "a parametrization": lambda block: parametrize.register_parametrization(block.state_to_kv, "weight", Threefold()),
+    "a parametrization": lambda block: parametrize.register_parametrization(
+        block.state_key_value, "weight", Threefold()
+    ),
     "another module": lambda block: setattr(block, "state_to_q", nn.Sequential(block.state_to_q, nn.Tanh())),
 }
 

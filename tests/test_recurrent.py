@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from xflash import Decoder
+from xflash.layers.projection import key_and_value
 from xflash.layers.recurrent import Gate
 
 DIM, HEADS, WIDTH, W, S = 26, 2, 10, 5, 3
@@ -46,7 +47,7 @@ def local_by_hand(block, x, sliding=False, kept=None):
     """What each token of one row reads from its window, `kept` tokens' worth of compressed entries in front."""
     h, kv = block.heads, block.kv_heads
     q = heads(block.to_q(x), h)
-    k, v = (heads(t, kv).repeat_interleave(h // kv, 0) for t in block.to_kv(x).chunk(2, -1))
+    k, v = (heads(t, kv).repeat_interleave(h // kv, 0) for t in key_and_value(block.key_value(x), kv))
     out = []
     for i in range(len(x)):
         seen = list(window(i, sliding))
@@ -84,7 +85,7 @@ def test_biases_count_distances(bias):
     rows = []
     for row in normed:
         q = heads(block.to_q(row), HEADS)
-        k, v = (heads(t, HEADS) for t in block.to_kv(row).chunk(2, -1))
+        k, v = (heads(t, HEADS) for t in key_and_value(block.key_value(row), HEADS))
         out = []
         for i in range(LENGTH):
             seen = list(window(i, True))
@@ -98,11 +99,13 @@ def states_by_hand(block, x, normed):
     """The state vectors that each block of one row begins with, fixed gate, 'skip'."""
     h, kv = block.heads, block.kv_heads
     states = [block.start]
-    k, v = block.to_kv(normed).chunk(2, -1)
+    k, v = key_and_value(block.key_value(normed), kv)
     for b in range(len(x) // W):
         named = block.state_norm(states[-1]) + block.names
         among_q, write_q = (heads(t, h) for t in block.state_to_q(named).chunk(2, -1))
-        own_k, own_v = (heads(t, kv).repeat_interleave(h // kv, 0) for t in block.state_to_kv(named).chunk(2, -1))
+        own_k, own_v = (
+            heads(t, kv).repeat_interleave(h // kv, 0) for t in key_and_value(block.state_key_value(named), kv)
+        )
         here = slice(b * W, (b + 1) * W)
         block_k, block_v = (heads(t[here], kv).repeat_interleave(h // kv, 0) for t in (k, v))
         among = softmax_by_hand(among_q, own_k, own_v, block.scale, block.state_cosines["among"])
@@ -128,7 +131,7 @@ def test_recurrent(kv_heads):
             named = block.state_norm(states[i // W]) + block.names
             k, v = (
                 heads(t, block.kv_heads).repeat_interleave(block.heads // block.kv_heads, 0)
-                for t in block.state_to_kv(named).chunk(2, -1)
+                for t in key_and_value(block.state_key_value(named), block.kv_heads)
             )
             read.append(softmax_by_hand(q[:, i : i + 1], k, v, block.scale, block.state_cosines["read"]))
         outputs.append(block.to_out(torch.cat((local_by_hand(block, row), torch.cat(read)), -1)))
@@ -144,7 +147,7 @@ def test_compressed_memory(kind):
     (branch,) = stack.branches
     block, outputs = branch.block, []
     for row in branch.before(x):
-        k, v = block.to_kv(row).chunk(2, -1)
+        k, v = key_and_value(block.key_value(row), HEADS)
 
         def kept(i, k=k, v=v):
             blocks = [b for b in (i // W - 3, i // W - 2) if b >= 0]

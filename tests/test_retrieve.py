@@ -14,6 +14,7 @@ from test_recurrent import HEADS, LENGTH, W, build, heads, local_by_hand
 import xflash.layers.kernels.retrieval as kernel
 import xflash.layers.retrieve as module
 from xflash import Decoder
+from xflash.layers.projection import key_and_value
 from xflash.state import tensors
 
 
@@ -29,7 +30,7 @@ def retrieved_by_hand(block, x, count, reach):
     """What each token of one row retrieves: the best by score of the blocks before its window, un-rotated."""
     h, kv = block.heads, block.kv_heads
     q = heads(block.to_q(x), h)
-    k, v = (heads(t, kv).repeat_interleave(h // kv, 0) for t in block.to_kv(x).chunk(2, -1))
+    k, v = (heads(t, kv).repeat_interleave(h // kv, 0) for t in key_and_value(block.key_value(x), kv))
     if block.cosine is not None:
         q, k = F.normalize(q, dim=-1) * block.cosine.q_gain, F.normalize(k, dim=-1) * block.cosine.k_gain
     out = []
@@ -181,7 +182,7 @@ def test_a_planted_pair_is_found():
         eye = torch.eye(width)
         with torch.no_grad():
             block.to_q.weight.copy_(torch.cat((eye, 0 * eye), 1))
-            block.to_kv.weight.copy_(torch.block_diag(eye, eye))
+            block.key_value.weight.copy_(torch.block_diag(eye, eye))
             block.to_out.weight.zero_()[width:, -width:] = eye
             _, state = stack.step(x[:, :-1])
             answers[found] = stack.step(x[:, -1:], state)[0][:, 0, width:]

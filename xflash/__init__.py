@@ -70,6 +70,6 @@ __all__ = [
     "top_p",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 may_be_loaded()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .flags import from_json, to_json
+from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
 from .registry import nearest
 
@@ -31,7 +32,6 @@ class Configurable(nn.Module):
     gives: ClassVar[str] = ""
 
     arguments: dict[str, Any]
-    version: ClassVar[int] = 1
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -40,7 +40,11 @@ class Configurable(nn.Module):
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
 
     def to_config(self) -> dict[str, Any]:
-        """The class and its arguments as JSON can hold them, modules among them as configs of their own."""
+        """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
+        return {"format": FORMAT, **self.described()}
+
+    def described(self) -> dict[str, Any]:
+        """The class and its arguments."""
         return {"class": type(self).__name__, **{k: encode(k, v) for k, v in self.arguments.items()}}
 
     @classmethod
@@ -54,6 +58,21 @@ class Configurable(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors into `folder`."""
         save(self, folder)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        read_weights(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "format": FORMAT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("format", 1) != FORMAT:
+            raise ValueError(
+                f"a {type(self).__name__} pickled by another version of xflash has other weights: build it anew and "
+                "give it that one's state_dict(), which is read whatever wrote it"
+            )
+        super().__setstate__(state)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """As nn.Module.compile, with the options of torch.compile; but a module that goes piece after piece, or has
@@ -97,27 +116,39 @@ def recording(init):
 
 def encode(name: str, value: Any) -> Any:
     if isinstance(value, Configurable):
-        return value.to_config()
+        return value.described()
     try:
         return to_json(value)
     except TypeError as error:
         raise TypeError(f"the argument {name!r} keeps this module from having a config: {error}") from None
 
 
-def decode(value: Any) -> Any:
-    if isinstance(value, Mapping) and isinstance(value.get("class"), str):
-        return from_config(value)
-    return from_json(value)
-
-
 def from_config(config: Mapping[str, Any]) -> Any:
-    """Builds the module a `to_config()` describes, its weights fresh; ValueError for a class that is not known."""
+    """Builds the module a `to_config()` describes, its weights fresh.
+
+    ValueError for a class that is not known, and for a config of a newer format than this version writes.
+    """
     if not isinstance(config, Mapping) or "class" not in config:
         raise TypeError("a config is a mapping with the entry 'class', as to_config() gives it")
-    name = config["class"]
+    written = config.get("format", 1)
+    if type(written) is not int or not 1 <= written <= FORMAT:
+        raise ValueError(f"the config is of format {written!r}, but this version of xflash reads 1 to {FORMAT}")
+    return built({k: v for k, v in config.items() if k != "format"}, written)
+
+
+def built(described: Mapping[str, Any], written: int) -> Any:
+    """The module that a config of format `written`, or a part of one, describes."""
+    name = described["class"]
     if name not in CLASSES:
         raise ValueError(f"the config names an unknown class {name!r}{nearest(name, CLASSES)}")
-    return CLASSES[name](**{k: decode(v) for k, v in config.items() if k != "class"})
+    arguments = read_arguments({k: v for k, v in described.items() if k != "class"}, written)
+    return CLASSES[name](**{k: decode(v, written) for k, v in arguments.items()})
+
+
+def decode(value: Any, written: int) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("class"), str):
+        return built(value, written)
+    return from_json(value)
 
 
 def save(model: Configurable, folder: str | Path) -> None:

@@ -104,14 +104,18 @@ def read_weights(module: Any, model: BlockRecurrentTransformer) -> Weights:
 
 def read_attention(module: Any, attn: Any, layer: int) -> Weights:
     """One attention layer: window, state vectors, and what it reads of other layers' vectors."""
-    found = {"to_q.weight": attn.to_q.weight, "to_kv.weight": attn.to_kv.weight, "to_out.weight": attn.to_out.weight}
+    found = {
+        "to_q.weight": attn.to_q.weight,
+        "key_value.weight": attn.to_kv.weight,
+        "to_out.weight": attn.to_out.weight,
+    }
     if attn.attn.qk_rmsnorm:
         found |= gains("cosine", attn.attn)
     writers = sorted(w for w, r in module.write_to_read_map.items() if r == layer != w)
     for i, writer in enumerate(writers):
         container = module.layers[writer - 1][0].state_container
         found[f"readers.{i}.to_q.weight"] = container.q_to_state.weight
-        found[f"readers.{i}.to_kv.weight"] = container.state_to_kv.weight
+        found[f"readers.{i}.key_value.weight"] = container.state_to_kv.weight
         found |= gains(f"readers.{i}.cosine", container.to_state_cross_attn)
     if attn.is_recurrent_layer:
         found |= read_container(attn.state_container, own=module.write_to_read_map[layer] == layer)
@@ -132,7 +136,7 @@ def read_container(container: Any, own: bool) -> Weights:
         "names": container.state_pos_ids,
         "start": container.init_state,
         "state_to_q.weight": torch.cat((container.state_to_q.weight, container.q_from_state.weight)),
-        "state_to_kv.weight": container.state_to_kv.weight,
+        "state_key_value.weight": container.state_to_kv.weight,
         "gate.to_update.weight": container.state_out_to_gate.weight @ mixed,
         "gate.to_update.bias": container.state_out_to_gate.bias,
         # Their gate is the share of the new, ours that of the old.

@@ -12,6 +12,7 @@ from ..layers.attention import Attention
 from ..layers.cross_attention import CrossAttention
 from ..layers.feedforward import FeedForward
 from ..layers.positions import alibi_slopes, inverse_frequencies
+from ..layers.projection import group_rows
 from ..shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
@@ -47,9 +48,9 @@ def read_attention(
     q, *kv = by_head(reader.take(attn.to_q.weight)), reader.take(attn.to_k.weight), reader.take(attn.to_v.weight)
     weights = {"to_out.weight": by_head(out, 1)}
     if cross:
-        weights |= {"to_q.weight": q, "to_kv.weight": torch.cat(kv)}
+        weights |= {"to_q.weight": q, "key_value.weight": group_rows(kv, kv_heads)}
     else:
-        weights["to_qkv.weight"] = torch.cat((q, *kv))
+        weights["query_key_value.weight"] = group_rows((q, *kv), kv_heads)
     if attn.num_mem_kv:
         weights["mem_kv"] = torch.stack((reader.take(attn.mem_k), reader.take(attn.mem_v)))
     if attn.to_v_gate is not None:

@@ -12,7 +12,8 @@ from ..state import Ctx
 from .block import Site
 from .key_values import KV, Slots, append, begin, fits, place, reserve, shorten
 from .masks import visible
-from .multi_head import MultiHead, split_heads
+from .multi_head import MultiHead
+from .projection import split_groups
 
 __all__ = ["Attention"]
 
@@ -40,7 +41,9 @@ class Attention(MultiHead):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
-        self.to_qkv = nn.Linear(site.dim, (self.heads + 2 * self.kv_heads) * config.dim_head, bias=False)
+        # By key/value head: its queries, its key, its value.
+        fused = (self.heads + 2 * self.kv_heads) * config.dim_head
+        self.query_key_value = nn.Linear(site.dim, fused, bias=False)
         if config.sinks and config.window is None:
             raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
 
@@ -51,10 +54,13 @@ class Attention(MultiHead):
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
-        h, kv = self.heads, self.kv_heads
-        qk, v = split_heads(self.to_qkv(x), h + 2 * kv).split((h + kv, kv), 1)
+        r = self.heads // self.kv_heads
+        qk, v = split_groups(self.query_key_value(x), r + 2, self.config.dim_head).split((r + 1, 1), 2)
+        if v.shape[1] != self.kv_heads:
+            self.check_shard(v.shape[1], ctx)
         qk = self.normed(qk, "q", "k")
-        q, k = qk.split((h, kv), 1) if ctx.relative is None else ctx.relative.rotate_both(qk, h, ctx)
+        q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
+        q, k, v = (t.flatten(1, 2) for t in (q, k, v))
         k, v, state = self.remember(k, v, ctx, state)
         return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
 

@@ -19,6 +19,7 @@ from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
 from .multi_head import count_heads
 from .positions import own_bias
+from .projection import key_and_value, whole
 from .retrieve import Memory, build_retriever
 from .state_read import StateReader
 
@@ -79,7 +80,7 @@ class BlockAttention(Block):
         width, inner = config.dim_head, self.heads * config.dim_head
         self.scale = config.qk_norm_scale if config.qk_norm else width**-0.5
         self.to_q = nn.Linear(site.dim, inner, bias=False)
-        self.to_kv = nn.Linear(site.dim, 2 * self.kv_heads * width, bias=False)
+        self.key_value = nn.Linear(site.dim, 2 * self.kv_heads * width, bias=False)
         self.retriever = build_retriever(self.kind, config, self.heads, self.kv_heads, self.scale)
         reads += len(config.read_from) + (self.retriever is not None)
         self.to_out = site.linear_out((1 + reads) * inner)
@@ -122,6 +123,10 @@ class BlockAttention(Block):
         y, state = self.local(x, folded, ctx, state)
         return self.to_out(torch.cat((y, *self.read_others(x, ctx)), -1)), state
 
+    def projected(self, name: str, x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b n _"]:
+        """What a projection gives for so many heads."""
+        return whole(getattr(self, name)(x), heads * self.config.dim_head, self.kind)
+
     def reads_states(self) -> tuple[int, ...]:
         return self.config.read_from
 
@@ -132,7 +137,7 @@ class BlockAttention(Block):
 
     def fold(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Window | None) -> Blocks:
         """The keys and values of the tokens, in blocks behind what the state holds."""
-        k, v = self.to_kv(x).chunk(2, -1)
+        k, v = key_and_value(self.projected("key_value", x, 2 * self.kv_heads), self.kv_heads)
         n, w = x.shape[1], self.config.block_width
         real = ctx.real(n)
         if real is not None:
@@ -153,7 +158,7 @@ class BlockAttention(Block):
     ) -> tuple[Float[Tensor, "b n _"], Window | None]:
         """What the tokens read from their windows and retrieve from before them, heads joined, and the state."""
         older = self.older(folded, state)
-        q = self.to_q(x)
+        q = self.projected("to_q", x, self.heads)
         y = self.alone(q, folded, older, ctx) if folded.layout is None else self.across(q, folded, older, ctx)
         memory = None
         if self.retriever is not None:

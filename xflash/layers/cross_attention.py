@@ -11,6 +11,7 @@ from ..state import Ctx
 from .block import Site
 from .context import Context, TakesContext, context_mask, source
 from .multi_head import MultiHead, split_heads
+from .projection import split_groups
 
 __all__ = ["CrossAttention"]
 
@@ -33,18 +34,21 @@ class CrossAttention(TakesContext, MultiHead):
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         self.to_q = nn.Linear(site.dim, self.heads * config.dim_head, bias=False)
-        self.to_kv = nn.Linear(config.dim_context or site.dim, 2 * self.kv_heads * config.dim_head, bias=False)
+        # By head: its key, its value.
+        self.key_value = nn.Linear(config.dim_context or site.dim, 2 * self.kv_heads * config.dim_head, bias=False)
 
     @typed
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
         held = self.held(*self.keys_and_values(source(ctx)), ctx) if state is None else state
-        q = self.toward(self.normed(split_heads(self.to_q(x), self.heads), "q"), held, ctx)
+        if held.k.shape[1] != self.kv_heads:
+            self.check_shard(held.k.shape[1], ctx)
+        q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
         y = self.read(q, held.k, held.v, context_mask(held), may_be_blind=True, maps=ctx.maps, over_tokens=False)
         return self.joined(y, x), held if ctx.keep_state else None
 
     def keys_and_values(self, context: Float[Tensor, "b c _"]) -> tuple[Float[Tensor, "b h c k"], Tensor]:
         """The keys, normed as the flags ask for it, and the values of all key/value heads."""
-        k, v = split_heads(self.to_kv(context), 2 * self.kv_heads).chunk(2, 1)
+        k, v = split_groups(self.key_value(context), 2, self.config.dim_head).unbind(2)
         return self.normed(k, "k"), v

@@ -15,6 +15,7 @@ from ..state import Ctx
 from .block import Site
 from .context import Context, TakesContext, context_mask, source
 from .gated_unit import GatedUnit
+from .projection import whole
 
 __all__ = ["CrossGatedAttention"]
 
@@ -55,7 +56,7 @@ class CrossGatedAttention(TakesContext, GatedUnit):
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
         held = self.take(ctx) if state is None else state
-        u, z = F.silu(self.to_hidden(x)).split(self.widths, -1)
+        u, z = F.silu(whole(self.to_hidden(x), sum(self.widths), self.kind)).split(self.widths, -1)
         q = self.toward(self.scaled(z, 0), held, ctx)
         # Values of padding are zeros, so that only a sum over the row, or a map that is looked at, needs the mask.
         masked = self.takes_sums or ctx.maps is not None
@@ -74,7 +75,7 @@ class CrossGatedAttention(TakesContext, GatedUnit):
 
     def take(self, ctx: Ctx) -> Context:
         """Keys and values of the context of this call."""
-        v, z = F.silu(self.to_source(source(ctx))).split(self.widths, -1)
+        v, z = F.silu(whole(self.to_source(source(ctx)), sum(self.widths), self.kind)).split(self.widths, -1)
         k, v = self.scaled(z, 1), rearrange(v, "b c (h e) -> b h c e", h=self.config.heads)
         if ctx.context_mask is not None:
             v = v.masked_fill(~ctx.context_mask[:, None, :, None], 0)

@@ -13,6 +13,7 @@ from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Block, Site
 from .norms import LayerNorm
+from .projection import whole
 
 __all__ = ["FeedForward", "relu2"]
 
@@ -49,6 +50,7 @@ class FeedForward(Block):
         inner = int(config.mult * site.dim)
         if inner < 1:
             raise ValueError(f"ff_mult={config.mult} with dim={site.dim} leaves no inner channel")
+        self.inner = inner
         self.activation = activations[config.activation]
         self.to_inner = nn.Linear(site.dim, inner * (2 if config.glu else 1), bias=not config.no_bias)
         self.norm = LayerNorm(LayerNorm.Config(), inner) if config.post_act_ln else None
@@ -57,6 +59,8 @@ class FeedForward(Block):
     @typed
     def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], None]:
         y = self.to_inner(x)
+        if self.config.glu or self.norm is not None:
+            y = whole(y, self.inner * (2 if self.config.glu else 1), "ff")
         if self.config.glu:
             y, gate = y.chunk(2, -1)
             y = y * self.activation(gate)

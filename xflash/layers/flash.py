@@ -20,6 +20,7 @@ from .kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
 from .kernels.operators import operators_work
 from .kernels.relative import distances
 from .positions import own_bias
+from .projection import whole
 
 __all__ = ["FlashState", "MixedChunkAttention"]
 
@@ -93,7 +94,7 @@ class MixedChunkAttention(Block):
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: FlashState | None = None
     ) -> tuple[Float[Tensor, "b n d"], FlashState | None]:
-        hidden = self.to_hidden(x)
+        hidden = whole(self.to_hidden(x), sum(self.widths), "flash")
         if self.fits_fused(x.shape[1], ctx, state):
             return self.fused(hidden, ctx, state)
         gate, t = self.project(hidden, ctx)

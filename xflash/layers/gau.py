@@ -18,6 +18,7 @@ from .kernels.relative import distances, scores_bias
 from .key_values import KV, Slots, append, begin, place, reserve, shorten
 from .masks import bounds, visible
 from .positions import own_bias
+from .projection import whole
 
 __all__ = ["GatedAttention"]
 
@@ -67,7 +68,7 @@ class GatedAttention(GatedUnit):
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
-        u, v, z = F.silu(self.to_hidden(x)).split(self.widths, -1)
+        u, v, z = F.silu(whole(self.to_hidden(x), sum(self.widths), self.kind)).split(self.widths, -1)
         q, k = self.scaled(z, 0), self.scaled(z, 1)
         if ctx.relative is not None:
             q, k = ctx.relative.rotate(q, ctx), ctx.relative.rotate(k, ctx, inverse=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..flags import flag
 from ..shapes import Bool, Float, Tensor
-from ..state import AttentionMap
+from ..state import AttentionMap, Ctx
 from .block import Block, Site
 from .kernels.softmax import attend, attend_slow, unit
 
@@ -26,10 +26,10 @@ def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
     return heads, kv_heads
 
 
-def split_heads(t: Float[Tensor, "b n hk"], heads: int) -> Float[Tensor, "b h n k"]:
+def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n k"]:
     """Channels (h k) as heads; without einops, which takes longer than one token's projection."""
-    b, n, channels = t.shape
-    return t.reshape(b, n, heads, channels // heads).transpose(1, 2)
+    b, n, _ = t.shape
+    return t.reshape(b, n, -1, width).transpose(1, 2)
 
 
 def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:
@@ -111,14 +111,36 @@ class MultiHead(Block):
         y = y.transpose(1, 2).flatten(2)
         return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
 
-    def normed(self, t: Float[Tensor, "b h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b h n k"]:
-        """`t`, the heads of the roles behind each other, l2-normalised and scaled per channel as the flags ask for."""
+    def normed(self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b *h n k"]:
+        """`t` l2-normalised and scaled per channel as the flags ask for: heads of one role, or groups of both."""
         if not self.config.qk_norm:
             return t
         t = unit(t.unflatten(-1, (self.config.qk_norm_groups, -1))).flatten(-2)
         if not self.config.qk_norm_dim_scale:
             return t
-        return t * torch.cat([getattr(self, f"{role}_gain") for role in roles]).to(t.dtype)
+        gains = [getattr(self, f"{role}_gain") for role in roles]
+        if len(gains) > 1:
+            gains = [torch.cat([gain.unflatten(0, (self.kv_heads, -1)) for gain in gains], 1)]
+        return t * gains[0].to(t.dtype)
+
+    def check_shard(self, kv_heads: int, ctx: Ctx) -> None:
+        """ValueError where only some heads are here (tensor parallel) and something is laid out for all of them."""
+        config, mask = self.config, ctx.attn_mask
+        for_all = {
+            "num_mem_kv": config.num_mem_kv,
+            "head_scale": config.head_scale,
+            "qk_norm_dim_scale": config.qk_norm and config.qk_norm_dim_scale,
+        }
+        said = [f"{self.kind}_{name}={value}" for name, value in for_all.items() if value]
+        if ctx.relative is not None and ctx.relative.biases and self.bias_heads() is not None:
+            said.append("a bias by position")
+        if mask is not None and mask.shape[1] > 1:
+            said.append("an attn_mask for each head")
+        if said:
+            raise ValueError(
+                f"a projection of {self.kind} gave {kv_heads} of {self.kv_heads} key/value heads, but {said[0]} is "
+                "there for all of them: leave the projection whole, or that out"
+            )
 
     def read(
         self,
@@ -147,8 +169,8 @@ class MultiHead(Block):
         r = self.heads // self.kv_heads
         shared = r > 1 and q.shape[2] == 1 and not causal and maps is None
         if shared:
-            q = share(q, self.kv_heads)
-            mask, bias = (None if t is None else share(t, self.kv_heads) for t in (mask, bias))
+            q = share(q, k.shape[1])
+            mask, bias = (None if t is None else share(t, k.shape[1]) for t in (mask, bias))
         elif r > 1:
             k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
         dropout = self.config.dropout if self.training else 0.0

@@ -124,9 +124,11 @@ class Rotary(Position):
             return torch.stack((first, second), -1).flatten(-2)
         return torch.cat((first, second), -1)
 
-    def turn(self, t: Float[Tensor, "b h n k"], table: tuple, inverse: bool = False) -> Float[Tensor, "b h n k"]:
+    def turn(self, t: Float[Tensor, "b *h n k"], table: tuple, inverse: bool = False) -> Float[Tensor, "b *h n k"]:
         """`t` rotated to its positions; `inverse` divides by the xPos scale (keys) where queries are multiplied."""
         cos, sin, scale = table
+        if t.dim() > 4 and cos.shape[0] > 1:
+            cos, sin, scale = (part if part is None else part[:, None] for part in table)
         width = cos.shape[-1]
         part = t if width == t.shape[-1] else t[..., :width]
         if self.config.interleaved:
@@ -252,11 +254,11 @@ class Relative:
 
     def rotate(
         self,
-        t: Float[Tensor, "b h n k"],
+        t: Float[Tensor, "b *h n k"],
         ctx: Ctx,
         inverse: bool = False,
         where: Int[Tensor, "_ n"] | None = None,
-    ) -> Float[Tensor, "b h n k"]:
+    ) -> Float[Tensor, "b *h n k"]:
         """Queries (or keys, `inverse`) turned to their positions, or to those of a context (`where`)."""
         for i, rotary in enumerate(self.rotaries):
             width, dtype = t.shape[-1], t.dtype
@@ -280,14 +282,14 @@ class Relative:
         return cos[0, 0], sin[0, 0], rotary.config.interleaved
 
     def rotate_both(
-        self, both: Float[Tensor, "b _ n k"], queries: int, ctx: Ctx
-    ) -> tuple[Float[Tensor, "b _ n k"], Float[Tensor, "b _ n k"]]:
-        """Queries, the first ones of the heads, and keys behind them, turned to their positions; at once if alike."""
-        apart = queries, both.shape[1] - queries
+        self, both: Float[Tensor, "b *_ n k"], queries: int, ctx: Ctx
+    ) -> tuple[Float[Tensor, "b *_ n k"], Float[Tensor, "b *_ n k"]]:
+        """Queries, the first ones on the axis before the tokens, and keys behind them, turned; at once if alike."""
+        apart = queries, both.shape[-3] - queries
         if any(rotary.config.xpos for rotary in self.rotaries):
-            q, k = both.split(apart, 1)
+            q, k = both.split(apart, -3)
             return self.rotate(q, ctx), self.rotate(k, ctx, inverse=True)
-        q, k = self.rotate(both, ctx).split(apart, 1)
+        q, k = self.rotate(both, ctx).split(apart, -3)
         return q, k
 
     def turn(

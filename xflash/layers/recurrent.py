@@ -20,6 +20,7 @@ from .kernels.groups import join_groups, part_groups
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Window, valid
 from .norms import LayerNorm
+from .projection import key_and_value
 from .recurrence import as_built, describe, outline, recurrence
 
 __all__ = ["Recurrent", "RecurrentState"]
@@ -92,7 +93,7 @@ class Recurrent(BlockAttention):
         "state_norm",
         "names",
         "state_to_q",
-        "state_to_kv",
+        "state_key_value",
         "state_cosines.among",
         "state_cosines.write",
         "mixer",
@@ -127,7 +128,7 @@ class Recurrent(BlockAttention):
         self.names = nn.Parameter(torch.randn(config.num_state_vectors, dim))
         self.start = nn.Parameter(0.1 * torch.randn(config.num_state_vectors, dim))
         self.state_to_q = nn.Linear(dim, 2 * inner, bias=False)
-        self.state_to_kv = nn.Linear(dim, 2 * self.kv_heads * width, bias=False)
+        self.state_key_value = nn.Linear(dim, 2 * self.kv_heads * width, bias=False)
         self.state_cosines = nn.ModuleDict()
         if config.qk_norm:
             self.state_cosines = nn.ModuleDict(
@@ -161,7 +162,7 @@ class Recurrent(BlockAttention):
         folded = self.fold(x, ctx, window)
         y, window = self.local(x, folded, ctx, window)
         before, after = self.vectors(folded, state, x, ctx.keep_state)
-        own = [self.read_states(self.to_state_q(x), before, folded)] if self.reads_own else []
+        own = [self.read_states(self.projected("to_state_q", x, self.heads), before, folded)] if self.reads_own else []
         y = self.to_out(torch.cat((y, *own, *self.read_others(x, ctx)), -1))
         if window is None:
             return y, None
@@ -232,8 +233,8 @@ class Recurrent(BlockAttention):
     ) -> Float[Tensor, "b s d"]:
         """The state vectors behind a block, from those before it and the keys and values it writes (seen None: all)."""
         named = self.named(states)
-        q_among, q_write = self.state_to_q(named).chunk(2, -1)
-        among = self.look("among", q_among, *self.state_to_kv(named).chunk(2, -1))
+        q_among, q_write = self.projected("state_to_q", named, 2 * self.heads).chunk(2, -1)
+        among = self.look("among", q_among, *self.state_keys(named))
         h = torch.cat((among, self.look("write", q_write, k.to(named.dtype), v.to(named.dtype), seen)), -1)
         if self.config.update == "single" and self.mixer is not None:
             return self.gate(states, self.mixer(h).tanh())
@@ -257,6 +258,10 @@ class Recurrent(BlockAttention):
         """The normed state vectors with their names, in the dtype of the maps."""
         return self.state_norm(states.to(self.names.dtype)) + self.names
 
+    def state_keys(self, named: Float[Tensor, "b s d"]) -> tuple[Float[Tensor, "b s _"], Float[Tensor, "b s _"]]:
+        """The keys and values that state vectors have for each other and for tokens."""
+        return key_and_value(self.projected("state_key_value", named, 2 * self.kv_heads), self.kv_heads)
+
     def look(self, role: str, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Float[Tensor, "b r _"]:
         """Softmax attention without positions, heads joined."""
         q, k, v = (
@@ -272,7 +277,7 @@ class Recurrent(BlockAttention):
         self, q: Float[Tensor, "b n _"], before: Float[Tensor, "b g s d"], folded: Blocks
     ) -> Float[Tensor, "b n _"]:
         """What the tokens read from the state vectors their block began with."""
-        k, v = self.state_to_kv(self.named(join_groups(before))).chunk(2, -1)
+        k, v = self.state_keys(self.named(join_groups(before)))
         if folded.layout is None:
             return self.look("read", q, k, v)
         y = self.look("read", join_groups(folded.layout.put(q)), k, v)

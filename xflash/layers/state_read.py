@@ -13,6 +13,7 @@ from ..state import Ctx
 from .block import Block, Site
 from .cosine import Cosine
 from .kernels.softmax import shared_attention
+from .projection import whole
 
 __all__ = ["StateRead", "StateReader"]
 
@@ -22,14 +23,16 @@ class StateReader(nn.Module):
 
     def __init__(self, dim: int, heads: int, kv_heads: int, width: int, cosine: bool, scale: float):
         super().__init__()
-        self.heads, self.kv_heads, self.scale = heads, kv_heads, scale
+        self.heads, self.kv_heads, self.width, self.scale = heads, kv_heads, width, scale
         self.to_q = nn.Linear(dim, heads * width, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * kv_heads * width, bias=False)
+        self.key_value = nn.Linear(dim, 2 * kv_heads * width, bias=False)
         self.cosine = Cosine(width) if cosine else None
 
     def forward(self, x: Float[Tensor, "b n d"], states: Float[Tensor, "b s d"]) -> Float[Tensor, "b n _"]:
-        q = rearrange(self.to_q(x), "b n (h k) -> b h n k", h=self.heads)
-        k, v = rearrange(self.to_kv(states), "b s (two h k) -> two b h s k", two=2, h=self.kv_heads).unbind(0)
+        q = whole(self.to_q(x), self.heads * self.width, "state_read")
+        both = whole(self.key_value(states), 2 * self.kv_heads * self.width, "state_read")
+        q = rearrange(q, "b n (h k) -> b h n k", h=self.heads)
+        k, v = rearrange(both, "b s (h two k) -> two b h s k", two=2, h=self.kv_heads).unbind(0)
         if self.cosine is not None:
             q, k = self.cosine(q, k)
         return rearrange(shared_attention(q, k, v, scale=self.scale), "b h n k -> b n (h k)")

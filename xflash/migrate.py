@@ -1,0 +1,70 @@
+"""What older versions wrote, read as this one would have written it: a table for configs, and one for weights."""
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .layers.projection import group_rows
+from .shapes import Tensor
+
+__all__ = ["ARGUMENTS", "FORMAT", "WEIGHTS", "Argument", "Weight", "read_arguments", "read_weights"]
+
+# Of configs: 1 is that of xflash 0.1.0, which don't say so.
+FORMAT = 2
+
+
+class Argument(NamedTuple):
+    """An argument in configs older than format `since`, and the arguments that say the same now."""
+
+    since: int
+    name: str
+    says: Callable[[Any], Mapping[str, Any]]
+
+
+class Weight(NamedTuple):
+    """A submodule that has another name now, since its weight's rows lie otherwise; `rows` gives them from the old."""
+
+    old: str
+    new: str
+    rows: Callable[[Any, Tensor], Tensor]
+
+
+def keys_values(module: Any, weight: Tensor) -> Tensor:
+    """From [keys of all heads | values of all heads]."""
+    return group_rows(weight.chunk(2), module.kv_heads)
+
+
+def queries_keys_values(module: Any, weight: Tensor) -> Tensor:
+    """From [queries of all heads | keys of all heads | values of all heads]."""
+    heads = (module.heads, module.kv_heads, module.kv_heads)
+    width = weight.shape[0] // sum(heads)
+    return group_rows(weight.split([h * width for h in heads]), module.kv_heads)
+
+
+ARGUMENTS: tuple[Argument, ...] = ()
+# A name is never used again for other rows: which of the two a file has, its names alone must say.
+WEIGHTS: tuple[Weight, ...] = (
+    Weight("to_qkv", "query_key_value", queries_keys_values),
+    Weight("to_kv", "key_value", keys_values),
+    Weight("state_to_kv", "state_key_value", keys_values),
+)
+
+
+def read_arguments(given: Mapping[str, Any], written: int) -> dict[str, Any]:
+    """The arguments of a module from its part of a config of format `written`."""
+    now: dict[str, Any] = {}
+    moved = {argument.name: argument.says for argument in ARGUMENTS if written < argument.since}
+    for name, value in given.items():
+        now |= moved[name](value) if name in moved else {name: value}
+    return now
+
+
+def read_weights(root: nn.Module, weights: MutableMapping[str, Tensor], prefix: str = "") -> None:
+    """Puts weights of `root`, under their old names behind `prefix`, where they belong now; in place."""
+    for path, module in root.named_modules(remove_duplicate=False):
+        at = f"{prefix}{path}." if path else prefix
+        for moved in WEIGHTS:
+            if moved.new in module._modules and f"{at}{moved.old}.weight" in weights:
+                old = weights.pop(f"{at}{moved.old}.weight")
+                weights[f"{at}{moved.new}.weight"] = moved.rows(module, old)
