@@ -1,6 +1,6 @@
 """xflash: GAU, FLASH, softmax attention and others, composed from keyword flags."""
 
-from .configurable import from_config, load, save
+from .configurable import from_config
 from .layers.attention import Attention
 from .layers.block import Block, Site
 from .layers.block_attention import BlockAttention
@@ -12,6 +12,7 @@ from .layers.gau import GatedAttention
 from .layers.recurrent import Recurrent
 from .registry import activations, blocks, norms, positions, residuals
 from .sampling import min_p, top_a, top_k, top_p
+from .saving import load, save
 from .stack import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from .state import may_be_loaded
 from .wrappers.autoregressive import AutoregressiveWrapper

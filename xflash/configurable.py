@@ -1,13 +1,11 @@
-"""Modules that know how they were built: to_config / from_config, save / load."""
+"""Modules that know how they were built: to_config / from_config."""
 
 import functools
 import inspect
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import torch
 from torch import nn
 
 from .flags import from_json, to_json
@@ -15,7 +13,7 @@ from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
 from .registry import nearest
 
-__all__ = ["Configurable", "from_config", "load", "save"]
+__all__ = ["CLASSES", "Configurable", "from_config", "kind"]
 
 C = TypeVar("C", bound="Configurable")
 
@@ -35,17 +33,17 @@ class Configurable(nn.Module):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        CLASSES[cls.__name__] = cls
+        if not is_torchs(cls):
+            CLASSES[cls.__name__] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
 
     def to_config(self) -> dict[str, Any]:
-        """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
         return {"format": FORMAT, **self.described()}
 
     def described(self) -> dict[str, Any]:
         """The class and its arguments."""
-        return {"class": type(self).__name__, **{k: encode(k, v) for k, v in self.arguments.items()}}
+        return {"class": kind(self).__name__, **{k: encode(k, v) for k, v in self.arguments.items()}}
 
     @classmethod
     def from_config(cls: type[C], config: Mapping[str, Any]) -> C:
@@ -56,7 +54,9 @@ class Configurable(nn.Module):
         return built
 
     def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors into `folder`."""
+        """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""
+        from .saving import save
+
         save(self, folder)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -85,6 +85,16 @@ class Configurable(nn.Module):
             module.compile_piece(*args, **options)
         if not inside:
             super().compile(*args, **options)
+
+
+def is_torchs(cls: type) -> bool:
+    """Whether a class was made by PyTorch of another one, which it stands before: `fully_shard` does so."""
+    return cls.__module__.startswith("torch.distributed.")
+
+
+def kind(module: nn.Module) -> type:
+    """The class that a module was built as."""
+    return next(cls for cls in type(module).__mro__ if not is_torchs(cls))
 
 
 def recording(init):
@@ -149,32 +159,3 @@ def decode(value: Any, written: int) -> Any:
     if isinstance(value, Mapping) and isinstance(value.get("class"), str):
         return built(value, written)
     return from_json(value)
-
-
-def save(model: Configurable, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, tied weights once, to `folder`, made if needed; no file."""
-    from safetensors.torch import save_model
-
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; save() writes a folder with config.json and model.safetensors in it")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(model.to_config(), indent=2) + "\n")
-    save_model(model, str(folder / "model.safetensors"))
-
-
-def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
-    """The model that `save` wrote into `folder`, its weights in their dtype; ValueError when files are missing."""
-    from safetensors.torch import load_file, load_model
-
-    folder = Path(folder)
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder} has no {file}; give the folder that save() wrote")
-    model = from_config(json.loads((folder / "config.json").read_text())).to(device)
-    weights = load_file(str(folder / "model.safetensors"))
-    kept = {t.dtype for t in weights.values() if t.is_floating_point()}
-    if len(kept) == 1:
-        model = model.to(kept.pop())
-    load_model(model, str(folder / "model.safetensors"), device=str(device))
-    return model

