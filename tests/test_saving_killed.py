@@ -1,0 +1,26 @@
+"""Writers that are killed, by themselves and beside others, leave one of the models, whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("killing.py")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the script copies its process")
+@pytest.mark.parametrize("kills", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_writer_leaves_a_whole_model(kills):
+    """What it finds is looked at in the script; here, that writers were killed at work and both models were found."""
+    command = [sys.executable, SCRIPT, "--kills", str(kills), "--seed", str(kills)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    found = json.loads(run.stdout)
+    assert {sum(counts.values()) - counts["left behind"] for counts in found.values()} == {kills, kills // 5}
+    for case in ("one writer", "two writers"):
+        assert found[case]["left behind"] > kills / 10
+    for case in ("one writer", "two writers", "full disk"):
+        assert min(found[case]["one"], found[case]["two"]) > 0
