@@ -12,10 +12,10 @@ SCRIPT = Path(__file__).with_name("killing.py")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script copies its process")
-@pytest.mark.parametrize("kills", [50, pytest.param(200, marks=pytest.mark.slow)])
-def test_a_killed_writer_leaves_a_whole_model(kills):
+def test_a_killed_writer_leaves_a_whole_model():
     """What it finds is looked at in the script; here, that writers were killed at work and both models were found."""
-    command = [sys.executable, SCRIPT, "--kills", str(kills), "--seed", str(kills)]
+    kills = 50
+    command = [sys.executable, SCRIPT, "--kills", str(kills)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert not run.returncode, run.stderr
     found = json.loads(run.stdout)
