@@ -39,6 +39,7 @@ class Configurable(nn.Module):
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
 
     def to_config(self) -> dict[str, Any]:
+        """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
         return {"format": FORMAT, **self.described()}
 
     def described(self) -> dict[str, Any]:

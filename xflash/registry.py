@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -21,7 +22,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 class Registry(Mapping[str, Any]):
     """A mapping from a name to a class that classes enter by decoration (activations: to a function).
 
-    The module that defines the base of a registry's classes names it as `base`.
+    The module that defines the base of a registry's classes names it as `base`. `origins` has the modules that
+    registered: a name is known once that was imported.
     """
 
     base: type | None = None
@@ -29,6 +31,7 @@ class Registry(Mapping[str, Any]):
     def __init__(self, kind: str):
         self.kind = kind
         self._parts: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Class decorator; raises ValueError when the name is no identifier or belongs to another class.
@@ -37,6 +40,7 @@ class Registry(Mapping[str, Any]):
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"a {self.kind} needs a name that is an identifier, not {name!r}")
+        origin = sys._getframe(1).f_globals.get("__name__", "")
 
         def enter(part: T) -> T:
             self.check(name, part)
@@ -45,6 +49,7 @@ class Registry(Mapping[str, Any]):
             if present is not None and getattr(present, "__qualname__", "") != getattr(part, "__qualname__", ""):
                 raise ValueError(f"the {self.kind} {name!r} is already registered, by {present.__qualname__}")
             self._parts[name] = part
+            self.origins[name] = origin
             return part
 
         return enter

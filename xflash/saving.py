@@ -12,6 +12,7 @@ from torch import nn
 
 from .configurable import CLASSES, Configurable, from_config, kind
 from .files import replacing
+from .migrate import read_weights
 from .registry import activations, blocks, norms, positions, residuals
 from .weights import blueprint, check_model, entries, fill_ties, gathered, misfit, on_one_rank, plain
 
@@ -49,9 +50,10 @@ def save(model: Configurable, folder: str | Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; save() writes a folder with {COPY} and {WEIGHTS} in it")
     config = model.to_config()
-    check_model(model, blueprint(config))
+    built = blueprint(config)
+    check_model(model, built)
     weights, mesh = gathered(entries(model))
-    saved = Saved(config, own_parts(config), other_buffers(model))
+    saved = Saved(config, own_parts(config), other_buffers(model, built))
     on_one_rank(mesh, lambda: write(folder, weights, saved))
 
 
@@ -66,29 +68,28 @@ def as_configurable(model: Any) -> Configurable:
 
 
 def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
-    """The parts and classes with a name that the config has somewhere and that are not xflash's, by their modules."""
+    """The module of each part that is not xflash's own and has a name that occurs in the config."""
     words = set(re.findall(r"\w+", json.dumps(config)))
-    return {name: part.__module__ for name, part in known_parts().items() if name in words and not is_ours(part)}
+    return {name: module for name, module in origins().items() if name in words and not is_ours(module)}
 
 
-def known_parts() -> dict[str, Any]:
-    """All that a config can name: registered parts and classes, as 'plus'."""
-    return {
-        name: part
-        for known in (blocks, norms, positions, residuals, activations, CLASSES)
-        for name, part in known.items()
-    }
+def origins() -> dict[str, str]:
+    """The module of each part that a config can name: registered ones, and classes."""
+    found = {name: cls.__module__ for name, cls in CLASSES.items()}
+    for registry in (blocks, norms, positions, residuals, activations):
+        found |= registry.origins
+    return found
 
 
-def is_ours(part: Any) -> bool:
-    return str(getattr(part, "__module__", None)).split(".")[0] == __package__
+def is_ours(module: str) -> bool:
+    return module.split(".")[0] == __package__
 
 
-def other_buffers(model: nn.Module) -> dict[str, str]:
+def other_buffers(model: nn.Module, built: nn.Module) -> dict[str, str]:
     """The dtypes of the buffers of floats that a state dict leaves out, by name."""
-    kept = entries(model)
-    buffers = {plain(name): value for name, value in model.named_buffers() if value.is_floating_point()}
-    return {name: str(value.dtype).split(".")[1] for name, value in buffers.items() if name not in kept}
+    kept, buffers = entries(model), {plain(name): value for name, value in model.named_buffers()}
+    names = [name for name, _ in built.named_buffers() if name not in kept and name in buffers]
+    return {name: str(buffers[name].dtype).split(".")[1] for name in names if buffers[name].is_floating_point()}
 
 
 def write(folder: Path, weights: dict[str, torch.Tensor], saved: Saved) -> None:
@@ -109,6 +110,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     """The model that `save` wrote into `folder`, each weight in its dtype; ValueError names the file that is wrong."""
     folder = Path(folder)
     file = folder / WEIGHTS
+    check_device(device)
     if not file.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; give the folder that save() wrote")
     weights, saved = read(file)
@@ -117,9 +119,20 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     model = built(config, saved.parts, source).to(device)
     try:
         fill(model, weights, saved.buffers)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"{file} does not fit the {kind(model).__name__} that its config builds: {error}") from None
     return model
+
+
+def check_device(device: Any) -> None:
+    """ValueError for a device that is not there, or holds no values."""
+    try:
+        if not torch.empty(0, device=device).is_meta:
+            return
+        reason = "it holds no values"
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+    raise ValueError(f"load() cannot put weights on the device {device!r}: {reason}")
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:
@@ -138,7 +151,9 @@ def read_copy(folder: Path) -> Any:
     """The config of a folder of version 0.1.0, which has it in config.json only."""
     file = folder / COPY
     if not file.is_file():
-        raise ValueError(f"{folder} has no {COPY}, and {WEIGHTS} no config in its header; give the folder save() wrote")
+        raise ValueError(
+            f"{folder} has no {COPY}, and {WEIGHTS} no config in its header; give the folder that save() wrote"
+        )
     try:
         return json.loads(file.read_text())
     except ValueError as error:
@@ -151,15 +166,16 @@ def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:
         with torch.device("cpu"):
             return from_config(config)
     except (TypeError, ValueError) as error:
-        unknown = [f"{name!r} of the module {module!r}" for name, module in parts.items() if name not in known_parts()]
-        if unknown:
-            raise ValueError(f"{source} needs {', '.join(unknown)}, to be imported before load()") from error
+        known = origins()
+        if unknown := [f"{name!r}, of {module}" for name, module in parts.items() if name not in known]:
+            raise ValueError(f"{source} needs {' and '.join(unknown)}, to be imported before load()") from error
         raise type(error)(f"{source}: {error}") from error
 
 
 def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None) -> None:
     """Puts the weights into the model, whose tensors take their dtypes; ValueError when they don't fit."""
-    places = entries(model)
+    places, weights = entries(model), dict(weights)
+    read_weights(model, weights)
     weights = fill_ties(weights, places)
     if reason := misfit(weights, places):
         raise ValueError(reason)

@@ -226,12 +226,24 @@ def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str,
     return build(blocks[spec.name].Config, given, where=f" in the layout entry {layout_text([spec])!r}")
 
 
-def check_every(flags: Iterable[str]) -> None:
+def check_every(flags: Mapping[str, Any]) -> None:
     """TypeError for a flag that no stack has, before anything that is missing is asked for."""
     known = [*known_flags(), *ALIASES]
     for name in flags:
         if name not in known:
+            check_parts(flags)
             raise TypeError(f"unknown flag {name!r}{meant(name, known)}")
+
+
+def check_parts(flags: Mapping[str, Any]) -> None:
+    """ValueError for a part that is not registered: nobody knows its flags."""
+    for name in ("layers", "custom_layers"):
+        if isinstance(flags.get(name), (str, tuple)):
+            parse_layout(flags[name])
+    for name, registry in (("norm", norms), ("residual", residuals), ("pos", positions)):
+        chosen = flags.get(name)
+        for part in names(chosen) if isinstance(chosen, (str, tuple)) else ():
+            registry[part]
 
 
 def meant(name: str, known: Sequence[str]) -> str:

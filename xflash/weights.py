@@ -37,14 +37,14 @@ def blueprint(config: Mapping[str, Any]) -> Configurable:
 
 
 def check_model(model: Configurable, built: Configurable) -> None:
-    """ValueError unless the modules and weights of a model are those that its config builds, as plain tensors."""
+    """ValueError unless the modules and weights of a model are those that its config builds, in plain tensors."""
     found, wanted = entries(model), entries(built)
-    reason = strange_module(model, built) or misfit(found, wanted) or strange_tensor(found) or untied(found, wanted)
-    if reason:
+    if reason := strange_module(model, built) or misfit(found, wanted) or untied(found, wanted):
         raise ValueError(
-            f"this {kind(model).__name__} is not what its config builds: {reason}; "
-            "torch.save keeps the state_dict() of such a model"
+            f"this {kind(model).__name__} is not what its config builds: {reason}; torch.save keeps its state_dict()"
         )
+    if reason := strange_tensor(found):
+        raise ValueError(f"this {kind(model).__name__} cannot be saved: {reason}")
 
 
 def strange_module(model: nn.Module, built: nn.Module) -> str:
@@ -54,7 +54,7 @@ def strange_module(model: nn.Module, built: nn.Module) -> str:
         module = found.get(name)
         if module is None:
             return f"it has no module {name!r}"
-        (ours, flags), (theirs, built_flags) = described(module), described(wanted)
+        (ours, flags), (theirs, built_flags) = nature(module), nature(wanted)
         if ours != theirs:
             return f"{name!r} is a {ours}, not a {theirs}"
         if flags != built_flags:
@@ -62,7 +62,7 @@ def strange_module(model: nn.Module, built: nn.Module) -> str:
     return ""
 
 
-def described(module: nn.Module) -> tuple[str, Any]:
+def nature(module: nn.Module) -> tuple[str, Any]:
     """The class of a module by name, for a notebook cell that is run again makes it anew; and the flags it has."""
     cls, config = kind(module), getattr(module, "config", None)
     if isinstance(module, Configurable):
@@ -103,12 +103,12 @@ def numbers(value: torch.Tensor) -> Any:
 
 
 def strange_tensor(found: Mapping[str, torch.Tensor]) -> str:
-    """The first tensor whose values a file cannot hold, or ''; shards are gathered."""
+    """The first tensor whose values a file does not hold, or ''; those of shards are gathered."""
     for name, value in found.items():
         if not is_plain(value) and not is_shard(value):
             return f"{name!r} is a {type(value).__name__}, not a plain tensor"
         if value.layout is not torch.strided or value.dtype == torch.complex128:
-            return f"{name!r} is {value.dtype} in {value.layout}, which a file of safetensors does not hold"
+            return f"{name!r} is {value.dtype} in {value.layout}, which safetensors does not know"
         if value.is_meta:
             return f"{name!r} is on the device 'meta' and has no values"
     return ""
@@ -119,8 +119,9 @@ def untied(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
     ours, theirs = firsts(found), firsts(wanted)
     for name in wanted:
         if ours[name] != theirs[name]:
-            tied, said = (ours[name], "one tensor, not two") if ours[name] != name else (theirs[name], "two, not one")
-            return f"{tied!r} and {name!r} are {said}"
+            if ours[name] != name:
+                return f"{ours[name]!r} and {name!r} are one tensor, not two"
+            return f"{theirs[name]!r} and {name!r} are two tensors, not one"
     return ""
 
 
