@@ -10,6 +10,7 @@ from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Site
 from .context import Context, TakesContext, context_mask, source
+from .masks import sight
 from .multi_head import MultiHead, split_heads
 
 __all__ = ["CrossAttention"]
@@ -41,7 +42,7 @@ class CrossAttention(TakesContext, MultiHead):
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
         held = self.held(*self.keys_and_values(source(ctx)), ctx) if state is None else state
         q = self.toward(self.normed(split_heads(self.to_q(x), self.heads), "q"), held, ctx)
-        y = self.read(q, held.k, held.v, context_mask(held), may_be_blind=True, maps=ctx.maps, over_tokens=False)
+        y = self.read(q, held.k, held.v, sight(context_mask(held)), maps=ctx.maps, over_tokens=False)
         return self.joined(y, x), held if ctx.keep_state else None
 
     def keys_and_values(self, context: Float[Tensor, "b c _"]) -> tuple[Float[Tensor, "b h c k"], Tensor]:
