@@ -26,6 +26,7 @@ class CrossAttention(TakesContext, MultiHead):
     """
 
     kind = "cross_attn"
+    reading = ("to_kv", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
