@@ -26,7 +26,7 @@ class CrossAttention(TakesContext, MultiHead):
     """
 
     kind = "cross_attn"
-    reading = ("to_kv", "k_gain")
+    reading = ("key_value", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
