@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import nn
 
 from .shapes import Bool, Int, Tensor
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_switch",
     "check_switches",
     "given",
+    "main_weight",
 ]
 
 
@@ -47,6 +49,15 @@ def check_dtype(what: str, name: str, found: torch.dtype, model: torch.dtype) ->
     """TypeError for a tensor called `name` of another dtype than the model's; `what` begins the sentence."""
     if found != model:
         raise TypeError(f"{what} {found}, but the model is {model}; give {name}.to({model})")
+
+
+def main_weight(module: nn.Module) -> Tensor | None:
+    """The largest floating-point parameter, whose dtype and device are the model's; None without any.
+
+    Which modules hold it does not matter: a projection may be quantised, or have another one inside.
+    """
+    weights = (p for p in module.parameters() if p.is_floating_point())
+    return max(weights, key=Tensor.numel, default=None)
 
 
 def check_share(name: str, value: Any) -> None:

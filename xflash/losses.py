@@ -1,5 +1,6 @@
 """What a language model is trained towards: the targets of a row of tokens, and the loss on them."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from .layers.kernels.operators import as_autocast, operators_work, transformed
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
-__all__ = ["check_targets", "loss_in_chunks", "next_token_loss", "next_tokens", "summed_loss"]
+__all__ = ["check_targets", "loss_in_chunks", "next_token_loss", "next_tokens", "summed_loss", "unseen_targets"]
 
 
 def next_tokens(
@@ -37,6 +38,36 @@ def next_tokens(
         if doc_ids is not None:
             ours = ours & (F.pad(doc_ids, (0, 1)).gather(1, following) == doc_ids[:, :-1])
     return targets if ours is None else targets.masked_fill(~ours, ignore_index)
+
+
+def unseen_targets(
+    targets: Int[Tensor, "b n"],
+    mask: Bool[Tensor, "b n"] | None,
+    beside: Mapping[str, Any],
+    ignore_index: int = -100,
+) -> Int[Tensor, "b n"]:
+    """The next tokens of a call's n tokens, `ignore_index` for those that its prefix shows to every token of it.
+
+    beside: what the model is given beside its tokens; a prefix counts real tokens, embeddings in front included.
+    """
+    b, n = targets.shape
+    prefix = beside.get("prefix_attn_len")
+    if not isinstance(prefix, int) and getattr(prefix, "shape", None) != (b,):
+        return targets  # there is none, or the model refuses it
+    prefix = prefix[:, None].to(targets.device) if isinstance(prefix, torch.Tensor) else prefix
+    read = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)
+    # What follows the last real token is not among those that the call is given.
+    shown = (read < read[:, -1:]) & (read + in_front(beside) < prefix)
+    return targets.masked_fill(shown, ignore_index)
+
+
+def in_front(beside: Mapping[str, Any]) -> Int[Tensor, "b 1"] | int:
+    """How many real embeddings stand in front of the tokens of a call."""
+    front, real = (beside.get(name) for name in ("prepend_embeds", "prepend_mask"))
+    if not isinstance(front, torch.Tensor) or front.dim() != 3:
+        return 0
+    counts = isinstance(real, torch.Tensor) and real.shape == front.shape[:2]
+    return real.long().sum(1, keepdim=True) if counts else front.shape[1]
 
 
 def next_token_loss(

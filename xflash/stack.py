@@ -14,6 +14,7 @@ from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.embeddings import MemoryTokens
 from .layers.positions import Position, Relative
+from .layers.reaching import reaching
 from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
@@ -191,9 +192,9 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         if plan is not None:
             x = pack(x, plan)
         memory = 0
-        if self.memory_tokens is not None and state is None:
-            memory = len(self.memory_tokens)
-            x = self.memory_tokens(x)
+        if self.memory_tokens is not None:
+            memory = len(self.memory_tokens) if state is None else 0
+            x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
         new = None if plan is None else plan.new + memory
         fields = beside.fields(plan, memory, x.device)
         y, new_state = self.packed(x, state, new, fields, keep_state, maps)

@@ -3,9 +3,8 @@
 from typing import Any, cast
 
 import torch
-from torch import nn
 
-from .checks import check_dtype
+from .checks import check_dtype, main_weight
 from .layers.block import Block
 from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Float, Tensor
@@ -69,10 +68,10 @@ class Stepping:
 
     def check_dtypes(self, x: Tensor, state: StackState | None, context: Tensor | None) -> None:
         """TypeError for tensors of another dtype than that of the stack's weights; under autocast all will do."""
-        weights = [m.weight for block in self.blocks() for m in block.modules() if isinstance(m, nn.Linear)]
-        if not weights or torch.is_autocast_enabled(x.device.type):
+        weight = main_weight(cast(Any, self))
+        if weight is None or torch.is_autocast_enabled(x.device.type):
             return
-        model = weights[0].dtype
+        model = weight.dtype
         check_dtype("x is", "x", x.dtype, model)
         if context is not None:
             check_dtype("the context is", "context", context.dtype, model)

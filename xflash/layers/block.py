@@ -103,6 +103,13 @@ class Block(nn.Module, ABC):
         """What of its state a row keeps when it starts anew: nothing, or the context it attends to."""
         return None
 
+    def optional(self, state: Any) -> tuple[str, ...]:
+        """How the names of parameters begin that a call behind `state` may do without, whatever the reason.
+
+        They get gradients of zeros then, not None: processes that train together wait for each other's.
+        """
+        return ()
+
     def refuses_step(self) -> str:
         """Why the block cannot be stepped (settings that reproduce a peer and break the chunk law), or ''."""
         return ""

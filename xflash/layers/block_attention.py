@@ -96,6 +96,10 @@ class BlockAttention(Block):
     def bias_heads(self) -> int:
         return self.heads
 
+    def optional(self, state: Any) -> tuple[str, ...]:
+        # A block has to be full before it is compressed.
+        return ("compressor",) if self.compressor is not None else ()
+
     def blank(self, batch: int, like: Tensor) -> Any:
         """The state of rows that have seen nothing, in the dtype and on the device of `like`."""
         k = like.new_zeros(batch, self.config.block_width, self.kv_heads * self.config.dim_head)

@@ -13,6 +13,7 @@ from ..shapes import Float, Tensor
 from ..state import BranchState, Ctx
 from .block import Block
 from .norms import Norm
+from .reaching import reaching
 from .residuals import Residual
 from .shift import TokenShift
 
@@ -57,7 +58,10 @@ class Branch(nn.Module):
         y = x if self.before is None else self.before(x)
         if self.shift is not None:
             y, last = self.shift(y, ctx, last)
+        before = inner
         y, inner = update_of(self.block, self.block(y, ctx, inner), x)
+        if names := self.block.optional(before):
+            y = reaching(y, (p for name, p in self.block.named_parameters() if name.startswith(names)))
         if self.after is not None:
             y = self.after(y)
         if self.dropout and self.training:

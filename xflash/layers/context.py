@@ -1,6 +1,6 @@
 """What blocks that attend to a context carry on: its keys and values, computed once."""
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..shapes import Bool, Float, Tensor
 from ..state import Ctx
@@ -31,12 +31,17 @@ class TakesContext(Block):
     positions = frozenset({"rotary"})
     takes_context = True
     mixes_tokens = False
+    # How the names of the parameters begin that read the context, in the first call only.
+    reading: ClassVar[tuple[str, ...]]
 
     def context_width(self) -> int:
         return self.config.dim_context or self.site.dim
 
     def kept_on_reset(self, state: Context | None) -> Context | None:
         return state
+
+    def optional(self, state: Context | None) -> tuple[str, ...]:
+        return () if state is None else self.reading
 
     def held(self, k: Tensor, v: Tensor, ctx: Ctx) -> Context:
         """Keys and values of the context of this call, the keys turned where `context_pos` says where they stand."""

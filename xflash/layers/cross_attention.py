@@ -27,6 +27,7 @@ class CrossAttention(TakesContext, MultiHead):
     """
 
     kind = "cross_attn"
+    reading = ("key_value", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):

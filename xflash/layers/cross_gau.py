@@ -31,6 +31,7 @@ class CrossGatedAttention(TakesContext, GatedUnit):
     """
 
     kind = "cross_gau"
+    reading = ("to_source",)
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GatedUnit.Config):

@@ -77,8 +77,9 @@ def describe(kind: str, config: Any, site: Site) -> str:
 
 def outline(layer: nn.Module) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """The names of a layer's parameters, and the names and types of its modules, in order."""
-    kinds = tuple((name, type(module).__qualname__) for name, module in layer.named_modules())
-    return tuple(name for name, _ in layer.named_parameters()), kinds
+    kinds = ((name, type(module)) for name, module in layer.named_modules())
+    shown = tuple((name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in kinds)
+    return tuple(name for name, _ in layer.named_parameters()), shown
 
 
 def as_built(layer: Any) -> bool:
@@ -86,7 +87,7 @@ def as_built(layer: Any) -> bool:
     `renew` of its own, nothing in it replaced, parametrized or hooked."""
     if layer.outline != outline(layer):
         return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules())
+    return not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in layer.modules())
 
 
 def renewing(layer: Any) -> dict[str, nn.Parameter]:

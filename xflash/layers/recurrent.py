@@ -142,6 +142,10 @@ class Recurrent(BlockAttention):
         # A subclass that is registered under another name has none.
         self.outline = outline(self) if type(self) is blocks[self.kind] else None
 
+    def optional(self, state: Any) -> tuple[str, ...]:
+        # What the last full block of a text writes is read by nobody.
+        return (*super().optional(state), "start", *self.renewing)
+
     def blank(self, batch: int, like: Tensor) -> RecurrentState:
         vectors = like.new_zeros(batch, *self.start.shape, dtype=torch.promote_types(like.dtype, torch.float32))
         writes = torch.zeros(batch, dtype=torch.long, device=like.device)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..configurable import Configurable
 from ..door import as_mask
-from ..losses import check_targets, loss_in_chunks, next_token_loss, next_tokens
+from ..losses import check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
 from ..sampling import Draw, describe, seen_tokens
 from ..shapes import Bool, Float, Int, Tensor
 from .beam import beam_search
@@ -16,6 +16,7 @@ from .decoding import (
     Prompts,
     advance,
     begin,
+    check_causal,
     check_eos,
     check_every,
     check_gives_logits,
@@ -40,7 +41,8 @@ class AutoregressiveWrapper(Configurable):
     pad_value: what generated rows hold behind their end token.
     loss_chunk: the loss is computed from the logits of so many tokens at a time, which are made again for their
     gradients, so that those of the whole batch never exist (None: they do, which is faster where they are small).
-    Raises TypeError when `net` is no module and ValueError when it is not causal.
+    Raises TypeError when `net` is no module and ValueError when it is not causal; one of your own that says nothing of
+    `causal` is believed, unless all stacks in it are bidirectional.
     """
 
     gives = "a loss of token ids"
@@ -51,8 +53,7 @@ class AutoregressiveWrapper(Configurable):
         pooled: Any = getattr(net, "pooled", None)
         if pooled is not None:
             raise ValueError(f"{type(net).__name__} pools its outputs ({pooled.kind}=True): it predicts no next token")
-        if not getattr(net, "causal", True):
-            raise ValueError(f"{type(net).__name__} is bidirectional, so it sees what it is to predict: use a Decoder")
+        check_causal(net)
         self.net = net
         for name, value in (("ignore_index", ignore_index), ("pad_value", pad_value)):
             if isinstance(value, bool) or not isinstance(value, int):
@@ -78,8 +79,9 @@ class AutoregressiveWrapper(Configurable):
         """The mean loss of predicting each row's next real token, and with `return_outputs` all their logits too.
 
         `net` is given the first n - 1 tokens. A token is a target when it and the token before it are real (`mask`,
-        or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, and both
-        are of one document (a run of equal `doc_ids`). Without any target the loss is 0. Everything else goes to `net`,
+        or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, both are
+        of one document (a run of equal `doc_ids`), and no prefix shows it (`prefix_attn_len`). Without any target the
+        loss is 0. Everything else goes to `net`,
         `embed_ids` and `attn_mask`, which are of all n tokens, without the last.
         """
         x = token_ids("x", x)
@@ -104,6 +106,7 @@ class AutoregressiveWrapper(Configurable):
         if doc_ids is not None:
             kwargs["doc_ids"] = doc_ids[:, :-1]
         targets = next_tokens(labels, mask, doc_ids, self.ignore_index)
+        targets = unseen_targets(targets, kwargs.get("mask"), kwargs, self.ignore_index)
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
         if self.loss_chunk is not None and not return_outputs:
             y = self.net(inputs, **kwargs, return_embeddings=True)[:, 1 - n :]

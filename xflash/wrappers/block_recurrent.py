@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..checks import check_count, check_share, check_switches, given
+from ..checks import check_count, check_share, check_switches, given, main_weight
 from ..configurable import Configurable
 from ..door import as_mask
 from ..layers.block_attention import BlockAttention
@@ -209,7 +209,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
 
     def check_dtype(self, state: StackState) -> None:
         """ValueError for memories of another dtype than the model's, but under autocast, which casts them."""
-        wanted = self.embedding.token_emb.weight
+        wanted = self.like()
         # The first layer is one of attention, with state vectors or without.
         held = state.branches[0].block
         found = (held.window if isinstance(held, RecurrentState) else held).open_k
@@ -217,6 +217,11 @@ class BlockRecurrentTransformer(TransformerWrapper):
             raise ValueError(
                 f"xl_memories are {found.dtype}, but the model is {wanted.dtype}: cast them with memories.state.to"
             )
+
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of what the model computes."""
+        weight = main_weight(self)
+        return torch.empty(0) if weight is None else weight
 
     def with_vectors(self, before: RecurrentState, vectors: Tensor | None) -> RecurrentState:
         """The state of a recurrent layer with other state vectors; None: the learned ones it starts with."""
@@ -234,11 +239,11 @@ class BlockRecurrentTransformer(TransformerWrapper):
 
     def without_memories(self, batch: int) -> ModelState:
         """A state that has seen nothing."""
-        parameter = self.embedding.token_emb.weight
+        like = self.like()
         branches = []
         for i in self.attn_layers.order:
             block = self.attn_layers.blocks()[i]
-            held = block.blank(batch, parameter) if isinstance(block, BlockAttention) else None
+            held = block.blank(batch, like) if isinstance(block, BlockAttention) else None
             branches.append(BranchState(None, held))
         stack = StackState(self.attn_layers.maker, 0, None, None, tuple(branches))
         return ModelState(stack, 0, None)

@@ -12,12 +12,14 @@ from ..checks import given
 from ..door import as_mask
 from ..sampling import describe, integer
 from ..shapes import Bool, Float, Int, Tensor
+from ..stack import AttentionLayers
 
 __all__ = [
     "Prompts",
     "Recomputed",
     "advance",
     "begin",
+    "check_causal",
     "check_eos",
     "check_every",
     "check_gives_logits",
@@ -184,6 +186,19 @@ def check_gives_logits(net: Any) -> None:
         raise TypeError(f"{wanted}, not a single layer, {name}")
     if getattr(net, "return_only_embed", False) is True:
         raise ValueError(f"{name} has return_only_embed=True: it gives embeddings, and a loss needs logits")
+
+
+def check_causal(net: nn.Module) -> None:
+    """ValueError for a net that sees what it is to predict, as it says itself or as all stacks inside it are."""
+    name, says = type(net).__name__, getattr(net, "causal", None)
+    if says is not None and not says:
+        raise ValueError(f"{name} is bidirectional, so it sees what it is to predict: use a Decoder")
+    stacks = [m for m in net.modules() if isinstance(m, AttentionLayers)] if says is None else []
+    if stacks and not any(stack.causal for stack in stacks):
+        raise ValueError(
+            f"{name} does not say that it is causal, and all stacks in it are bidirectional, so that it would see what "
+            "it is to predict: use a Decoder, or set causal = True on it if it looks back only"
+        )
 
 
 def only_logits(net: Any, out: Any, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:

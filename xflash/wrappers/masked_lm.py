@@ -1,5 +1,6 @@
 """`MaskedLMWrapper`: a bidirectional model is trained to tell tokens that are hidden from it, and fills them in."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -95,13 +96,20 @@ class MaskedLMWrapper(Configurable):
         if self.replace_prob + self.random_token_prob > 1 + 1e-6:
             raise ValueError(f"replace_prob={replace_prob} and random_token_prob={random_token_prob} are more than 1")
         special = {self.mask_token_id, *ignored} | ({self.pad_token_id} if self.pad_token_id is not None else set())
-        ordinary = torch.tensor([token not in special for token in range(self.num_tokens)], device="cpu")
-        if not ordinary.any():
+        if len(special) == self.num_tokens:
             raise ValueError(f"all {self.num_tokens} tokens are special ones: there is none to hide")
-        self.ordinary: Tensor
-        self.words: Tensor
-        self.register_buffer("ordinary", ordinary, persistent=False)
-        self.register_buffer("words", ordinary.nonzero()[:, 0], persistent=False)
+        runs = itertools.groupby(enumerate(sorted(special)), lambda pair: pair[1] - pair[0])
+        found = [[token for _, token in run] for _, run in runs]
+        self.special = [(ids[0], ids[-1] + 1) for ids in found]
+        self.words = self.num_tokens - len(special)
+
+    def ordinary(self, device: torch.device) -> Bool[Tensor, " v"]:
+        """Which tokens are no special ones: made where it is needed, for no checkpoint would fill a buffer of it."""
+        ordinary = torch.ones(self.num_tokens, dtype=torch.bool, device=device)
+        # Runs of ids, and no list of them, which would be a copy that a GPU is waited for.
+        for start, end in self.special:
+            ordinary[start:end] = False
+        return ordinary
 
     def checked_id(self, name: str, token: Any) -> int:
         """A token id; TypeError or ValueError unless it is one of the vocabulary."""
@@ -164,7 +172,7 @@ class MaskedLMWrapper(Configurable):
     ) -> Bool[Tensor, "b n"]:
         """The tokens that the net is to tell."""
         # An id outside the vocabulary is left for the net to refuse.
-        allowed = self.ordinary[x.clamp(0, self.num_tokens - 1)]
+        allowed = self.ordinary(x.device)[x.clamp(0, self.num_tokens - 1)]
         allowed = allowed if mask is None else allowed & mask
         share: Any = self.mask_prob
         if isinstance(share, str):
@@ -180,9 +188,11 @@ class MaskedLMWrapper(Configurable):
         y = x.masked_fill(chosen & (fate < self.replace_prob), self.mask_token_id)
         if not self.random_token_prob:
             return y
-        place = (uniform(x, generator) * len(self.words)).long().clamp(max=len(self.words) - 1)
+        place = (uniform(x, generator) * self.words).long().clamp(max=self.words - 1)
+        # The ordinary token that has `place` ordinary ones before it.
+        drawn = torch.searchsorted(self.ordinary(x.device).cumsum(0), place + 1)
         odd = (fate >= self.replace_prob) & (fate < self.replace_prob + self.random_token_prob)
-        return torch.where(chosen & odd, self.words[place], y)
+        return torch.where(chosen & odd, drawn, y)
 
     def generate(
         self,
@@ -237,7 +247,7 @@ class MaskedLMWrapper(Configurable):
     ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
         """A token for each place, and how sure the net is of it."""
         logits = wide(logits).clone()
-        logits[..., : self.num_tokens].masked_fill_(~self.ordinary[: logits.shape[-1]], -math.inf)
+        logits[..., : self.num_tokens].masked_fill_(~self.ordinary(logits.device)[: logits.shape[-1]], -math.inf)
         logits[..., self.num_tokens :] = -math.inf
         drawn = sample(keep(logits) if warmth > 0 else logits, warmth, generator)
         sure = logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
@@ -253,7 +263,8 @@ class MaskedLMWrapper(Configurable):
         if seq_len is None:
             raise ValueError("generate needs ids, or seq_len: the model has no max_seq_len that would say how many")
         shape = (1 if batch_size is None else integer("batch_size", batch_size, 1), integer("seq_len", seq_len, 1))
-        return torch.full(shape, self.mask_token_id, device=self.ordinary.device)
+        held = next(itertools.chain(self.parameters(), self.buffers()), None)
+        return torch.full(shape, self.mask_token_id, device=None if held is None else held.device)
 
 
 def check_net(net: Any) -> None:

@@ -9,6 +9,7 @@ from ..checks import as_order, as_rows, check_count
 from ..configurable import Configurable
 from ..door import Plan, plan_rows, unpack
 from ..layers.norms import RMSNorm
+from ..layers.reaching import reaching
 from ..pieces import Piecewise, borders
 from ..shapes import Bool, Float, Int, Tensor
 from ..state import StackState, tree_map
@@ -125,6 +126,8 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
                 state = self.reset(state, reset)
         plan = None if mask is None else plan_rows(mask)
         y, state = self.read(x if plan is None else x.gather(1, plan.order), state, plan)
+        # A text may end in its first segment, or begin in an open one.
+        y = reaching(y, (self.memory, self.read_embed, self.write_embed, *self.norm.parameters()))
         return self.net.logits(y if plan is None else unpack(y, plan)), state
 
     def check_state(self, state: Any, batch: int) -> None:

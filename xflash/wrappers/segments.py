@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_count, check_share, check_switch, given
 from ..door import as_mask
-from ..losses import check_targets, next_token_loss, next_tokens
+from ..losses import check_targets, next_token_loss, next_tokens, unseen_targets
 from ..pieces import Piecewise, borders
 from ..shapes import Bool, Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
@@ -108,6 +108,7 @@ def segments_loss(
     checkpointed: nothing inside a segment is kept for its gradients, it is computed again.  kwargs: for the first step.
     """
     b, n = text.inputs.shape
+    text = unseen(text, segment_len, kwargs or {}, ignore_index)
     total: Any = 0.0
     for number, (start, end) in enumerate(borders(n, segment_len, [0])):
         state, here = enter(state, number), slice(start, end)
@@ -125,6 +126,15 @@ def segments_loss(
             loss, state = segment(*given_segment)
         total, state = total + loss, leave(state)
     return total / (text.targets != ignore_index).sum().clamp(min=1), state
+
+
+def unseen(text: Text, segment_len: int, first: Mapping[str, Any], ignore_index: int) -> Text:
+    """A text without the targets that its first segment, read with `first` beside it, shows."""
+    if not first:
+        return text
+    mask = None if text.mask is None else text.mask[:, :segment_len]
+    targets = unseen_targets(text.targets[:, :segment_len], mask, first, ignore_index)
+    return text._replace(targets=torch.cat((targets, text.targets[:, segment_len:]), 1))
 
 
 class SegmentsReader(Piecewise):
@@ -231,10 +241,11 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         """The mean loss of predicting each next real token; with `return_state` the state behind all but x's last too.
 
         The last token of a call is a target only: give it again as the first token of the call that goes on with the
-        state. A token is a target when it and the one before it are real (`mask`) and of one document, and its label
-        (`labels`, x itself unless given) is not `ignore_index`. `reset` names the rows that begin another document
-        with this call, (b,), or with each of its s segments, (b, s): their state is as new, neighbours go on. A
-        document that ends inside a segment is padded up to its end. kwargs: for the first `net.step` (`context=`).
+        state. A token is a target when it and the one before it are real (`mask`) and of one document, its label
+        (`labels`, x itself unless given) is not `ignore_index`, and no prefix shows it. `reset` names the rows that
+        begin another document with this call, (b,), or with each of its s segments, (b, s): their state is as new,
+        neighbours go on. A document that ends inside a segment is padded up to its end. kwargs: for the first
+        `net.step` (`context=`).
         """
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
         net: Any = self.net

@@ -49,7 +49,18 @@ class TokenHead(nn.Module):
         if self.return_only_embed:
             return y
         y = self.features(y)
-        return F.linear(y, self.embedding.token_emb.weight) if self.to_logits is None else self.to_logits(y)
+        return F.linear(y, self.table()) if self.to_logits is None else self.to_logits(y)
+
+    def table(self) -> Float[Tensor, "v d"]:
+        """The token embedding as the weight of the head; TypeError for one that has none."""
+        weight = getattr(self.embedding.token_emb, "weight", None)
+        if isinstance(weight, Tensor):
+            return weight
+        kind = type(self.embedding.token_emb).__name__
+        raise TypeError(
+            f"tie_embedding=True multiplies by the token embedding's weight, but {kind} has no tensor of this name: "
+            "give it one, or the model a head of its own (tie_embedding=False)"
+        )
 
     def head_as_product(
         self, y: Float[Tensor, "b *n d"]
@@ -58,7 +69,7 @@ class TokenHead(nn.Module):
         if self.return_only_embed or type(self).logits is not TokenHead.logits or "logits" in vars(self):
             return None
         if self.to_logits is None:
-            return self.features(y), self.embedding.token_emb.weight, None
+            return self.features(y), self.table(), None
         head = self.to_logits
         if not is_plain(head):
             return None

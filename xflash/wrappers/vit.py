@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, check_dtype, check_share, check_switch, given
+from ..checks import check_count, check_dtype, check_share, check_switch, given, main_weight
 from ..configurable import Configurable
 from ..layers.norms import LayerNorm
 from ..layers.patches import LearnedGrid, PatchEmbedding, SinCosGrid
@@ -103,7 +103,14 @@ class ViTransformerWrapper(Configurable):
 
     def embed(self, img: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
         """The patches as the stack gets them, with their positions."""
-        x = self.patch_emb(img)
+        try:
+            x = self.patch_emb(img)
+        except RuntimeError:
+            # Only then: what the weights look like says little of a model that is sharded or quantised.
+            weight = main_weight(self)
+            if weight is not None and not torch.is_autocast_enabled(img.device.type):
+                check_dtype("the images are", "img", img.dtype, weight.dtype)
+            raise
         if self.pos_emb is not None:
             rows, columns = img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
             x = self.pos_emb(x, rows, columns)
@@ -128,8 +135,6 @@ class ViTransformerWrapper(Configurable):
             raise ValueError(f"images must be {wanted}, not {tuple(img.shape)}")
         if img.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels on their second axis, not {img.shape[1]}")
-        if not torch.is_autocast_enabled(img.device.type):
-            check_dtype("the images are", "img", img.dtype, self.patch_emb.project.weight.dtype)
         grid_of("the image", (img.shape[2], img.shape[3]), self.patch_size)
 
 
