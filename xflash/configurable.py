@@ -4,10 +4,11 @@ import functools
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 
+from .fallback import as_eager, refusable
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
@@ -37,6 +38,9 @@ class Configurable(nn.Module):
             CLASSES[cls.__name__] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
+        for name in ("forward", "step"):
+            if name in cls.__dict__:
+                setattr(cls, name, refusable(cls.__dict__[name]))
 
     def to_config(self) -> dict[str, Any]:
         """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
@@ -86,6 +90,7 @@ class Configurable(nn.Module):
             module.compile_piece(*args, **options)
         if not inside:
             super().compile(*args, **options)
+            self._compiled_call_impl = as_eager(cast(Any, self._compiled_call_impl), self._call_impl)
 
 
 def is_torchs(cls: type) -> bool:

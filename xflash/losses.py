@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .layers.kernels.operators import as_autocast, operators_work, transformed
+from .layers.kernels.operators import as_autocast, gradients_of, operators_work
+from .looks import transformed, within
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
@@ -86,13 +87,13 @@ def loss_in_chunks(
     """`next_token_loss(net.logits(y), targets)` with the logits of `chunk` tokens at a time, made again for gradients.
 
     There is never a tensor (b, n, v); the head is read once more than without. Of a head that is a plain product
-    (`net.head_as_product`, as TransformerWrapper has it) this is one node for torch.compile, whatever the length, which
-    has no second derivatives. ValueError for a target that is not in the vocabulary.
+    (`net.head_as_product`, as TransformerWrapper has it) this is one node for torch.compile, whatever the length; where
+    it is differentiated twice, all logits are kept. ValueError for a target that is not in the vocabulary.
     """
     flat = targets.flatten()
     product = net.head_as_product(y) if hasattr(net, "head_as_product") and operators_work() else None
     if product is not None:
-        check_targets(flat, ignore_index, product[1].shape[0])
+        flat = check_targets(flat, ignore_index, product[1].shape[0])
         features, weight, bias = cast(Any, as_autocast(*product))
         total = summed_loss(rearrange(features, "b n d -> (b n) d"), weight, bias, flat, chunk, ignore_index)
     else:
@@ -110,7 +111,7 @@ def loss_of_piece(
 ) -> Float[Tensor, ""]:
     """The summed loss of some tokens, from logits of their own."""
     logits = net.logits(piece[None])[0]
-    check_targets(wanted, ignore_index, logits.shape[-1])
+    wanted = check_targets(wanted, ignore_index, logits.shape[-1])
     return F.cross_entropy(wide(logits), wanted, ignore_index=ignore_index, reduction="sum")
 
 
@@ -119,6 +120,13 @@ def summed_loss(
     y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
 ) -> Tensor:
     """The summed cross-entropy of the logits y weight^T + bias (t, v) of t tokens, `chunk` of them at a time."""
+    return summed(y, weight, bias, targets, chunk, ignore_index)
+
+
+def summed(
+    y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
+) -> Float[Tensor, ""]:
+    """`summed_loss` by PyTorch's own means."""
     total = y.new_zeros((), dtype=torch.promote_types(y.dtype, torch.float32))
     for piece, wanted in zip(y.split(chunk), targets.split(chunk), strict=True):
         logits = wide(F.linear(piece, weight, bias))
@@ -189,6 +197,12 @@ def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def backward(ctx: Any, grad: Tensor) -> tuple:
     y, weight, bias, targets = ctx.saved_tensors
+    if torch.is_grad_enabled():
+
+        def slow(y, weight, bias):
+            return (summed(y, weight, bias, targets, ctx.chunk, ctx.ignore_index),)
+
+        return *gradients_of(slow, (y, weight, bias), ctx.needs_input_grad[:3], (grad,)), None, None, None
     wanted = ctx.needs_input_grad[:2]
     dy, dweight, dbias = summed_loss_backward(grad, y, weight, bias, targets, ctx.chunk, ctx.ignore_index, *wanted)
     dy, dweight = (found if is_wanted else None for found, is_wanted in zip((dy, dweight), wanted, strict=True))
@@ -198,10 +212,8 @@ def backward(ctx: Any, grad: Tensor) -> tuple:
 summed_loss.register_autograd(backward, setup_context=keep_for_backward)
 
 
-def check_targets(targets: Int[Tensor, "b n"], ignore_index: int, v: int) -> None:
-    """ValueError for a target outside the vocabulary; looked at in eager mode on the CPU only."""
-    if torch.compiler.is_compiling() or targets.device.type != "cpu":
-        return
-    wrong = targets[(targets != ignore_index) & ((targets < 0) | (targets >= v))]
-    if len(wrong):
-        raise ValueError(f"the target {int(wrong[0])} is not in the vocabulary of {v} tokens (0 to {v - 1})")
+def check_targets(targets: Int[Tensor, "*n"], ignore_index: int, v: int) -> Int[Tensor, "*n"]:
+    """The targets; ValueError for one outside the vocabulary, looked at as `within` does."""
+    wanted = targets != ignore_index
+    sentence = "the target {wrong} is not in the vocabulary of {count} tokens (0 to {high})"
+    return torch.where(wanted, within(targets.where(wanted, 0), 0, v - 1, sentence), targets)

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .fallback import as_eager, refusable
+from .looks import has_values
+from .shapes import Int, Tensor
 from .state import TAKEN, Lease, StackState
 
-__all__ = ["CompiledPiece", "Piecewise", "borders", "innermost", "lend", "take_back"]
+__all__ = ["CompiledPiece", "Piecewise", "borders", "fills", "innermost", "lend", "take_back"]
 
 
 def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
@@ -21,6 +24,13 @@ def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
         return list(zip(starts, [*starts[1:], n], strict=True))
     places = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
     return list(itertools.pairwise(sorted(places)))
+
+
+def fills(length: Int[Tensor, " b"], w: int) -> list[int]:
+    """How many tokens rows have, for `borders`; where values cannot be had, any number (pieces of one token)."""
+    if not has_values(length) and not torch.compiler.is_compiling():
+        return list(range(1, w + 1))
+    return length.tolist() or [0]
 
 
 def lend(layers: Any, state: StackState, n: int) -> tuple[StackState, Lease | None]:
@@ -49,10 +59,9 @@ class CompiledPiece:
         def piece(state, *args):
             return module.one_piece(state, *args)
 
-        # Dynamo counts graphs per code object: those of one module are not another's.
-        piece.__code__ = piece.__code__.replace(co_name=type(module).__name__)
         options.setdefault("dynamic", True)
-        self.piece = torch.compile(piece, **options)
+        piece = refusable(piece)
+        self.piece = as_eager(torch.compile(piece, **options), piece)
 
     def __call__(self, state: Any, *args: Any) -> tuple[Any, Any]:
         layers, n = self.module.room(*args)
