@@ -23,12 +23,21 @@ __all__ = [
     "check_switches",
     "given",
     "main_weight",
+    "widened",
 ]
+
+# Of these torch has little more than the names: they are neither compared, nor gathered, nor filled.
+NARROW = frozenset({torch.uint16, torch.uint32, torch.uint64})
 
 
 def given(value: Any) -> str:
     """What an argument is, in a word or two."""
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def widened(ids: Tensor) -> Int[Tensor, "..."]:
+    """Integers in a dtype that torch computes with, as they are unless they are unsigned and wider than a byte."""
+    return ids.long() if ids.dtype in NARROW else ids
 
 
 def check_count(name: str, value: Any) -> None:
@@ -92,12 +101,12 @@ def as_rows(name: str, rows: Any, batch: int | None) -> Bool[Tensor, " b"]:
 
 
 def as_doc_ids(doc_ids: Any, shape: tuple[int, int]) -> Int[Tensor, "b n"]:
-    """`doc_ids` when it is an integer tensor of that shape."""
+    """`doc_ids` when it is an integer tensor of that shape, in a dtype that can be computed with."""
     if not isinstance(doc_ids, torch.Tensor) or doc_ids.is_floating_point() or doc_ids.dtype == torch.bool:
         raise TypeError(f"doc_ids must be an integer tensor of shape {tuple(shape)}, not {given(doc_ids)}")
     if tuple(doc_ids.shape) != tuple(shape):
         raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(shape)}")
-    return doc_ids
+    return widened(doc_ids)
 
 
 def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
@@ -106,16 +115,18 @@ def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
         raise TypeError(f"index must be an integer tensor of rows such as torch.tensor([2, 0, 0]), not {given(index)}")
     if index.dim() != 1:
         raise ValueError(f"index must be of shape (rows,), one entry for each row wanted, not {tuple(index.shape)}")
+    index = index.long()
     if rows is not None:
         index = within(index, 0, rows - 1, "index names row {wrong}, but the state has {count} rows (0 to {high})")
-    return index.long()
+    return index
 
 
 def as_binary(name: str, mask: Tensor) -> Bool[Tensor, "..."]:
     """`mask` as booleans; ValueError for integers other than 0 and 1, looked at as `within` does."""
     if mask.dtype == torch.bool:
         return mask
-    return within(mask, 0, 1, "{name} must be boolean or 0/1 integers, but it goes from {least} to {most}", name).bool()
+    sentence = "{name} must be boolean or 0/1 integers, but it goes from {least} to {most}"
+    return within(widened(mask), 0, 1, sentence, name).bool()
 
 
 def as_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> Bool[Tensor, "*_ n n"]:

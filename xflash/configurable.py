@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 
+from .elsewhere import ELSEWHERE, answer_calls, meant
 from .fallback import as_eager, refusable
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
@@ -41,6 +42,12 @@ class Configurable(nn.Module):
         for name in ("forward", "step"):
             if name in cls.__dict__:
                 setattr(cls, name, refusable(cls.__dict__[name]))
+        answer_calls(cls)
+
+    @classmethod
+    def takes(cls) -> list[str]:
+        """The names of what it is built from."""
+        return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
 
     def to_config(self) -> dict[str, Any]:
         """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
@@ -114,9 +121,12 @@ def recording(init):
         except TypeError as error:
             known = [p for p in signature.parameters if p != "self"]
             takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+            if takes_any:
+                known += CLASSES["AttentionLayers"].takes()
             for name in kwargs:
-                if name not in known and not takes_any:
-                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, known)}") from None
+                if name not in known and (not takes_any or name in ELSEWHERE):
+                    hint = meant(name, known, places(but=type(self).__name__))
+                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}") from None
             raise TypeError(f"{type(self).__name__}: {error}") from None
         outermost = "arguments" not in self.__dict__
         if outermost:
@@ -128,6 +138,17 @@ def recording(init):
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+# What an argument may belong to that is given to something else.
+PLACES = {"AttentionLayers": "the stack (Encoder, Decoder)"} | {
+    name: name for name in ("TransformerWrapper", "ViTransformerWrapper")
+}
+
+
+def places(but: str, ending: str = "") -> list[tuple[str, list[str]]]:
+    """Those of `PLACES` whose class is known and not called `but`, as `meant` wants them."""
+    return [(text + ending, CLASSES[name].takes()) for name, text in PLACES.items() if name in CLASSES and name != but]
 
 
 def encode(name: str, value: Any) -> Any:

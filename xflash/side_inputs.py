@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .checks import as_attn_mask, as_doc_ids, given
+from .checks import as_attn_mask, as_doc_ids, given, widened
 from .door import Plan, as_mask, pack_mask
 from .layers.positions import Rotary
 from .looks import within
@@ -86,7 +86,7 @@ class SideInputs:
             if tuple(prefix.shape) != (batch,):
                 raise ValueError(f"prefix_attn_len must be a number or ({batch},), not {tuple(prefix.shape)}")
             sentence = "prefix_attn_len must be from 0 to the {high} tokens of the call, not {wrong}"
-            return replace(self, prefix_attn_len=within(prefix, 0, n, sentence))
+            return replace(self, prefix_attn_len=within(widened(prefix), 0, n, sentence))
         if not isinstance(prefix, int) or isinstance(prefix, bool):
             raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
         if not 0 <= prefix <= n:
@@ -160,7 +160,7 @@ class SideInputs:
             return {}
         doc_ids, attn_mask = self.doc_ids, self.attn_mask
         if doc_ids is not None and plan is not None:
-            doc_ids = doc_ids.gather(1, plan.order)
+            doc_ids = widened(doc_ids).gather(1, plan.order)
         if doc_ids is not None:
             # A number that comes again names another document: blocks that compare numbers and blocks that look for
             # borders must see the same.
@@ -182,7 +182,11 @@ class SideInputs:
             return None
         prefix = self.prefix_attn_len
         # `full`, for a tensor made of the number itself would tie a compiled graph to it.
-        prefix = prefix.to(device) if isinstance(prefix, torch.Tensor) else torch.full((1,), prefix, device=device)
+        prefix = (
+            prefix.to(device, torch.long)
+            if isinstance(prefix, torch.Tensor)
+            else torch.full((1,), prefix, device=device)
+        )
         if plan is not None:
             prefix = torch.minimum(prefix, plan.new)
         return torch.where(prefix > 0, prefix + memory, 0)

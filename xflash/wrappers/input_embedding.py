@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, given
+from ..checks import check_count, given, widened
 from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
@@ -204,7 +204,8 @@ def check_integers(name: str, x: Any) -> None:
 
 def in_range(name: str, x: Tensor, count: int) -> Tensor:
     """The ids; ValueError for some outside 0 to count - 1 (elsewhere than on a CPU the embedding itself fails)."""
-    return within(x, 0, count - 1, "{name} must be from 0 to {high}, but they go from {least} to {most}", name)
+    sentence = "{name} must be from 0 to {high}, but they go from {least} to {most}"
+    return within(widened(x), 0, count - 1, sentence, name)
 
 
 def token_positions(
