@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from torch import nn
 
+from .checks import shown
 from .elsewhere import ELSEWHERE, answer_calls, meant
 from .fallback import as_eager, refusable
 from .flags import from_json, to_json
@@ -176,8 +177,8 @@ def from_config(config: Mapping[str, Any]) -> Any:
 def built(described: Mapping[str, Any], written: int) -> Any:
     """The module that a config of format `written`, or a part of one, describes."""
     name = described["class"]
-    if name not in CLASSES:
-        raise ValueError(f"the config names an unknown class {name!r}{nearest(name, CLASSES)}")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise ValueError(f"the config names an unknown class {shown(name)}{nearest(name, CLASSES)}")
     arguments = read_arguments({k: v for k, v in described.items() if k != "class"}, written)
     return CLASSES[name](**{k: decode(v, written) for k, v in arguments.items()})
 

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from .checks import shown
+
 __all__ = ["Registry", "activations", "blocks", "excerpt", "nearest", "norms", "positions", "residuals"]
 
 T = TypeVar("T")
@@ -46,7 +48,7 @@ class Registry(Mapping[str, Any]):
         TypeError for a part that is no such class: its flags are among those of every stack.
         """
         if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"a {self.kind} needs a name that is an identifier, not {name!r}")
+            raise ValueError(f"a {self.kind} needs a name that is an identifier, not {shown(name)}")
         origin = sys._getframe(1).f_globals.get("__name__", "")
 
         def enter(part: T) -> T:
@@ -63,15 +65,15 @@ class Registry(Mapping[str, Any]):
 
     def check(self, name: str, part: Any) -> None:
         """TypeError unless `part` is a class of this kind with a Config that can be read, or a function without one."""
-        shown = part.__name__ if isinstance(part, type) else repr(part)
+        found = part.__name__ if isinstance(part, type) else shown(part)
         base = self.base
         if base is None:
             if isinstance(part, type) or not callable(part):
-                raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {shown}")
+                raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {found}")
             return
         if not isinstance(part, type) or not issubclass(part, base) or part is base:
             raise TypeError(
-                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {shown}"
+                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {found}"
             )
         config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):
@@ -86,8 +88,9 @@ class Registry(Mapping[str, Any]):
             return self._parts[name]
         except KeyError:
             known = ", ".join(map(repr, self._parts))
-            shown = excerpt(name) if isinstance(name, str) else repr(name)
-            raise ValueError(f"unknown {self.kind} {shown}{nearest(name, self._parts)} (known: {known})") from None
+            raise ValueError(
+                f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts

@@ -17,7 +17,7 @@ from .layers.embeddings import MemoryTokens
 from .layers.positions import Position, Relative
 from .layers.reaching import reaching
 from .registry import norms, positions
-from .shapes import Bool, Float, Tensor, typed
+from .shapes import Bool, Float, Int, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
 from .stack_flags import check_keys, check_widths, known_flags, resolve
 from .stack_parts import make_branch, publishing, unpacked
@@ -43,10 +43,9 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
     def __init__(self, **flags: Any):
         super().__init__()
         for name, value in self.fixed.items():
-            if flags.setdefault(name, value) != value:
-                raise ValueError(
-                    f"{name}={flags[name]} contradicts {type(self).__name__}; use AttentionLayers({name}=...)"
-                )
+            said = flags.setdefault(name, value)
+            if isinstance(said, bool) and said != value:
+                raise ValueError(f"{name}={said} contradicts {type(self).__name__}; use AttentionLayers({name}=...)")
         plan = resolve(flags)
         self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
         self.rows = plan.rows
@@ -118,7 +117,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         doc_ids: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        context_pos: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
     ) -> Float[Tensor, "b n d"]:
         """The whole stack on whole sequences.
@@ -142,7 +141,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         *,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        context_pos: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState]:

@@ -16,7 +16,15 @@ from .layers.shift import ShiftStyle
 from .layout import MOST_LAYERS, LayerSpec, layout_text, parse_layout
 from .registry import blocks, excerpt, norms, positions, residuals
 
-__all__ = ["Resolved", "StackConfig", "check_keys", "check_known", "check_widths", "known_flags", "resolve"]
+__all__ = [
+    "Resolved",
+    "StackConfig",
+    "check_keys",
+    "check_known",
+    "check_widths",
+    "known_flags",
+    "resolve",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +32,7 @@ class StackConfig:
     """The flags of a stack itself, those without a prefix."""
 
     dim: int = flag(doc="width of the stream", at_least=1)
-    depth: int | None = flag(None, "how often the layout is repeated", at_least=1)
+    depth: int | None = flag(None, "how often the layout is repeated", at_least=1, at_most=MOST_LAYERS)
     heads: int = flag(8, "heads of blocks that don't set their own", at_least=1)
     causal: bool = flag(False, "no token sees a later one")
     layers: str | tuple[Any, ...] | None = flag(None, "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')")

@@ -1,12 +1,12 @@
 """`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from ..checks import given
+from ..checks import check_switch, given
 from ..configurable import Configurable
 from ..shapes import Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
@@ -122,6 +122,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         `reset` are as in SegmentWrapper. kwargs: for the first `net.step`.
         """
         self.check_mems(mems, x)
+        check_switch("return_mems", return_mems)
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
         net = self.net
         check_handed_on("the loss", kwargs, XLAutoregressiveWrapper.forward, net.step)
@@ -142,7 +143,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         seq_len: int,
         eos_token: int | None = None,
         temperature: float = 1.0,
-        filter_logits_fn: Any = "top_k",
+        filter_logits_fn: str | Callable[..., Tensor] = "top_k",
         filter_kwargs: Mapping[str, Any] | None = None,
         mems: ModelState | None = None,
         **options: Any,
@@ -185,4 +186,4 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         if not isinstance(mems, ModelState):
             raise TypeError(f"mems must be what the model gave, a ModelState, not {given(mems)}")
         if isinstance(x, torch.Tensor) and x.dim() > 0:
-            self.net.attn_layers.check_state(mems.stack, x[..., 0].numel())
+            self.net.attn_layers.check_state(mems.stack, x.shape[:-1].numel())
