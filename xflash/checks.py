@@ -62,6 +62,8 @@ def shown(value: Any) -> str:
     """A value in one short line, as an error message shows it: a tensor by dtype and shape, others as they print."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    if isinstance(value, str) and len(value) > SHOWN:
+        return repr(f"{value[:SHOWN]}...")
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 

@@ -32,7 +32,7 @@ class StackConfig:
     """The flags of a stack itself, those without a prefix."""
 
     dim: int = flag(doc="width of the stream", at_least=1)
-    depth: int | None = flag(None, "how often the layout is repeated", at_least=1, at_most=MOST_LAYERS)
+    depth: int | None = flag(None, "how often the layout is repeated", at_least=1)
     heads: int = flag(8, "heads of blocks that don't set their own", at_least=1)
     causal: bool = flag(False, "no token sees a later one")
     layers: str | tuple[Any, ...] | None = flag(None, "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')")

@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from .checks import as_rows, check_count, check_dtype, main_weight
 from .layers.block import Block

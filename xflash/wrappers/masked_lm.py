@@ -16,7 +16,7 @@ from ..registry import nearest
 from ..sampling import filter_settings, find_filter, sample, wide
 from ..shapes import Bool, Float, Int, Tensor
 from .decoding import check_gives_logits, evaluating, only_logits, token_ids
-from .input_embedding import check_range
+from .input_embedding import in_range
 from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]
@@ -231,7 +231,7 @@ class MaskedLMWrapper(Configurable):
         x, real = self.read(rows, mask)
         if real is not None:
             kwargs["mask"] = real
-        check_range("ids", x, self.num_tokens)
+        x = in_range("ids", x, self.num_tokens)
         hidden = (x == self.mask_token_id) if real is None else (x == self.mask_token_id) & real
         start = hidden.sum(1)
         with evaluating(self):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import check_binary, check_count, check_share, check_switch, given, is_integral
+from ..checks import as_binary, check_count, check_share, check_switch, given, is_integral
 from ..door import as_mask
 from ..looks import has_values
 from ..losses import check_targets, next_token_loss, next_tokens, unseen_targets
@@ -78,15 +78,15 @@ def as_starts(reset: Any, b: int, count: int) -> Bool[Tensor, "b s"] | None:
         return None
     if not is_integral(reset, booleans=True):
         raise TypeError(f"reset must be a boolean tensor, ({b},) or ({b}, {count}), not {given(reset)}")
-    check_binary("reset", reset)
+    reset = as_binary("reset", reset)
     if tuple(reset.shape) == (b,):
-        return torch.cat((reset[:, None], reset.new_zeros(b, count - 1)), 1).bool()
+        return torch.cat((reset[:, None], reset.new_zeros(b, count - 1)), 1)
     if tuple(reset.shape) != (b, count):
         raise ValueError(
             f"reset must be ({b},), or ({b}, {count}) with a column for each of the {count} segments, "
             f"not {tuple(reset.shape)}"
         )
-    return reset.bool()
+    return reset
 
 
 def segments_loss(
