@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 import xflash
 from training import free_name, make_optimizer
 from xflash.data import Text
+from xflash.files import replacing, write_whole
 from xflash.registry import nearest
 
 # What a checkpoint has of a run beside its options, model, optimizer and chance.
@@ -120,7 +121,7 @@ def resume(
     if saved["rng"]["cuda"] and options.device.startswith("cuda"):
         torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
     kept = [entry for entry in read_log(run) if entry["step"] <= run.step]
-    (run.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    write_whole(run.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept).encode())
     return run
 
 
@@ -152,14 +153,10 @@ def save(run: Run) -> None:
         **{name: getattr(run, name) for name in KEPT},
     }
     newest, previous = checkpoints(run.folder)
-    half = newest.with_suffix(".half")
-    with half.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if newest.exists():
-        os.replace(newest, previous)
-    os.replace(half, newest)
+    with replacing(run.folder, newest.name) as half:
+        torch.save(content, half / newest.name)
+        if newest.exists():
+            os.replace(newest, previous)
 
 
 def load(options: O, script: str, part: str = "") -> tuple[O, dict[str, Any]]:
