@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 import xflash
 from training import Diverged, check_device, free_name, make_optimizer, one_line
 from xflash.data import Text
+from xflash.files import replacing, write_whole
+from xflash.migrate import FORMAT
 from xflash.registry import nearest
 
 # What a checkpoint has of a run beside its options, model, optimizer and chance.
@@ -118,7 +120,7 @@ def resume(
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the checkpoint in {folder} cannot be gone on from: {one_line(error)}") from None
     kept = [entry for entry in read_log(run) if entry["step"] <= run.step]
-    (run.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    write_whole(run.folder / "log.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept).encode())
     return run
 
 
@@ -131,7 +133,9 @@ def has_device(device: str) -> bool:
 
 
 def rebuilt(options: O, saved: Mapping[str, Any], wrap: Callable[[nn.Module, O], nn.Module], part: str) -> Run[O]:
-    """All that the next step depends on, out of a checkpoint."""
+    """All that the next step depends on, out of a checkpoint; ValueError where the optimizer's part cannot be read."""
+    if saved["config"].get("format", 1) != FORMAT:
+        raise ValueError("what the optimizer remembers lies in the order of another version's weights")
     net = xflash.from_config(saved["config"])
     net.load_state_dict(saved["model"])
     model = wrap(net, options).to(options.device)
@@ -175,14 +179,10 @@ def save(run: Run) -> None:
         **{name: getattr(run, name) for name in KEPT},
     }
     newest, previous = checkpoints(run.folder)
-    half = newest.with_suffix(".half")
-    with half.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if newest.exists():
-        os.replace(newest, previous)
-    os.replace(half, newest)
+    with replacing(run.folder, newest.name) as half:
+        torch.save(content, half / newest.name)
+        if newest.exists():
+            os.replace(newest, previous)
 
 
 def load(options: O, script: str, part: str = "") -> tuple[O, dict[str, Any]]:

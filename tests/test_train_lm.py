@@ -160,13 +160,14 @@ def test_a_half_written_checkpoint_replaces_nothing(run, train_lm, monkeypatch):
     good = (folder / "checkpoint.pt").read_bytes()
 
     def torn(content, file):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(OSError, match="disk full"):
         run("--resume", "--device", "cpu")
     assert (folder / "checkpoint.pt").read_bytes() == good
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "log.jsonl"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from .weights import blueprint, check_model, entries, fill_ties, gathered, misfi
 
 __all__ = ["load", "save"]
 
-WEIGHTS, COPY = "model.safetensors", "config.json"
+WEIGHTS, COPY, HEADER = "model.safetensors", "config.json", "xflash"
 
 
 class Saved(NamedTuple):
@@ -32,11 +32,13 @@ class Saved(NamedTuple):
     buffers: Mapping[str, str] | None = None
 
     def header(self) -> dict[str, str]:
-        return {f"xflash.{name}": json.dumps(value) for name, value in self._asdict().items()}
+        """One entry: several would stand in a different order each time."""
+        return {HEADER: json.dumps(self._asdict())}
 
     @classmethod
     def read(cls, header: Mapping[str, str]) -> "Saved":
-        return cls(**{n: json.loads(header[key]) for n in cls._fields if (key := f"xflash.{n}") in header})
+        written = json.loads(header.get(HEADER, "{}"))
+        return cls(**{name: written[name] for name in cls._fields if name in written})
 
 
 def save(model: Configurable, folder: str | Path) -> None:
@@ -166,9 +168,10 @@ def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:
         with torch.device("cpu"):
             return from_config(config)
     except (TypeError, ValueError) as error:
-        known = origins()
-        if unknown := [f"{name!r}, of {module}" for name, module in parts.items() if name not in known]:
-            raise ValueError(f"{source} needs {' and '.join(unknown)}, to be imported before load()") from error
+        missing = {name: module for name, module in parts.items() if name not in origins()}
+        if missing:
+            said = " and ".join(f"{name!r} of the module {module!r}" for name, module in missing.items())
+            raise ValueError(f"{source} needs {said}; import it before load()") from error
         raise type(error)(f"{source}: {error}") from error
 
 

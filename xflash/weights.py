@@ -133,7 +133,7 @@ def firsts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 def identity(value: torch.Tensor) -> Any:
     """What is equal for two tensors that are one, other Parameters of the same memory among them."""
-    if not is_plain(value):
+    if not is_plain(value) or value.layout is not torch.strided:
         return id(value)
     return value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride()
 
