@@ -111,7 +111,8 @@ class Stepping:
     def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
         """The state with room for n more slots, and whether this call may write into its buffers.
 
-        Only without grad, and only for the newest state of the buffers: a step from an older one copies them.
+        Only without grad, and only for the newest state of the buffers: a step from an older one copies them, and
+        not what newer ones have written.
         """
         if state is None:
             return None, False
@@ -123,8 +124,11 @@ class Stepping:
         if not recording and state.lease is None:
             state = state.detach()
         # A graph claims nothing: what it is told is so each time that it runs, in other threads too.
-        in_place = not recording and not compiling
-        copy = in_place and (state.lease is None or not state.lease.claim(state.bound))
+        in_place, lease = not recording and not compiling, state.lease
+        if in_place:
+            copy = lease is None or not lease.claim(state.bound)
+        else:
+            copy = not compiling and lease is not None and lease.fill != state.bound
         need = state.bound + n
         distinct, branches = self.blocks(), []
         for i, branch in zip(self.order, state.branches, strict=True):

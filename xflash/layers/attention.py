@@ -106,7 +106,7 @@ class Attention(MultiHead):
         if not fits(state, need) and self.holds_unseen(state, used):
             # Rather than growing, it is given up.
             state = shorten(state, self.config.window, self.config.sinks, used, length)
-        return reserve(state, used, need, copy)
+        return reserve(state, used, need, copy, length)
 
     def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:
         if state is None:
