@@ -122,12 +122,12 @@ def check_dtype(what: str, name: str, found: torch.dtype, model: torch.dtype) ->
 
 
 def main_weight(module: nn.Module) -> Tensor | None:
-    """The largest floating-point parameter, whose dtype and device are the model's; None without any.
+    """A floating-point parameter whose dtype and device are the model's: a matrix if there is one; None without any.
 
-    Which modules hold it does not matter: a projection may be quantised, or have another one inside.
+    Which module holds it does not matter: a projection may be quantised, or have another one inside.
     """
-    weights = (p for p in module.parameters() if p.is_floating_point())
-    return max(weights, key=Tensor.numel, default=None)
+    weights = [p for p in module.parameters() if p.is_floating_point()]
+    return next((p for p in weights if p.dim() > 1), weights[0] if weights else None)
 
 
 def check_share(name: str, value: Any) -> None:

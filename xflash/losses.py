@@ -53,9 +53,10 @@ def unseen_targets(
     """
     b, n = targets.shape
     prefix = beside.get("prefix_attn_len")
-    if not isinstance(prefix, int) and getattr(prefix, "shape", None) != (b,):
+    if isinstance(prefix, torch.Tensor) and prefix.shape == (b,):
+        prefix = prefix[:, None].to(targets.device)
+    elif not isinstance(prefix, int):
         return targets  # there is none, or the model refuses it
-    prefix = prefix[:, None].to(targets.device) if isinstance(prefix, torch.Tensor) else prefix
     read = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)
     # What follows the last real token is not among those that the call is given.
     shown = (read < read[:, -1:]) & (read + in_front(beside) < prefix)

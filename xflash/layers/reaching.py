@@ -24,4 +24,5 @@ def reaching(y: Float[Tensor, "..."], parameters: Iterable[nn.Parameter]) -> Flo
 
 def local(p: Tensor) -> Tensor:
     """A parameter, or the part of a sharded one that is here, which can be added to a plain tensor."""
-    return p.to_local() if hasattr(p, "to_local") else p
+    here = getattr(p, "to_local", None)
+    return p if here is None else here()
