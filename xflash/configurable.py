@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from .fallback import refusable
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
@@ -38,6 +39,9 @@ class Configurable(nn.Module):
         CLASSES[cls.__name__] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
+        for name in ("forward", "step"):
+            if name in cls.__dict__:
+                setattr(cls, name, refusable(cls.__dict__[name]))
 
     def to_config(self) -> dict[str, Any]:
         """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""

@@ -26,6 +26,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer, jaxtyped
 from torch import Tensor
 
+from .fallback import tracing
+
 __all__ = ["CHECKING", "Bool", "Float", "Int", "Integer", "Tensor", "kind", "typed"]
 
 CHECKING = os.environ.get("XFLASH_TYPECHECK", "1").lower() not in ("0", "false", "")
@@ -67,7 +69,8 @@ def kind_of_result(out: Any) -> Any:
 def typed(fn: Callable) -> Callable:
     """Checks the tensor shapes in the annotations of `fn`, arguments and result, at every call of a new kind.
 
-    Arguments are checked before `fn` runs. It steps aside while torch compiles; `XFLASH_TYPECHECK=0` in the
+    Arguments are checked before `fn` runs. It steps aside while torch compiles, also in frames
+    that Dynamo gave up (it would trace the checks themselves); `XFLASH_TYPECHECK=0` in the
     environment (read at import) makes it the identity.
     """
     if not CHECKING:
@@ -83,7 +86,7 @@ def typed(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or callable(tracing()):
             return fn(*args, **kwargs)
         try:
             call = kinds(args, kwargs)
