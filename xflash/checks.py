@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 
+from .looks import within
 from .shapes import Bool, Int, Tensor
 
 __all__ = [
+    "as_attn_mask",
+    "as_binary",
     "as_doc_ids",
     "as_order",
     "as_rows",
-    "check_attn_mask",
-    "check_binary",
     "check_count",
     "check_counts",
     "check_dtype",
@@ -93,32 +94,27 @@ def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
         raise TypeError(f"index must be an integer tensor of rows such as torch.tensor([2, 0, 0]), not {given(index)}")
     if index.dim() != 1:
         raise ValueError(f"index must be of shape (rows,), one entry for each row wanted, not {tuple(index.shape)}")
-    if rows is None or index.device.type != "cpu" or torch.compiler.is_compiling() or not index.numel():
-        return index.long()
-    low, high = index.min().item(), index.max().item()
-    if low < 0 or high >= rows:
-        wrong = low if low < 0 else high
-        raise ValueError(f"index names row {wrong}, but the state has {rows} rows (0 to {rows - 1})")
+    if rows is not None:
+        index = within(index, 0, rows - 1, "index names row {wrong}, but the state has {count} rows (0 to {high})")
     return index.long()
 
 
-def check_binary(name: str, mask: Tensor) -> None:
-    """ValueError for integers other than 0 and 1; looked at on the CPU only, for it would make a GPU wait."""
-    if mask.dtype == torch.bool or mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if bool(((mask != 0) & (mask != 1)).any()):
-        raise ValueError(f"{name} must be boolean or 0/1 integers, but it goes from {mask.min()} to {mask.max()}")
+def as_binary(name: str, mask: Tensor) -> Bool[Tensor, "..."]:
+    """`mask` as booleans; ValueError for integers other than 0 and 1, looked at as `within` does."""
+    if mask.dtype == torch.bool:
+        return mask
+    return within(mask, 0, 1, "{name} must be boolean or 0/1 integers, but it goes from {least} to {most}", name).bool()
 
 
-def check_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> None:
-    """TypeError or ValueError unless `attn_mask` is a boolean (n, n) or (1 | b, 1 | h, n, n) for each of `heads`."""
+def as_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> Bool[Tensor, "*_ n n"]:
+    """`attn_mask` if it is a boolean (n, n) or (1 | b, 1 | h, n, n) for each of `heads`; TypeError or ValueError."""
     if not isinstance(attn_mask, torch.Tensor) or attn_mask.is_floating_point():
         raise TypeError(f"attn_mask must be a boolean tensor (True = may attend), not {given(attn_mask)}")
-    check_binary("attn_mask", attn_mask)
+    attn_mask = as_binary("attn_mask", attn_mask)
     shape = tuple(attn_mask.shape)
     if shape == (n, n) or (len(shape) == 4 and shape[0] in (1, b) and shape[2:] == (n, n)):
         if len(shape) == 2 or shape[1] == 1 or set(heads) == {shape[1]}:
-            return
+            return attn_mask
         raise ValueError(
             f"attn_mask is for {shape[1]} heads, but the blocks have {sorted(heads)}; give 1 for all heads"
         )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .checks import check_binary
+from .checks import as_binary
 from .shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Plan", "as_mask", "pack", "pack_mask", "plan_rows", "unpack", "unpack_columns", "unpack_rows"]
@@ -32,8 +32,7 @@ def as_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Bool[Te
         raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}")
     if tuple(mask.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}")
-    check_binary(name, mask)
-    return mask.bool()
+    return as_binary(name, mask)
 
 
 def plan_rows(mask: Bool[Tensor, "b n"]) -> Plan:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .layers.kernels.operators import as_autocast, operators_work, transformed
+from .layers.kernels.operators import as_autocast, operators_work
+from .looks import transformed, within
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
 
@@ -61,7 +62,7 @@ def loss_in_chunks(
     flat = targets.flatten()
     product = net.head_as_product(y) if hasattr(net, "head_as_product") and operators_work() else None
     if product is not None:
-        check_targets(flat, ignore_index, product[1].shape[0])
+        flat = check_targets(flat, ignore_index, product[1].shape[0])
         features, weight, bias = cast(Any, as_autocast(*product))
         total = summed_loss(rearrange(features, "b n d -> (b n) d"), weight, bias, flat, chunk, ignore_index)
     else:
@@ -79,7 +80,7 @@ def loss_of_piece(
 ) -> Float[Tensor, ""]:
     """The summed loss of some tokens, from logits of their own."""
     logits = net.logits(piece[None])[0]
-    check_targets(wanted, ignore_index, logits.shape[-1])
+    wanted = check_targets(wanted, ignore_index, logits.shape[-1])
     return F.cross_entropy(wide(logits), wanted, ignore_index=ignore_index, reduction="sum")
 
 
@@ -167,10 +168,8 @@ def backward(ctx: Any, grad: Tensor) -> tuple:
 summed_loss.register_autograd(backward, setup_context=keep_for_backward)
 
 
-def check_targets(targets: Int[Tensor, "b n"], ignore_index: int, v: int) -> None:
-    """ValueError for a target outside the vocabulary; looked at in eager mode on the CPU only."""
-    if torch.compiler.is_compiling() or targets.device.type != "cpu":
-        return
-    wrong = targets[(targets != ignore_index) & ((targets < 0) | (targets >= v))]
-    if len(wrong):
-        raise ValueError(f"the target {int(wrong[0])} is not in the vocabulary of {v} tokens (0 to {v - 1})")
+def check_targets(targets: Int[Tensor, "*n"], ignore_index: int, v: int) -> Int[Tensor, "*n"]:
+    """The targets; ValueError for one outside the vocabulary, looked at as `within` does."""
+    wanted = targets != ignore_index
+    sentence = "the target {wrong} is not in the vocabulary of {count} tokens (0 to {high})"
+    return torch.where(wanted, within(targets.where(wanted, 0), 0, v - 1, sentence), targets)

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .looks import has_values
+from .shapes import Int, Tensor
 from .state import TAKEN, Lease, StackState
 
-__all__ = ["CompiledPiece", "Piecewise", "borders", "innermost", "lend", "take_back"]
+__all__ = ["CompiledPiece", "Piecewise", "borders", "fills", "innermost", "lend", "take_back"]
 
 
 def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
@@ -21,6 +23,11 @@ def borders(n: int, w: int, fills: Sequence[int]) -> list[tuple[int, int]]:
         return list(zip(starts, [*starts[1:], n], strict=True))
     places = {at for fill in fills for at in range((-fill) % w, n, w)} | {0, n}
     return list(itertools.pairwise(sorted(places)))
+
+
+def fills(length: Int[Tensor, " b"], w: int) -> list[int]:
+    """How many tokens rows have, for `borders`; where values cannot be had, any number (pieces of one token)."""
+    return length.tolist() if has_values(length) or torch.compiler.is_compiling() else list(range(1, w + 1))
 
 
 def lend(layers: Any, state: StackState, n: int) -> tuple[StackState, Lease | None]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from .checks import as_doc_ids, check_attn_mask, given
+from .checks import as_attn_mask, as_doc_ids, given
 from .door import Plan, as_mask, pack_mask
 from .layers.positions import Rotary
+from .looks import within
 from .registry import blocks as registered
 from .shapes import Int, Tensor
 from .state import document_starts
@@ -46,7 +47,7 @@ class SideInputs:
         """
         if stepping and self.bare:
             return self
-        batch, n = x.shape[:2]
+        (batch, n), checked = x.shape[:2], self
         if self.doc_ids is not None:
             if stack.memory_tokens is not None:
                 raise ValueError(
@@ -56,8 +57,8 @@ class SideInputs:
             as_doc_ids(self.doc_ids, (batch, n))
         blocks = stack.blocks()
         if self.attn_mask is not None:
-            heads = {h for block in blocks if (h := block.bias_heads()) is not None}
-            check_attn_mask(self.attn_mask, batch, n, heads)
+            heads = {block.bias_heads() for block in blocks} - {None}
+            checked = replace(checked, attn_mask=as_attn_mask(self.attn_mask, batch, n, heads))
             if not any(block.mixes_tokens for block in blocks):
                 raise ValueError(
                     f"attn_mask is given, but in the layout {stack.layout!r} tokens never attend to each other"
@@ -68,10 +69,10 @@ class SideInputs:
                     able = ", ".join(b for b in registered if name in registered[b].honours)
                     raise ValueError(f"{type(block).__name__} cannot honour {name}; blocks that can: {able}")
         if self.prefix_attn_len is not None:
-            self.check_prefix(stack, batch, n, stepping)
-        return self.check_context(stack, batch, stepping)
+            checked = checked.check_prefix(stack, batch, n, stepping)
+        return checked.check_context(stack, batch, stepping)
 
-    def check_prefix(self, stack: Any, batch: int, n: int, stepping: bool) -> None:
+    def check_prefix(self, stack: Any, batch: int, n: int, stepping: bool) -> "SideInputs":
         prefix = self.prefix_attn_len
         if not stack.takes_prefix:
             raise ValueError(f"prefix_attn_len is given, but {type(stack).__name__} has no prefix; use PrefixDecoder")
@@ -84,16 +85,13 @@ class SideInputs:
                 raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
             if tuple(prefix.shape) != (batch,):
                 raise ValueError(f"prefix_attn_len must be a number or ({batch},), not {tuple(prefix.shape)}")
-            # Looking at values would make a GPU wait.
-            look = prefix.device.type == "cpu" and not torch.compiler.is_compiling() and batch > 0
-            least, most = (int(prefix.min()), int(prefix.max())) if look else (0, 0)
-        elif isinstance(prefix, int) and not isinstance(prefix, bool):
-            least = most = prefix
-        else:
+            sentence = "prefix_attn_len must be from 0 to the {high} tokens of the call, not {wrong}"
+            return replace(self, prefix_attn_len=within(prefix, 0, n, sentence))
+        if not isinstance(prefix, int) or isinstance(prefix, bool):
             raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
-        if least < 0 or most > n:
-            wrong = least if least < 0 else most
-            raise ValueError(f"prefix_attn_len must be from 0 to the {n} tokens of the call, not {wrong}")
+        if not 0 <= prefix <= n:
+            raise ValueError(f"prefix_attn_len must be from 0 to the {n} tokens of the call, not {prefix}")
+        return self
 
     def check_context(self, stack: Any, batch: int, stepping: bool) -> "SideInputs":
         takers = [block for block in stack.blocks() if block.takes_context]

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 
-from .pieces import Piecewise, borders
+from .pieces import Piecewise, borders, fills
 from .shapes import Tensor
 from .state import StackState
 
@@ -57,8 +57,7 @@ def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:
     """Where n new tokens are cut so that no row has a border of its blocks of w inside a piece."""
     if n == 1:
         return [(0, 1)]
-    fills = [0 if state is None else state.bound]
     if state is not None and state.length is not None:
         # Rows at different places in their blocks have different borders: the one place that has to look at data.
-        fills = state.length.tolist()
-    return borders(n, w, fills)
+        return borders(n, w, fills(state.length, w))
+    return borders(n, w, [0 if state is None else state.bound])

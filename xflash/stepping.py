@@ -54,9 +54,12 @@ class Stepping:
     ) -> tuple[Tensor, StackState | None]:
         """`run`; where it fails and dtypes differ, a TypeError that says which.
 
-        Only then: sharded and quantised models, whose weights look different until they are used, run as they are.
+        Only then: sharded and quantised models, whose weights look different until they are used, run as they are. What
+        is compiled is looked at while it is traced, for there an error has no words of its own.
         """
         if torch.compiler.is_compiling():
+            if self.plain_weights():
+                self.check_dtypes(x, state, beside.context)
             return self.run(x, state, mask, beside, **options)
         try:
             return self.run(x, state, mask, beside, **options)
@@ -66,6 +69,11 @@ class Stepping:
             except TypeError as reason:
                 raise reason from error
             raise
+
+    def plain_weights(self) -> bool:
+        """Whether the weights are what they look like."""
+        layers = [m for block in self.blocks() for m in block.modules() if isinstance(m, nn.Linear)]
+        return all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in layers)
 
     def check_dtypes(self, x: Tensor, state: StackState | None, context: Tensor | None) -> None:
         """TypeError for tensors of another dtype than that of the stack's weights; under autocast all will do."""

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.func import functional_call, vjp
 
+from ..looks import may_look
 from ..registry import blocks
 from ..shapes import Bool, Float, Int, Tensor
 from .block import Site
-from .kernels.carried import looks
 
 __all__ = ["Renewal", "as_built", "describe", "outline", "recurrence"]
 
@@ -44,7 +44,7 @@ class Renewal(nn.Module):
         seen: which keys there are (None: all).  updates: how many blocks are looked at, the others change nothing.
         """
         every = [states]
-        if looks(full):
+        if may_look(full):
             updates = min(updates, int(full.max()))
         for i in range(updates):
             there = None if seen is None else seen[:, i, None, None]

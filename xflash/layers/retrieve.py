@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from einops import rearrange
 
+from ..looks import has_values
 from ..shapes import Float, Int, Tensor
 from ..state import Ctx
 from .cosine import Cosine
@@ -104,8 +105,7 @@ class Retriever:
         # Among the entries, which begin with the block before the first.
         place = number - closed[:, None] + 1
         fresh = (number >= 0) & (place >= 0)
-        looks = not torch.compiler.is_compiling()
-        touched = fresh.any(0).tolist() if looks else [True] * slots
+        touched = fresh.any(0).tolist() if has_values(fresh) else [True] * slots
         grown: tuple[list[Tensor], list[Tensor]] = [], []
         for piece in range(count):
             here = slice(piece * size, min((piece + 1) * size, slots))

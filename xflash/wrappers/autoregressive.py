@@ -109,7 +109,7 @@ class AutoregressiveWrapper(Configurable):
             y = self.net(inputs, **kwargs, return_embeddings=True)[:, 1 - n :]
             return loss_in_chunks(self.net, y, targets, self.loss_chunk, self.ignore_index)
         logits = only_logits(self.net, self.net(inputs, **kwargs), inputs)[:, 1 - n :]
-        check_targets(targets, self.ignore_index, logits.shape[-1])
+        targets = check_targets(targets, self.ignore_index, logits.shape[-1])
         loss = next_token_loss(logits, targets, self.ignore_index)
         return (loss, logits) if return_outputs else loss
 

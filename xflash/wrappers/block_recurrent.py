@@ -168,7 +168,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
                 raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
             mask = None if mask is None else as_mask(mask, (ids.shape[0], ids.shape[1]))
             targets = next_tokens(ids, mask, None, self.ignore_index)
-            check_targets(targets, self.ignore_index, self.num_tokens)
+            targets = check_targets(targets, self.ignore_index, self.num_tokens)
             ids = ids[:, :-1].masked_fill(ids[:, :-1] == self.ignore_index, 0)
             mask = None if mask is None else mask[:, :-1]
         out, state = self.step(ids, self.joined(xl_memories, states, ids), mask, **kwargs)

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..checks import given
 from ..door import as_mask
+from ..looks import may_look
 from ..sampling import describe, integer
 from ..shapes import Bool, Float, Int, Tensor
 
@@ -57,7 +58,7 @@ def row_lengths(name: str, lens: Any, ids: Int[Tensor, "b n"]) -> Int[Tensor, " 
     lens = token_ids(name, torch.as_tensor(lens), "integers")
     if lens.shape != (b,):
         raise ValueError(f"{name} has shape {tuple(lens.shape)}, but there are {b} rows")
-    if not torch.compiler.is_compiling() and lens.device.type == "cpu" and bool(((lens < 0) | (lens > n)).any()):
+    if may_look(lens) and bool(((lens < 0) | (lens > n)).any()):
         raise ValueError(f"{name} must be from 0 to {n}, the width of the tensor, not {lens.tolist()}")
     return lens.to(ids.device)
 

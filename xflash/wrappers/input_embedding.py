@@ -11,8 +11,9 @@ from ..checks import check_count, given
 from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
+from ..looks import has_values, within
 from ..registry import nearest
-from ..shapes import Float, Int, Integer, Tensor, typed
+from ..shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..state import document_positions
 
 __all__ = ["InputEmbedding", "absolute_positions"]
@@ -147,13 +148,13 @@ class InputEmbedding(nn.Module):
             mask = torch.cat((front, mask), 1)
         return torch.cat((prefix.to(x.dtype), x), 1), mask
 
-    def check_ids(self, x: Tensor, mask: Tensor | None) -> Tensor | None:
-        """The mask as booleans; TypeError or ValueError for ids that cannot be looked up."""
+    def check_ids(self, x: Tensor, mask: Tensor | None) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"] | None]:
+        """The ids, and the mask as booleans; TypeError or ValueError for ids that cannot be looked up."""
         check_integers("token ids", x)
         if x.dim() != 2 or x.shape[1] < 1:
             raise ValueError(f"token ids must be (batch, tokens) with at least one token, not {tuple(x.shape)}")
-        check_range("token ids", x, self.num_tokens)
-        return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+        x = in_range("token ids", x, self.num_tokens)
+        return x, None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
 
     def check_embed_ids(self, x: Tensor, embed_ids: Any) -> dict[str, Tensor]:
         """The ids of the further embeddings, in the order these were given in; TypeError or ValueError otherwise."""
@@ -162,6 +163,7 @@ class InputEmbedding(nn.Module):
         if not isinstance(embed_ids, Mapping):
             raise TypeError(f"embed_ids must map names to ids, such as {{'segment': ids}}, not {given(embed_ids)}")
         known = ", ".join(map(repr, self.embed_num_tokens))
+        checked = {}
         for name, ids in embed_ids.items():
             if not known:
                 raise ValueError(f"embed_ids has {name!r}, but the model was built without embed_num_tokens")
@@ -173,13 +175,13 @@ class InputEmbedding(nn.Module):
                 raise ValueError(
                     f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but the token ids have {tuple(x.shape)}"
                 )
-            check_range(f"embed_ids[{name!r}]", ids, self.embed_num_tokens[name])
+            checked[name] = in_range(f"embed_ids[{name!r}]", ids, self.embed_num_tokens[name])
         missing = [name for name in self.embed_num_tokens if name not in embed_ids]
         if missing:
             raise ValueError(
                 f"embed_ids has no {missing[0]!r}: every call gives ids for all of embed_num_tokens ({known})"
             )
-        return {name: embed_ids[name] for name in self.embed_num_tokens}
+        return {name: checked[name] for name in self.embed_num_tokens}
 
     def check_length(self, x: Tensor, where: Tensor, past: int) -> None:
         """ValueError when a row would grow beyond the learned positions."""
@@ -187,7 +189,7 @@ class InputEmbedding(nn.Module):
         if limit is None or bound <= limit:
             return
         # The bound counts masked tokens: only where it is exceeded are the positions themselves looked at.
-        if where.shape[0] == 1 or torch.compiler.is_compiling() or int(where.max()) >= limit:
+        if where.shape[0] == 1 or not has_values(where) or int(where.max()) >= limit:
             raise ValueError(
                 f"{bound} tokens are more than max_seq_len={limit}, the number of learned positions; give a larger "
                 "max_seq_len, or relative positions such as rotary_pos_emb=True"
@@ -200,14 +202,9 @@ def check_integers(name: str, x: Any) -> None:
         raise TypeError(f"{name} must be an integer tensor (batch, tokens), not {given(x)}")
 
 
-def check_range(name: str, x: Tensor, count: int) -> None:
-    """ValueError for ids outside 0 to count - 1."""
-    # Looking at values would make a GPU wait; there the embedding itself fails.
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
-        return
-    low, high = x.min().item(), x.max().item()
-    if low < 0 or high >= count:
-        raise ValueError(f"{name} must be from 0 to {count - 1}, but they go from {low} to {high}")
+def in_range(name: str, x: Tensor, count: int) -> Tensor:
+    """The ids; ValueError for some outside 0 to count - 1 (elsewhere than on a CPU the embedding itself fails)."""
+    return within(x, 0, count - 1, "{name} must be from 0 to {high}, but they go from {least} to {most}", name)
 
 
 def token_positions(

@@ -144,7 +144,7 @@ class MaskedLMWrapper(Configurable):
             y = self.net(seen, **kwargs, return_embeddings=True)[:, -n:]
             return loss_in_chunks(self.net, y, targets, self.loss_chunk)
         logits = only_logits(self.net, self.net(seen, **kwargs), x)[:, -n:]
-        check_targets(targets, -100, logits.shape[-1])
+        targets = check_targets(targets, -100, logits.shape[-1])
         loss = next_token_loss(logits, targets)
         return (loss, logits, targets) if return_outputs else loss
 

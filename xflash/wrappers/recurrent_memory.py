@@ -9,7 +9,7 @@ from ..checks import as_order, as_rows, check_count
 from ..configurable import Configurable
 from ..door import Plan, plan_rows, unpack
 from ..layers.norms import RMSNorm
-from ..pieces import Piecewise, borders
+from ..pieces import Piecewise, borders, fills
 from ..shapes import Bool, Float, Int, Tensor
 from ..state import StackState, tree_map
 from .transformer import TransformerWrapper
@@ -113,7 +113,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
 
         `mask` covers the new tokens only; rows may differ in length. `reset` (b,) names rows that start anew.
         """
-        mask = self.net.embedding.check_ids(x, mask)
+        x, mask = self.net.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is None:
             # Not a view: what a graph gets here is as what it gives.
@@ -150,12 +150,12 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
     ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
         """Packed tokens, cut where the segment of a row is full."""
         outputs = []
-        fills: int | list[int] = state.bound
+        filled = [state.bound]
         if state.length is not None and state.bound + ids.shape[1] > self.segment_len:
             # Only where a segment may become full does one have to look at the data.
-            fills = state.length.tolist()
-            state = state._replace(bound=max(fills))
-        for start, end in borders(ids.shape[1], self.segment_len, [fills] if isinstance(fills, int) else fills):
+            filled = fills(state.length, self.segment_len)
+            state = state._replace(bound=max(filled))
+        for start, end in borders(ids.shape[1], self.segment_len, filled):
             new = None if plan is None else (plan.new - start).clamp(0, end - start)
             state, opened = self.turn(state)
             fills_all = new is None and state.length is None and end < ids.shape[1]

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_count, check_share, check_switch, given
 from ..door import as_mask
+from ..looks import has_values
 from ..losses import check_targets, next_token_loss, next_tokens
 from ..pieces import Piecewise, borders
 from ..shapes import Bool, Float, Int, Tensor
@@ -65,7 +66,7 @@ def as_text(
         segment = (torch.arange(n, device=ids.device) // segment_len).clamp(max=count - 1)
         documents = starts.long().cumsum(1)[:, segment]
         # One look at the data a call spares the net a reset that names no row, which is not free.
-        wanted = starts.any(0).tolist()
+        wanted = starts.any(0).tolist() if has_values(starts) else [True] * count
         resets = tuple(column if any_row else None for column, any_row in zip(starts.unbind(1), wanted, strict=True))
     targets = next_tokens(labels, mask, documents, ignore_index)
     return Text(inputs, targets, None if mask is None else mask[:, :-1], resets)
@@ -142,7 +143,7 @@ class SegmentsReader(Piecewise):
         logits, state = net.step(inputs, state, **beside)
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
         logits = logits[:, -inputs.shape[1] :]
-        check_targets(targets, ignore_index, logits.shape[-1])
+        targets = check_targets(targets, ignore_index, logits.shape[-1])
         return next_token_loss(logits, targets, ignore_index) * (targets != ignore_index).sum(), state
 
     def room(self, *piece: Any) -> tuple[Any, int]:

@@ -162,7 +162,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
             return (logits, self.remember(state)) if return_mems else logits
         if return_embeddings and return_logits_and_embeddings:
             raise ValueError("return_embeddings and return_logits_and_embeddings exclude each other; give one of them")
-        mask = self.embedding.check_ids(x, mask)
+        x, mask = self.embedding.check_ids(x, mask)
         if doc_ids is not None:
             doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
         embedded, mask = self.embedding(x, mask, doc_ids=doc_ids, **front)
@@ -209,7 +209,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         if self.pooled is not None:
             raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
         self.attn_layers.check_steppable()
-        mask = self.embedding.check_ids(x, mask)
+        x, mask = self.embedding.check_ids(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.attn_layers.check_state(stack_state(state), x.shape[0])

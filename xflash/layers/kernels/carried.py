@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...looks import may_look
 from ...shapes import Bool, Float, Int, Tensor
 from ...state import Ctx
 from .groups import place
@@ -45,7 +46,7 @@ def reserve(state: FlashState, w: int, used: int, copy: bool, length: Int[Tensor
             return close(state)
     else:
         full = length % w == 0
-        if not looks(full) or bool(full.any()):
+        if not may_look(full) or bool(full.any()):
             return close(state, full)
     return state._replace(**{name: getattr(state, name).clone() for name in state._fields[1:]}) if copy else state
 
@@ -146,11 +147,6 @@ def step(t: Heads, spec: Spec, ctx: Ctx, state: FlashState) -> tuple[Float[Tenso
     seen = keys[:, None].to(t.q.dtype), values[:, None].to(t.v.dtype)
     y = attend(spec, t.q[:, None], *seen, step_bias(spec, slot, t.q), far)[:, 0]
     return y, FlashState(state.closed, keys, far_keys, values) if ctx.keep_state else None
-
-
-def looks(t: Tensor) -> bool:
-    """Whether a look at the data of `t` costs nothing."""
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def pick(t: Float[Tensor, "b g x y"], group: Int[Tensor, " b"]) -> Float[Tensor, "b x y"]:

@@ -5,13 +5,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...looks import has_values, is_exporting, may_look
 from ...shapes import Bool, Float, Int, Tensor
 from ...state import document_starts
 
 __all__ = ["Documents", "Padded", "Scattered", "document_groups", "group_count", "join_groups", "part_groups", "place"]
-
-# torch before 2.6 cannot tell an exported graph from a compiled one.
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class Padded(NamedTuple):
@@ -130,11 +128,12 @@ def document_groups(
 
 def canvas_size(group: Int[Tensor, "b n"], first: Bool[Tensor, "b n"], whole: int, most: int | None) -> int:
     """How many groups the fullest row takes, or a bound on it from the number of documents."""
-    compiling = torch.compiler.is_compiling()
     if most is None:
-        if compiling:
-            raise ValueError("doc_ids in a compiled flash layer need flash_max_documents, the most documents in a row")
+        if not has_values(group):
+            raise ValueError(
+                "doc_ids in a compiled or transformed flash layer need flash_max_documents, the most documents in a row"
+            )
         return int(group[:, -1].max()) + 1
-    if not compiling and group.device.type == "cpu" and int(first.sum(1).max()) > most:
+    if may_look(group) and int(first.sum(1).max()) > most:
         raise ValueError(f"a row of doc_ids has {int(first.sum(1).max())} documents, but flash_max_documents={most}")
     return whole + most

@@ -2,9 +2,10 @@
 
 import torch
 
+from ...looks import transformed
 from ...shapes import Tensor
 
-__all__ = ["as_autocast", "operators_work", "transformed"]
+__all__ = ["as_autocast", "operators_work"]
 
 
 def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
@@ -16,11 +17,6 @@ def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in given]
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func (jvp, grad, vmap ...) is at work, for which operators have no rules."""
-    return torch._C._are_functorch_transforms_active()
-
-
 def operators_work() -> bool:
-    """Whether operators of our own can be used: ONNX does not know them either."""
+    """Whether operators of our own can be used: transforms of torch.func have no rules for them, ONNX no names."""
     return not transformed() and not torch.onnx.is_in_onnx_export()

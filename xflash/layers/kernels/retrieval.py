@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...looks import has_values, may_look
 from ...shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Piece", "held", "retrieve", "retrieve_slow", "visible"]
@@ -86,7 +87,7 @@ def retrieve(
         for piece in pieces:
             mask = visible(piece.number, where, reach)
             # What nobody sees is left out, what all see needs no mask, as far as a look costs nothing.
-            known = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+            known = may_look(mask)
             if known and not bool(mask.any()):
                 continue
             used.append(piece)
@@ -195,7 +196,7 @@ def taken(parts: Sequence[Float[Tensor, "b _ _ k"]], index: Int[Tensor, "b h n r
         starts.append(starts[-1] + part.shape[2])
     if len(parts) == 1:
         return parts[0][row, head, index]
-    if torch.compiler.is_compiling():
+    if not has_values(index):
         return taken_whole(parts, starts, row, head, index)
     # Sorted by place, those of each part stand together.
     places, order = index.flatten().sort()

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...looks import may_look
 from ...shapes import Bool, Float, Int, Tensor
-from .carried import looks, pick
+from .carried import pick
 from .groups import Padded, Scattered, place
 
 __all__ = ["Blocks", "Older", "Window", "fold", "kept", "seen_older", "valid", "window_mask", "within"]
@@ -129,7 +130,7 @@ def within(
         opened = [single(t, extra, slot, in_place) for t, extra in ((state.open_k, k), (state.open_v, v))]
         past = [state.past_k, state.past_v]
     full = (filled % w + (n if new is None else new)) // w
-    if isinstance(full, torch.Tensor) and looks(full) and not bool(full.any()):
+    if isinstance(full, torch.Tensor) and may_look(full) and not bool(full.any()):
         full = 0
     return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
 

@@ -1,0 +1,62 @@
+"""Looks at the values of tensors, where they can be had and make nothing wait."""
+
+import torch
+
+from .shapes import Tensor
+
+__all__ = ["has_values", "is_exporting", "may_look", "transformed", "within"]
+
+# torch before 2.6 cannot tell an exported graph from a compiled one.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (jvp, grad, vmap ...) is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_values(t: Tensor) -> bool:
+    """Whether `t` has values: not while torch compiles or traces, and not as what a transform of torch.func varies."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    plain = type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
+    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
+def may_look(t: Tensor) -> bool:
+    """Whether a look at the values of `t` is possible and costs nothing: a GPU would have to finish first."""
+    return t.device.type == "cpu" and has_values(t)
+
+
+def within(t: Tensor, low: int, high: int, sentence: str, name: str = "") -> Tensor:
+    """The integers `t`, to be gone on with; ValueError if some, on a CPU, are below `low` or above `high`.
+
+    `sentence` may have {name}, {least}, {most}, {wrong}, {high} and {count} (high + 1) in it. A compiled graph looks
+    when it runs; where values cannot be looked at (`may_look`), and in exported graphs, nobody does.
+    """
+    if may_look(t):
+        refuse_outside(t, low, high, sentence, name)
+    elif torch.compiler.is_compiling() and t.device.type == "cpu" and not (transformed() or is_exporting()):
+        return look_within(t, low, high, sentence, name)
+    return t
+
+
+def refuse_outside(t: Tensor, low: int, high: int, sentence: str, name: str) -> None:
+    if not t.numel():
+        return
+    least, most = t.min().item(), t.max().item()
+    if least < low or most > high:
+        wrong = least if least < low else most
+        raise ValueError(sentence.format(name=name, least=least, most=most, wrong=wrong, high=high, count=high + 1))
+
+
+@torch.library.custom_op("xflash::look_within", mutates_args=())
+def look_within(t: Tensor, low: int, high: int, sentence: str, name: str) -> Tensor:
+    """A copy of `t`, which graphs read in its place: what nobody reads would be left out of them."""
+    refuse_outside(t, low, high, sentence, name)
+    return t.clone()
+
+
+@look_within.register_fake
+def _(t, low, high, sentence, name):
+    return torch.empty_like(t)
