@@ -1,5 +1,6 @@
 """xflash: GAU, FLASH, softmax attention and others, composed from keyword flags."""
 
+from . import flops as flops
 from .configurable import from_config, load, save
 from .layers.attention import Attention
 from .layers.block import Block, Site

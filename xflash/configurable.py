@@ -5,12 +5,12 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import nn
 
-from .fallback import refusable
+from .fallback import as_eager, refusable
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
@@ -89,6 +89,7 @@ class Configurable(nn.Module):
             module.compile_piece(*args, **options)
         if not inside:
             super().compile(*args, **options)
+            self._compiled_call_impl = as_eager(cast(Any, self._compiled_call_impl), self._call_impl)
 
 
 def recording(init):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["refusable", "tracing"]
+__all__ = ["as_eager", "refusable", "tracing"]
 
 dynamo: Any = torch._C._dynamo.eval_frame
 # What traces the frames that begin in this thread; None outside of compiled calls. In C, so that it is no frame itself.
@@ -32,6 +32,20 @@ def refusable(fn: Callable) -> Callable:
     inner: Any = wrapper
     inner.__code__ = inner.__code__.replace(co_name=getattr(fn, "__qualname__", "refusable"))
     return wrapper
+
+
+def as_eager(compiled: Callable, fn: Callable) -> Callable:
+    """`compiled`, made of `fn`, that raises the error of `fn` where Dynamo, asked for whole graphs, raises its own."""
+
+    def call(*args, **kwargs):
+        try:
+            return compiled(*args, **kwargs)
+        except torch._dynamo.exc.Unsupported as error:
+            unsupported = error
+        fn(*args, **kwargs)
+        raise unsupported
+
+    return call
 
 
 def again(wrapper: Any, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:

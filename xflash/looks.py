@@ -4,7 +4,7 @@ import torch
 
 from .shapes import Tensor
 
-__all__ = ["has_values", "is_exporting", "may_look", "transformed", "within"]
+__all__ = ["has_values", "is_exporting", "may_look", "transformed", "transformed_further", "within"]
 
 # torch before 2.6 cannot tell an exported graph from a compiled one.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -13,6 +13,14 @@ is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compili
 def transformed() -> bool:
     """Whether a transform of torch.func (jvp, grad, vmap ...) is at work."""
     return torch._C._are_functorch_transforms_active()
+
+
+def transformed_further() -> bool:
+    """Whether transforms of torch.func ask for more than gradients: along directions, of each row, of gradients."""
+    if not transformed() or torch.compiler.is_compiling():
+        return transformed()
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return len(levels) > 1 or any(level.key() != torch._C._functorch.TransformType.Grad for level in levels)
 
 
 def has_values(t: Tensor) -> bool:

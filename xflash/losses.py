@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .layers.kernels.operators import as_autocast, operators_work
+from .layers.kernels.operators import as_autocast, gradients_of, operators_work
 from .looks import transformed, within
 from .sampling import wide
 from .shapes import Bool, Float, Int, Tensor
@@ -56,8 +56,8 @@ def loss_in_chunks(
     """`next_token_loss(net.logits(y), targets)` with the logits of `chunk` tokens at a time, made again for gradients.
 
     There is never a tensor (b, n, v); the head is read once more than without. Of a head that is a plain product
-    (`net.head_as_product`, as TransformerWrapper has it) this is one node for torch.compile, whatever the length, which
-    has no second derivatives. ValueError for a target that is not in the vocabulary.
+    (`net.head_as_product`, as TransformerWrapper has it) this is one node for torch.compile, whatever the length; where
+    it is differentiated twice, all logits are kept. ValueError for a target that is not in the vocabulary.
     """
     flat = targets.flatten()
     product = net.head_as_product(y) if hasattr(net, "head_as_product") and operators_work() else None
@@ -89,6 +89,13 @@ def summed_loss(
     y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
 ) -> Tensor:
     """The summed cross-entropy of the logits y weight^T + bias (t, v) of t tokens, `chunk` of them at a time."""
+    return summed(y, weight, bias, targets, chunk, ignore_index)
+
+
+def summed(
+    y: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int, ignore_index: int
+) -> Float[Tensor, ""]:
+    """`summed_loss` by PyTorch's own means."""
     total = y.new_zeros((), dtype=torch.promote_types(y.dtype, torch.float32))
     for piece, wanted in zip(y.split(chunk), targets.split(chunk), strict=True):
         logits = wide(F.linear(piece, weight, bias))
@@ -159,6 +166,12 @@ def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def backward(ctx: Any, grad: Tensor) -> tuple:
     y, weight, bias, targets = ctx.saved_tensors
+    if torch.is_grad_enabled():
+
+        def slow(y, weight, bias):
+            return (summed(y, weight, bias, targets, ctx.chunk, ctx.ignore_index),)
+
+        return *gradients_of(slow, (y, weight, bias), ctx.needs_input_grad[:3], (grad,)), None, None, None
     wanted = ctx.needs_input_grad[:2]
     dy, dweight, dbias = summed_loss_backward(grad, y, weight, bias, targets, ctx.chunk, ctx.ignore_index, *wanted)
     dy, dweight = (found if is_wanted else None for found, is_wanted in zip((dy, dweight), wanted, strict=True))

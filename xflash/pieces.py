@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .fallback import as_eager, refusable
 from .looks import has_values
 from .shapes import Int, Tensor
 from .state import TAKEN, Lease, StackState
@@ -56,10 +57,9 @@ class CompiledPiece:
         def piece(state, *args):
             return module.one_piece(state, *args)
 
-        # Dynamo counts graphs per code object: those of one module are not another's.
-        piece.__code__ = piece.__code__.replace(co_name=type(module).__name__)
         options.setdefault("dynamic", True)
-        self.piece = torch.compile(piece, **options)
+        piece = refusable(piece)
+        self.piece = as_eager(torch.compile(piece, **options), piece)
 
     def __call__(self, state: Any, *args: Any) -> tuple[Any, Any]:
         layers, n = self.module.room(*args)

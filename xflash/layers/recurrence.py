@@ -19,8 +19,9 @@ from ..looks import may_look
 from ..registry import blocks
 from ..shapes import Bool, Float, Int, Tensor
 from .block import Site
+from .kernels.operators import gradients_of
 
-__all__ = ["Renewal", "as_built", "describe", "outline", "recurrence"]
+__all__ = ["Renewal", "as_built", "counted", "describe", "outline", "recurrence"]
 
 
 class Renewal(nn.Module):
@@ -122,6 +123,41 @@ def computed(
         return functional_call(module, dict(zip(names, weights, strict=True)), (states, k, v, seen, full, updates))
 
 
+def counted(grad: Tensor | None, built: str, *given: Any) -> int:
+    """What `renew_all`, or with a `grad` its backward, counts for in FlopCounterMode: as its operations do."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    *tensors, updates, half, weights = given
+    states, k, v, seen, full, *weights = (
+        None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)
+    )
+    with FlopCounterMode(display=False) as counter:
+        if grad is None:
+            computed(built, states, k, v, seen, full, updates, half, weights)
+        else:
+            pulled_back(torch.empty_like(grad, device="meta"), built, states, k, v, seen, full, updates, half, weights)
+    return counter.get_total_flops()
+
+
+def pulled_back(
+    grad: Tensor,
+    built: str,
+    states: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor | None,
+    full: Tensor,
+    updates: int,
+    half: torch.dtype | None,
+    weights: list[Tensor],
+) -> tuple[Tensor, ...]:
+    def forward(states, k, v, *weights):
+        return computed(built, states, k, v, seen, full, updates, half, list(weights))
+
+    # Autograd itself is switched off inside an operator.
+    return vjp(forward, states, k, v, *weights)[1](grad)
+
+
 @torch.library.custom_op("xflash::renew_all", mutates_args=())
 def renew_all(
     built: str,
@@ -156,11 +192,7 @@ def renew_all_backward(
     half: torch.dtype | None,
     weights: list[Tensor],
 ) -> list[Tensor]:
-    def forward(states, k, v, *weights):
-        return computed(built, states, k, v, seen, full, updates, half, list(weights))
-
-    # Autograd itself is switched off inside an operator.
-    found = vjp(forward, states, k, v, *weights)[1](grad)
+    found = pulled_back(grad, built, states, k, v, seen, full, updates, half, weights)
     # An operator's results must be tensors of their own.
     return [g.clone(memory_format=torch.contiguous_format) for g in found]
 
@@ -181,6 +213,14 @@ def backward(ctx, grad):
     (built, updates, half), count = ctx.settings, ctx.count
     states, k, v, full, *rest = ctx.saved_tensors
     weights, seen = rest[:count], rest[count] if len(rest) > count else None
+    if torch.is_grad_enabled():
+
+        def slow(states, k, v, *weights):
+            return (computed(built, states, k, v, seen, full, updates, half, list(weights)),)
+
+        wanted = (*ctx.needs_input_grad[1:4], *[w.requires_grad for w in weights])
+        d_states, d_k, d_v, *d_weights = gradients_of(slow, (states, k, v, *weights), wanted, (grad,))
+        return None, d_states, d_k, d_v, None, None, None, None, d_weights
     d_states, d_k, d_v, *d_weights = renew_all_backward(grad, built, states, k, v, seen, full, updates, half, weights)
     return None, d_states, d_k, d_v, None, None, None, None, d_weights
 

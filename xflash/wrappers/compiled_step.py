@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..fallback import as_eager, refusable
 from ..pieces import lend, take_back
 from ..shapes import Float, Int, Tensor
 from .model_state import ModelState
@@ -25,9 +26,8 @@ class CompiledStep:
         def one(x, state, mask, embed_ids):
             return model.advance(x, state, mask, embed_ids=embed_ids)
 
-        # Dynamo counts graphs per code object: those of one model are not another's.
-        one.__code__ = one.__code__.replace(co_name="step")
-        self.one = torch.compile(one, **options)
+        one = refusable(one)
+        self.one = as_eager(torch.compile(one, **options), one)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional, cast
 import torch
 
 from ...shapes import Float, Int, Tensor
+from .fused_again import differentiable
 from .fused_pieces import (
     Parts,
     Piece,
@@ -279,19 +280,20 @@ def _(
 
 def keep_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     hidden, gamma, beta, vector, cos, sin, closed, new, *ctx.settings, _ = inputs
-    ctx.has_closed = closed is not None
-    ctx.save_for_backward(hidden, gamma, beta, vector, cos, sin, new, output[1], output[2])
+    ctx.save_for_backward(hidden, gamma, beta, vector, cos, sin, new, output[1], output[2], closed)
     ctx.set_materialize_grads(False)
 
 
 def backward(ctx: Any, dout: Tensor | None, _y: Any, _sums: Any, dafter: Tensor | None) -> tuple:
-    hidden, gamma, beta, vector, *_ = held = ctx.saved_tensors
+    hidden, gamma, beta, vector, *_, closed = held = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return differentiable(ctx, dout, dafter)
     if dout is None:
         e = (hidden.shape[2] - gamma.shape[1]) // 2
         dout = hidden.new_zeros(*hidden.shape[:2], e)
-    dhidden, dgamma, dbeta, dvector, dclosed = flash_groups_backward(dout, dafter, *held, *ctx.settings)
+    dhidden, dgamma, dbeta, dvector, dclosed = flash_groups_backward(dout, dafter, *held[:-1], *ctx.settings)
     found = (dhidden, dgamma, None if beta is None else dbeta, None if vector is None else dvector)
-    return *found, None, None, dclosed if ctx.has_closed else None, *[None] * 9
+    return *found, None, None, None if closed is None else dclosed, *[None] * 9
 
 
 flash_groups.register_autograd(backward, setup_context=keep_for_backward)

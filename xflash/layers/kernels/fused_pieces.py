@@ -23,6 +23,7 @@ __all__ = [
     "share",
     "shares",
     "turned",
+    "unpair",
     "unreal",
 ]
 

@@ -47,7 +47,8 @@ class Spec(NamedTuple):
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda scores: F.relu(scores).square(),
-    "laplace": laplace,
+    # Of -inf the derivatives of the derivative would be NaN; from here on all are exactly 0.
+    "laplace": lambda scores: laplace(scores.clamp(min=-16)),
     "softmax": lambda scores: scores.softmax(-1),
 }
 

@@ -1,11 +1,13 @@
 """What all operators of our own have to do by hand, since PyTorch does not look into them."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from ...looks import transformed
 from ...shapes import Tensor
 
-__all__ = ["as_autocast", "operators_work"]
+__all__ = ["as_autocast", "gradients_of", "operators_work"]
 
 
 def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
@@ -20,3 +22,22 @@ def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
 def operators_work() -> bool:
     """Whether operators of our own can be used: transforms of torch.func have no rules for them, ONNX no names."""
     return not transformed() and not torch.onnx.is_in_onnx_export()
+
+
+def gradients_of(
+    slow: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    above: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """What an operator's backward gives where it is to be differentiated again (create_graph=True).
+
+    slow: the operator's results by PyTorch's own means.  above: the gradients of these, None for zeros.
+    """
+    # Views, for one input may have been made of another: what is asked for ends here.
+    inputs = [t if t is None else t.view_as(t) for t in inputs]
+    results = [(y, dy) for y, dy in zip(slow(*inputs), above, strict=True) if dy is not None and y.requires_grad]
+    asked = [t for t, is_wanted in zip(inputs, wanted, strict=True) if t is not None and is_wanted]
+    made, given = zip(*results, strict=True)
+    found = iter(torch.autograd.grad(made, asked, given, create_graph=True, materialize_grads=True))
+    return [next(found) if t is not None and is_wanted else None for t, is_wanted in zip(inputs, wanted, strict=True)]

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from einops import repeat
 
+from ...looks import transformed, transformed_further
 from ...shapes import Float, Tensor
 from .operators import operators_work
 
@@ -46,8 +47,10 @@ def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) 
             later = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1)
             bias, causal = bias.masked_fill(later, -torch.inf), False
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-    if not causal and not dropout and are_few(q):
+    if not causal and not dropout and are_few(q) and not transformed():
         return (few_queries if torch.compiler.is_compiling() else attend_few)(q, k, v, mask, float(scale))
+    if transformed_further():
+        return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout, causal, scale=scale)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Optional, cast
 import torch
 
 from ...shapes import Float, Int, Tensor
-from .operators import as_autocast
+from .operators import as_autocast, gradients_of
 
 __all__ = ["Between", "add_diagonals", "laplace", "tiled_attention", "weights_and_slope"]
 
@@ -186,16 +186,21 @@ def gated_tiles(
 ) -> Tensor:
     """See `tiled_attention`."""
     work = prepared(q, k, v, vector, since, until, seed, attn_fn, causal, dropout)
-    y = v.new_empty(*q.shape[:3], v.shape[3])
+    return summed(work, lambda raw: raw.relu_().square_() if attn_fn == "relu2" else laplace(raw))
+
+
+def summed(work: Work, weigh: Callable[[Tensor], Tensor]) -> Float[Tensor, "b h n e"]:
+    """The values summed with `weigh` of the scores, tile after tile."""
+    h, v = work.q.shape[1], work.v
+    y = v.new_empty(*work.q.shape[:3], v.shape[3])
     for tile in tiles(work):
-        raw = scores(work, tile)
-        weights = hide(raw.relu_().square_() if attn_fn == "relu2" else laplace(raw), work, tile)
+        weights = hide(weigh(scores(work, tile)), work, tile)
         keep = dropped(work, weights)
         if keep is not None:
             weights *= keep
         values = v[tile.first : tile.last, :, tile.start : tile.end].flatten(0, 1)
         part = torch.bmm(weights.to(v.dtype), values)
-        y[tile.first : tile.last, :, tile.low : tile.high] = part.unflatten(0, (-1, q.shape[1]))
+        y[tile.first : tile.last, :, tile.low : tile.high] = part.unflatten(0, (-1, h))
     return y
 
 
@@ -287,8 +292,20 @@ def keep_for_backward(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def backward(ctx: Any, dy: Tensor) -> tuple:
     held = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return *again(ctx, dy, held), None, None, None, None, None, None
     dq, dk, dv, dvector = gated_tiles_backward(dy, *held, ctx.attn_fn, ctx.causal, ctx.dropout)
     return dq, dk, dv, None if held[3] is None else dvector, None, None, None, None, None, None
+
+
+def again(ctx: Any, dy: Tensor, held: tuple) -> list[Tensor | None]:
+    """The same gradients, to be differentiated: all weights are kept for it."""
+
+    def slow(q, k, v, vector):
+        work = prepared(q, k, v, vector, *held[4:], ctx.attn_fn, ctx.causal, ctx.dropout)
+        return (summed(work, lambda raw: raw.relu().square() if ctx.attn_fn == "relu2" else laplace(raw)),)
+
+    return gradients_of(slow, held[:4], ctx.needs_input_grad[:4], (dy,))
 
 
 gated_tiles.register_autograd(backward, setup_context=keep_for_backward)
