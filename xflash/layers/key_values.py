@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..looks import transformed
 from ..shapes import Float, Int, Tensor
 from ..state import Ctx
 from .kernels.buffers import SPARE, grow, write
@@ -47,7 +48,7 @@ def begin(k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) ->
 
 def alone(t: Float[Tensor, "b h n _"]) -> Float[Tensor, "b h n _"]:
     """`t` in a storage that holds nothing else."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():
         return t.contiguous()
     return t if t.untyped_storage().nbytes() == t.nbytes else t.clone(memory_format=torch.contiguous_format)
 
