@@ -170,6 +170,8 @@ def renew_all(
     half: torch.dtype | None,
     weights: list[Tensor],
 ) -> Tensor:
+    # Autograd is switched off inside an operator, and hooks of modules have to know it.
+    states, k, v, *weights = (t.detach() for t in (states, k, v, *weights))
     return computed(built, states, k, v, seen, full, updates, half, weights)
 
 
