@@ -128,9 +128,8 @@ def counted(grad: Tensor | None, built: str, *given: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     *tensors, updates, half, weights = given
-    states, k, v, seen, full, *weights = (
-        None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)
-    )
+    bare: list[Any] = [None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)]
+    states, k, v, seen, full, *weights = bare
     with FlopCounterMode(display=False) as counter:
         if grad is None:
             computed(built, states, k, v, seen, full, updates, half, weights)
