@@ -37,10 +37,12 @@ def refusable(fn: Callable) -> Callable:
 def as_eager(compiled: Callable, fn: Callable) -> Callable:
     """`compiled`, made of `fn`, that raises the error of `fn` where Dynamo, asked for whole graphs, raises its own."""
 
+    from torch._dynamo.exc import Unsupported
+
     def call(*args, **kwargs):
         try:
             return compiled(*args, **kwargs)
-        except torch._dynamo.exc.Unsupported as error:
+        except Unsupported as error:
             unsupported = error
         fn(*args, **kwargs)
         raise unsupported

@@ -9,9 +9,11 @@ import sys
 from math import prod
 from typing import Any
 
-import torch
-
-from .layers.recurrence import counted
+from .layers.kernels.fused_groups import flash_groups, flash_groups_backward
+from .layers.kernels.softmax import few_queries
+from .layers.kernels.tiled import gated_tiles, gated_tiles_backward
+from .layers.recurrence import counted, renew_all, renew_all_backward
+from .losses import summed_loss, summed_loss_backward
 from .shapes import Tensor
 
 __all__ = ["register"]
@@ -70,20 +72,19 @@ def renewal_backward(grad: Tensor, *given: Any, out_val: Any = None) -> int:
 
 def register(counter: Any) -> None:
     """Makes the operators known to `torch.utils.flop_counter`."""
-    ops = torch.ops.xflash
-    formulas = {
-        ops.gated_tiles: attention,
-        ops.gated_tiles_backward: attention_backward,
-        ops.few_queries: attention,
-        ops.flash_groups: groups,
-        ops.flash_groups_backward: groups_backward,
-        ops.summed_loss: loss,
-        ops.summed_loss_backward: loss_backward,
-        ops.renew_all: renewal,
-        ops.renew_all_backward: renewal_backward,
+    formulas: dict[Any, Any] = {
+        gated_tiles: attention,
+        gated_tiles_backward: attention_backward,
+        few_queries: attention,
+        flash_groups: groups,
+        flash_groups_backward: groups_backward,
+        summed_loss: loss,
+        summed_loss_backward: loss_backward,
+        renew_all: renewal,
+        renew_all_backward: renewal_backward,
     }
     for operator, formula in formulas.items():
-        counter.register_flop_formula(operator, get_raw=True)(formula)
+        counter.register_flop_formula(operator._opoverload.overloadpacket, get_raw=True)(formula)
 
 
 class Waiting:

@@ -1,5 +1,7 @@
 """Looks at the values of tensors, where they can be had and make nothing wait."""
 
+from typing import Any
+
 import torch
 
 from .shapes import Tensor
@@ -24,11 +26,15 @@ def transformed_further() -> bool:
 
 
 def has_values(t: Tensor) -> bool:
-    """Whether `t` has values: not while torch compiles or traces, and not as what a transform of torch.func varies."""
+    """Whether `t` has values: not while torch compiles or traces, and not as one of the rows that vmap is at."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    plain = type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
-    return plain and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+    if type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta:
+        return False
+    inside: Any = torch._C._functorch
+    while inside.is_functorch_wrapped_tensor(t) and not inside.is_batchedtensor(t):
+        t = inside.get_unwrapped(t)
+    return not inside.is_functorch_wrapped_tensor(t)
 
 
 def may_look(t: Tensor) -> bool:

@@ -56,11 +56,11 @@ class CompiledPiece:
     def __init__(self, module: "Piecewise", **options: Any):
         self.module = module
 
+        @refusable
         def piece(state, *args):
             return module.one_piece(state, *args)
 
         options.setdefault("dynamic", True)
-        piece = refusable(piece)
         self.piece = as_eager(torch.compile(piece, **options), piece)
 
     def __call__(self, state: Any, *args: Any) -> tuple[Any, Any]:

@@ -59,11 +59,12 @@ def auxiliary_loss(
     blocks: Sequence[Block], order: Sequence[int], layout: str, state: StackState, since: StackState | None
 ) -> Float[Tensor, ""]:
     """The mean over tokens read between two states, and over layers, of what blocks lose beside the model's loss."""
-    sums = [
-        total if since is None or (known := blocks[i].auxiliary(since.branches[place].block)) is None else total - known
-        for place, i in enumerate(order)
-        if (total := blocks[i].auxiliary(state.branches[place].block)) is not None
-    ]
+    sums = []
+    for place, i in enumerate(order):
+        total = blocks[i].auxiliary(state.branches[place].block)
+        known = None if since is None else blocks[i].auxiliary(since.branches[place].block)
+        if total is not None:
+            sums.append(total if known is None else total - known)
     if not sums:
         raise ValueError(
             f"no block of the layout {excerpt(layout)} has a loss of its own (block_attn_compress_loss=True gives one)"

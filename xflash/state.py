@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .checks import as_order
+from .looks import transformed
 from .shapes import Bool, Float, Int, Tensor
 
 __all__ = [
@@ -54,7 +55,7 @@ def own(state: Any, before: Any = None) -> Any:
     """
     if state is None or state is before:
         return state
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or transformed():
         return tree_map(Tensor.contiguous, state)
     if isinstance(state, torch.Tensor):
         alone = state.untyped_storage().nbytes() == state.nbytes

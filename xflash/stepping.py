@@ -163,10 +163,10 @@ class Stepping:
             )
             fresh, start = behind.branches, behind.bound
         branches = tuple(
-            BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
-            if (held := kept[i]) is not None
-            else renewed(b, rows, fresh and fresh[i])
-            for i, b in enumerate(state.branches)
+            renewed(b, rows, fresh and fresh[i])
+            if held is None
+            else BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
+            for i, (b, held) in enumerate(zip(state.branches, kept, strict=True))
         )
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         length = torch.where(rows, torch.full_like(before, start), before)

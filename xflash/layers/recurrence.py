@@ -129,9 +129,8 @@ def counted(grad: Tensor | None, built: str, *given: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     *tensors, updates, half, weights = given
-    states, k, v, seen, full, *weights = (
-        None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)
-    )
+    bare: list[Any] = [None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)]
+    states, k, v, seen, full, *weights = bare
     with FlopCounterMode(display=False) as counter:
         if grad is None:
             computed(built, states, k, v, seen, full, updates, half, weights)
@@ -171,6 +170,8 @@ def renew_all(
     half: torch.dtype | None,
     weights: list[Tensor],
 ) -> Tensor:
+    # Autograd is switched off inside an operator, and hooks of modules have to know it.
+    states, k, v, *weights = (t.detach() for t in (states, k, v, *weights))
     return computed(built, states, k, v, seen, full, updates, half, weights)
 
 

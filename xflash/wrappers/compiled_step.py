@@ -26,10 +26,10 @@ class CompiledStep:
     def __init__(self, model: Any, **options: Any):
         self.layers = model.attn_layers
 
+        @refusable
         def one(x, state, mask, embed_ids):
             return model.advance(x, state, mask, embed_ids=embed_ids)
 
-        one = refusable(one)
         self.one = as_eager(torch.compile(one, **options), one)
 
     def __call__(

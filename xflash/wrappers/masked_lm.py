@@ -41,8 +41,10 @@ def random_subset(
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "..."]:
     """Numbers from 0 to 1 in the shape of `like`."""
-    # In place: torch.rand with a generator cannot be traced when a size is not known.
-    return torch.empty(like.shape, device=like.device).uniform_(generator=generator)
+    # In place: torch.rand with a generator cannot be traced when a size is not known; `like` is a row where vmap is
+    # at work.
+    room = torch.empty_like(like, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format)
+    return room.uniform_(generator=generator)
 
 
 def reveal(sure: Float[Tensor, "b n"], hidden: Bool[Tensor, "b n"], left: Int[Tensor, " b"]) -> Bool[Tensor, "b n"]:

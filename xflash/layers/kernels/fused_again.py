@@ -17,9 +17,9 @@ from .tiled import laplace
 __all__ = ["differentiable", "plain_groups"]
 
 
-def differentiable(ctx: Any, *above: Tensor | None) -> tuple:
-    """The backward of the operator `flash_groups` where its gradients are to be differentiated."""
-    hidden, gamma, beta, vector, cos, sin, new, _, _, closed = ctx.saved_tensors
+def differentiable(ctx: Any, held: tuple, *above: Tensor | None) -> tuple:
+    """The backward of `flash_groups`, for which `held` was saved, where its gradients are to be differentiated."""
+    hidden, gamma, beta, vector, cos, sin, new, _, _, closed = held
     *settings, paired = ctx.settings
 
     def slow(*given):

@@ -287,7 +287,7 @@ def keep_for_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
 def backward(ctx: Any, dout: Tensor | None, _y: Any, _sums: Any, dafter: Tensor | None) -> tuple:
     hidden, gamma, beta, vector, *_, closed = held = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return differentiable(ctx, dout, dafter)
+        return differentiable(ctx, held, dout, dafter)
     if dout is None:
         e = (hidden.shape[2] - gamma.shape[1]) // 2
         dout = hidden.new_zeros(*hidden.shape[:2], e)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...looks import has_values, may_look
+from ...looks import has_values, may_look, transformed
 from ...shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Piece", "held", "retrieve", "retrieve_slow", "visible"]
@@ -159,7 +159,7 @@ def score(
     at = 0
     for piece, mask in pieces:
         here = out[..., at : at + piece.k.shape[2]]
-        if torch.compiler.is_compiling():  # which takes no view to write into
+        if torch.compiler.is_compiling() or transformed():  # which take no view to write into
             here.copy_(rows @ piece.k.to(rows.dtype).mT)
         else:
             torch.matmul(rows, piece.k.to(rows.dtype).mT, out=here)

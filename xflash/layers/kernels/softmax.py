@@ -50,6 +50,8 @@ def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) 
     if not causal and not dropout and are_few(q) and not transformed():
         return (few_queries if torch.compiler.is_compiling() else attend_few)(q, k, v, mask, float(scale))
     if transformed_further():
+        if mask is not None and mask.dtype == torch.bool:
+            mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
         return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout, causal, scale=scale)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
 
