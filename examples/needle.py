@@ -78,7 +78,7 @@ def build(variant: str, options: argparse.Namespace) -> nn.Module:
     layers, flags = VARIANTS[variant]
     # The peer's sizes and feed-forward layers.
     sizes = {"block_width": options.width, "dim_head": 16, "kv_heads": 1}
-    feed_forward = {"ff_glu": True, "ff_no_bias": True, "ff_mult": 8 / 3}
+    feed_forward = {"ff_glu": True, "ff_no_bias": True, "ff_dim": options.dim * 8 // 3}
     flags = {f"block_attn_{name}": value for name, value in sizes.items()} | flags
     if "recurrent" in layers:
         flags = {f"recurrent_{name}": value for name, value in sizes.items()} | flags

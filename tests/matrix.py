@@ -65,7 +65,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "window": [{}, {"attn_window": 5}, {"attn_window": 3, "attn_sinks": 2}],
     "gate_values": [{}, {"attn_gate_values": True}],
     "head_scale": [{}, {"attn_head_scale": True}],
-    "ff_mult": [{"ff_mult": 2.0}, {"ff_mult": 1}],
+    "ff_mult": [{"ff_mult": 2.0}, {"ff_dim": 25}],
     "ff_glu": [{}, {"ff_glu": True}],
     "ff_activation": [{"ff_activation": name} for name in ("gelu", "silu", "relu2")],
     "ff_no_bias": [{}, {"ff_no_bias": True}],

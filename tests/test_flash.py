@@ -339,7 +339,11 @@ def test_exports_with_a_dynamic_length(causal):
     [
         (True, {"flash_group_size": 0}, "flash_group_size must be at least 1, not 0"),
         (True, {"flash_query_key_dim": 0}, "flash_query_key_dim must be at least 1"),
-        (True, {"flash_expansion_factor": 0.01}, "flash_expansion_factor=0.01 with dim=13 leaves no channel"),
+        (
+            True,
+            {"flash_expansion_factor": 0.01},
+            "flash_expansion_factor=0.01 with dim=13 makes 0.13 channels",
+        ),
         (True, {"flash_attn_fn": "relu3"}, "flash_attn_fn='relu3' is not one of .*; did you mean 'relu2'"),
         (True, {"flash_global_normaliser": "padded_length"}, "padded_length' with causal=True: a token would depend"),
         (True, {"flash_global_scope": "group"}, "flash_global_scope='group' with causal=True"),

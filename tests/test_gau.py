@@ -362,7 +362,7 @@ WRONG = [
     ({"normaliser": "rowindex"}, r"gau_normaliser='rowindex' is not one of .*; did you mean 'row_index'"),
     ({"query_key_dim": 0}, r"gau_query_key_dim must be at least 1, not 0"),
     ({"expansion_factor": 0.0}, r"gau_expansion_factor must be above 0"),
-    ({"expansion_factor": 0.01}, r"gau_heads=1 does not divide the 0 channels"),
+    ({"expansion_factor": 0.01}, r"gau_expansion_factor=0.01 with dim=13 makes 0.13 channels, no whole number"),
     ({"dropout": 1.0}, r"gau_dropout must be below 1"),
 ]
 

@@ -61,8 +61,7 @@ def read_arguments(module: Any) -> dict[str, Any]:
         "dim_head": dim_head,
         "heads": heads,
         "all_layers_qk_rmsnorm": everywhere,
-        # Their own rounding of 2/3 of the multiple is met half-way between two widths.
-        "ff_mult": (inner + 0.5) / dim * 1.5,
+        "ff_dim": inner,
         "max_seq_len": module.max_seq_len,
         "block_width": module.block_width,
         "recurrent_layers": recurrent,

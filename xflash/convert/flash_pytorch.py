@@ -1,6 +1,5 @@
 """Weights from FLASH-pytorch (https://github.com/lucidrains/FLASH-pytorch, made against 0.1.9)."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -116,12 +115,6 @@ def read_attn_fn(module: Any) -> bool:
     return ATTN_FNS[name]
 
 
-def expansion(inner: int, dim: int) -> float:
-    """The factor for which int(factor * dim) is `inner`, whatever was rounded on the way."""
-    factor = inner / dim
-    return factor if int(factor * dim) == inner else math.nextafter(factor, math.inf)
-
-
 def read_gau(module: Any) -> Read:
     norm, out = read_norm(module.norm), module.to_out[0]
     if module.dropout.p != module.to_out[1].p:
@@ -129,7 +122,7 @@ def read_gau(module: Any) -> Read:
     flags = {
         "dim": out.out_features,
         "query_key_dim": module.to_qk[0].out_features,
-        "expansion_factor": expansion(out.in_features, out.out_features),
+        "expansion_factor": out.in_features / out.out_features,
         "add_residual": module.add_residual,
         "causal": module.causal,
         "dropout": module.dropout.p,
@@ -160,7 +153,7 @@ def read_flash_block(module: Any) -> tuple[Flags, Weights, Weights]:
         "dim": out.out_features,
         "group_size": module.group_size,
         "query_key_dim": module.to_qk[0].out_features,
-        "expansion_factor": expansion(out.in_features, out.out_features),
+        "expansion_factor": out.in_features / out.out_features,
         "causal": module.causal,
         "attn_dropout": module.dropout.p,
         "shift_tokens": module.shift_tokens,

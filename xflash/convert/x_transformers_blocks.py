@@ -129,8 +129,9 @@ def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int
         raise feature("ff_sublayer_dropout", after[0].p)
     if outward.out_features != inward.in_features:
         raise feature("ff_dim_out", outward.out_features)
+    inner = outward.in_features
     flags = {
-        "mult": width_factor(outward.in_features, inward.in_features),
+        "dim": None if inner == 4 * inward.in_features else inner,
         "activation": name,
         "glu": glu,
         "no_bias": inward.bias is None and outward.bias is None,
@@ -151,11 +152,6 @@ def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int
     if norm is not None:
         weights["norm.gain"] = read_gain(norm, reader)
     return set_flags(flags, FeedForward.Config), weights, ()
-
-
-def width_factor(inner: int, dim: int) -> float:
-    """A `mult` for which int(mult * dim) is `inner`."""
-    return inner / dim if int(inner / dim * dim) == inner else (inner + 0.5) / dim
 
 
 def read_positions(peer: Any, orders: Collection[tuple], reader: Reader, weights: Weights) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`Block`: the interface of everything that can stand in a layout, and the laws it obeys."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from ..state import Ctx
 
 __all__ = ["Block", "Site"]
 
+# A factor such as 960 / 704 is meant as written, although in floats it times 704 falls short of 960.
+SLACK = 1e-6
+# The largest such factor: a product beyond what floats count one by one is nobody's width.
+MOST = 10**6
+
 
 @dataclass(frozen=True)
 class Site:
@@ -24,6 +30,21 @@ class Site:
     causal: bool
     branches: int = 1
     positions: frozenset[str] = frozenset()
+
+    def channels(self, flag: str, factor: float, instead: str = "") -> int:
+        """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.
+
+        `flag` is what the factor is called, `instead` a flag that takes the number itself.
+        """
+        exact = factor * self.dim
+        width = round(exact)
+        if width >= 1 and abs(exact - width) <= SLACK:
+            return width
+        near = dict.fromkeys((max(1, math.floor(exact)), math.ceil(exact)))
+        ways = " or ".join(f"{instead}={n}" if instead else f"{flag}={n}/{self.dim}" for n in near)
+        raise ValueError(
+            f"{flag}={factor} with dim={self.dim} makes {exact:.10g} channels, no whole number: give {ways}"
+        )
 
     def linear_out(self, width: int, bias: bool = False, gated: bool = False) -> nn.Linear:
         """The projection back to the stream, its start scaled by 1/sqrt(branches) so that their sum keeps its size.

@@ -11,7 +11,7 @@ from ..flags import flag
 from ..registry import activations, blocks
 from ..shapes import Float, Tensor, typed
 from ..state import Ctx
-from .block import Block, Site
+from .block import MOST, Block, Site
 from .norms import LayerNorm
 from .projection import whole
 
@@ -34,7 +34,10 @@ class FeedForward(Block):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        mult: float = flag(4.0, "inner width as a multiple of dim", above=0)
+        mult: float | None = flag(
+            None, "inner width as a multiple of dim (None: 4, or as ff_dim says)", above=0, at_most=MOST
+        )
+        dim: int | None = flag(None, "inner width in channels (None: as ff_mult says)", at_least=1)
         activation: str = flag("gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...")
         glu: bool = flag(False, "gate one half of the inner projection with the activation of the other")
         no_bias: bool = flag(False, "linear maps without biases")
@@ -47,9 +50,7 @@ class FeedForward(Block):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
-        inner = int(config.mult * site.dim)
-        if inner < 1:
-            raise ValueError(f"ff_mult={config.mult} with dim={site.dim} leaves no inner channel")
+        inner = inner_width(config, site)
         self.inner = inner
         self.activation = activations[config.activation]
         self.to_inner = nn.Linear(site.dim, inner * (2 if config.glu else 1), bias=not config.no_bias)
@@ -71,3 +72,16 @@ class FeedForward(Block):
         if self.config.dropout:
             y = F.dropout(y, self.config.dropout, self.training)
         return self.to_out(y), None
+
+
+def inner_width(config: FeedForward.Config, site: Site) -> int:
+    """The channels between the two maps; ValueError when `dim` and `mult` say different numbers of them."""
+    if config.mult is None:
+        return 4 * site.dim if config.dim is None else config.dim
+    width = site.channels("ff_mult", config.mult, instead="ff_dim")
+    if config.dim not in (None, width):
+        raise ValueError(
+            f"ff_dim={config.dim} is set, but ff_mult={config.mult} with dim={site.dim} makes {width} channels; give "
+            "one of them"
+        )
+    return width

@@ -12,7 +12,7 @@ from ..flags import flag
 from ..registry import blocks
 from ..shapes import Float, Int, Tensor, typed
 from ..state import Ctx
-from .block import Block, Site
+from .block import MOST, Block, Site
 from .kernels.carried import FlashState, across, reserve, step, within
 from .kernels.fused_groups import Settings, Turn, fused_groups
 from .kernels.groups import Documents, document_groups
@@ -42,7 +42,7 @@ class MixedChunkAttention(Block):
     class Config:
         group_size: int = flag(256, "tokens in a group", at_least=1)
         query_key_dim: int = flag(128, "width of the shared projection that queries and keys come from", at_least=1)
-        expansion_factor: float = flag(2.0, "width of values and gate, times the model's", above=0)
+        expansion_factor: float = flag(2.0, "width of values and gate, times the model's", above=0, at_most=MOST)
         attn_fn: AttnFn = flag("relu2", "scores inside a group to weights")
         normaliser_place: Literal["content", "outside"] | None = flag(
             None, "relu2, laplace: f(qk / w + bias) or f(qk / sqrt(query_key_dim) + bias) / w (None: content)"
@@ -65,9 +65,7 @@ class MixedChunkAttention(Block):
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         check(config, site.causal)
-        inner, width = int(config.expansion_factor * site.dim), config.query_key_dim
-        if inner < 1:
-            raise ValueError(f"flash_expansion_factor={config.expansion_factor} with dim={site.dim} leaves no channel")
+        inner, width = site.channels("flash_expansion_factor", config.expansion_factor), config.query_key_dim
         self.widths = (inner, inner, width)
         self.to_hidden = nn.Linear(site.dim, sum(self.widths), bias=config.bias)
         self.to_out = site.linear_out(inner, bias=config.bias, gated=True)

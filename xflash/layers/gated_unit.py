@@ -11,7 +11,7 @@ from torch import nn
 from ..flags import flag
 from ..shapes import Float, Int, Tensor
 from ..state import AttentionMap
-from .block import Block, Site
+from .block import MOST, Block, Site
 from .kernels.gated import Between, gated_attention, gated_weights
 
 __all__ = ["GatedUnit"]
@@ -28,7 +28,7 @@ class GatedUnit(Block):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         query_key_dim: int = flag(128, "width of the shared projection that queries and keys come from", at_least=1)
-        expansion_factor: float = flag(2.0, "width of values and gate, times the model's", above=0)
+        expansion_factor: float = flag(2.0, "width of values and gate, times the model's", above=0, at_most=MOST)
         heads: int = flag(1, "heads that share query_key_dim and the values' width between them", at_least=1)
         attn_fn: Literal["relu2", "laplace", "softmax", "softmax_plus"] = flag(
             "relu2", "scores to weights; softmax_plus sharpens its scores by log(keys seen) / log(512)"
@@ -54,10 +54,10 @@ class GatedUnit(Block):
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         self.check(config)
-        heads, width, inner = config.heads, config.query_key_dim, int(config.expansion_factor * site.dim)
+        heads, width, kind = config.heads, config.query_key_dim, self.kind
+        inner = site.channels(f"{kind}_expansion_factor", config.expansion_factor)
         for size, name in ((width, "query_key_dim"), (inner, "expansion_factor")):
-            if size < 1 or size % heads:
-                kind = self.kind
+            if size % heads:
                 raise ValueError(f"{kind}_heads={heads} does not divide the {size} channels that {kind}_{name} makes")
         self.normaliser, self.place = settle(config)
         self.scale = (width // heads) ** -0.5 if config.score_scale == "sqrt" else 1.0

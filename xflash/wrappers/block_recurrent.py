@@ -1,6 +1,7 @@
 """`BlockRecurrentTransformer` and its trainer, with the calls of block-recurrent-transformer-pytorch."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -8,9 +9,11 @@ import torch
 from ..checks import check_count, check_share, check_switches, given
 from ..configurable import Configurable
 from ..door import as_mask
+from ..layers.block import MOST, SLACK
 from ..layers.block_attention import BlockAttention
 from ..layers.recurrent import RecurrentState
 from ..losses import check_targets, next_token_loss, next_tokens
+from ..sampling import number
 from ..shapes import Float, Int, Tensor
 from ..stack import Decoder
 from ..stack_flags import check_known
@@ -21,6 +24,8 @@ from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
 from .transformer import ModelState, TransformerWrapper
 
 __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
+
+FF_MULT = 4
 
 
 class Memories(NamedTuple):
@@ -67,6 +72,15 @@ def columns(
     return tuple(column)
 
 
+def gated_width(dim: int, ff_mult: float, flags: Mapping[str, Any]) -> int:
+    """The inner width of the feed-forward layers; ValueError when ff_mult and ff_dim are both given."""
+    if flags.get("ff_dim") is None:
+        return math.floor(dim * number("ff_mult", ff_mult, above=0, at_most=MOST) * 2 / 3 + SLACK)
+    if ff_mult != FF_MULT:
+        raise ValueError(f"ff_mult={ff_mult} and ff_dim={flags['ff_dim']} both say how wide the layers are; give one")
+    return flags["ff_dim"]
+
+
 class BlockRecurrentTransformer(TransformerWrapper):
     """The block-recurrent transformer (https://arxiv.org/abs/2203.07852) as block-recurrent-transformer-pytorch has it.
 
@@ -74,7 +88,8 @@ class BlockRecurrentTransformer(TransformerWrapper):
     detached; `model(ids, xl_memories=memories, states=states)` goes on. Either can be left out: the memories are the
     attention layers' blocks, the states the state vectors of each recurrent layer (b, s, dim). Layers are counted from
     1. `step`, `generate` and the rest are those of every causal model. `use_flash_attn=False` leaves the fused kernel
-    alone. `flags` are further flags of the stack (`recurrent_gate='lstm'`).
+    alone. The feed-forward layers are gated and, as there, 2/3 of `ff_mult` times dim wide, rounded down; `ff_dim` says
+    their width itself. `flags` are further flags of the stack (`recurrent_gate='lstm'`).
     """
 
     def __init__(
@@ -86,7 +101,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         dim_head: int = 64,
         heads: int = 8,
         all_layers_qk_rmsnorm: bool = False,
-        ff_mult: float = 4,
+        ff_mult: float = FF_MULT,
         max_seq_len: int = 1024,
         block_width: int = 512,
         recurrent_layers: tuple[int, ...] | None = None,
@@ -99,7 +114,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         **flags: Any,
     ):
         check_known(flags, BlockRecurrentTransformer)
-        for name, value in (("depth", depth), ("max_seq_len", max_seq_len), ("block_width", block_width)):
+        for name, value in (("dim", dim), ("depth", depth), ("max_seq_len", max_seq_len), ("block_width", block_width)):
             check_count(name, value)
         check_switches(
             all_layers_qk_rmsnorm=all_layers_qk_rmsnorm,
@@ -109,6 +124,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         for name in ("layers", "custom_layers"):
             if name in flags:
                 raise ValueError(f"{name} cannot be set: depth and recurrent_layers say what the layers are")
+        inner = gated_width(dim, ff_mult, flags)
         if max_seq_len % block_width:
             raise ValueError(f"block_width={block_width} does not divide max_seq_len={max_seq_len}")
         column = columns(depth, recurrent_layers, read_recurrent_layers, all_layers_qk_rmsnorm)
@@ -130,7 +146,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
                 "rotary_xpos": True,
                 "ff_glu": True,
                 "ff_no_bias": True,
-                "ff_mult": ff_mult * 2 / 3,
+                "ff_dim": inner,
                 **given_flags,
                 **flags,
             }
