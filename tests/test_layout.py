@@ -82,8 +82,8 @@ def test_text_is_read_back(specs):
         ("attn, ff", ValueError, "cannot read the layout 'attn, ff' at ', ff'; write 'flash"),
         ("(attn ff)*3", ValueError, r"cannot read the layout .* at '\(attn ff\)\*3'"),
         ("3*attn", ValueError, r"cannot read the layout .* at '3\*attn'"),
-        ("attn*0 ff", ValueError, r"'attn\*0' in the layout 'attn\*0 ff' repeats 0 times; give 1 or more"),
-        ("ff attn*-2", ValueError, "repeats -2 times"),
+        ("attn*0 ff", ValueError, r"'attn\*0' in the layout 'attn\*0 ff' repeats its block 0 times; give 1 to 10000"),
+        ("ff attn*-2", ValueError, "repeats its block -2 times"),
         (
             "attn(64)",
             ValueError,
@@ -95,6 +95,13 @@ def test_text_is_read_back(specs):
         ("attn(**{'window': 4})", ValueError, "cannot read"),
         ("attn(window=4)) + (2)", ValueError, r"cannot read the layout .* at '\) \+ \(2\)'"),
         ("attn(window=4", ValueError, r"cannot read '\(window=4' in the layout entry 'attn\(window=4'"),
+        (
+            "attn*1000000000",
+            ValueError,
+            r"'attn\*1000000000' in the layout .* repeats its block 100000000 times; give 1",
+        ),
+        ("ff attn*" + "9" * 5000, ValueError, "repeats its block 999999999 times; give 1 to 10000"),
+        ("attn*9999 ff*2", ValueError, "the layout has 10001 layers; a stack has 10000 at most"),
         (("attn", 3), TypeError, r"a layer is a name or a pair \('attn', \{'window': 64\}\), not 3"),
         ((("attn", {}, 3),), TypeError, r"a layer is a name or a pair .* not \('attn', \{\}, 3\)"),
         ((("attn", ("window", 4)),), TypeError, "a layer is a name or a pair"),
@@ -104,8 +111,57 @@ def test_text_is_read_back(specs):
     ],
 )
 def test_what_is_refused(layers, error, match):
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as caught:
         parse_layout(layers)
+    assert len(str(caught.value)) < 300
+
+
+LONG = "attn " * 700
+
+
+@pytest.mark.parametrize(
+    ("layers", "match"),
+    [
+        (LONG + "!" + LONG, r"'\.\.\.[atn ]{15,}!attn .*\.\.\.' at '!attn attn .*\.\.\.'; write"),
+        (
+            "attn(" + "(" * 3000 + ")" * 3000 + ")",
+            r"cannot read '\(\(\(+\.\.\.' in the layout entry 'attn\(\(\(+\.\.\.'; write",
+        ),
+        ("attn(window=" + "-" * 5000 + "1)", r"cannot read '\(window=-+\.\.\.' in the layout"),
+        ("attn(window=[" + "1)," * 3000 + "])", r"cannot read '\(window=\[1\)' in the layout entry"),
+        ("a" * 5000, r"unknown block 'a+\.\.\.' \(known"),
+        (LONG + "attn*0", r"'attn\*0' in the layout '\.\.\.[atn ]+attn\*0' repeats its block 0 times"),
+    ],
+    ids=range(6),
+)
+def test_errors_are_short_and_point_at_the_place(layers, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        parse_layout(layers)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("entry", "size"),
+    [((("attn", "x" * 5000),), 200), (["attn", list(range(5000))], 200), ([{"attn": "x" * 5000}], 200)],
+)
+def test_an_entry_that_is_no_layer_is_not_shown_whole(entry, size):
+    with pytest.raises(TypeError, match="a layer is a name or a pair") as caught:
+        parse_layout(entry)
+    assert len(str(caught.value)) < size
+
+
+def test_flags_that_contradict_a_long_layout():
+    layers = " ".join(f"attn(window={i + 1})" for i in range(700))
+    for flags in ({"gau_heads": 2}, {"cross_attend": True}, {"only_cross": True, "pos": "rotary"}, {"pos": "xx"}):
+        with pytest.raises(ValueError, match=r"\.\.\.'|unknown position 'xx'") as caught:
+            Decoder(dim=8, depth=1, heads=2, layers=layers, **flags)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_stack_has_a_sane_number_of_layers():
+    for flags in ({"depth": 10**7}, {"depth": 5001}, {"depth": 5, "layers": "attn*2001"}):
+        with pytest.raises(ValueError, match=r"repeats the layout's \d+ layers; a stack has 10000 at most"):
+            Decoder(dim=8, heads=2, **flags)
 
 
 def test_letters_are_names():

@@ -241,7 +241,7 @@ WRONG = [
     ({"top_k": 4}, r"generate has no option 'top_k'; give filter_logits_fn='top_k', filter_kwargs=\{'k': ...\}"),
     ({"num_beams": 3}, r"generate has no option 'num_beams'; beam_search\(..., beams=...\) keeps several"),
     ({"beams": 3}, r"generate has no option 'beams'; beam_search\(..., beams=...\) keeps several"),
-    ({"max_new_tokens": 3}, "generate has no option 'max_new_tokens'; seq_len is the number of new tokens"),
+    ({"max_new_tokens": 3}, "generate has no option 'max_new_tokens'; it is called 'seq_len' here"),
     ({"temprature": 1.0}, "generate has no option 'temprature'; did you mean 'temperature'"),
     ({"contxt": 1.0}, "generate has no option 'contxt'; did you mean 'context"),
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["ALIASES", "ELSEWHERE", "canonical", "names"]
+__all__ = ["ALIASES", "canonical", "names"]
 
 # A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
 SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -46,17 +46,6 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 ALIASES = (*SWITCHES, *OTHERS)
-
-# Names that other libraries have for a flag: no aliases, but what is answered to them.
-ELSEWHERE = {
-    **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "n_embd", "hidden_dim", "model_dim"), "dim"),
-    **dict.fromkeys(("num_heads", "n_heads", "nhead", "n_head", "num_attention_heads"), "heads"),
-    **dict.fromkeys(("num_layers", "n_layers", "n_layer", "num_hidden_layers"), "depth"),
-    **dict.fromkeys(("head_dim", "dim_head"), "attn_dim_head"),
-    **dict.fromkeys(("num_kv_heads", "num_key_value_heads", "kv_heads"), "attn_kv_heads"),
-    "is_causal": "causal",
-    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing", "use_checkpoint"), "grad_checkpoint"),
-}
 
 
 def names(value: Any) -> tuple[str, ...]:

@@ -20,12 +20,21 @@ __all__ = [
     "check_switch",
     "check_switches",
     "given",
+    "widened",
 ]
+
+# Of these torch has little more than the names: they are neither compared, nor gathered, nor filled.
+NARROW = frozenset({torch.uint16, torch.uint32, torch.uint64})
 
 
 def given(value: Any) -> str:
     """What an argument is, in a word or two."""
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def widened(ids: Tensor) -> Int[Tensor, "..."]:
+    """Integers in a dtype that torch computes with, as they are unless they are unsigned and wider than a byte."""
+    return ids.long() if ids.dtype in NARROW else ids
 
 
 def check_count(name: str, value: Any) -> None:
@@ -79,12 +88,12 @@ def as_rows(name: str, rows: Any, batch: int) -> Bool[Tensor, " b"]:
 
 
 def as_doc_ids(doc_ids: Any, shape: tuple[int, int]) -> Int[Tensor, "b n"]:
-    """`doc_ids` when it is an integer tensor of that shape."""
+    """`doc_ids` when it is an integer tensor of that shape, in a dtype that can be computed with."""
     if not isinstance(doc_ids, torch.Tensor) or doc_ids.is_floating_point() or doc_ids.dtype == torch.bool:
         raise TypeError(f"doc_ids must be an integer tensor of shape {tuple(shape)}, not {given(doc_ids)}")
     if tuple(doc_ids.shape) != tuple(shape):
         raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(shape)}")
-    return doc_ids
+    return widened(doc_ids)
 
 
 def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
@@ -95,11 +104,12 @@ def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
         raise ValueError(f"index must be of shape (rows,), one entry for each row wanted, not {tuple(index.shape)}")
     if rows is None or index.device.type != "cpu" or torch.compiler.is_compiling() or not index.numel():
         return index.long()
+    index = index.long()
     low, high = index.min().item(), index.max().item()
     if low < 0 or high >= rows:
         wrong = low if low < 0 else high
         raise ValueError(f"index names row {wrong}, but the state has {rows} rows (0 to {rows - 1})")
-    return index.long()
+    return index
 
 
 def check_binary(name: str, mask: Tensor) -> None:
@@ -107,7 +117,8 @@ def check_binary(name: str, mask: Tensor) -> None:
     if mask.dtype == torch.bool or mask.device.type != "cpu" or torch.compiler.is_compiling():
         return
     if bool(((mask != 0) & (mask != 1)).any()):
-        raise ValueError(f"{name} must be boolean or 0/1 integers, but it goes from {mask.min()} to {mask.max()}")
+        low, high = widened(mask).aminmax()
+        raise ValueError(f"{name} must be boolean or 0/1 integers, but it goes from {low} to {high}")
 
 
 def check_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> None:

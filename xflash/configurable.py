@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from .elsewhere import ELSEWHERE, answer_calls, meant
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
@@ -38,6 +39,12 @@ class Configurable(nn.Module):
         CLASSES[cls.__name__] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
+        answer_calls(cls)
+
+    @classmethod
+    def takes(cls) -> list[str]:
+        """The names of what it is built from."""
+        return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
 
     def to_config(self) -> dict[str, Any]:
         """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
@@ -98,9 +105,12 @@ def recording(init):
         except TypeError as error:
             known = [p for p in signature.parameters if p != "self"]
             takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+            if takes_any:
+                known += CLASSES["AttentionLayers"].takes()
             for name in kwargs:
-                if name not in known and not takes_any:
-                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{nearest(name, known)}") from None
+                if name not in known and (not takes_any or name in ELSEWHERE):
+                    hint = meant(name, known, places(but=type(self).__name__))
+                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}") from None
             raise TypeError(f"{type(self).__name__}: {error}") from None
         outermost = "arguments" not in self.__dict__
         if outermost:
@@ -112,6 +122,17 @@ def recording(init):
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+# What an argument may belong to that is given to something else.
+PLACES = {"AttentionLayers": "the stack (Encoder, Decoder)"} | {
+    name: name for name in ("TransformerWrapper", "ViTransformerWrapper")
+}
+
+
+def places(but: str, ending: str = "") -> list[tuple[str, list[str]]]:
+    """Those of `PLACES` whose class is known and not called `but`, as `meant` wants them."""
+    return [(text + ending, CLASSES[name].takes()) for name, text in PLACES.items() if name in CLASSES and name != but]
 
 
 def encode(name: str, value: Any) -> Any:

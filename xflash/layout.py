@@ -2,14 +2,20 @@
 
 import ast
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .registry import blocks
+from .registry import blocks, excerpt
 
-__all__ = ["LETTERS", "LayerSpec", "layout_text", "parse_layout"]
+__all__ = ["LETTERS", "MOST_LAYERS", "LayerSpec", "layout_text", "parse_layout"]
 
 LETTERS = {"a": "attn", "c": "cross_attn", "f": "ff"}
+
+# More are a slip of the pen: to build them alone takes minutes.
+MOST_LAYERS = 10_000
+# Overrides in a layout's text have so many closing brackets at most.
+MOST_BRACKETS = 100
 
 NAME = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)\s*")
 TIMES = re.compile(r"\s*\*\s*(?P<times>-?\d+)")
@@ -29,7 +35,7 @@ def parse_call(text: str) -> dict[str, Any] | None:
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
             return None
         pairs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return pairs if len(pairs) == len(call.keywords) else None
 
@@ -39,16 +45,18 @@ def parse_overrides(text: str, at: int, name: str) -> tuple[dict[str, Any], int]
     if not text.startswith("(", at):
         return {}, at
     end = at
-    while (end := text.find(")", end) + 1) > 0:
-        overrides = parse_call(text[at:end])
+    for _ in range(MOST_BRACKETS):
+        end = text.find(")", end) + 1
+        overrides = parse_call(text[at:end]) if end else None
         if overrides is not None:
             return overrides, end
+        if not end:
+            break
     given = text[at : text.find(")", at) + 1] or text[at:]
     bare = re.search(r"=\s*(?!True\b|False\b|None\b)([A-Za-z_]\w*)\s*[,)]", given)
-    quoted = f", text in quotes: {bare[1]!r}" if bare else ""
-    raise ValueError(
-        f"cannot read {given!r} in the layout entry {name + given!r}; write it as 'attn(window=64)'{quoted}"
-    )
+    quoted = f", text in quotes: {excerpt(bare[1])}" if bare else ""
+    entry = excerpt(name + given)
+    raise ValueError(f"cannot read {excerpt(given)} in the layout entry {entry}; write it as 'attn(window=64)'{quoted}")
 
 
 def parse_text(text: str) -> list[LayerSpec]:
@@ -58,14 +66,18 @@ def parse_text(text: str) -> list[LayerSpec]:
         match = NAME.match(text, at)
         if match is None:
             raise ValueError(
-                f"cannot read the layout {text!r} at {text[at:].strip()!r}; write 'flash*3 attn(window=64) ff'"
+                f"cannot read the layout {excerpt(text, at)} at {excerpt(text[at:].strip())}; write 'flash*3 "
+                "attn(window=64) ff'"
             )
         overrides, end = parse_overrides(text, match.end(), match["name"])
         repeated = TIMES.match(text, end)
-        times, end = (1, end) if repeated is None else (int(repeated["times"]), repeated.end())
-        if times < 1:
-            raise ValueError(f"{text[at:end].strip()!r} in the layout {text!r} repeats {times} times; give 1 or more")
-        specs += [LayerSpec(match["name"], overrides)] * times
+        times, end = ("1", end) if repeated is None else (repeated["times"], repeated.end())
+        if len(times) > len(str(MOST_LAYERS)) or not 1 <= int(times) <= MOST_LAYERS:
+            word = excerpt(text[at:end].strip())
+            raise ValueError(
+                f"{word} in the layout {excerpt(text, at)} repeats its block {times:.9} times; give 1 to {MOST_LAYERS}"
+            )
+        specs += [LayerSpec(match["name"], overrides)] * int(times)
         at = end
     return specs
 
@@ -85,7 +97,7 @@ def parse_layout(layers: str | Sequence[Any]) -> tuple[LayerSpec, ...]:
     if isinstance(layers, str):
         specs = parse_text(layers)
     elif not isinstance(layers, Sequence):
-        raise TypeError(f"a layout is text such as 'flash*3 attn ff' or a tuple of layers, not {layers!r}")
+        raise TypeError(f"a layout is text such as 'flash*3 attn ff' or a tuple of layers, not {reprlib.repr(layers)}")
     else:
         specs = []
         for entry in layers:
@@ -94,9 +106,11 @@ def parse_layout(layers: str | Sequence[Any]) -> tuple[LayerSpec, ...]:
             elif is_pair(entry):
                 specs.append(LayerSpec(entry[0], dict(entry[1])))
             else:
-                raise TypeError(f"a layer is a name or a pair ('attn', {{'window': 64}}), not {entry!r}")
+                raise TypeError(f"a layer is a name or a pair ('attn', {{'window': 64}}), not {reprlib.repr(entry)}")
     if not specs:
         raise ValueError("the layout is empty; name at least one block, as in layers='attn ff'")
+    if len(specs) > MOST_LAYERS:
+        raise ValueError(f"the layout has {len(specs)} layers; a stack has {MOST_LAYERS} at most")
     named = tuple(LayerSpec(LETTERS.get(spec.name, spec.name), spec.overrides) for spec in specs)
     for spec in named:
         blocks[spec.name]

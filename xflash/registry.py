@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["Registry", "activations", "blocks", "nearest", "norms", "positions", "residuals"]
+__all__ = ["Registry", "activations", "blocks", "excerpt", "nearest", "norms", "positions", "residuals"]
 
 T = TypeVar("T")
 
@@ -16,6 +16,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     folded = {str(k).casefold(): str(k) for k in known}
     match = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
     return f"; did you mean {folded[match[0]]!r}?" if match else ""
+
+
+def excerpt(text: str, at: int = 0, width: int = 60) -> str:
+    """`text` in quotes, or where it is long what stands around place `at`, so that a message stays short."""
+    start = max(0, min(at - width // 3, len(text) - width))
+    end = start + width
+    return repr(f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}")
 
 
 class Registry(Mapping[str, Any]):
@@ -74,7 +81,8 @@ class Registry(Mapping[str, Any]):
             return self._parts[name]
         except KeyError:
             known = ", ".join(map(repr, self._parts))
-            raise ValueError(f"unknown {self.kind} {name!r}{nearest(name, self._parts)} (known: {known})") from None
+            shown = excerpt(name) if isinstance(name, str) else repr(name)
+            raise ValueError(f"unknown {self.kind} {shown}{nearest(name, self._parts)} (known: {known})") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .checks import as_doc_ids, check_attn_mask, given
+from .checks import as_doc_ids, check_attn_mask, given, widened
 from .door import Plan, as_mask, pack_mask
 from .layers.positions import Rotary
 from .registry import blocks as registered
@@ -86,6 +86,7 @@ class SideInputs:
                 raise ValueError(f"prefix_attn_len must be a number or ({batch},), not {tuple(prefix.shape)}")
             # Looking at values would make a GPU wait.
             look = prefix.device.type == "cpu" and not torch.compiler.is_compiling() and batch > 0
+            prefix = widened(prefix)
             least, most = (int(prefix.min()), int(prefix.max())) if look else (0, 0)
         elif isinstance(prefix, int) and not isinstance(prefix, bool):
             least = most = prefix
@@ -162,7 +163,7 @@ class SideInputs:
             return {}
         doc_ids, attn_mask = self.doc_ids, self.attn_mask
         if doc_ids is not None and plan is not None:
-            doc_ids = doc_ids.gather(1, plan.order)
+            doc_ids = widened(doc_ids).gather(1, plan.order)
         if doc_ids is not None:
             # A number that comes again names another document: blocks that compare numbers and blocks that look for
             # borders must see the same.
@@ -184,7 +185,11 @@ class SideInputs:
             return None
         prefix = self.prefix_attn_len
         # `full`, for a tensor made of the number itself would tie a compiled graph to it.
-        prefix = prefix.to(device) if isinstance(prefix, torch.Tensor) else torch.full((1,), prefix, device=device)
+        prefix = (
+            prefix.to(device, torch.long)
+            if isinstance(prefix, torch.Tensor)
+            else torch.full((1,), prefix, device=device)
+        )
         if plan is not None:
             prefix = torch.minimum(prefix, plan.new)
         return torch.where(prefix > 0, prefix + memory, 0)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
+from .aliases import ALIASES
 from .checks import as_rows, given
 from .configurable import Configurable
 from .door import as_mask, pack, plan_rows, unpack
@@ -17,7 +18,7 @@ from .layers.positions import Position, Relative
 from .registry import norms, positions
 from .shapes import Bool, Float, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
-from .stack_flags import check_keys, check_widths, resolve
+from .stack_flags import check_keys, check_widths, known_flags, resolve
 from .stack_parts import make_branch, publishing, unpacked
 from .stack_pieces import BlockByBlock
 from .state import AttentionMap, BranchState, Ctx, StackState
@@ -71,6 +72,10 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
+
+    @classmethod
+    def takes(cls) -> list[str]:
+        return [*known_flags(), *ALIASES]
 
     def blocks(self) -> list[Block]:
         """The distinct blocks of the column, top to bottom."""

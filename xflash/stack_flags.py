@@ -5,15 +5,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .aliases import ALIASES, ELSEWHERE, canonical, names
-from .configurable import CLASSES
+from .aliases import ALIASES, canonical, names
+from .configurable import places
+from .elsewhere import meant
 from .flags import Flag, Owner, build, flag, flags_of, route
 from .layers.block import Block
 from .layers.branch import NormPlace
 from .layers.positions import Alibi, Rotary
 from .layers.shift import ShiftStyle
-from .layout import LayerSpec, layout_text, parse_layout
-from .registry import blocks, nearest, norms, positions, residuals
+from .layout import MOST_LAYERS, LayerSpec, layout_text, parse_layout
+from .registry import blocks, excerpt, norms, positions, residuals
 
 __all__ = ["Resolved", "StackConfig", "check_keys", "check_known", "check_widths", "known_flags", "resolve"]
 
@@ -75,7 +76,12 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
     if config.depth is None:
         raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
     default = "cross_attn ff" if config.only_cross else "attn cross_attn ff" if config.cross_attend else "attn ff"
-    return parse_layout(default if config.layers is None else config.layers), config.depth
+    specs = parse_layout(default if config.layers is None else config.layers)
+    if len(specs) * config.depth > MOST_LAYERS:
+        raise ValueError(
+            f"depth={config.depth} repeats the layout's {len(specs)} layers; a stack has {MOST_LAYERS} at most"
+        )
+    return specs, config.depth
 
 
 def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
@@ -83,13 +89,13 @@ def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
     crossing = [name for name in used if blocks[name].takes_context]
     able = ", ".join(name for name in blocks if blocks[name].takes_context)
     if config.cross_attend and not crossing:
-        raise ValueError(f"cross_attend=True, but no block of the layout {text!r} attends to a context ({able})")
+        raise ValueError(f"cross_attend=True, but no block of the layout {text} attends to a context ({able})")
     if config.cross_attend is False and crossing:
-        raise ValueError(f"cross_attend=False contradicts the layout {text!r}, which has {crossing[0]!r}")
+        raise ValueError(f"cross_attend=False contradicts the layout {text}, which has {crossing[0]!r}")
     if config.only_cross:
         others = [name for name in used if name not in crossing and name != "ff"]
         if others or not crossing:
-            raise ValueError(f"only_cross=True contradicts the layout {text!r}; leave out one of them")
+            raise ValueError(f"only_cross=True contradicts the layout {text}; leave out one of them")
 
 
 def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]) -> None:
@@ -143,7 +149,7 @@ def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, te
     """Every part that could own a flag, and why it is absent where it is."""
     found = [Owner("", StackConfig)]
     for name, block in blocks.items():
-        absent = "" if name in used else f"the layout {text!r} has no {name!r}"
+        absent = "" if name in used else f"the layout {text} has no {name!r}"
         found.append(Owner(slot_prefix(name), block.Config, absent))
     for name, position in positions.items():
         absent = "" if name in pos else f"pos={' '.join(pos) or None!r} has no {name!r}"
@@ -169,7 +175,7 @@ def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
         if not any(family in families(block) for block in used):
             able = ", ".join(block for block in blocks if family in families(block))
             raise ValueError(
-                f"pos has {name!r}, but no block of the layout {text!r} can use it (blocks that can: {able})"
+                f"pos has {name!r}, but no block of the layout {text} can use it (blocks that can: {able})"
             )
 
 
@@ -181,13 +187,14 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
     specs, depth = column(stack)
     used = list(dict.fromkeys(spec.name for spec in specs))
-    text = layout_text(specs)
+    whole = layout_text(specs)
+    text = excerpt(whole)
     pos = names(stack.pos)
     check_positions(pos, used, text)
     check_cross(stack, used, text)
     for name in used:
         if blocks[name].causal_only and not stack.causal:
-            raise ValueError(f"the layout {text!r} has {name!r}, which looks back only, in a bidirectional stack")
+            raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
     all_owners = owners(used, pos, stack.norm, stack.residual, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
@@ -207,7 +214,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
         config=stack,
         layers=layers,
         period=len(specs),
-        text=text if depth == 1 else f"({text}) x {depth}",
+        text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=parts["norm_"],
         residual=parts["residual_"],
         positions={name: parts[slot_prefix(name)] for name in pos},
@@ -223,7 +230,7 @@ def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str,
     if not spec.overrides:
         return shared
     given = {**routed[slot_prefix(spec.name)], **spec.overrides}
-    return build(blocks[spec.name].Config, given, where=f" in the layout entry {layout_text([spec])!r}")
+    return build(blocks[spec.name].Config, given, where=f" in the layout entry {excerpt(layout_text([spec]))}")
 
 
 def check_every(flags: Iterable[str]) -> None:
@@ -231,18 +238,15 @@ def check_every(flags: Iterable[str]) -> None:
     known = [*known_flags(), *ALIASES]
     for name in flags:
         if name not in known:
-            raise TypeError(f"unknown flag {name!r}{meant(name, known)}")
+            raise TypeError(f"unknown flag {name!r}{answer(name, known)}")
 
 
-def meant(name: str, known: Sequence[str]) -> str:
+def answer(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
     if name in blocks:
         fused = "; attn_flash=True asks for the fused softmax kernel" if name == "flash" else ""
         return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{fused}"
-    for wrapper in ("TransformerWrapper", "ViTransformerWrapper"):
-        if wrapper in CLASSES and name in inspect.signature(CLASSES[wrapper].__init__).parameters:
-            return f": it is an argument of {wrapper}, not of a stack"
-    return f"; did you mean {ELSEWHERE[name]!r}?" if name in ELSEWHERE else nearest(name, known)
+    return meant(name, known, places(but="AttentionLayers", ending=", not of a stack"))
 
 
 def check_known(flags: Iterable[str], cls: type) -> None:
@@ -251,7 +255,7 @@ def check_known(flags: Iterable[str], cls: type) -> None:
     known = [*arguments, *known_flags(), *ALIASES]
     for name in flags:
         if name not in known:
-            raise TypeError(f"unknown flag {name!r}{meant(name, known)}")
+            raise TypeError(f"unknown flag {name!r}{answer(name, known)}")
 
 
 def known_flags() -> list[str]:

@@ -10,7 +10,7 @@ from .door import Plan, unpack_columns, unpack_rows
 from .layers.block import Block, Site
 from .layers.branch import Branch
 from .layers.shift import TokenShift
-from .registry import blocks, norms, residuals
+from .registry import blocks, excerpt, norms, residuals
 from .shapes import Bool, Float, Tensor
 from .stack_flags import Resolved
 from .state import AttentionMap, StackState
@@ -25,13 +25,13 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
     for number, place in enumerate(places, 1):
         if number not in wanted and not blocks[order[place]].reads_own:
             raise ValueError(
-                f"no layer of the layout {layout!r} reads the state vectors of its recurrent layer {number}"
+                f"no layer of the layout {excerpt(layout)} reads the state vectors of its recurrent layer {number}"
             )
     if not wanted:
         return places, None
     if max(wanted) > len(places):
         raise ValueError(
-            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {layout!r} has "
+            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
             f"{len(places)}"
         )
     widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
@@ -66,7 +66,7 @@ def auxiliary_loss(
     ]
     if not sums:
         raise ValueError(
-            f"no block of the layout {layout!r} has a loss of its own (block_attn_compress_loss=True gives one)"
+            f"no block of the layout {excerpt(layout)} has a loss of its own (block_attn_compress_loss=True gives one)"
         )
     rows = sums[0].shape[0]
     read = [s.bound * rows if s.length is None else s.length.sum() for s in (state, since) if s is not None]

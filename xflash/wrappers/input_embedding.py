@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, given
+from ..checks import check_count, given, widened
 from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
@@ -205,6 +205,7 @@ def check_range(name: str, x: Tensor, count: int) -> None:
     # Looking at values would make a GPU wait; there the embedding itself fails.
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
         return
+    x = widened(x)
     low, high = x.min().item(), x.max().item()
     if low < 0 or high >= count:
         raise ValueError(f"{name} must be from 0 to {count - 1}, but they go from {low} to {high}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..checks import check_count
-from ..registry import nearest
+from ..elsewhere import answering, meant
 from ..shapes import Int, Tensor
 
 __all__ = [
@@ -20,28 +20,16 @@ __all__ = [
     "without_last",
 ]
 
-FILTERED = "give filter_logits_fn={!r}, filter_kwargs={}"
-# What others call an option, and how it is said here.
-HINTS = {
-    "seed": "give generator=torch.Generator().manual_seed(...)",
-    "top_k": FILTERED.format("top_k", "{'k': ...}"),
-    "top_p": FILTERED.format("top_p", "{'thres': ...}"),
-    "top_a": FILTERED.format("top_a", "{...}"),
-    "min_p": FILTERED.format("min_p", "{'min_p': ...}"),
-    "max_new_tokens": "seq_len is the number of new tokens",
-    "max_length": "seq_len is the number of new tokens",
-    "do_sample": "temperature=0 takes the likeliest token always",
-    "use_cache": "cache_kv=False goes without",
-} | dict.fromkeys(("beams", "num_beams"), "beam_search(..., beams=...) keeps several hypotheses")
 
+def check_option_names(how: str, options: Iterable[str], known: Iterable[str], own: Iterable[str] = ()) -> None:
+    """TypeError for an option that `how` does not have, with what is meant by it or the nearest one.
 
-def check_option_names(how: str, options: Iterable[str], known: Iterable[str]) -> None:
-    """TypeError for an option that `how` does not have, with what is meant by it or the nearest one."""
+    `own`: its arguments that are no options, one of which may be meant.
+    """
     known = list(known)
     for name in options:
         if name not in known:
-            hint = f"; {HINTS[name]}" if name in HINTS else nearest(name, known)
-            raise TypeError(f"{how} has no option {name!r}{hint}")
+            raise TypeError(f"{how} has no option {name!r}{meant(name, [*known, *own])}")
 
 
 def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: Callable) -> None:
@@ -56,8 +44,9 @@ def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: C
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return
     handed = {p.name for p in list(taken)[1:]} - {"state", "mems", "reset"}
-    own_names = {p.name for p in inspect.signature(own).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    check_option_names(how, options, [name for name in kinds if name in handed | own_names])
+    every = inspect.signature(own).parameters
+    own_names = {p.name for p in every.values() if p.kind is p.KEYWORD_ONLY}
+    check_option_names(how, options, [name for name in kinds if name in handed | own_names], every)
 
 
 def check_tokens_only(net: Any, what: str) -> None:
@@ -104,6 +93,8 @@ def also_called(**names: str) -> Callable[[Callable], Callable]:
     """Decorator: the arguments can be given by these other names too (theirs=ours)."""
 
     def decorate(fn: Callable) -> Callable:
+        fn = answering(fn)
+
         @functools.wraps(fn)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             for theirs, ours in names.items():

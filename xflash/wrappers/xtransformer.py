@@ -1,7 +1,7 @@
 """`XTransformer`: an encoder and a decoder that attends to it (https://arxiv.org/abs/1706.03762)."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,6 +10,7 @@ from ..aliases import ALIASES
 from ..checks import check_count, check_share, check_switch
 from ..configurable import Configurable
 from ..door import as_mask
+from ..elsewhere import ELSEWHERE
 from ..flags import Flag, flag_table
 from ..registry import nearest
 from ..shapes import Bool, Float, Int, Tensor
@@ -199,7 +200,8 @@ class XTransformer(Configurable):
         outer = {name: options.pop(name, None) for name in ("src_prepend_mask", "tgt_mask")}
         known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
         known += ["beams"] if how == "beam_search" else []
-        check_option_names(how, options, [*(name for name in known if name != "mask"), *outer])
+        own = inspect.signature(getattr(XTransformer, how)).parameters
+        check_option_names(how, options, [*(name for name in known if name != "mask"), *outer], own)
         with evaluating(self):
             found = self.encode(*source, src_prepend_mask=outer["src_prepend_mask"])
         check_rows(found.context, starts(tgt_start), "tgt_start")
@@ -220,12 +222,25 @@ def read_sides(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if name in inner:
             raise TypeError(f"{name} is a flag of one side: give enc_{name} or dec_{name} (or both)")
         if prefix is None or name[len(prefix) :] not in inner:
-            raise TypeError(f"unknown flag {name!r}{nearest(name, every)}")
+            raise TypeError(
+                f"unknown flag {name!r}{side_meant(name, prefix or '', own, inner) or nearest(name, every)}"
+            )
         sides[prefix][name[len(prefix) :]] = value
     for prefix, side in SIDES.items():
         if "num_tokens" not in sides[prefix]:
             raise TypeError(f"XTransformer needs {prefix}num_tokens, the size of the {side}'s vocabulary")
     return sides
+
+
+def side_meant(name: str, prefix: str, own: Collection[str], inner: Collection[str]) -> str:
+    """What a flag is called here that other libraries have another name for, or ''."""
+    for ours in ELSEWHERE.get(name.removeprefix(prefix), ()):
+        if ours in own or (ours[:4] in SIDES and ours[4:] in inner):
+            return f"; it is called {ours!r} here"
+        if ours in inner:
+            sides = [prefix] if prefix else list(SIDES)
+            return f"; it is called {' or '.join(repr(side + ours) for side in sides)} here"
+    return ""
 
 
 def build_side(
