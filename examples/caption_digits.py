@@ -275,6 +275,7 @@ def main(arguments: Sequence[str]) -> float:
         models.parts().to(options.device)
         with torch.no_grad():
             loss_of(models, Rows(rows.img[:2], rows.captions[:2]), options.device)  # do the two fit each other?
+        folder.mkdir(parents=True, exist_ok=True)
     except (TypeError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     size = sum(p.numel() for p in models.parts().parameters())

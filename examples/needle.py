@@ -10,6 +10,7 @@ of 1 to 5 blocks; longer ones ask whether the state vectors hold what they were 
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +122,9 @@ def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         loss = F.cross_entropy(logits.flatten(0, 1), symbols.flatten())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not norm.isfinite():
+            sys.exit(f"error: the loss of {variant} is {loss.item():.3g} at step {steps + 1}; give a smaller --lr")
         optimizer.step()
         steps += 1
     return {
@@ -151,6 +154,11 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
+    out = Path(options.out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: {error}")
     found = []
     print(f"{'variant':10} {'seed':>6} {'steps':>6}  gap " + " ".join(f"{gap:>5}" for gap in GAPS[: options.gaps]))
     for variant in options.variants:
@@ -163,8 +171,6 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
             middle = " ".join(f"{median(run[gap] for run in runs):5.3f}" for gap in runs[0])
             print(f"{variant:10} {'median':>6} {'':>6}      {middle}")
     print(f"chance is {1 / SYMBOLS:.3f}; a stack without state vectors sees gaps of 1 and 2 only")
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"options": vars(options), "runs": found}, indent=2) + "\n")
     return found
 

@@ -16,12 +16,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import xflash
-from training import free_name, make_optimizer
+from training import Diverged, check_device, free_name, make_optimizer, one_line
 from xflash.data import Text
 from xflash.registry import nearest
 
 # What a checkpoint has of a run beside its options, model, optimizer and chance.
 KEPT = ("script", "flags", "text_sha256", "step", "total", "seconds", "carried")
+FIELDS = {*KEPT, "config", "model", "optimizer", "rng", "options"}
 SKIPPED, TIMED = 3, 10  # how many fit into the time is read off the first steps, but for the very first
 
 
@@ -95,10 +96,13 @@ def resume(
 ) -> Run[O]:
     """The run as it was saved; its log is cut back to that step.
 
-    may_change: options that may be said anew.  wrap: what trains the net.
+    may_change: options that may be said anew; those that are not stay as they were.  wrap: what trains the net.
     """
-    kind = type(given)
-    was = kind(**saved["options"])
+    kind, folder = type(given), Path(given.runs, str(given.name), part)
+    try:
+        was = kind(**saved["options"])
+    except TypeError as error:
+        raise ValueError(f"the checkpoint in {folder} is of another version of the script: {one_line(error)}") from None
     for name in (f.name for f in fields(kind) if f.name not in may_change):
         if getattr(given, name) not in (getattr(kind, name), getattr(was, name)):
             raise ValueError(f"--{name} {getattr(given, name)}: the run has {getattr(was, name)}, and keeps it")
@@ -106,7 +110,28 @@ def resume(
         raise ValueError(f"the flags {flags}: the run has {saved['flags'] or 'none'}, and keeps them")
     if hashlib.sha256(text.data).hexdigest() != saved["text_sha256"]:
         raise ValueError(f"{text.name} is not the text that the run was trained on; give that with --text")
-    options = replace(was, **{name: getattr(given, name) for name in may_change})
+    said = {name: value for name in may_change if (value := getattr(given, name)) != getattr(kind, name)}
+    # A folder may have been moved to another place, a run to another machine.
+    here = {"runs": given.runs, "name": given.name, "device": was.device if has_device(was.device) else given.device}
+    try:
+        run = rebuilt(replace(was, **{**here, **said}), saved, wrap, part)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the checkpoint in {folder} cannot be gone on from: {one_line(error)}") from None
+    kept = [entry for entry in read_log(run) if entry["step"] <= run.step]
+    (run.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    return run
+
+
+def has_device(device: str) -> bool:
+    try:
+        check_device(device)
+    except ValueError:
+        return False
+    return True
+
+
+def rebuilt(options: O, saved: Mapping[str, Any], wrap: Callable[[nn.Module, O], nn.Module], part: str) -> Run[O]:
+    """All that the next step depends on, out of a checkpoint."""
     net = xflash.from_config(saved["config"])
     net.load_state_dict(saved["model"])
     model = wrap(net, options).to(options.device)
@@ -119,8 +144,6 @@ def resume(
     torch.set_rng_state(saved["rng"]["torch"])
     if saved["rng"]["cuda"] and options.device.startswith("cuda"):
         torch.cuda.set_rng_state_all(saved["rng"]["cuda"])
-    kept = [entry for entry in read_log(run) if entry["step"] <= run.step]
-    (run.folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in kept))
     return run
 
 
@@ -188,13 +211,28 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in (newest, previous):
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
+            check_fields(saved)
         except Exception as error:  # a damaged file fails in many ways, and the one before it may be whole
-            print(f"cannot read {path}: {next(iter(str(error).splitlines()), type(error).__name__)}", file=sys.stderr)
+            print(f"cannot read {path}: {one_line(error)}", file=sys.stderr)
             continue
         if path == previous and newest.exists():
             newest.rename(newest.with_suffix(".damaged"))  # or it would take the good one's place at the next save
         return saved
     return None
+
+
+def kept_of(run: Run) -> str:
+    """What there is of a run that cannot go on."""
+    newest, _ = checkpoints(run.folder)
+    return f"whose {newest.name} is of a step before" if newest.exists() else "which has no checkpoint yet"
+
+
+def check_fields(saved: Any) -> None:
+    """ValueError unless it is what `save` writes."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"it holds a {type(saved).__name__}, not a run")
+    if FIELDS - saved.keys():
+        raise ValueError(f"it has no {', '.join(sorted(FIELDS - saved.keys()))}")
 
 
 class Stop:
@@ -226,7 +264,10 @@ def train(run: Run, step: Callable[[Run], dict[str, Any]], look: Callable[[Run],
     with Stop() as stop, bar, (run.folder / "log.jsonl").open("a") as log:
         while not stop.signum and (run.total is None or run.step < run.total):
             begun = time.monotonic()
-            entry = step(run)
+            try:
+                entry = step(run)
+            except Diverged as error:
+                raise Diverged(f"{error} (at step {run.step + 1} of {run.folder}, {kept_of(run)})") from None
             times.append(time.monotonic() - begun)
             run.seconds += times[-1]
             if run.total is None and len(times) == SKIPPED + TIMED:

@@ -186,7 +186,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Run[Options], data.Text]:
     options, flags = read_command_line(Options, arguments, POSITIVE)
     if options.resume:
         options, saved = load(options, SCRIPT)
-        text = data.text(options.text or saved["options"]["text"])
+        text = data.text(options.text or saved["options"].get("text"))
         return resume(options, flags, text, saved, MAY_CHANGE, lambda net, _: AutoregressiveWrapper(net)), text
     text = data.text(options.text)
     if len(text.data) * 9 // 10 <= max(options.seq_len, 99):

@@ -190,7 +190,7 @@ def prepare(options: Options, flags: dict[str, Any]) -> tuple[Run[Options], data
     """The hybrid's run, new or resumed, and what it reads; whatever could be wrong for either model is found here."""
     if options.resume:
         options, saved = load(options, SCRIPT, HYBRID)
-        text = data.text(options.text or saved["options"]["text"])
+        text = data.text(options.text or saved["options"].get("text"))
         run = resume(options, flags, text, saved, MAY_CHANGE, wrap, HYBRID)
         return run, text, lay_out(run.options, text)
     text = data.text(options.text)

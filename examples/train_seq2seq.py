@@ -209,6 +209,7 @@ def main(arguments: Sequence[str]) -> None:
         if (folder / "model.safetensors").exists():
             raise ValueError(f"{folder} holds a model: give another --name")
         model = build(options, flags).to(options.device)
+        folder.mkdir(parents=True, exist_ok=True)
     except (TypeError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     days, unseen = split(options.seed, options.tests)

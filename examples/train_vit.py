@@ -232,10 +232,12 @@ def main(arguments: Sequence[str]) -> list[Result]:
         options, parts = start(options, digits())
         for layout in options.layouts:
             build(layout, options, flags, parts[0])  # the third layout should not fail after two have been trained
+        folder = Path(options.runs) / str(options.name)
+        if (folder / "result.json").exists():
+            raise ValueError(f"{folder} holds models: give another --name")
+        folder.mkdir(parents=True, exist_ok=True)
     except (TypeError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    folder = Path(options.runs) / str(options.name)
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"{len(parts[0]):,} training and {len(parts[1]):,} test images, on {options.device}")
     results = [run(layout, options, flags, parts, folder) for layout in options.layouts]
     show(results, parts[1])

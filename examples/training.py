@@ -14,7 +14,11 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from xflash.layers.embeddings import TokenEmbedding
 from xflash.registry import nearest
+
+# What of a model is a matrix that other numbers are multiplied by, or a token's own vector.
+DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, TokenEmbedding)
 
 O = TypeVar("O")  # noqa: E741
 
@@ -30,7 +34,8 @@ class Recipe(Protocol):
 def read_command_line(kind: type[O], arguments: Sequence[str], positive: Iterable[str]) -> tuple[O, dict[str, Any]]:
     """The options, and whatever else is written `--flag value`: flags of the model, which checks them itself.
 
-    ValueError for a word that belongs to nothing, or when one of the options `positive` is not above 0.
+    ValueError for a word that belongs to nothing, when one of the options `positive` is not above 0, for a --name that
+    is no name of a folder, and for a --device that there is not.
     """
     options, rest = tyro.cli(kind, args=arguments, return_unknown_args=True)
     flags: dict[str, Any] = {}
@@ -42,9 +47,31 @@ def read_command_line(kind: type[O], arguments: Sequence[str], positive: Iterabl
         bare = not words or words[0].startswith("--")
         flags[word[2:].replace("-", "_")] = True if bare else literal(words.pop(0))
     for name in positive:
-        if getattr(options, name) is not None and getattr(options, name) <= 0:
-            raise ValueError(f"--{name} must be above 0, not {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} must be above 0, not {value}")
+    check_name(getattr(options, "name", None))
+    check_device(getattr(options, "device", "cpu"))
     return options, flags
+
+
+def check_name(name: str | None) -> None:
+    """ValueError for a run's name that is no folder of its own in --runs."""
+    if name is not None and (Path(name).parts != (name,) or name == ".." or "\0" in name):
+        raise ValueError(f"--name {name!r} must be the name of a folder in --runs, not a path")
+
+
+def check_device(device: str) -> None:
+    """ValueError for a device that there is not."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {one_line(error)}") from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line and not for long; its name where it says nothing."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def literal(word: str) -> Any:
@@ -78,13 +105,20 @@ def with_options(error: TypeError, flags: Iterable[str], kind: type) -> TypeErro
 
 
 def make_optimizer(model: nn.Module, options: Recipe) -> torch.optim.Optimizer:
-    """AdamW; weight decay for matrices only, since norms, biases and scales have no reason to be near zero."""
-    used = [p for p in model.parameters() if p.requires_grad]
+    """AdamW; weight decay for what multiplies only: gains, biases, positions and the like have no reason to be zero."""
+    decayed, spared = parameter_groups(model)
     groups = [
-        {"params": [p for p in used if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in used if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
+
+
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of linear maps, convolutions and token embeddings, and all other parameters, whatever their shape."""
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, DECAYED)}
+    used = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in used if id(p) in matrices], [p for p in used if id(p) not in matrices]
 
 
 def learning_rate(step: int, total: int | None, options: Recipe) -> float:
@@ -100,12 +134,21 @@ def half_precision(device: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device.startswith("cuda"))
 
 
+class Diverged(SystemExit):
+    """Ends a script with a sentence where the numbers have come to nothing."""
+
+
 def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
-    """One step down the loss's gradient, which is cut to the norm `clip`."""
+    """One step down the loss's gradient, which is cut to the norm `clip`; `Diverged` where it is not finite."""
     optimizer.zero_grad()
     loss.backward()
     used = [p for group in optimizer.param_groups for p in group["params"]]
-    torch.nn.utils.clip_grad_norm_(used, clip, error_if_nonfinite=True)
+    norm = torch.nn.utils.clip_grad_norm_(used, clip)
+    if not norm.isfinite():
+        raise Diverged(
+            f"error: the loss is {loss.item():.3g} and its gradient {norm.item():.3g}; begin anew with a smaller --lr "
+            "or a longer --warmup"
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()

@@ -11,6 +11,7 @@ import os
 import re
 import sysconfig
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,7 @@ def _unpack(path: Path) -> bytes:
         if suffix == ".zip":
             return _only_member(path)
         return plain[suffix](packed) if suffix in plain else packed
-    except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as {suffix}: {error}") from error
 
 
