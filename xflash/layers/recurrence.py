@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from .block import Site
 from .kernels.carried import looks
 
 __all__ = ["Renewal", "as_built", "describe", "outline", "recurrence"]
+
+# What torch 2.5 can read in the annotations of an operator; list[Tensor] it cannot.
+Tensors = List[Tensor]  # noqa: UP006
 
 
 class Renewal(nn.Module):
@@ -115,7 +118,7 @@ def computed(
     full: Tensor,
     updates: int,
     half: torch.dtype | None,
-    weights: list[Tensor],
+    weights: Tensors,
 ) -> Tensor:
     module, names = skeleton(built, threading.get_ident())
     with torch.autocast(states.device.type, half, half is not None):
@@ -132,7 +135,7 @@ def renew_all(
     full: Tensor,
     updates: int,
     half: torch.dtype | None,
-    weights: list[Tensor],
+    weights: Tensors,
 ) -> Tensor:
     return computed(built, states, k, v, seen, full, updates, half, weights)
 
@@ -154,8 +157,8 @@ def renew_all_backward(
     full: Tensor,
     updates: int,
     half: torch.dtype | None,
-    weights: list[Tensor],
-) -> list[Tensor]:
+    weights: Tensors,
+) -> Tensors:
     def forward(states, k, v, *weights):
         return computed(built, states, k, v, seen, full, updates, half, list(weights))
 
