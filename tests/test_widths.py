@@ -1,6 +1,7 @@
 """Widths: a product of a factor and the model's width is a whole number, or it is refused; never a channel less."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 from torch import nn
@@ -103,3 +104,32 @@ def test_the_block_recurrent_transformer_takes_one_width():
 def test_what_is_no_width(flags, match):
     with pytest.raises(ValueError, match=match):
         Encoder(dim=512, **{"depth": 1, "layers": "ff", **flags})
+
+
+@pytest.mark.parametrize(
+    ("flags", "width"),
+    [
+        ({"layers": "ff", "ff_mult": 2.7}, 35),
+        ({"layers": "ff", "ff_mult": 35.5 / 13}, 35),
+        ({"layers": "ff", "ff_mult": 15 / 13}, 14),
+        ({"layers": "gau", "gau_expansion_factor": 1.3}, 16),
+        ({"layers": "ff(mult=2.7)"}, 35),
+        ({"custom_layers": [["ff", {"mult": 2.7}]], "depth": None}, 35),
+        ({"layers": "flash(expansion_factor=1.3)"}, 16),
+    ],
+)
+def test_configs_of_the_first_format_are_as_wide_as_they_were(flags, width):
+    """That one took int(factor * dim), and knew of no other way to say it."""
+    plain = {"dim": 13, "depth": 1, "heads": 1, **flags}
+    assert inner(from_config({"class": "Encoder", **plain})) == [width]
+    with pytest.raises(ValueError, match="no whole number") if 15 / 13 not in flags.values() else nullcontext():
+        Encoder(**plain)
+
+
+def test_so_are_the_wrappers_of_the_first_format():
+    flash = {"class": "FLASH", "dim": 13, "group_size": 5, "query_key_dim": 6, "expansion_factor": 1.3}
+    assert inner(from_config(flash).stack) == [16]
+    sizes = {"num_tokens": 11, "dim": 22, "depth": 1, "block_width": 4, "max_seq_len": 8}
+    for mult, width in ((1.9, 27), (17.5 / 22 * 1.5, 17)):
+        old = from_config({"class": "BlockRecurrentTransformer", **sizes, "ff_mult": mult})
+        assert inner(old.attn_layers)[1] == width == int(mult * 2 / 3 * 22)

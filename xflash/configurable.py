@@ -179,7 +179,7 @@ def built(described: Mapping[str, Any], written: int) -> Any:
     name = described["class"]
     if not isinstance(name, str) or name not in CLASSES:
         raise ValueError(f"the config names an unknown class {shown(name)}{nearest(name, CLASSES)}")
-    arguments = read_arguments({k: v for k, v in described.items() if k != "class"}, written)
+    arguments = read_arguments({k: v for k, v in described.items() if k != "class"}, written, name)
     return CLASSES[name](**{k: decode(v, written) for k, v in arguments.items()})
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .layers.projection import group_rows
+from .layout import parse_layout
 from .shapes import Tensor
 
 __all__ = ["ARGUMENTS", "FORMAT", "WEIGHTS", "Argument", "Weight", "read_arguments", "read_weights"]
@@ -51,8 +52,36 @@ WEIGHTS: tuple[Weight, ...] = (
 )
 
 
-def read_arguments(given: Mapping[str, Any], written: int) -> dict[str, Any]:
-    """The arguments of a module from its part of a config of format `written`."""
+# Format 1 cut the product of such a factor and the width off; of these classes the factor says something else.
+FACTORS = ("ff_mult", "expansion_factor")
+OWN_FACTORS = frozenset({"BlockRecurrentTransformer"})
+
+
+def factor_built(factor: Any, dim: Any) -> Any:
+    """The factor that says how many channels format 1 made of this one; anything else as it is."""
+    if type(factor) not in (int, float) or type(dim) is not int:
+        return factor
+    return factor if factor * dim == int(factor * dim) else int(factor * dim) / dim
+
+
+def factors_built(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`factor_built` of every factor among the arguments, and in the layout."""
+    dim = given.get("dim")
+    now = {k: factor_built(v, dim) if k.endswith(FACTORS) else v for k, v in given.items()}
+    for name in (key for key in now if key.endswith("layers") and isinstance(now[key], (str, list))):
+        specs = parse_layout(now[name])
+        built = [
+            {k: factor_built(v, dim) if f"ff_{k}".endswith(FACTORS) else v for k, v in o.items()} for _, o in specs
+        ]
+        if built != [spec.overrides for spec in specs]:
+            now[name] = [[spec.name, overrides] for spec, overrides in zip(specs, built, strict=True)]
+    return now
+
+
+def read_arguments(given: Mapping[str, Any], written: int, kind: str = "") -> dict[str, Any]:
+    """The arguments of a module from its part of a config of format `written`; `kind`: its class."""
+    if written == 1 and kind not in OWN_FACTORS:
+        given = factors_built(given)
     now: dict[str, Any] = {}
     moved = {argument.name: argument.says for argument in ARGUMENTS if written < argument.since}
     for name, value in given.items():

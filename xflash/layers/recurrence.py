@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from .block import Site
 from .kernels.operators import gradients_of
 
 __all__ = ["Renewal", "as_built", "counted", "describe", "outline", "recurrence"]
+
+# What torch 2.5 can read in the annotations of an operator; list[Tensor] it cannot.
+Tensors = List[Tensor]  # noqa: UP006
 
 
 class Renewal(nn.Module):
@@ -117,7 +120,7 @@ def computed(
     full: Tensor,
     updates: int,
     half: torch.dtype | None,
-    weights: list[Tensor],
+    weights: Tensors,
 ) -> Tensor:
     module, names = skeleton(built, threading.get_ident())
     with torch.autocast(states.device.type, half, half is not None):
@@ -168,7 +171,7 @@ def renew_all(
     full: Tensor,
     updates: int,
     half: torch.dtype | None,
-    weights: list[Tensor],
+    weights: Tensors,
 ) -> Tensor:
     # Autograd is switched off inside an operator, and hooks of modules have to know it.
     states, k, v, *weights = (t.detach() for t in (states, k, v, *weights))
@@ -192,8 +195,8 @@ def renew_all_backward(
     full: Tensor,
     updates: int,
     half: torch.dtype | None,
-    weights: list[Tensor],
-) -> list[Tensor]:
+    weights: Tensors,
+) -> Tensors:
     found = pulled_back(grad, built, states, k, v, seen, full, updates, half, weights)
     # An operator's results must be tensors of their own.
     return [g.clone(memory_format=torch.contiguous_format) for g in found]
