@@ -440,14 +440,14 @@ IDS = torch.zeros(B, N, dtype=torch.long)
         (lambda m: m(IDS, lens=[5, 6, 1]), ValueError, r"lens must be from 0 to 5, .* not \[5, 6, 1\]"),
         (lambda m: m(IDS, lens=[5, 4]), ValueError, r"lens has shape \(2,\), but there are 3 rows"),
         (lambda m: m(IDS, lens=5), TypeError, "lens must be a tensor or a list of 3 lengths, not 5 of type int"),
-        (lambda m: m(IDS, lens=[5.0, 4.0, 3.0]), TypeError, "lens must hold integers, not torch.float32"),
+        (lambda m: m(IDS, lens=[5.0, 4.0, 3.0]), TypeError, r"lens\[0\] must be a whole number, not 5.0"),
         (
             lambda m: AutoregressiveWrapper("net"),
             TypeError,
             "net must be a model from token ids .* such as Transf.*not 'net'",
         ),
-        (lambda m: AutoregressiveWrapper(m.net, pad_value=0.5), TypeError, "pad_value must be an integer, not 0.5"),
-        (lambda m: AutoregressiveWrapper(m.net, ignore_index=None), TypeError, "ignore_index must be an integer"),
+        (lambda m: AutoregressiveWrapper(m.net, pad_value=0.5), TypeError, "pad_value must be a whole number, not 0.5"),
+        (lambda m: AutoregressiveWrapper(m.net, ignore_index=None), TypeError, "ignore_index must be a whole number"),
     ],
 )
 def test_errors_of_the_loss(model, call, error, match):
@@ -460,12 +460,12 @@ def test_errors_of_the_loss(model, call, error, match):
     ("prompts", "options", "error", "match"),
     [
         (IDS, {"seq_len": 0}, ValueError, "seq_len must be at least 1, not 0"),
-        (IDS, {"seq_len": 2.0}, TypeError, "seq_len must be an integer, not 2.0 of type float"),
+        (IDS, {"seq_len": 2.0}, TypeError, "seq_len must be a whole number, not 2.0 of type float"),
         (IDS, {"temperature": -1.0}, ValueError, "temperature must be .* not -1.0"),
         (IDS, {"temperature": "hot"}, TypeError, "temperature must be a number, not 'hot' of type str"),
         (IDS, {"eos_token": 11}, ValueError, r"eos_token=11 is not in the model's vocabulary of 11 tokens \(0 to 10\)"),
         (IDS, {"eos_token": -1}, ValueError, "eos_token must be at least 0, not -1"),
-        (IDS, {"eos_token": torch.tensor(3)}, TypeError, "eos_token must be an integer, not a tensor of torch.int64"),
+        (IDS, {"eos_token": torch.tensor(3)}, TypeError, "eos_token must be a whole number, not a tensor of torch.int64"),
         (IDS.float(), {}, TypeError, "prompts must hold integer token ids, not torch.float32"),
         (IDS.bool(), {}, TypeError, "prompts must hold integer token ids, not torch.bool"),
         ("text", {}, TypeError, "prompts must be a tensor of integer token ids, not 'text' of type str"),

@@ -153,7 +153,7 @@ def test_float32_models_and_modes():
     ("options", "error", "match"),
     [
         ({"beams": 0}, ValueError, "beams must be at least 1, not 0"),
-        ({"beams": 2.0}, TypeError, "beams must be an integer, not 2.0"),
+        ({"beams": 2.0}, TypeError, "beams must be a whole number, not 2.0"),
         ({"temperature": 0.0}, ValueError, "temperature must be above 0, not 0.0"),
         ({"length_penalty": math.nan}, ValueError, "length_penalty must be finite, not nan"),
         ({"length_penalty": None}, TypeError, "length_penalty must be a number, not None"),

@@ -292,7 +292,7 @@ def test_saved_is_built(tmp_path, net):
         ({"detach_every": 0}, ValueError, "detach_every must be at least 1, not 0"),
         ({"memory_dropout": 1}, ValueError, "memory_dropout must be at least 0 and below 1, not 1"),
         ({"grad_checkpoint": 1}, TypeError, "grad_checkpoint must be True or False, not 1"),
-        ({"ignore_index": "a"}, TypeError, "ignore_index must be an integer, not 'a'"),
+        ({"ignore_index": "a"}, TypeError, "ignore_index must be a whole number, not 'a'"),
         ({"net": nn.Embedding(2, 3)}, TypeError, r"Embedding has no step\(ids, state, mask=\): nothing is carried"),
         ({"net": 7}, TypeError, "net must be a model from token ids to logits such as TransformerWrapper, not 7"),
         (

@@ -195,8 +195,8 @@ def plain(**arguments):
             "learned absolute positions end at max_seq_len=5, where the second segment begins: use relative ones",
         ),
         ({"net": torch.nn.Linear(2, 3)}, TypeError, "net must be a TransformerWrapper, not Linear"),
-        ({"ignore_index": 1.5}, TypeError, "ignore_index must be an integer, not 1.5"),
-        ({"pad_value": "a"}, TypeError, "pad_value must be an integer, not 'a'"),
+        ({"ignore_index": 1.5}, TypeError, "ignore_index must be a whole number, not 1.5"),
+        ({"pad_value": "a"}, TypeError, "pad_value must be a whole number, not 'a'"),
         ({"segment_len": 3}, TypeError, "XLAutoregressiveWrapper has no argument 'segment_len'"),
     ],
 )

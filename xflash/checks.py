@@ -1,26 +1,45 @@
 """Checks of arguments: each says what was given and what is possible."""
 
-from collections.abc import Collection
+import math
+import operator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
-from .shapes import Bool, Int, Tensor
+from .shapes import Bool, Float, Int, Tensor
 
 __all__ = [
+    "LARGEST",
     "as_doc_ids",
     "as_order",
     "as_rows",
     "check_attn_mask",
     "check_binary",
+    "check_call",
     "check_count",
     "check_counts",
     "check_dtype",
+    "check_generator",
+    "check_range",
     "check_share",
+    "check_stream",
     "check_switch",
     "check_switches",
+    "count_or_none",
+    "describe",
     "given",
+    "integer",
+    "is_integral",
+    "number",
+    "shown",
 ]
+
+# The largest number that an argument can be: what sizes a tensor can have, and what 32 bits hold.
+LARGEST = 2**31 - 1
+RANGE = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
+# Letters of a value that an error message shows.
+SHOWN = 80
 
 
 def given(value: Any) -> str:
@@ -28,12 +47,47 @@ def given(value: Any) -> str:
     return str(value.dtype) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
+def shown(value: Any) -> str:
+    """A value in one short line, as an error message shows it: a tensor by dtype and shape, others as they print."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def describe(value: Any) -> str:
+    """`shown`, and the type of what is no tensor."""
+    return shown(value) if isinstance(value, torch.Tensor) else f"{shown(value)} of type {type(value).__name__}"
+
+
+def check_range(name: str, value: float, bounds: Mapping[str, float]) -> None:
+    """ValueError unless a number is finite and within bounds: above, at_least (-LARGEST), below, at_most (LARGEST)."""
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, not {value}")
+    for bound, limit in {"at_least": -LARGEST, "at_most": LARGEST, **bounds}.items():
+        if not RANGE[bound](value, limit):
+            raise ValueError(f"{name} must be {bound.replace('_', ' ')} {limit}, not {shown(value)}")
+
+
+def number(name: str, value: Any, **bounds: float) -> float:
+    """`value` as a finite float within bounds, those of `check_range`; TypeError or ValueError, naming it, if not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {describe(value)}")
+    check_range(name, value, bounds)
+    return float(value)
+
+
+def integer(name: str, value: Any, low: int, high: int = LARGEST) -> int:
+    """`value` as an int from `low` to `high`; TypeError or ValueError, naming it, if it is not."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {describe(value)}")
+    check_range(name, value, {"at_least": low, "at_most": high})
+    return value
+
+
 def check_count(name: str, value: Any) -> None:
     """TypeError or ValueError unless `value` is a whole number of 1 or more."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+    integer(name, value, 1)
 
 
 def check_counts(**counts: Any) -> None:
@@ -41,6 +95,11 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if value is not None:
             check_count(name, value)
+
+
+def count_or_none(name: str, value: Any) -> int | None:
+    """A number of what need not be there: None for None and 0; TypeError or ValueError for anything but a count."""
+    return None if value is None or (type(value) is int and value == 0) else integer(name, value, 1)
 
 
 def check_dtype(what: str, name: str, found: torch.dtype, model: torch.dtype) -> None:
@@ -51,16 +110,14 @@ def check_dtype(what: str, name: str, found: torch.dtype, model: torch.dtype) ->
 
 def check_share(name: str, value: Any) -> None:
     """TypeError or ValueError unless `value` is a number from 0 to below 1."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not 0 <= value < 1:
+    if not 0 <= number(name, value) < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
 
 
 def check_switch(name: str, value: Any) -> None:
     """TypeError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
+        raise TypeError(f"{name} must be True or False, not {shown(value)}")
 
 
 def check_switches(**switches: Any) -> None:
@@ -69,36 +126,67 @@ def check_switches(**switches: Any) -> None:
         check_switch(name, value)
 
 
-def as_rows(name: str, rows: Any, batch: int) -> Bool[Tensor, " b"]:
-    """`rows` as booleans, one a row of the batch."""
-    if not isinstance(rows, torch.Tensor) or rows.is_floating_point():
-        raise TypeError(f"{name} must be a boolean tensor of shape ({batch},), not {given(rows)}")
-    if tuple(rows.shape) != (batch,):
-        raise ValueError(f"{name} must be of shape ({batch},), one entry a row, not {tuple(rows.shape)}")
+def check_generator(generator: Any) -> torch.Generator | None:
+    """`generator`; TypeError unless it is a torch.Generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, not {describe(generator)}")
+    return generator
+
+
+def check_call(name: str, value: Any) -> None:
+    """TypeError unless it can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be something to call, such as print, not {describe(value)}")
+
+
+def check_stream(name: str, x: Any) -> Float[Tensor, "b n d"]:
+    """`x` when it is a floating-point tensor of three axes; TypeError or ValueError otherwise."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor (batch, tokens, width), not {given(x)}")
+    if x.dim() != 3:
+        raise ValueError(f"{name} must be (batch, tokens, width), not {tuple(x.shape)}")
+    return x
+
+
+def is_integral(value: Any, booleans: bool = False) -> bool:
+    """Whether it is a tensor of integers (or of booleans)."""
+    if not isinstance(value, torch.Tensor) or value.is_floating_point() or value.is_complex():
+        return False
+    return booleans or value.dtype != torch.bool
+
+
+def as_rows(name: str, rows: Any, batch: int | None) -> Bool[Tensor, " b"]:
+    """`rows` as booleans, one a row of the batch, from booleans or 0/1 integers; TypeError or ValueError otherwise."""
+    wanted = "b" if batch is None else batch
+    if not is_integral(rows, booleans=True):
+        raise TypeError(f"{name} must be a boolean tensor of shape ({wanted},), not {given(rows)}")
+    if rows.dim() != 1 or batch not in (None, len(rows)):
+        raise ValueError(f"{name} must be of shape ({wanted},), one entry a row, not {tuple(rows.shape)}")
+    check_binary(name, rows)
     return rows.bool()
 
 
 def as_doc_ids(doc_ids: Any, shape: tuple[int, int]) -> Int[Tensor, "b n"]:
     """`doc_ids` when it is an integer tensor of that shape."""
-    if not isinstance(doc_ids, torch.Tensor) or doc_ids.is_floating_point() or doc_ids.dtype == torch.bool:
+    if not is_integral(doc_ids):
         raise TypeError(f"doc_ids must be an integer tensor of shape {tuple(shape)}, not {given(doc_ids)}")
     if tuple(doc_ids.shape) != tuple(shape):
         raise ValueError(f"doc_ids has shape {tuple(doc_ids.shape)}, but the tokens have {tuple(shape)}")
     return doc_ids
 
 
-def as_order(index: Any, rows: int | None) -> Int[Tensor, " b"]:
+def as_order(index: Any, rows: int | None, name: str = "index", whole: str = "the state") -> Int[Tensor, " b"]:
     """`index` when it names rows, each below `rows` (looked at on the CPU only; None: nobody knows)."""
-    if not isinstance(index, torch.Tensor) or index.is_floating_point() or index.dtype == torch.bool:
-        raise TypeError(f"index must be an integer tensor of rows such as torch.tensor([2, 0, 0]), not {given(index)}")
+    if not is_integral(index):
+        raise TypeError(f"{name} must be an integer tensor of rows such as torch.tensor([2, 0, 0]), not {given(index)}")
     if index.dim() != 1:
-        raise ValueError(f"index must be of shape (rows,), one entry for each row wanted, not {tuple(index.shape)}")
+        raise ValueError(f"{name} must be of shape (rows,), one entry for each row wanted, not {tuple(index.shape)}")
     if rows is None or index.device.type != "cpu" or torch.compiler.is_compiling() or not index.numel():
         return index.long()
     low, high = index.min().item(), index.max().item()
     if low < 0 or high >= rows:
         wrong = low if low < 0 else high
-        raise ValueError(f"index names row {wrong}, but the state has {rows} rows (0 to {rows - 1})")
+        raise ValueError(f"{name} names row {wrong}, but {whole} has {rows} rows (0 to {rows - 1})")
     return index.long()
 
 
@@ -112,7 +200,7 @@ def check_binary(name: str, mask: Tensor) -> None:
 
 def check_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> None:
     """TypeError or ValueError unless `attn_mask` is a boolean (n, n) or (1 | b, 1 | h, n, n) for each of `heads`."""
-    if not isinstance(attn_mask, torch.Tensor) or attn_mask.is_floating_point():
+    if not is_integral(attn_mask, booleans=True):
         raise TypeError(f"attn_mask must be a boolean tensor (True = may attend), not {given(attn_mask)}")
     check_binary("attn_mask", attn_mask)
     shape = tuple(attn_mask.shape)

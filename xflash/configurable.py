@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from .checks import describe, given
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
@@ -151,11 +153,20 @@ def decode(value: Any, written: int) -> Any:
     return from_json(value)
 
 
+def as_folder(folder: Any) -> Path:
+    """`folder` as a Path; TypeError unless it is the path of one."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder must be the path of a folder, not {describe(folder)}")
+    return Path(folder)
+
+
 def save(model: Configurable, folder: str | Path) -> None:
     """Writes config.json and model.safetensors, tied weights once, to `folder`, made if needed; no file."""
     from safetensors.torch import save_model
 
-    folder = Path(folder)
+    if not isinstance(model, Configurable):
+        raise TypeError(f"save() takes a stack or a model of xflash, which has a config, not {given(model)}")
+    folder = as_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; save() writes a folder with config.json and model.safetensors in it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +178,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     """The model that `save` wrote into `folder`, its weights in their dtype; ValueError when files are missing."""
     from safetensors.torch import load_file, load_model
 
-    folder = Path(folder)
+    folder = as_folder(folder)
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}; give the folder that save() wrote")

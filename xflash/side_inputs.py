@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .checks import as_doc_ids, check_attn_mask, given
+from .checks import as_doc_ids, check_attn_mask, given, is_integral, shown
 from .door import Plan, as_mask, pack_mask
 from .layers.positions import Rotary
 from .registry import blocks as registered
@@ -80,7 +80,7 @@ class SideInputs:
         if self.doc_ids is not None:
             raise ValueError("doc_ids and prefix_attn_len exclude each other: which document's prefix would it be?")
         if isinstance(prefix, torch.Tensor):
-            if prefix.is_floating_point() or prefix.dtype == torch.bool:
+            if not is_integral(prefix):
                 raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
             if tuple(prefix.shape) != (batch,):
                 raise ValueError(f"prefix_attn_len must be a number or ({batch},), not {tuple(prefix.shape)}")
@@ -93,7 +93,7 @@ class SideInputs:
             raise TypeError(f"prefix_attn_len must be a number or ({batch},) integers, not {given(prefix)}")
         if least < 0 or most > n:
             wrong = least if least < 0 else most
-            raise ValueError(f"prefix_attn_len must be from 0 to the {n} tokens of the call, not {wrong}")
+            raise ValueError(f"prefix_attn_len must be from 0 to the {n} tokens of the call, not {shown(wrong)}")
 
     def check_context(self, stack: Any, batch: int, stepping: bool) -> "SideInputs":
         takers = [block for block in stack.blocks() if block.takes_context]
@@ -150,7 +150,7 @@ class SideInputs:
                 "context_pos and rotary_xpos=True exclude each other: tokens of the context ahead of a query would be "
                 "amplified without bound"
             )
-        if not isinstance(where, torch.Tensor) or where.is_floating_point() or where.dtype == torch.bool:
+        if not is_integral(where):
             raise TypeError(f"context_pos must be an integer tensor ({c},) or ({batch}, {c}), not {given(where)}")
         if tuple(where.shape) not in ((c,), (1, c), (batch, c)):
             raise ValueError(f"context_pos must be ({c},) or ({batch}, {c}), not {tuple(where.shape)}")

@@ -15,7 +15,19 @@ from .layers.shift import ShiftStyle
 from .layout import LayerSpec, layout_text, parse_layout
 from .registry import blocks, nearest, norms, positions, residuals
 
-__all__ = ["Resolved", "StackConfig", "check_keys", "check_known", "check_widths", "known_flags", "resolve"]
+__all__ = [
+    "MOST_LAYERS",
+    "Resolved",
+    "StackConfig",
+    "check_keys",
+    "check_known",
+    "check_widths",
+    "known_flags",
+    "resolve",
+]
+
+# A column of more layers is a mistake that would build for minutes.
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +35,7 @@ class StackConfig:
     """The flags of a stack itself, those without a prefix."""
 
     dim: int = flag(doc="width of the stream", at_least=1)
-    depth: int | None = flag(None, "how often the layout is repeated", at_least=1)
+    depth: int | None = flag(None, "how often the layout is repeated", at_least=1, at_most=MOST_LAYERS)
     heads: int = flag(8, "heads of blocks that don't set their own", at_least=1)
     causal: bool = flag(False, "no token sees a later one")
     layers: str | tuple[Any, ...] | None = flag(None, "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')")

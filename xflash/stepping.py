@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .checks import check_dtype
+from .checks import as_rows, check_count, check_dtype
 from .layers.block import Block
 from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Float, Tensor
@@ -91,13 +91,13 @@ class Stepping:
             if block.refuses_step():
                 raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
 
-    def check_state(self, state: StackState, batch: int) -> None:
-        """TypeError or ValueError when `state` is not one of this stack's, or is of another batch size."""
+    def check_state(self, state: StackState, batch: int | None = None) -> None:
+        """TypeError or ValueError when `state` is not one of this stack's, or has another batch size (None: any)."""
         if not isinstance(state, StackState):
             raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
         if state.maker != self.maker or len(state.branches) != len(self.order):
             raise ValueError(f"the state was made by another stack: {state.maker}; this one is {self.maker}")
-        if (rows := row_count(state)) not in (None, batch):
+        if batch is not None and (rows := row_count(state)) not in (None, batch):
             raise ValueError(f"the state has {rows} rows, but x has {batch}")
 
     def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
@@ -143,6 +143,8 @@ class Stepping:
 
     def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
         """`state` with the named rows as fresh as before their first token; a context they attend to stays theirs."""
+        self.check_state(state)
+        rows = as_rows("rows", rows, row_count(state))
         distinct = self.blocks()
         kept = [distinct[i].kept_on_reset(b.block) for i, b in zip(self.order, state.branches, strict=True)]
         start, fresh = 0, None
@@ -169,6 +171,8 @@ class Stepping:
         Transformer-XL's memory (https://arxiv.org/abs/1901.02860), once it is detached: what a token sees then depends
         on where a sequence is cut. Blocks whose state is bounded keep it.
         """
+        self.check_state(state)
+        check_count("tokens", tokens)
         front = 0 if self.memory_tokens is None else len(self.memory_tokens)
         distinct = self.blocks()
         branches = tuple(
@@ -184,7 +188,7 @@ class Stepping:
         The mean over the tokens read between `since` (None: the beginning) and `state`, and over the layers that have
         such a loss. ValueError when none has.
         """
-        rows = row_count(state) or 0
-        for known in (state,) if since is None else (state, since):
-            self.check_state(known, rows)
+        self.check_state(state)
+        if since is not None:
+            self.check_state(since, row_count(state))
         return auxiliary_loss(self.blocks(), self.order, self.layout, state, since)

@@ -6,6 +6,7 @@ Each is a pure function and a module; a mask (b, n) leaves padding out, and a ro
 import torch
 from torch import nn
 
+from ..checks import check_stream, given
 from ..door import as_mask
 from ..shapes import Bool, Float, Tensor, typed
 
@@ -32,10 +33,17 @@ def attention_pool(
 
     With a query of zeros it is the mean. Weights are float32 at least (https://arxiv.org/abs/1810.00825, one seed).
     """
-    return attend_over(x, query, checked(x, mask))
+    mask = checked(x, mask)
+    if not isinstance(query, torch.Tensor) or not query.is_floating_point():
+        raise TypeError(f"query must be a floating-point tensor ({x.shape[2]},), not {given(query)}")
+    if tuple(query.shape) != (x.shape[2],):
+        raise ValueError(f"query must be ({x.shape[2]},), one number a channel, not {tuple(query.shape)}")
+    return attend_over(x, query, mask)
 
 
 def checked(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask as booleans; TypeError or ValueError for tokens or a mask that are none."""
+    check_stream("x", x)
     return None if mask is None else as_mask(mask, tuple(x.shape[:2]))
 
 

@@ -1,15 +1,16 @@
 """`AutoregressiveWrapper`: the next-token loss of a causal model, and text from it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..checks import LARGEST, check_switch, check_switches, integer
 from ..configurable import Configurable
 from ..door import as_mask
 from ..losses import check_targets, loss_in_chunks, next_token_loss, next_tokens
-from ..sampling import Draw, describe, seen_tokens
+from ..sampling import Draw, seen_tokens
 from ..shapes import Bool, Float, Int, Tensor
 from .beam import beam_search
 from .decoding import (
@@ -20,6 +21,7 @@ from .decoding import (
     check_every,
     check_gives_logits,
     check_seq_len,
+    check_token,
     evaluating,
     lengths_to_mask,
     only_logits,
@@ -54,9 +56,8 @@ class AutoregressiveWrapper(Configurable):
         if not getattr(net, "causal", True):
             raise ValueError(f"{type(net).__name__} is bidirectional, so it sees what it is to predict: use a Decoder")
         self.net = net
-        for name, value in (("ignore_index", ignore_index), ("pad_value", pad_value)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an integer, not {describe(value)}")
+        integer("ignore_index", ignore_index, -LARGEST)
+        check_token(net, "pad_value", pad_value)
         check_loss_chunk(net, loss_chunk)
         self.ignore_index, self.pad_value, self.loss_chunk = ignore_index, pad_value, loss_chunk
 
@@ -82,6 +83,7 @@ class AutoregressiveWrapper(Configurable):
         are of one document (a run of equal `doc_ids`). Without any target the loss is 0. Everything else goes to `net`,
         `embed_ids` and `attn_mask`, which are of all n tokens, without the last.
         """
+        check_switch("return_outputs", return_outputs)
         x = token_ids("x", x)
         if x.ndim != 2 or x.shape[1] < 2:
             raise ValueError(f"x has shape {tuple(x.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
@@ -122,7 +124,7 @@ class AutoregressiveWrapper(Configurable):
         temperature: float = 1.0,
         prompt_lens: Tensor | Sequence[int] | None = None,
         mask: Tensor | None = None,
-        filter_logits_fn: Any = "top_k",
+        filter_logits_fn: str | Callable[..., Tensor] = "top_k",
         filter_kwargs: Mapping[str, Any] | None = None,
         filter_thres: float | None = None,
         repetition_penalty: float = 1.0,
@@ -155,6 +157,7 @@ class AutoregressiveWrapper(Configurable):
             min_tokens=min_tokens,
             generator=generator,
         )
+        check_switches(restrict_to_max_seq_len=restrict_to_max_seq_len, cache_kv=cache_kv)
         read = read_prompts(prompts, prompt_lens, mask)
         last = window(self.net, read, check_seq_len(seq_len), restrict_to_max_seq_len)
         steps = self._draws(read, seq_len, draw, kwargs, last, cache_kv)
@@ -178,7 +181,7 @@ class AutoregressiveWrapper(Configurable):
         temperature: float = 1.0,
         prompt_lens: Tensor | Sequence[int] | None = None,
         mask: Tensor | None = None,
-        filter_logits_fn: Any = "top_k",
+        filter_logits_fn: str | Callable[..., Tensor] = "top_k",
         filter_kwargs: Mapping[str, Any] | None = None,
         filter_thres: float | None = None,
         repetition_penalty: float = 1.0,
@@ -203,6 +206,7 @@ class AutoregressiveWrapper(Configurable):
             min_tokens=min_tokens,
             generator=generator,
         )
+        check_switches(restrict_to_max_seq_len=restrict_to_max_seq_len, cache_kv=cache_kv)
         read = read_prompts(prompts, prompt_lens, mask)
         last = window(self.net, read, check_seq_len(seq_len), restrict_to_max_seq_len)
         steps = self._draws(read, seq_len, draw, kwargs, last, cache_kv)
@@ -269,6 +273,11 @@ class AutoregressiveWrapper(Configurable):
         `generate`.
         """
         self._check_sampling("beam_search", kwargs)
+        check_switches(
+            return_beams_and_scores=return_beams_and_scores,
+            restrict_to_max_seq_len=restrict_to_max_seq_len,
+            cache_kv=cache_kv,
+        )
         read = read_prompts(prompts, prompt_lens, mask)
         with evaluating(self):
             found, scores = beam_search(

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..sampling import integer, number, wide
+from ..checks import integer, number
+from ..sampling import wide
 from ..shapes import Bool, Float, Int, Tensor
 from .decoding import Prompts, advance, begin, check_eos, check_every, check_seq_len, window
 
@@ -97,7 +98,8 @@ def beam_search(
     """Each row's hypotheses (the best alone unless `all_beams`), padded behind their end, and their scores."""
     seq_len, beams = check_seq_len(seq_len), integer("beams", beams, 1)
     eos_token = check_eos(net, eos_token)
-    length_penalty, temperature = number("length_penalty", length_penalty), number("temperature", temperature, above=0)
+    length_penalty = number("length_penalty", length_penalty, at_least=-8, at_most=8)
+    temperature = number("temperature", temperature, above=0)
     last = window(net, prompts, seq_len, restrict_to_max_seq_len)
     logits, state = begin(net, prompts, kwargs, last=last, cache_kv=cache_kv)
     (b, _), device = logits.shape, logits.device

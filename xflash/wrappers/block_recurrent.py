@@ -5,7 +5,18 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..checks import check_count, check_share, check_switches, given
+from ..checks import (
+    LARGEST,
+    check_count,
+    check_share,
+    check_switch,
+    check_switches,
+    describe,
+    given,
+    integer,
+    number,
+    shown,
+)
 from ..configurable import Configurable
 from ..door import as_mask
 from ..layers.block_attention import BlockAttention
@@ -13,10 +24,11 @@ from ..layers.recurrent import RecurrentState
 from ..losses import check_targets, next_token_loss, next_tokens
 from ..shapes import Float, Int, Tensor
 from ..stack import Decoder
-from ..stack_flags import check_known
+from ..stack_flags import MOST_LAYERS, check_known
 from ..state import BranchState, StackState
 from .autoregressive import AutoregressiveWrapper
 from .decoding import token_ids
+from .options import check_handed_on
 from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
 from .transformer import ModelState, TransformerWrapper
 
@@ -36,14 +48,20 @@ def columns(
     all_cosine: bool,
 ) -> tuple[Any, ...]:
     """The column of attention and feed-forward layers; layers are counted from 1. ValueError for what cannot be."""
+    for name, given_layers in (
+        ("recurrent_layers", recurrent_layers),
+        ("read_recurrent_layers", read_recurrent_layers),
+    ):
+        if given_layers is not None and not isinstance(given_layers, (tuple, list)):
+            raise TypeError(f"{name} must be whole numbers, layers counted from 1, not {shown(given_layers)}")
     writers = (depth // 2 or 1,) if recurrent_layers is None else tuple(recurrent_layers)
     readers = writers if read_recurrent_layers is None else tuple(read_recurrent_layers)
     for name, layers in (("recurrent_layers", writers), ("read_recurrent_layers", readers)):
         for layer in layers:
             if not isinstance(layer, int) or isinstance(layer, bool):
-                raise TypeError(f"{name} must be whole numbers, layers counted from 1, not {layer!r}")
+                raise TypeError(f"{name} must be whole numbers, layers counted from 1, not {shown(layer)}")
             if not 1 <= layer <= depth:
-                raise ValueError(f"{name} are counted from 1 to the depth {depth}, not {layer}")
+                raise ValueError(f"{name} are counted from 1 to the depth {depth}, not {shown(layer)}")
     if len(set(writers)) != len(writers):
         raise ValueError(f"recurrent_layers names a layer twice: {writers}")
     if len(readers) != len(writers):
@@ -99,13 +117,19 @@ class BlockRecurrentTransformer(TransformerWrapper):
         **flags: Any,
     ):
         check_known(flags, BlockRecurrentTransformer)
-        for name, value in (("depth", depth), ("max_seq_len", max_seq_len), ("block_width", block_width)):
-            check_count(name, value)
+        integer("depth", depth, 1, MOST_LAYERS)
+        integer("ignore_index", ignore_index, -LARGEST)
+        check_count("max_seq_len", max_seq_len)
+        check_count("block_width", block_width)
+        check_count("compressed_mem_factor", compressed_mem_factor)
+        ff_mult = number("ff_mult", ff_mult, above=0)
         check_switches(
             all_layers_qk_rmsnorm=all_layers_qk_rmsnorm,
             use_flash_attn=True if use_flash_attn is None else use_flash_attn,
             use_compressed_mem=use_compressed_mem,
         )
+        if compressed_mem_factor != 4 and not use_compressed_mem:
+            raise ValueError(f"compressed_mem_factor={compressed_mem_factor} is set, but use_compressed_mem is False")
         for name in ("layers", "custom_layers"):
             if name in flags:
                 raise ValueError(f"{name} cannot be set: depth and recurrent_layers say what the layers are")
@@ -155,13 +179,14 @@ class BlockRecurrentTransformer(TransformerWrapper):
         *,
         return_loss: bool = False,
         xl_memories: Memories | None = None,
-        states: Sequence[Tensor] | None = None,
+        states: Sequence[Tensor | None] | None = None,
         **kwargs: Any,
     ) -> Any:
         """(logits (b, n, v), memories, states) of the next tokens; with `return_loss` the loss in place of the logits.
 
         The loss is that of each token after the first that is real (`mask`) and not `ignore_index`.
         """
+        check_switch("return_loss", return_loss)
         ids = token_ids("x", x)
         if return_loss:
             if ids.dim() != 2 or ids.shape[1] < 2:
@@ -181,12 +206,14 @@ class BlockRecurrentTransformer(TransformerWrapper):
         return [state.stack.branches[place].block.vectors for place in self.recurrent_places()]
 
     def joined(
-        self, memories: Memories | None, states: Sequence[Tensor] | None, ids: Int[Tensor, "b n"]
+        self, memories: Memories | None, states: Sequence[Tensor | None] | None, ids: Int[Tensor, "b n"]
     ) -> ModelState | None:
         """One state from what the caller hands back; TypeError or ValueError where it does not fit."""
         # The port's own spelling of nothing is an empty list.
         memories = None if isinstance(memories, (list, tuple)) and not memories else memories
-        states = None if states is None or len(states) == 0 else states
+        if states is not None and not isinstance(states, (list, tuple)):
+            raise TypeError(f"states must be a list of what the model gave, not {describe(states)}")
+        states = states or None
         if memories is None and states is None:
             return None
         if memories is not None and not isinstance(memories, Memories):
@@ -248,10 +275,12 @@ class BlockRecurrentTransformer(TransformerWrapper):
 
         options are those of AutoregressiveWrapper.generate.
         """
+        check_handed_on("generate", options, AutoregressiveWrapper.generate, self.step)
         return AutoregressiveWrapper(self).generate(prime, self.missing(prime, length), **options)
 
     def stream(self, prime: Tensor, length: int | None = None, **options: Any) -> Iterator[Int[Tensor, " b"]]:
         """`generate` one token a row at a time, as each is drawn."""
+        check_handed_on("stream", options, AutoregressiveWrapper.stream, self.step)
         return AutoregressiveWrapper(self).stream(prime, self.missing(prime, length), **options)
 
     def missing(self, prime: Tensor, length: int | None) -> int:
@@ -298,6 +327,7 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
         self, x: Int[Tensor, "b n"], return_memories_and_states: bool = False
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Memories, list[Tensor]]:
         """The mean loss over all tokens but the first that are not the model's ignore_index, of any number of them."""
+        check_switch("return_memories_and_states", return_memories_and_states)
         model = self.transformer
         text = as_text(x, model.segment, ignore_index=model.ignore_index)
         loss, state = segments_loss(
@@ -320,10 +350,12 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
             Memories(state) if memories else None, self.transformer.vectors(state) if states else None, ids
         )
 
-    def generate(self, prime: Tensor, length: int, **options: Any) -> Int[Tensor, "b n"]:
-        """The tokens behind `prime` until there are `length` with it, at constant cost a token."""
+    def generate(self, prime: Tensor, length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+        """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given), at a constant cost a
+        token.
+        """
         return self.transformer.generate(prime, length, **options)
 
-    def stream(self, prime: Tensor, length: int, **options: Any) -> Iterator[Int[Tensor, " b"]]:
+    def stream(self, prime: Tensor, length: int | None = None, **options: Any) -> Iterator[Int[Tensor, " b"]]:
         """`generate` one token a row at a time, as each is drawn."""
         return self.transformer.stream(prime, length, **options)

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..checks import given
+from ..checks import LARGEST, describe, given, integer, is_integral
 from ..door import as_mask
-from ..sampling import describe, integer
 from ..shapes import Bool, Float, Int, Tensor
 
 __all__ = [
@@ -22,6 +21,7 @@ __all__ = [
     "check_every",
     "check_gives_logits",
     "check_seq_len",
+    "check_token",
     "evaluating",
     "lengths_to_mask",
     "only_logits",
@@ -44,7 +44,7 @@ def token_ids(name: str, ids: Any, what: str = "integer token ids") -> Int[Tenso
     """`ids` as int64; TypeError unless it is a tensor of integers."""
     if not isinstance(ids, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of {what}, not {describe(ids)}")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+    if not is_integral(ids):
         raise TypeError(f"{name} must hold {what}, not {ids.dtype}")
     return ids.long()
 
@@ -54,7 +54,10 @@ def row_lengths(name: str, lens: Any, ids: Int[Tensor, "b n"]) -> Int[Tensor, " 
     b, n = ids.shape
     if not isinstance(lens, (torch.Tensor, list, tuple)):
         raise TypeError(f"{name} must be a tensor or a list of {b} lengths, not {describe(lens)}")
-    lens = token_ids(name, torch.as_tensor(lens), "integers")
+    if not isinstance(lens, torch.Tensor):
+        # A boolean among numbers would count as one of them.
+        lens = torch.tensor([integer(f"{name}[{i}]", length, -LARGEST) for i, length in enumerate(lens)]).long()
+    lens = token_ids(name, lens, "integers")
     if lens.shape != (b,):
         raise ValueError(f"{name} has shape {tuple(lens.shape)}, but there are {b} rows")
     if not torch.compiler.is_compiling() and lens.device.type == "cpu" and bool(((lens < 0) | (lens > n)).any()):
@@ -233,12 +236,15 @@ def last_logits(net: Any, out: Any, ids: Int[Tensor, "b n"]) -> tuple[Float[Tens
 
 def check_eos(net: Any, eos_token: Any) -> int | None:
     """The end token; TypeError or ValueError if it is no id of the model's vocabulary."""
-    if eos_token is None:
-        return None
-    eos_token, v = integer("eos_token", eos_token, 0), getattr(net, "num_tokens", None)
-    if v is not None and eos_token >= v:
-        raise ValueError(f"eos_token={eos_token} is not in the model's vocabulary of {v} tokens (0 to {v - 1})")
-    return eos_token
+    return None if eos_token is None else check_token(net, "eos_token", eos_token)
+
+
+def check_token(net: Any, name: str, token: Any) -> int:
+    """`token`; TypeError or ValueError if it is no id of the model's vocabulary, as far as that is known."""
+    token, v = integer(name, token, 0), getattr(net, "num_tokens", None)
+    if v is not None and token >= v:
+        raise ValueError(f"{name}={token} is not in the model's vocabulary of {v} tokens (0 to {v - 1})")
+    return token
 
 
 def check_seq_len(seq_len: Any) -> int:

@@ -6,13 +6,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..checks import check_switch, check_switches, shown
 from ..configurable import Configurable
+from ..flags import check_value, flags_of
 from ..layers.embeddings import ScaledSinusoidal
 from ..layers.norms import LayerNorm
 from ..layers.residuals import Residual
 from ..shapes import Float, Tensor, typed
 from ..stack import AttentionLayers, Decoder, Encoder
-from ..stack_flags import check_known
+from ..stack_flags import StackConfig, check_known
 from ..state import StackState
 from .transformer import TransformerWrapper
 
@@ -24,17 +26,16 @@ NORM_CLASSES = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "sc
 
 def one_way(causal: Any) -> type[AttentionLayers]:
     """The class of stack for `causal`; TypeError unless that is True or False."""
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal must be True or False, not {causal!r}")
+    check_switch("causal", causal)
     return Decoder if causal else Encoder
 
 
 def flash_flags(causal: bool, shift_tokens: Any, laplace_attn_fn: Any, reduce_groups: Any) -> dict[str, Any]:
     """FLASH-pytorch's switches as flags of a stack."""
-    for name, value in (("laplace_attn_fn", laplace_attn_fn), ("reduce_group_non_causal_attn", reduce_groups)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, not {value!r}")
-    flags: dict[str, Any] = {"shift_tokens": shift_tokens}
+    check_switches(laplace_attn_fn=laplace_attn_fn, reduce_group_non_causal_attn=reduce_groups)
+    flags: dict[str, Any] = {
+        "shift_tokens": check_value("shift_tokens", shift_tokens, flags_of(StackConfig)["shift_tokens"])
+    }
     if shift_tokens:
         flags["shift_style"] = "first_half"
     if laplace_attn_fn:
@@ -155,7 +156,7 @@ class WholeLayer(Configurable):
         name = NORM_CLASSES.get(norm.__name__) if isinstance(norm, type) else norm
         if not isinstance(name, str):
             known = ", ".join(NORM_CLASSES)
-            raise TypeError(f"norm_klass must be the name of a norm, or one of the classes {known}, not {norm!r}")
+            raise TypeError(f"norm_klass must be the name of a norm, or one of the classes {known}, not {shown(norm)}")
         if "norm_klass" in self.arguments:
             self.arguments = {**self.arguments, "norm_klass": name}
         return name
@@ -183,9 +184,7 @@ class GAU(WholeLayer):
     ):
         super().__init__()
         check_flags(flags, GAU, "a GAU has gau_heads")
-        for name, value in (("add_residual", add_residual), ("laplace_attn_fn", laplace_attn_fn)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False, not {value!r}")
+        check_switches(add_residual=add_residual, laplace_attn_fn=laplace_attn_fn)
         if laplace_attn_fn:
             flags = {"gau_attn_fn": "laplace", **flags}
         if isinstance(rel_pos_bias, bool):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, given
+from ..checks import check_count, check_dtype, given, is_integral, shown
 from ..door import as_mask, plan_rows
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
@@ -38,7 +38,7 @@ def check_embed_num_tokens(counts: Any) -> dict[str, int]:
     if counts is None:
         return {}
     if not isinstance(counts, Mapping):
-        raise TypeError(f"embed_num_tokens must map names to numbers, such as {{'segment': 2}}, not {counts!r}")
+        raise TypeError(f"embed_num_tokens must map names to numbers, such as {{'segment': 2}}, not {shown(counts)}")
     for name, count in counts.items():
         if not isinstance(name, str):
             raise TypeError(f"embed_num_tokens must map names to numbers, but {name!r} is no name")
@@ -140,6 +140,8 @@ class InputEmbedding(nn.Module):
             raise ValueError(
                 f"prepend_embeds must be ({x.shape[0]}, any number, {self.dim}), not {tuple(prefix.shape)}"
             )
+        if torch.promote_types(prefix.dtype, x.dtype) != x.dtype:
+            check_dtype("prepend_embeds are", "prepend_embeds", prefix.dtype, x.dtype)
         if mask is not None or prefix_mask is not None:
             mask = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
             front = prefix.new_ones(prefix.shape[:2], dtype=torch.bool)
@@ -196,7 +198,7 @@ class InputEmbedding(nn.Module):
 
 def check_integers(name: str, x: Any) -> None:
     """TypeError for anything but a tensor of integers."""
-    if not isinstance(x, torch.Tensor) or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+    if not is_integral(x):
         raise TypeError(f"{name} must be an integer tensor (batch, tokens), not {given(x)}")
 
 

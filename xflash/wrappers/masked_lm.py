@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import check_generator, check_switch, describe, integer, number
 from ..configurable import Configurable
 from ..door import as_mask
 from ..losses import check_targets, loss_in_chunks, next_token_loss
 from ..registry import nearest
-from ..sampling import describe, filter_settings, find_filter, integer, number, sample, wide
+from ..sampling import filter_settings, find_filter, sample, wide
 from ..shapes import Bool, Float, Int, Tensor
 from .decoding import check_gives_logits, evaluating, only_logits, token_ids
-from .options import check_loss_chunk
+from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]
 
@@ -134,6 +135,8 @@ class MaskedLMWrapper(Configurable):
         mask (b, n): True = real token. generator: where the chance comes from. `return_outputs` gives (loss, logits,
         targets), -100 standing for what is no target. Everything else goes to `net`.
         """
+        check_switch("return_outputs", return_outputs)
+        check_handed_on("the loss", kwargs, MaskedLMWrapper.forward, self.net.forward)
         x, mask = self.read(x, mask)
         chosen = self.choose(x, mask, check_generator(generator))
         if mask is not None:
@@ -194,7 +197,7 @@ class MaskedLMWrapper(Configurable):
         steps: int = 18,
         schedule: str = "cosine",
         temperature: float = 1.0,
-        filter_logits_fn: Any = "none",
+        filter_logits_fn: str | Callable[..., Tensor] = "none",
         filter_kwargs: Mapping[str, Any] | None = None,
         generator: torch.Generator | None = None,
         **kwargs,
@@ -206,6 +209,7 @@ class MaskedLMWrapper(Configurable):
         noise on how sure it is, falls to 0 with the last call; 0 takes the likeliest always. filter_logits_fn,
         filter_kwargs: as in AutoregressiveWrapper.generate. kwargs: for the net.
         """
+        check_handed_on("generate", kwargs, MaskedLMWrapper.generate, self.net.forward)
         steps, share = integer("steps", steps, 1), SCHEDULES[check_schedule("schedule", schedule)]
         temperature, generator = number("temperature", temperature, at_least=0), check_generator(generator)
         keep = find_filter(filter_logits_fn, filter_settings(filter_kwargs))
@@ -277,10 +281,3 @@ def check_schedule(name: str, schedule: Any) -> str:
     if schedule not in SCHEDULES:
         raise ValueError(f"{name}={schedule!r} is no schedule{nearest(schedule, SCHEDULES)} (known: {known})")
     return schedule
-
-
-def check_generator(generator: Any) -> torch.Generator | None:
-    """`generator`; TypeError unless it is a torch.Generator or None."""
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator, not {describe(generator)}")
-    return generator

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..checks import integer, number
 from ..configurable import Configurable
-from ..sampling import integer, number
 from ..shapes import Float, Int, Tensor
 from .masked_lm import MaskedLMWrapper, check_schedule
+from .options import also_called
 
 __all__ = ["Losses", "NonAutoregressiveWrapper"]
 
@@ -43,6 +44,7 @@ class NonAutoregressiveWrapper(Configurable):
         random_token_prob: float = 0.1,
         pad_token_id: int | None = None,
     ):
+        integer("mask_id", mask_id, 0)
         kept = number("no_replace_prob", no_replace_prob, at_least=0, at_most=1)
         odd = number("random_token_prob", random_token_prob, at_least=0, at_most=1)
         if kept + odd > 1:
@@ -70,12 +72,14 @@ class NonAutoregressiveWrapper(Configurable):
         loss = self.masked(x, mask, generator=generator, return_outputs=False, **kwargs)
         return Losses(loss, loss, None)
 
+    @also_called(temperature="start_temperature")
     def generate(
         self, batch_size: int | None = None, start_temperature: float = 1.0, filter_thres: float = 0.7, **kwargs
     ) -> Int[Tensor, "*b n"]:
         """New rows (batch_size, n), or one row (n,) without a batch size; `ids=` fills in those instead.
 
-        filter_thres: the share of the vocabulary that is never drawn. kwargs: of MaskedLMWrapper.generate.
+        filter_thres: the share of the vocabulary that is never drawn. start_temperature: MaskedLMWrapper's temperature,
+        which is another name of it. kwargs: of MaskedLMWrapper.generate.
         """
         share = 1 - number("filter_thres", filter_thres, at_least=0, at_most=1)
         kept = {"k": 1} if share == 0 else {"frac_num_tokens": share}

@@ -55,7 +55,7 @@ def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: C
     taken = inspect.signature(call).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return
-    handed = {p.name for p in list(taken)[1:]} - {"state", "mems", "reset"}
+    handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - {"state", "mems", "reset"}
     own_names = {p.name for p in inspect.signature(own).parameters.values() if p.kind is p.KEYWORD_ONLY}
     check_option_names(how, options, [name for name in kinds if name in handed | own_names])
 

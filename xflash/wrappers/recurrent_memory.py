@@ -127,8 +127,8 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
         y, state = self.read(x if plan is None else x.gather(1, plan.order), state, plan)
         return self.net.logits(y if plan is None else unpack(y, plan)), state
 
-    def check_state(self, state: Any, batch: int) -> None:
-        """TypeError or ValueError for what is no state of this model, or is of another batch size."""
+    def check_state(self, state: Any, batch: int | None = None) -> None:
+        """TypeError or ValueError for what is no state of this model, or is of another batch size (None: of any)."""
         if not isinstance(state, RecurrentMemoryState):
             raise TypeError(f"state must be what step() gave, a RecurrentMemoryState, not {type(state).__name__}")
         self.net.attn_layers.check_state(cast(StackState, state.stack), batch)
@@ -139,7 +139,8 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
 
     def reset(self, state: RecurrentMemoryState, rows: Tensor) -> RecurrentMemoryState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
-        rows = as_rows("reset", rows, state.memory.shape[0])
+        self.check_state(state)
+        rows = as_rows("rows", rows, state.memory.shape[0])
         memory = torch.where(rows[:, None, None], self.memory.to(state.memory.dtype), state.memory)
         stack = self.net.attn_layers.reset(cast(StackState, state.stack), rows)
         _, stack = self.net.attn_layers.step(self.to_read(memory), stack, self.beside(rows))

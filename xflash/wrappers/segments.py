@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import check_count, check_share, check_switch, given
+from ..checks import check_binary, check_count, check_share, check_switch, given, is_integral
 from ..door import as_mask
 from ..losses import check_targets, next_token_loss, next_tokens
 from ..pieces import Piecewise, borders
@@ -75,8 +75,9 @@ def as_starts(reset: Any, b: int, count: int) -> Bool[Tensor, "b s"] | None:
     """`reset` as one column of booleans a segment; TypeError or ValueError for what is none."""
     if reset is None:
         return None
-    if not isinstance(reset, torch.Tensor) or reset.is_floating_point():
+    if not is_integral(reset, booleans=True):
         raise TypeError(f"reset must be a boolean tensor, ({b},) or ({b}, {count}), not {given(reset)}")
+    check_binary("reset", reset)
     if tuple(reset.shape) == (b,):
         return torch.cat((reset[:, None], reset.new_zeros(b, count - 1)), 1).bool()
     if tuple(reset.shape) != (b, count):
@@ -236,6 +237,7 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         with this call, (b,), or with each of its s segments, (b, s): their state is as new, neighbours go on. A
         document that ends inside a segment is padded up to its end. kwargs: for the first `net.step` (`context=`).
         """
+        check_switch("return_state", return_state)
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
         net: Any = self.net
         check_handed_on("the loss", kwargs, SegmentWrapper.forward, net.step)

@@ -5,7 +5,17 @@ from typing import Any
 
 import torch
 
-from ..checks import as_doc_ids, as_rows, check_count, check_counts, check_share, check_switches
+from ..checks import (
+    as_doc_ids,
+    as_rows,
+    check_count,
+    check_counts,
+    check_share,
+    check_switches,
+    count_or_none,
+    number,
+    shown,
+)
 from ..configurable import Configurable
 from ..registry import blocks as registered
 from ..shapes import Float, Int, Tensor
@@ -66,10 +76,10 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         check_stack(attn_layers)
         check_count("num_tokens", num_tokens)
         self.max_mem_len = memory_length(max_mem_len, attn_layers)
-        check_counts(emb_dim=emb_dim, logits_dim=logits_dim, max_seq_len=max_seq_len or None)
+        check_counts(emb_dim=emb_dim, logits_dim=logits_dim)
         check_switches(
             scaled_sinu_pos_emb=scaled_sinu_pos_emb,
-            use_abs_pos_emb=use_abs_pos_emb or False,
+            use_abs_pos_emb=False if use_abs_pos_emb is None else use_abs_pos_emb,
             l2norm_embed=l2norm_embed,
             post_emb_norm=post_emb_norm,
             tie_embedding=tie_embedding,
@@ -79,11 +89,11 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         check_share("emb_dropout", emb_dropout)
         self.attn_layers = attn_layers
         self.num_tokens, self.dim = num_tokens, attn_layers.dim
-        if num_memory_tokens is not None and num_memory_tokens != 0:
-            check_count("num_memory_tokens", num_memory_tokens)
-            attn_layers.set_memory_tokens(num_memory_tokens)
+        memory_tokens = count_or_none("num_memory_tokens", num_memory_tokens)
+        if memory_tokens is not None:
+            attn_layers.set_memory_tokens(memory_tokens)
         width = emb_dim or self.dim
-        self.max_seq_len = max_seq_len or None
+        self.max_seq_len = count_or_none("max_seq_len", max_seq_len)
         self.embedding = InputEmbedding(
             num_tokens,
             width,
@@ -99,8 +109,9 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         )
         self.tie_embedding = tie_embedding
         if tie_embedding_scale is not None and not tie_embedding:
-            raise ValueError(f"tie_embedding_scale={tie_embedding_scale} is set, but tie_embedding is False")
-        self.tie_embedding_scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
+            raise ValueError(f"tie_embedding_scale={shown(tie_embedding_scale)} is set, but tie_embedding is False")
+        scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
+        self.tie_embedding_scale = number("tie_embedding_scale", scale, above=0)
         self.return_only_embed = return_only_embed
         self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, width)
         self.pooled = pooled_output(
@@ -151,6 +162,12 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         embeddings in front included, see each other. `mems`: what a call with `return_mems`, which gives (logits,
         mems), has left of the segment before.
         """
+        check_switches(
+            return_embeddings=return_embeddings,
+            return_logits_and_embeddings=return_logits_and_embeddings,
+            return_attn=return_attn,
+            return_mems=return_mems,
+        )
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len}
@@ -259,12 +276,15 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
 
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
         """`state` with the rows where the boolean `rows` (b,) is True as fresh as before their first token."""
-        stack = self.attn_layers.reset(state.stack, as_rows("reset", rows, state.rows))
+        held = stack_state(state)
+        rows = as_rows("rows", rows, state.rows)
+        stack = self.attn_layers.reset(held, rows)
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
-        return ModelState(stack, state.bound, before.masked_fill(rows.bool(), 0))
+        return ModelState(stack, state.bound, before.masked_fill(rows, 0))
 
     def remember(self, state: ModelState) -> ModelState:
         """What is left of a state behind a segment: cut from its graph, the last `max_mem_len` tokens (None: all)."""
+        self.attn_layers.check_state(stack_state(state))
         state = state.detach()
         if self.max_mem_len is None:
             return state
@@ -273,9 +293,9 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
 
 def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None:
     """`max_mem_len`, None for 0; TypeError or ValueError where it cannot be one of the stack."""
-    if max_mem_len is None or (max_mem_len == 0 and not isinstance(max_mem_len, bool)):
+    max_mem_len = count_or_none("max_mem_len", max_mem_len)
+    if max_mem_len is None:
         return None
-    check_count("max_mem_len", max_mem_len)
     if not stack.causal:
         raise ValueError(f"max_mem_len={max_mem_len}: a bidirectional stack carries nothing on; use a Decoder")
     if not any(block.keeps_tokens for block in stack.blocks()):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, check_dtype, check_share, check_switch, given
+from ..checks import check_count, check_dtype, check_share, check_switch, check_switches, count_or_none, given, shown
 from ..configurable import Configurable
 from ..layers.norms import LayerNorm
 from ..layers.patches import LearnedGrid, PatchEmbedding, SinCosGrid
@@ -52,8 +52,7 @@ class ViTransformerWrapper(Configurable):
         check_count("channels", channels)
         if num_classes is not None:
             check_count("num_classes", num_classes)
-        if num_register_tokens != 0:
-            check_count("num_register_tokens", num_register_tokens)
+        registers = count_or_none("num_register_tokens", num_register_tokens)
         check_switch("post_emb_norm", post_emb_norm)
         check_share("emb_dropout", emb_dropout)
         check_choice("pos_emb", pos_emb, POSITIONS)
@@ -70,7 +69,7 @@ class ViTransformerWrapper(Configurable):
         self.post_emb_norm = LayerNorm(LayerNorm.Config(), self.dim) if post_emb_norm else None
         self.emb_dropout = emb_dropout
         self.cls_token = small(1, self.dim) if pool == "cls" else None
-        self.register_tokens = small(num_register_tokens, self.dim) if num_register_tokens else None
+        self.register_tokens = small(registers, self.dim) if registers else None
         self.pool = POOLS[pool](self.dim)
         self.to_logits = nn.Linear(self.dim, num_classes) if num_classes is not None else None
         if self.to_logits is not None:
@@ -87,6 +86,7 @@ class ViTransformerWrapper(Configurable):
         `return_embeddings` gives the patches' embeddings (b, n, d) instead, row by row of the image,
         `return_logits_and_embeddings` both. TypeError or ValueError for images that the patches do not fit.
         """
+        check_switches(return_embeddings=return_embeddings, return_logits_and_embeddings=return_logits_and_embeddings)
         if return_embeddings and return_logits_and_embeddings:
             raise ValueError("return_embeddings and return_logits_and_embeddings exclude each other; give one of them")
         self.check_images(img)
@@ -137,7 +137,7 @@ def as_size(name: str, value: Any) -> tuple[int, int]:
     """One number or (height, width) as a pair."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2:
-        raise ValueError(f"{name} must be one number or (height, width), not {value!r}")
+        raise ValueError(f"{name} must be one number or (height, width), not {shown(value)}")
     for side in pair:
         check_count(name, side)
     return pair
@@ -172,7 +172,7 @@ def check_choice(name: str, value: Any, choices: tuple) -> None:
     """ValueError unless the value is one of the choices."""
     if value not in choices:
         close = nearest(value, [c for c in choices if c]) if isinstance(value, str) else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}{close}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {shown(value)}{close}")
 
 
 def small(number: int, dim: int) -> nn.Parameter:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..checks import given
+from ..checks import check_switch, given
 from ..configurable import Configurable
 from ..shapes import Float, Int, Tensor
 from .autoregressive import AutoregressiveWrapper
@@ -122,6 +122,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         `reset` are as in SegmentWrapper. kwargs: for the first `net.step`.
         """
         self.check_mems(mems, x)
+        check_switch("return_mems", return_mems)
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
         net = self.net
         check_handed_on("the loss", kwargs, XLAutoregressiveWrapper.forward, net.step)
@@ -185,4 +186,4 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         if not isinstance(mems, ModelState):
             raise TypeError(f"mems must be what the model gave, a ModelState, not {given(mems)}")
         if isinstance(x, torch.Tensor) and x.dim() > 0:
-            self.net.attn_layers.check_state(mems.stack, x[..., 0].numel())
+            self.net.attn_layers.check_state(mems.stack, x.shape[:-1].numel())
