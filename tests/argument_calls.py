@@ -1,12 +1,17 @@
 """A right call of everything public: constructors, what modules and states do, and functions."""
 
+import tempfile
+from collections.abc import Callable, Mapping
+
 import torch
+from arguments import Call, hints_of
 
 import xflash
-from xflash import *  # noqa: F403
-from xflash import data, images
+from xflash import convert, data, images
+from xflash.aliases import ALIASES, SWITCHES
+from xflash.flags import flags_of
 from xflash.layers import pooling
-from arguments import Call, hints_of
+from xflash.stack_flags import StackConfig
 
 B, N, C, DIM, VOCABULARY, LIMIT = 3, 5, 7, 10, 11, 13
 IDS = torch.arange(B * N).reshape(B, N) % VOCABULARY
@@ -91,8 +96,14 @@ def stacks():
     yield method("attention_maps", one, {"x": X, "mask": MASK}, one.forward)
     yield method("reset", one, {"state": state, "rows": ROWS})
     yield method("shorten", one, {"state": state, "tokens": 3})
-    lossy = stack(layers="block_attn", block_attn_compress="conv", block_attn_compress_factor=2,
-                  block_attn_block_width=4, block_attn_dim_head=4, block_attn_compress_loss=True)
+    lossy = stack(
+        layers="block_attn",
+        block_attn_compress="conv",
+        block_attn_compress_factor=2,
+        block_attn_block_width=4,
+        block_attn_dim_head=4,
+        block_attn_compress_loss=True,
+    )
     before = lossy.step(X)[1]
     yield method("auxiliary_loss", lossy, {"state": lossy.step(X, before)[1], "since": before})
     crossing = stack(cross_attend=True, pos="rotary", cross_attn_dim_head=4)
@@ -220,3 +231,48 @@ def functions():
     few = images.Images("a", "b", "c", 16, torch.zeros(4, 2, 2, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
     yield method("split", few, {"share": 0.5, "seed": 1})
     yield method("only", few, {"chosen": torch.tensor([0, 1])})
+
+
+def part(flags, prefix, config):
+    """A stack with a part in it, and the flags of that part."""
+    named = " ".join(f"{name}={value!r}" for name, value in flags.items())
+    hints = {prefix + name: spec.hint for name, spec in flags_of(config).items()}
+    return Call(f"Decoder {named}", xflash.Decoder, {**SMALL, **flags}, hints)
+
+
+def flags():
+    """The flags of a stack, part by part, and their other spellings."""
+    yield part({"layers": "ff"}, "", StackConfig)
+    for name, block in xflash.blocks.items():
+        yield part({"layers": f"{name} recurrent" if name == "state_read" else name}, f"{name}_", block.Config)
+    for name, position in xflash.positions.items():
+        yield part({"layers": "attn", "pos": name}, f"{name}_", position.Config)
+    for slot, registry in (("norm", xflash.norms), ("residual", xflash.residuals)):
+        for name, kind in registry.items():
+            yield part({"layers": "ff", slot: name}, f"{slot}_", kind.Config)
+    spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str, "attn_max_attend_past": int | None}
+    spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
+    assert set(spelt) == set(ALIASES)
+    whole = {"layers": "attn gau flash ff", "residual": "layerscale", "pos": "rotary"}
+    yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
+
+
+def saving():
+    """What writes, reads and builds from configs."""
+    one = stack()
+    yield Call("Decoder.compile_step", model().compile_step, {}, {**hints_of(torch.compile)})
+    folder = tempfile.mkdtemp()
+    xflash.save(one, folder)
+    yield function(xflash.save, {"model": one, "folder": folder})
+    yield method("save", one, {"folder": folder})
+    yield function(xflash.load, {"folder": folder})
+    yield function(xflash.from_config, {"config": one.to_config()})._replace(hints={"config": Mapping[str, object]})
+    yield Call(
+        "Decoder.from_config", xflash.Decoder.from_config, {"config": one.to_config()}, {"config": Mapping[str, object]}
+    )
+    for fn in (convert.from_x_transformers, convert.from_flash_pytorch, convert.from_block_recurrent):
+        yield Call(fn.__name__, fn, {}, hints_of(fn))
+    for name in ("blocks", "norms", "positions", "residuals", "activations"):
+        registry = getattr(xflash, name)
+        yield Call(f"{name}.register", registry.register("new"), {}, {"part": Callable})
+        yield Call(f"{name}.register", registry.register, {"name": "new"}, {"name": str})

@@ -151,7 +151,7 @@ def tried(call: Call, arguments: Any = None) -> Iterator[Tried]:
                 out = call.run(**{**call.given, argument: value})
                 if isinstance(out, collections.abc.Iterator):
                     list(out)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 yield Tried(call, argument, words, value, error)
             else:
                 yield Tried(call, argument, words, value, None)

@@ -465,7 +465,12 @@ def test_errors_of_the_loss(model, call, error, match):
         (IDS, {"temperature": "hot"}, TypeError, "temperature must be a number, not 'hot' of type str"),
         (IDS, {"eos_token": 11}, ValueError, r"eos_token=11 is not in the model's vocabulary of 11 tokens \(0 to 10\)"),
         (IDS, {"eos_token": -1}, ValueError, "eos_token must be at least 0, not -1"),
-        (IDS, {"eos_token": torch.tensor(3)}, TypeError, "eos_token must be a whole number, not a tensor of torch.int64"),
+        (
+            IDS,
+            {"eos_token": torch.tensor(3)},
+            TypeError,
+            "must be a whole number, not a tensor of torch.int64",
+        ),
         (IDS.float(), {}, TypeError, "prompts must hold integer token ids, not torch.float32"),
         (IDS.bool(), {}, TypeError, "prompts must hold integer token ids, not torch.bool"),
         ("text", {}, TypeError, "prompts must be a tensor of integer token ids, not 'text' of type str"),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .checks import LARGEST, integer, shown
+
 __all__ = ["ALIASES", "ELSEWHERE", "canonical", "names"]
 
 # A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
@@ -31,9 +33,8 @@ def window(past: Any) -> dict[str, Any]:
     if past is None:
         return {}
     if not isinstance(past, int) or isinstance(past, bool):
-        raise TypeError(f"attn_max_attend_past must be int | None, not {past!r}")
-    if past < 0:
-        raise ValueError(f"attn_max_attend_past must be at least 0, not {past}")
+        raise TypeError(f"attn_max_attend_past must be int | None, not {shown(past)}")
+    integer("attn_max_attend_past", past, 0, LARGEST - 1)
     return {"attn_window": past + 1}
 
 
@@ -68,7 +69,9 @@ def names(value: Any) -> tuple[str, ...]:
     elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         found = tuple(value)
     else:
-        raise TypeError(f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {value!r}")
+        raise TypeError(
+            f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {shown(value)}"
+        )
     for name in found:
         if found.count(name) > 1:
             raise ValueError(f"pos={value!r} names {name!r} twice")
@@ -80,7 +83,7 @@ def spoken(name: str, value: Any) -> dict[str, Any]:
     if name in SWITCHES:
         said_by, flags = SWITCHES[name]
         if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False for the whole stack, not {value!r}")
+            raise TypeError(f"{name} must be True or False for the whole stack, not {shown(value)}")
         return flags if value is said_by else {}
     return OTHERS[name](value) if name in OTHERS else {name: value}
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from .checks import describe, given
+from .checks import describe, given, shown
 from .flags import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
@@ -134,15 +134,15 @@ def from_config(config: Mapping[str, Any]) -> Any:
         raise TypeError("a config is a mapping with the entry 'class', as to_config() gives it")
     written = config.get("format", 1)
     if type(written) is not int or not 1 <= written <= FORMAT:
-        raise ValueError(f"the config is of format {written!r}, but this version of xflash reads 1 to {FORMAT}")
+        raise ValueError(f"the config is of format {shown(written)}, but this version of xflash reads 1 to {FORMAT}")
     return built({k: v for k, v in config.items() if k != "format"}, written)
 
 
 def built(described: Mapping[str, Any], written: int) -> Any:
     """The module that a config of format `written`, or a part of one, describes."""
     name = described["class"]
-    if name not in CLASSES:
-        raise ValueError(f"the config names an unknown class {name!r}{nearest(name, CLASSES)}")
+    if not isinstance(name, str) or name not in CLASSES:
+        raise ValueError(f"the config names an unknown class {shown(name)}{nearest(name, CLASSES)}")
     arguments = read_arguments({k: v for k, v in described.items() if k != "class"}, written)
     return CLASSES[name](**{k: decode(v, written) for k, v in arguments.items()})
 
@@ -158,6 +158,16 @@ def as_folder(folder: Any) -> Path:
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"folder must be the path of a folder, not {describe(folder)}")
     return Path(folder)
+
+
+def as_device(device: Any) -> torch.device:
+    """`device` as torch has it; TypeError or ValueError for what is none."""
+    if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
+        raise TypeError(f"device must be one of torch's, such as 'cpu' or 'cuda', not {describe(device)}")
+    try:
+        return torch.device(device)
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"device={shown(device)} is none of torch's: {shown(error)}") from error
 
 
 def save(model: Configurable, folder: str | Path) -> None:
@@ -182,6 +192,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}; give the folder that save() wrote")
+    device = as_device(device)
     model = from_config(json.loads((folder / "config.json").read_text())).to(device)
     weights = load_file(str(folder / "model.safetensors"))
     kept = {t.dtype for t in weights.values() if t.is_floating_point()}

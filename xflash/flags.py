@@ -1,6 +1,7 @@
 """Flags: how flat keyword flags reach the Config of the part that owns them, and how they are shown and saved."""
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,7 @@ class Flag(NamedTuple):
     bounds: Mapping[str, float]
 
 
+@functools.cache
 def flags_of(config: type) -> dict[str, Flag]:
     """The flags of a Config class by name."""
     hints = typing.get_type_hints(config)

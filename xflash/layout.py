@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from .checks import shown
 from .registry import blocks
 
 __all__ = ["LETTERS", "LayerSpec", "layout_text", "parse_layout"]
@@ -85,7 +86,7 @@ def parse_layout(layers: str | Sequence[Any]) -> tuple[LayerSpec, ...]:
     if isinstance(layers, str):
         specs = parse_text(layers)
     elif not isinstance(layers, Sequence):
-        raise TypeError(f"a layout is text such as 'flash*3 attn ff' or a tuple of layers, not {layers!r}")
+        raise TypeError(f"a layout is text such as 'flash*3 attn ff' or a tuple of layers, not {shown(layers)}")
     else:
         specs = []
         for entry in layers:
@@ -94,7 +95,7 @@ def parse_layout(layers: str | Sequence[Any]) -> tuple[LayerSpec, ...]:
             elif is_pair(entry):
                 specs.append(LayerSpec(entry[0], dict(entry[1])))
             else:
-                raise TypeError(f"a layer is a name or a pair ('attn', {{'window': 64}}), not {entry!r}")
+                raise TypeError(f"a layer is a name or a pair ('attn', {{'window': 64}}), not {shown(entry)}")
     if not specs:
         raise ValueError("the layout is empty; name at least one block, as in layers='attn ff'")
     named = tuple(LayerSpec(LETTERS.get(spec.name, spec.name), spec.overrides) for spec in specs)

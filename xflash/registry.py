@@ -6,6 +6,8 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from .checks import shown
+
 __all__ = ["Registry", "activations", "blocks", "nearest", "norms", "positions", "residuals"]
 
 T = TypeVar("T")
@@ -36,7 +38,7 @@ class Registry(Mapping[str, Any]):
         TypeError for a part that is no such class: its flags are among those of every stack.
         """
         if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"a {self.kind} needs a name that is an identifier, not {name!r}")
+            raise ValueError(f"a {self.kind} needs a name that is an identifier, not {shown(name)}")
 
         def enter(part: T) -> T:
             self.check(name, part)
@@ -51,15 +53,15 @@ class Registry(Mapping[str, Any]):
 
     def check(self, name: str, part: Any) -> None:
         """TypeError unless `part` is a class of this kind with a Config that can be read, or a function without one."""
-        shown = part.__name__ if isinstance(part, type) else repr(part)
+        found = part.__name__ if isinstance(part, type) else shown(part)
         base = self.base
         if base is None:
             if isinstance(part, type) or not callable(part):
-                raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {shown}")
+                raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {found}")
             return
         if not isinstance(part, type) or not issubclass(part, base) or part is base:
             raise TypeError(
-                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {shown}"
+                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {found}"
             )
         config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):

@@ -41,10 +41,9 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
     def __init__(self, **flags: Any):
         super().__init__()
         for name, value in self.fixed.items():
-            if flags.setdefault(name, value) != value:
-                raise ValueError(
-                    f"{name}={flags[name]} contradicts {type(self).__name__}; use AttentionLayers({name}=...)"
-                )
+            said = flags.setdefault(name, value)
+            if isinstance(said, bool) and said != value:
+                raise ValueError(f"{name}={said} contradicts {type(self).__name__}; use AttentionLayers({name}=...)")
         plan = resolve(flags)
         self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
         self.rows = plan.rows

@@ -41,7 +41,7 @@ class LayerScale(Residual):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        init: float = flag(1e-2, "what each channel's gain starts at")
+        init: float = flag(1e-2, "what each channel's gain starts at", above=0)
 
     def __init__(self, config, dim: int):
         super().__init__(config, dim)

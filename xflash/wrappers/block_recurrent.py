@@ -351,8 +351,9 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
         )
 
     def generate(self, prime: Tensor, length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
-        """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given), at a constant cost a
-        token.
+        """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
+
+        A token costs the same wherever it stands.
         """
         return self.transformer.generate(prime, length, **options)
 

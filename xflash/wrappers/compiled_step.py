@@ -1,14 +1,17 @@
 """`CompiledStep`: one new token a row through a compiled graph, the state's buffers grown before it begins."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from ..checks import check_switch, shown
 from ..pieces import lend, take_back
 from ..shapes import Float, Int, Tensor
 from .model_state import ModelState
+from .options import check_option_names
 
 __all__ = ["CompilableStep", "CompiledStep"]
 
@@ -42,6 +45,19 @@ class CompiledStep:
         return logits, after._replace(stack=take_back(after.stack, lease))
 
 
+def check_compile_options(options: Mapping[str, Any]) -> None:
+    """TypeError or ValueError for options that torch.compile would refuse in other words, or take for others."""
+    check_option_names("compile_step", options, list(inspect.signature(torch.compile).parameters)[1:])
+    for name in ("fullgraph", "disable", "dynamic"):
+        if options.get(name) is not None or (name in options and name != "dynamic"):
+            check_switch(name, options[name])
+    try:
+        torch.compile(lambda x: x, **options)
+    except Exception as error:
+        given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
+        raise ValueError(f"torch.compile does not take {given}: {shown(error)}") from error
+
+
 class CompilableStep(nn.Module):
     """The part of a model that lets its `step` be compiled."""
 
@@ -52,8 +68,10 @@ class CompilableStep(nn.Module):
 
         Only without gradients and behind a state: prompts, segments and training run as before. Few graphs serve all
         lengths. As with `nn.Module.compile`, what is saved or copied of the model is not compiled.
+        TypeError or ValueError for options that `torch.compile` does not take.
         """
         cast(Any, self).attn_layers.check_steppable()
+        check_compile_options(options)
         self.compiled_step = CompiledStep(self, **options)
 
     def __getstate__(self) -> dict[str, Any]:
