@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from arguments import Call, hints_of
@@ -55,26 +56,46 @@ def xl():
     return model(flags={"pos": "rotary"}, max_seq_len=4, max_mem_len=4, use_abs_pos_emb=False)
 
 
-CONSTRUCTORS = {
-    "TransformerWrapper": lambda: {"num_tokens": VOCABULARY, "max_seq_len": LIMIT, "attn_layers": stack()},
-    "AutoregressiveWrapper": lambda: {"net": model()},
-    "MaskedLMWrapper": lambda: {"net": model(xflash.Encoder), "mask_token_id": 10},
-    "NonAutoregressiveWrapper": lambda: {"net": model(xflash.Encoder), "mask_id": 10},
-    "SegmentWrapper": lambda: {"net": model(), "segment_len": 3},
-    "XLAutoregressiveWrapper": lambda: {"net": xl()},
-    "RecurrentMemoryWrapper": lambda: {"net": model(), "num_memory_tokens": 2, "segment_len": 3},
-    "BlockRecurrentTransformer": recurrent,
-    "RecurrentTrainerWrapper": lambda: {"transformer": xflash.BlockRecurrentTransformer(**recurrent())},
-    "ViTransformerWrapper": vit,
-    "XTransformer": sides,
-    "FLASHTransformer": flash,
-    "FLASH": lambda: {"dim": DIM, "group_size": 4, "query_key_dim": 6},
-    "GAU": lambda: {"dim": DIM, "query_key_dim": 6},
-}
+def tied():
+    return {
+        "num_tokens": VOCABULARY,
+        "attn_layers": stack(pos="rotary"),
+        "tie_embedding": True,
+        "tie_embedding_scale": 2.0,
+    }
+
+
+def pooling_model():
+    return {"num_tokens": VOCABULARY, "max_seq_len": LIMIT, "attn_layers": stack(xflash.Encoder), "use_cls_token": True}
+
+
+def compressed():
+    return {**recurrent(), "use_compressed_mem": True, "compressed_mem_factor": 2}
+
+
+CONSTRUCTORS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+    ("TransformerWrapper", lambda: {"num_tokens": VOCABULARY, "max_seq_len": LIMIT, "attn_layers": stack()}),
+    ("AutoregressiveWrapper", lambda: {"net": model()}),
+    ("MaskedLMWrapper", lambda: {"net": model(xflash.Encoder), "mask_token_id": 10}),
+    ("NonAutoregressiveWrapper", lambda: {"net": model(xflash.Encoder), "mask_id": 10}),
+    ("SegmentWrapper", lambda: {"net": model(), "segment_len": 3}),
+    ("XLAutoregressiveWrapper", lambda: {"net": xl()}),
+    ("RecurrentMemoryWrapper", lambda: {"net": model(), "num_memory_tokens": 2, "segment_len": 3}),
+    ("BlockRecurrentTransformer", recurrent),
+    ("RecurrentTrainerWrapper", lambda: {"transformer": xflash.BlockRecurrentTransformer(**recurrent())}),
+    ("ViTransformerWrapper", vit),
+    ("XTransformer", sides),
+    ("FLASHTransformer", flash),
+    ("FLASH", lambda: {"dim": DIM, "group_size": 4, "query_key_dim": 6}),
+    ("GAU", lambda: {"dim": DIM, "query_key_dim": 6}),
+    ("TransformerWrapper", tied),
+    ("TransformerWrapper", lambda: {**pooling_model(), "num_cls_tokens": 2}),
+    ("BlockRecurrentTransformer", compressed),
+]
 
 
 def constructors():
-    for name, given in CONSTRUCTORS.items():
+    for name, given in CONSTRUCTORS:
         cls = getattr(xflash, name)
         yield Call(name, cls, given(), hints_of(cls))
 

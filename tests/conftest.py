@@ -1,7 +1,8 @@
-"""The examples as modules; the count of the flag combinations that were tried, printed at the end of the run."""
+"""The examples as modules; counts of what was tried (flags, values of arguments), printed at the end of the run."""
 
 import importlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,35 @@ def examples():
 
 
 def pytest_terminal_summary(terminalreporter):
-    tried = wrong = refused = 0
-    for outcome in ("passed", "failed"):
+    count_combinations(terminalreporter)
+    count_arguments(terminalreporter)
+
+
+def properties(terminalreporter, *outcomes):
+    """What each test has recorded, by its outcome."""
+    for outcome in outcomes:
         for report in terminalreporter.stats.get(outcome, ()):
-            properties = dict(getattr(report, "user_properties", ()))
-            if "combination" in properties:
-                tried += 1
-                wrong += outcome == "failed"
-            refused += properties.get("refused", 0)
+            yield outcome, dict(getattr(report, "user_properties", ()))
+
+
+def count_arguments(terminalreporter):
+    total = Counter()
+    for _, found in properties(terminalreporter, "passed", "failed"):
+        total.update(found.get("arguments", {}))
+    if total:
+        terminalreporter.write_line(
+            f"values of arguments: {total['tried']} tried, {total['refused']} refused, {total['right']} right after "
+            f"all, {total['meant']} of a documented meaning, {total['wrong']} wrong"
+        )
+
+
+def count_combinations(terminalreporter):
+    tried = wrong = refused = 0
+    for outcome, found in properties(terminalreporter, "passed", "failed"):
+        if "combination" in found:
+            tried += 1
+            wrong += outcome == "failed"
+        refused += found.get("refused", 0)
     if tried:
         every = tried + refused
         terminalreporter.write_line(

@@ -279,16 +279,16 @@ def test_sincos_positions_need_four_quarters():
 
 
 CALLS = [
-    (lambda img: img[0], ValueError, r"images must be \(batch, 2, height, width\), not \(2, 35, 22\)"),
-    (lambda img: img[:, :1], ValueError, "images must have 2 channels on their second axis, not 1"),
-    (lambda img: img.permute(0, 2, 3, 1), ValueError, "images must have 2 channels on their second axis, not 35"),
-    (lambda img: img[:, :, 1:], ValueError, "the image has a height of 34, which patches of height 5 .* 30 or 35"),
-    (lambda img: img[..., :21], ValueError, "the image has a width of 21, which patches of width 2 .* 20 or 22"),
-    (lambda img: img[:, :, :3], ValueError, "the image has a height of 3, which patches of height 5 .*; 5 would do"),
-    (lambda img: img[:, :, :0], ValueError, "the image has a height of 0"),
+    (lambda img: img[0], ValueError, r"img must be images \(batch, 2, height, width\), not \(2, 35, 22\)"),
+    (lambda img: img[:, :1], ValueError, "img must have 2 channels on their second axis, not 1"),
+    (lambda img: img.permute(0, 2, 3, 1), ValueError, "img must have 2 channels on their second axis, not 35"),
+    (lambda img: img[:, :, 1:], ValueError, "img has a height of 34, which patches of height 5 .* 30 or 35"),
+    (lambda img: img[..., :21], ValueError, "img has a width of 21, which patches of width 2 .* 20 or 22"),
+    (lambda img: img[:, :, :3], ValueError, "img has a height of 3, which patches of height 5 .*; 5 would do"),
+    (lambda img: img[:, :, :0], ValueError, "img has a height of 0"),
     (lambda img: (255 * img).byte(), TypeError, "must be a floating-point tensor .* not torch.uint8; bytes are scaled"),
     (lambda img: img.numpy(), TypeError, "must be a floating-point tensor .* not ndarray"),
-    (lambda img: img.double(), TypeError, r"the images are torch.float64, but the model is torch.float32; give img.to"),
+    (lambda img: img.double(), TypeError, r"img is torch.float64, but the model is torch.float32; give img.to"),
 ]
 
 

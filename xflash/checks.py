@@ -16,12 +16,12 @@ __all__ = [
     "as_rows",
     "check_attn_mask",
     "check_binary",
+    "check_bounds",
     "check_call",
     "check_count",
     "check_counts",
     "check_dtype",
     "check_generator",
-    "check_range",
     "check_share",
     "check_stream",
     "check_switch",
@@ -60,7 +60,7 @@ def describe(value: Any) -> str:
     return shown(value) if isinstance(value, torch.Tensor) else f"{shown(value)} of type {type(value).__name__}"
 
 
-def check_range(name: str, value: float, bounds: Mapping[str, float]) -> None:
+def check_bounds(name: str, value: float, bounds: Mapping[str, float]) -> None:
     """ValueError unless a number is finite and within bounds: above, at_least (-LARGEST), below, at_most (LARGEST)."""
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, not {value}")
@@ -70,10 +70,10 @@ def check_range(name: str, value: float, bounds: Mapping[str, float]) -> None:
 
 
 def number(name: str, value: Any, **bounds: float) -> float:
-    """`value` as a finite float within bounds, those of `check_range`; TypeError or ValueError, naming it, if not."""
+    """`value` as a finite float within bounds, those of `check_bounds`; TypeError or ValueError, naming it, if not."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, not {describe(value)}")
-    check_range(name, value, bounds)
+    check_bounds(name, value, bounds)
     return float(value)
 
 
@@ -81,7 +81,7 @@ def integer(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     """`value` as an int from `low` to `high`; TypeError or ValueError, naming it, if it is not."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {describe(value)}")
-    check_range(name, value, {"at_least": low, "at_most": high})
+    check_bounds(name, value, {"at_least": low, "at_most": high})
     return value
 
 

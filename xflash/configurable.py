@@ -166,7 +166,7 @@ def as_device(device: Any) -> torch.device:
         raise TypeError(f"device must be one of torch's, such as 'cpu' or 'cuda', not {describe(device)}")
     try:
         return torch.device(device)
-    except (RuntimeError, OverflowError) as error:
+    except (RuntimeError, OverflowError, ValueError) as error:
         raise ValueError(f"device={shown(device)} is none of torch's: {shown(error)}") from error
 
 

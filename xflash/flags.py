@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from .checks import LARGEST, check_range, shown
+from .checks import LARGEST, check_bounds, shown
 from .registry import nearest
 
 __all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "route", "to_json"]
@@ -103,7 +103,7 @@ def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
     for number in kept if isinstance(kept, tuple) else (kept,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
-        check_range(f"{name}{where}", number, spec.bounds)
+        check_bounds(f"{name}{where}", number, spec.bounds)
     return kept
 
 

@@ -9,7 +9,7 @@ import torch
 
 from .checks import as_order, as_rows, check_call, check_switch, integer, number
 from .fetch import Packaged, find
-from .shapes import Float, Int, Tensor
+from .shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Images", "digits"]
 
@@ -71,7 +71,7 @@ class Images:
             test[members[drawn[: round(share * len(members))]]] = True
         return self.only(~test), self.only(test)
 
-    def only(self, chosen: Tensor) -> "Images":
+    def only(self, chosen: Bool[Tensor, " n"] | Int[Tensor, " _"]) -> "Images":
         """The images that a boolean (n,) or indices (of any number) choose; TypeError or ValueError otherwise."""
         if isinstance(chosen, Tensor) and chosen.dtype == torch.bool:
             chosen = as_rows("chosen", chosen, len(self)).nonzero()[:, 0]

@@ -76,7 +76,9 @@ class Registry(Mapping[str, Any]):
             return self._parts[name]
         except KeyError:
             known = ", ".join(map(repr, self._parts))
-            raise ValueError(f"unknown {self.kind} {name!r}{nearest(name, self._parts)} (known: {known})") from None
+            raise ValueError(
+                f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts

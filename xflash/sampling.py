@@ -125,7 +125,7 @@ def find_filter(choice: str | Callable[..., Tensor], settings: Mapping[str, Any]
         return functools.partial(own_filter, name, settings)
     if name not in FILTERS:
         known = ", ".join(map(repr, FILTERS))
-        raise ValueError(f"unknown filter {name!r}{nearest(name, FILTERS)} (known: {known}, or a callable)")
+        raise ValueError(f"unknown filter {shown(name)}{nearest(name, FILTERS)} (known: {known}, or a callable)")
     fn = FILTERS[name]
     known = list(inspect.signature(fn).parameters)[1:]
     for given in settings:

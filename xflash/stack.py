@@ -15,7 +15,7 @@ from .layers.branch import Branch
 from .layers.embeddings import MemoryTokens
 from .layers.positions import Position, Relative
 from .registry import norms, positions
-from .shapes import Bool, Float, Tensor, typed
+from .shapes import Bool, Float, Int, Tensor, typed
 from .side_inputs import SideInputs, check_prefix
 from .stack_flags import check_keys, check_widths, resolve
 from .stack_parts import make_branch, publishing, unpacked
@@ -111,7 +111,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         doc_ids: Tensor | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        context_pos: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
     ) -> Float[Tensor, "b n d"]:
         """The whole stack on whole sequences.
@@ -135,7 +135,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         *,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        context_pos: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState]:

@@ -117,7 +117,7 @@ class AutoregressiveWrapper(Configurable):
 
     def generate(
         self,
-        prompts: Tensor | Sequence[Tensor],
+        prompts: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
         seq_len: int,
         *,
         eos_token: int | None = None,
@@ -174,7 +174,7 @@ class AutoregressiveWrapper(Configurable):
 
     def stream(
         self,
-        prompts: Tensor | Sequence[Tensor],
+        prompts: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
         seq_len: int,
         *,
         eos_token: int | None = None,
@@ -250,7 +250,7 @@ class AutoregressiveWrapper(Configurable):
 
     def beam_search(
         self,
-        prompts: Tensor | Sequence[Tensor],
+        prompts: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
         seq_len: int,
         beams: int = 4,
         *,

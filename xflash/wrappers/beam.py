@@ -110,6 +110,11 @@ def beam_search(
     steps = []
     for made in range(1, seq_len + 1):
         found, parent, token, ended = widen(found, log_probs, eos_token, length_penalty)
+        # On a GPU the look would wait for the device.
+        if device.type == "cpu" and bool(found.total.isnan().any()):
+            raise ValueError(
+                "logits must have a finite largest value in each row: no hypothesis is better than another"
+            )
         steps.append((parent, token.masked_fill(ended, pad_value)))
         look = eos_token is not None and made % check_every(device) == 0
         if made == seq_len or (look and found.over(seq_len, length_penalty, all_beams)):

@@ -270,7 +270,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         stack = StackState(self.attn_layers.maker, 0, None, None, tuple(branches))
         return ModelState(stack, 0, None)
 
-    def generate(self, prime: Tensor, length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
         """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
 
         options are those of AutoregressiveWrapper.generate.
@@ -278,12 +278,14 @@ class BlockRecurrentTransformer(TransformerWrapper):
         check_handed_on("generate", options, AutoregressiveWrapper.generate, self.step)
         return AutoregressiveWrapper(self).generate(prime, self.missing(prime, length), **options)
 
-    def stream(self, prime: Tensor, length: int | None = None, **options: Any) -> Iterator[Int[Tensor, " b"]]:
+    def stream(
+        self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any
+    ) -> Iterator[Int[Tensor, " b"]]:
         """`generate` one token a row at a time, as each is drawn."""
         check_handed_on("stream", options, AutoregressiveWrapper.stream, self.step)
         return AutoregressiveWrapper(self).stream(prime, self.missing(prime, length), **options)
 
-    def missing(self, prime: Tensor, length: int | None) -> int:
+    def missing(self, prime: Int[Tensor, "b n"], length: int | None) -> int:
         """How many tokens there are to make; ValueError unless `length`, which counts the prime, is longer than it."""
         prime = token_ids("prime", prime)
         length = self.segment + 1 if length is None else length
@@ -350,13 +352,15 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
             Memories(state) if memories else None, self.transformer.vectors(state) if states else None, ids
         )
 
-    def generate(self, prime: Tensor, length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
         """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
 
         A token costs the same wherever it stands.
         """
         return self.transformer.generate(prime, length, **options)
 
-    def stream(self, prime: Tensor, length: int | None = None, **options: Any) -> Iterator[Int[Tensor, " b"]]:
+    def stream(
+        self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any
+    ) -> Iterator[Int[Tensor, " b"]]:
         """`generate` one token a row at a time, as each is drawn."""
         return self.transformer.stream(prime, length, **options)

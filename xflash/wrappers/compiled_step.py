@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..checks import check_switch, shown
+from ..checks import check_call, check_switch, shown
 from ..pieces import lend, take_back
 from ..shapes import Float, Int, Tensor
 from .model_state import ModelState
@@ -51,6 +51,8 @@ def check_compile_options(options: Mapping[str, Any]) -> None:
     for name in ("fullgraph", "disable", "dynamic"):
         if options.get(name) is not None or (name in options and name != "dynamic"):
             check_switch(name, options[name])
+    if not isinstance(options.get("backend"), (str, type(None))):
+        check_call("backend", options["backend"])
     try:
         torch.compile(lambda x: x, **options)
     except Exception as error:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import check_generator, check_switch, describe, integer, number
+from ..checks import check_generator, check_switch, describe, integer, number, shown
 from ..configurable import Configurable
 from ..door import as_mask
 from ..losses import check_targets, loss_in_chunks, next_token_loss
@@ -15,6 +15,7 @@ from ..registry import nearest
 from ..sampling import filter_settings, find_filter, sample, wide
 from ..shapes import Bool, Float, Int, Tensor
 from .decoding import check_gives_logits, evaluating, only_logits, token_ids
+from .input_embedding import check_range
 from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]
@@ -220,6 +221,7 @@ class MaskedLMWrapper(Configurable):
         x, real = self.read(rows, mask)
         if real is not None:
             kwargs["mask"] = real
+        check_range("ids", x, self.num_tokens)
         hidden = (x == self.mask_token_id) if real is None else (x == self.mask_token_id) & real
         start = hidden.sum(1)
         with evaluating(self):
@@ -279,5 +281,5 @@ def check_schedule(name: str, schedule: Any) -> str:
     if not isinstance(schedule, str):
         raise TypeError(f"{name} must be the name of a schedule ({known}), not {describe(schedule)}")
     if schedule not in SCHEDULES:
-        raise ValueError(f"{name}={schedule!r} is no schedule{nearest(schedule, SCHEDULES)} (known: {known})")
+        raise ValueError(f"{name}={shown(schedule)} is no schedule{nearest(schedule, SCHEDULES)} (known: {known})")
     return schedule

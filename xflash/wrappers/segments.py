@@ -223,7 +223,7 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         x: Int[Tensor, "b n"],
         mask: Bool[Tensor, "b n"] | None = None,
         *,
-        state: Any = None,
+        state: Any | None = None,
         labels: Int[Tensor, "b n"] | None = None,
         reset: Bool[Tensor, "b *s"] | None = None,
         return_state: bool = False,

@@ -144,7 +144,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         doc_ids: Int[Tensor, "b n"] | None = None,
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
-        context_pos: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
@@ -214,7 +214,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
         context: Float[Tensor, "b c _"] | None = None,
         context_mask: Tensor | None = None,
-        context_pos: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Float[Tensor, "b n v"], ModelState]:

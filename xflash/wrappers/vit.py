@@ -41,7 +41,7 @@ class ViTransformerWrapper(Configurable):
         channels: int = 3,
         num_classes: int | None = None,
         post_emb_norm: bool = False,
-        num_register_tokens: int = 0,
+        num_register_tokens: int | None = 0,
         emb_dropout: float = 0.0,
         pos_emb: Literal["learned", "sincos2d"] | None = "learned",
         pool: Literal["mean", "cls", "attn"] = "mean",
@@ -80,7 +80,9 @@ class ViTransformerWrapper(Configurable):
         """Every flag of the stack with its value, default, type and meaning, as text."""
         return self.attn_layers.flag_table()
 
-    def forward(self, img: Tensor, return_embeddings: bool = False, return_logits_and_embeddings: bool = False) -> Any:
+    def forward(
+        self, img: Float[Tensor, "b c y x"], return_embeddings: bool = False, return_logits_and_embeddings: bool = False
+    ) -> Any:
         """Logits (b, num_classes) of images (b, c, height, width).
 
         `return_embeddings` gives the patches' embeddings (b, n, d) instead, row by row of the image,
@@ -122,15 +124,15 @@ class ViTransformerWrapper(Configurable):
         wanted = f"(batch, {self.channels}, height, width)"
         if not isinstance(img, torch.Tensor) or not img.is_floating_point():
             raise TypeError(
-                f"images must be a floating-point tensor {wanted}, not {given(img)}; bytes are scaled by / 255"
+                f"img must be images, a floating-point tensor {wanted}, not {given(img)}; bytes are scaled by / 255"
             )
         if img.dim() != 4:
-            raise ValueError(f"images must be {wanted}, not {tuple(img.shape)}")
+            raise ValueError(f"img must be images {wanted}, not {tuple(img.shape)}")
         if img.shape[1] != self.channels:
-            raise ValueError(f"images must have {self.channels} channels on their second axis, not {img.shape[1]}")
+            raise ValueError(f"img must have {self.channels} channels on their second axis, not {img.shape[1]}")
         if not torch.is_autocast_enabled(img.device.type):
-            check_dtype("the images are", "img", img.dtype, self.patch_emb.project.weight.dtype)
-        grid_of("the image", (img.shape[2], img.shape[3]), self.patch_size)
+            check_dtype("img is", "img", img.dtype, self.patch_emb.project.weight.dtype)
+        grid_of("img", (img.shape[2], img.shape[3]), self.patch_size)
 
 
 def as_size(name: str, value: Any) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -143,7 +143,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         seq_len: int,
         eos_token: int | None = None,
         temperature: float = 1.0,
-        filter_logits_fn: Any = "top_k",
+        filter_logits_fn: str | Callable[..., Tensor] = "top_k",
         filter_kwargs: Mapping[str, Any] | None = None,
         mems: ModelState | None = None,
         **options: Any,

@@ -147,7 +147,7 @@ class XTransformer(Configurable):
     def generate(
         self,
         src: Int[Tensor, "b c"],
-        tgt_start: Tensor | Sequence[Tensor],
+        tgt_start: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
         seq_len: int,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
@@ -166,7 +166,7 @@ class XTransformer(Configurable):
     def stream(
         self,
         src: Int[Tensor, "b c"],
-        tgt_start: Tensor | Sequence[Tensor],
+        tgt_start: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
         seq_len: int,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
@@ -180,7 +180,7 @@ class XTransformer(Configurable):
     def beam_search(
         self,
         src: Int[Tensor, "b c"],
-        tgt_start: Tensor | Sequence[Tensor],
+        tgt_start: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
         seq_len: int,
         beams: int = 4,
         mask: Tensor | None = None,
