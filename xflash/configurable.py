@@ -170,7 +170,7 @@ def from_config(config: Mapping[str, Any]) -> Any:
         raise TypeError("a config is a mapping with the entry 'class', as to_config() gives it")
     written = config.get("format", 1)
     if type(written) is not int or not 1 <= written <= FORMAT:
-        raise ValueError(f"the config is of format {written!r}, but this version of xflash reads 1 to {FORMAT}")
+        raise ValueError(f"the config is of format {shown(written)}, but this version of xflash reads 1 to {FORMAT}")
     return built({k: v for k, v in config.items() if k != "format"}, written)
 
 

@@ -1,6 +1,7 @@
 """save / load: a model's weights and its config in one file, which is replaced as a whole or not at all."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .checks import describe, shown
 from .configurable import CLASSES, Configurable, from_config, kind
 from .files import replacing
 from .migrate import read_weights
@@ -48,7 +50,7 @@ def save(model: Configurable, folder: str | Path) -> None:
     that are spread over processes (FSDP2) are gathered: all of them call save, the first one writes. TypeError or
     ValueError, before anything is written, for a model whose modules and weights are not what its config builds.
     """
-    model, folder = as_configurable(model), Path(folder)
+    model, folder = as_configurable(model), as_folder(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; save() writes a folder with {COPY} and {WEIGHTS} in it")
     config = model.to_config()
@@ -110,7 +112,7 @@ def write(folder: Path, weights: dict[str, torch.Tensor], saved: Saved) -> None:
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     """The model that `save` wrote into `folder`, each weight in its dtype; ValueError names the file that is wrong."""
-    folder = Path(folder)
+    folder = as_folder(folder)
     file = folder / WEIGHTS
     check_device(device)
     if not file.is_file():
@@ -126,15 +128,22 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     return model
 
 
+def as_folder(folder: Any) -> Path:
+    """`folder` as a Path; TypeError unless it is the path of one."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder must be the path of a folder, not {describe(folder)}")
+    return Path(folder)
+
+
 def check_device(device: Any) -> None:
     """ValueError for a device that is not there, or holds no values."""
     try:
         if not torch.empty(0, device=device).is_meta:
             return
         reason = "it holds no values"
-    except (AssertionError, RuntimeError, TypeError) as error:
+    except (AssertionError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-    raise ValueError(f"load() cannot put weights on the device {device!r}: {reason}")
+    raise ValueError(f"load() cannot put weights on the device {shown(device)}: {reason}")
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:

@@ -141,7 +141,7 @@ class ViTransformerWrapper(Configurable):
         wanted = f"(batch, {self.channels}, height, width)"
         if not isinstance(img, torch.Tensor) or not img.is_floating_point():
             raise TypeError(
-                f"img must be images, a floating-point tensor {wanted}, not {given(img)}; bytes are scaled by / 255"
+                f"img must be a floating-point tensor {wanted}, not {given(img)}; bytes are scaled by / 255"
             )
         if img.dim() != 4:
             raise ValueError(f"img must be images {wanted}, not {tuple(img.shape)}")
