@@ -92,14 +92,14 @@ def killed(folder: Path, writers: int, chance: random.Random, span: float) -> No
 
 
 def full(folder: Path, chance: random.Random, size: int) -> None:
-    """Saves both models where files end at some number of bytes, as on a full disk."""
-    limit = chance.randrange(int(1.1 * size))
+    """Saves both models, in any order, where files end at some number of bytes, as on a full disk."""
+    limit, names = chance.randrange(2 * size), chance.sample(list(MODELS), 2)
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        for model in MODELS.values():
+        for name in names:
             try:
-                model.save(folder)
+                MODELS[name].save(folder)
             except OSError as error:
                 if "too large" not in str(error):
                     raise

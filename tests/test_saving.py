@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import xflash
-from xflash import Block, Decoder, Encoder, MaskedLMWrapper, TransformerWrapper, XTransformer, files
+from xflash import Block, Decoder, Encoder, MaskedLMWrapper, TransformerWrapper, XTransformer, files, saving
 from xflash.flags import flag
 
 FILES = {"config.json", "model.safetensors"}
@@ -190,6 +190,23 @@ def test_a_folder_without_a_config_in_its_weights_goes_by_the_one_beside(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(model.to_config()))
     safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
     assert_same(xflash.load(tmp_path), model)
+
+
+def test_a_folder_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """Between its weights and what lies beside them another model is saved, of equal shapes and other flags."""
+    old, new = net(pos="alibi"), net(pos="rotary")
+    (tmp_path / "config.json").write_text(json.dumps(old.to_config()))
+    safetensors.torch.save_model(old, str(tmp_path / "model.safetensors"))
+    real = saving.read
+
+    def late(file):
+        found = real(file)
+        new.save(tmp_path)
+        return found
+
+    monkeypatch.setattr(saving, "read", late)
+    assert_same(xflash.load(tmp_path), old)
+    assert_same(xflash.load(tmp_path), new)
 
 
 def test_files_are_on_the_disk_before_they_replace_others(tmp_path, monkeypatch):

@@ -200,7 +200,7 @@ EMBEDDING = "embedding.token_emb.weight"
         ),
         (
             without_config(None),
-            rf"model has no {COPY}, and {FILE} no config in its header; give the folder that save\(\)",
+            rf"model has no {COPY}, and {FILE} no config in its header; save\(\) writes both",
         ),
         (without_config(""), f"{COPY} cannot be read: Expecting value"),
         (without_config("[]"), f"{COPY}: a config is a mapping"),
@@ -305,6 +305,15 @@ def test_parts_of_ones_own_are_named_with_their_module(tmp_path, monkeypatch, wi
         xflash.from_config(stack.to_config())
     with pytest.raises(ValueError, match=r"unknown norm 'twice' \(known: "):
         xflash.from_config({**stack.to_config(), "layers": "ff"})
+
+
+def test_a_class_does_not_take_the_name_of_one_of_xflash():
+    """Configs name classes: every Decoder that is built from one would be this one."""
+    with pytest.raises(
+        TypeError, match=r"Decoder needs a name of its own: in configs, 'Decoder' means xflash\.stack\.Dec"
+    ):
+        type("Decoder", (xflash.Decoder,), {})
+    assert CLASSES["Decoder"] is xflash.Decoder
 
 
 def test_the_header_is_json(tmp_path):

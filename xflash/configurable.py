@@ -16,7 +16,7 @@ from .migrate import FORMAT, read_arguments, read_weights
 from .pieces import innermost
 from .registry import nearest
 
-__all__ = ["CLASSES", "Configurable", "from_config", "kind"]
+__all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
 
 C = TypeVar("C", bound="Configurable")
 
@@ -37,6 +37,7 @@ class Configurable(nn.Module):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if not is_torchs(cls):
+            check_name(cls)
             CLASSES[cls.__name__] = cls
         if "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
@@ -104,6 +105,21 @@ class Configurable(nn.Module):
 def is_torchs(cls: type) -> bool:
     """Whether a class was made by PyTorch of another one, which it stands before: `fully_shard` does so."""
     return cls.__module__.startswith("torch.distributed.")
+
+
+def check_name(cls: type) -> None:
+    """TypeError for a class that would take the place of one of xflash's in every config that names it."""
+    present = CLASSES.get(cls.__name__)
+    if present is not None and is_ours(present.__module__) and not is_ours(cls.__module__):
+        raise TypeError(
+            f"the class {cls.__module__}.{cls.__qualname__} needs a name of its own: in configs, {cls.__name__!r} "
+            f"means {present.__module__}.{present.__qualname__}"
+        )
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module is one of xflash's."""
+    return module.split(".")[0] == __package__
 
 
 def kind(module: nn.Module) -> type:

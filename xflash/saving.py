@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .checks import describe, shown
-from .configurable import CLASSES, Configurable, from_config, kind
+from .configurable import CLASSES, Configurable, from_config, is_ours, kind
 from .files import replacing
 from .migrate import read_weights
 from .registry import activations, blocks, norms, positions, residuals
@@ -85,10 +85,6 @@ def origins() -> dict[str, str]:
     return found
 
 
-def is_ours(module: str) -> bool:
-    return module.split(".")[0] == __package__
-
-
 def other_buffers(model: nn.Module, built: nn.Module) -> dict[str, str]:
     """The dtypes of the buffers of floats that a state dict leaves out, by name."""
     kept, buffers = entries(model), {plain(name): value for name, value in model.named_buffers()}
@@ -117,9 +113,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     check_device(device)
     if not file.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; give the folder that save() wrote")
+    beside = folder / COPY
+    copied = beside.read_bytes() if beside.is_file() else None  # first, for save() replaces the weights first
     weights, saved = read(file)
-    source = file if saved.config is not None else folder / COPY
-    config = read_copy(folder) if saved.config is None else saved.config
+    config, source = (read_copy(beside, copied), beside) if saved.config is None else (saved.config, file)
     model = built(config, saved.parts, source).to(device)
     try:
         fill(model, weights, saved.buffers)
@@ -158,15 +155,12 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
-def read_copy(folder: Path) -> Any:
+def read_copy(file: Path, content: bytes | None) -> Any:
     """The config of a folder of version 0.1.0, which has it in config.json only."""
-    file = folder / COPY
-    if not file.is_file():
-        raise ValueError(
-            f"{folder} has no {COPY}, and {WEIGHTS} no config in its header; give the folder that save() wrote"
-        )
+    if content is None:
+        raise ValueError(f"{file.parent} has no {COPY}, and {WEIGHTS} no config in its header; save() writes both")
     try:
-        return json.loads(file.read_text())
+        return json.loads(content)
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
@@ -181,7 +175,7 @@ def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:
         if missing:
             said = " and ".join(f"{name!r} of the module {module!r}" for name, module in missing.items())
             raise ValueError(f"{source} needs {said}; import it before load()") from error
-        raise type(error)(f"{source}: {error}") from error
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{source}: {error}") from error
 
 
 def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None) -> None:
@@ -196,7 +190,7 @@ def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping
         model.to(found.pop())
     for name, place in places.items():
         place.data = place.data.to(weights[name].dtype)
-    for name, dtype in (buffers or {}).items():
-        buffer = model.get_buffer(name)
-        buffer.data = buffer.data.to(getattr(torch, dtype))
+    for name, buffer in model.named_buffers():
+        if buffers and name in buffers:
+            buffer.data = buffer.data.to(getattr(torch, buffers[name]))
     model.load_state_dict(weights)
