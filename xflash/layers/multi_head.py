@@ -30,6 +30,7 @@ def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
 def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n k"]:
     """Channels (h k) as heads; without einops, which takes longer than one token's projection."""
     b, n, channels = t.shape
+    # Not -1, which a batch of no rows would leave open.
     return t.reshape(b, n, channels // width, width).transpose(1, 2)
 
 
