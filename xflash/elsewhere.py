@@ -143,7 +143,7 @@ def meant(name: str, known: Iterable[str], places: Iterable[tuple[str, Collectio
 CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode")
 
 
-def answering(fn: Callable) -> Callable:
+def answering(fn: Any) -> Callable:
     """The method `fn`, which answers an argument that it has not with what it is called here (TypeError).
 
     One that takes any keyword does so where it is another name of an argument that is missing. What a call costs more
