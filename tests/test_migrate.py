@@ -14,6 +14,8 @@ from xflash import Decoder, TransformerWrapper, migrate
 
 OLD = Path(__file__).parent / "saved" / "0.1.0"
 EXPECTED = load_file(OLD / "expected.safetensors")
+# The figures are 3.4e-6 away from float64's; another version of torch rounds otherwise by as much again.
+ROUNDING = 1e-5
 
 
 def logits(model):
@@ -22,7 +24,7 @@ def logits(model):
 
 
 def test_a_model_saved_by_the_first_version():
-    torch.testing.assert_close(logits(xflash.load(OLD)), EXPECTED["logits"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits(xflash.load(OLD)), EXPECTED["logits"], atol=ROUNDING, rtol=0)
 
 
 def test_weights_of_the_first_version_load_wherever_they_come_from():
@@ -32,7 +34,7 @@ def test_weights_of_the_first_version_load_wherever_they_come_from():
     buffer = io.BytesIO()
     torch.save({f"0.{name}": t for name, t in weights.items()}, buffer)
     buffer.seek(0)
-    torch.nn.Sequential(model).load_state_dict(torch.load(buffer))
+    torch.nn.Sequential(model).load_state_dict(torch.load(buffer, weights_only=True))
     assert torch.equal(logits(model), logits(xflash.load(OLD)))
     again = xflash.from_config(model.to_config())
     again.load_state_dict(model.state_dict())
@@ -43,10 +45,10 @@ def test_weights_of_the_first_version_load_wherever_they_come_from():
 
 
 def test_a_state_of_the_first_version_goes_on():
-    state = torch.load(OLD / "state.pt")
+    state = torch.load(OLD / "state.pt", weights_only=True)
     with torch.no_grad():
         rest, _ = xflash.load(OLD).eval().step(EXPECTED["ids"][:, 7:], state)
-    torch.testing.assert_close(rest, EXPECTED["logits"][:, 7:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(rest, EXPECTED["logits"][:, 7:], atol=ROUNDING, rtol=0)
 
 
 def test_configs_say_their_format_once():
