@@ -185,6 +185,8 @@ def test_refusals(name):
             backend.runs = 0
             laws.close(first(compiled(**right)), expected, f"behind a refusal: {what}")
             assert backend.runs == graphs, f"behind {what} it runs in pieces"
+        if name not in ("ids", "stack"):
+            return
         again = copy.deepcopy(built)
         laws.close(first(torch.compile(again, backend=backend, fullgraph=True)(**right)), expected, "a new one")
 

@@ -74,7 +74,7 @@ def test_few_queries():
 def test_a_recurrent_layer_counts_as_its_operations():
     stack = Decoder(dim=8, depth=1, heads=H, layers=f"recurrent(block_width=4, num_state_vectors={S})")
     block = stack.branches[0].block
-    width = block.state_to_kv.out_features // 2
+    width = block.kv_heads * block.config.dim_head
     states, k, v = (torch.randn(s, requires_grad=True) for s in ((B, S, 8), (B, 2, 7, width), (B, 2, 7, width)))
     full = torch.full((B,), 2)
 
