@@ -115,7 +115,6 @@ def test_what_attn_mask_hides_does_not_count(setting, causal):
         assert not (seen & ~expected).any()
         # relu^2 gives no weight to a negative score, softmax gives some to all.
         assert setting != "softmax" or seen.tolist() == expected.tolist()
-    # The normaliser stays the position count, so that a mask which hides nothing changes nothing.
     laws.close(stack(x, attn_mask=torch.ones_like(allowed)), stack(x), "a mask of ones")
 
 

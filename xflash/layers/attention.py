@@ -78,9 +78,9 @@ class Attention(MultiHead):
             first = max(k.shape[2] - self.config.window, 0)
             k, v, seen = k[:, :, first:], v[:, :, first:], (None, 0)
         m = k.shape[2]
-        mask, causal = visible(ctx, slots, m, self.site.causal, *seen)
+        sight = visible(ctx, slots, m, self.site.causal, *seen)
         bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
-        return self.read(q, k, v, mask, bias=bias, causal=causal, may_be_blind=ctx.attn_mask is not None, maps=ctx.maps)
+        return self.read(q, k, v, sight, bias=bias, maps=ctx.maps)
 
     def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
         """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""

@@ -10,6 +10,7 @@ from ..shapes import Float, Tensor, typed
 from ..state import Ctx
 from .block import Site
 from .context import Context, TakesContext, context_mask, source
+from .masks import sight
 from .multi_head import MultiHead, split_heads
 from .projection import split_groups
 
@@ -45,7 +46,7 @@ class CrossAttention(TakesContext, MultiHead):
         if held.k.shape[1] != self.kv_heads:
             self.check_shard(held.k.shape[1], ctx)
         q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
-        y = self.read(q, held.k, held.v, context_mask(held), may_be_blind=True, maps=ctx.maps, over_tokens=False)
+        y = self.read(q, held.k, held.v, sight(context_mask(held)), maps=ctx.maps, over_tokens=False)
         return self.joined(y, x), held if ctx.keep_state else None
 
     def keys_and_values(self, context: Float[Tensor, "b c _"]) -> tuple[Float[Tensor, "b h c k"], Tensor]:

@@ -105,7 +105,7 @@ class GatedUnit(Block):
         k: Float[Tensor, "b h m k"],
         v: Float[Tensor, "b h m e"],
         *,
-        seen: Int[Tensor, "_ n"],
+        seen: Int[Tensor, "*_ n"],
         padded: int,
         allowed: Tensor | None,
         causal: bool = False,
@@ -135,7 +135,7 @@ class GatedUnit(Block):
             maps.append(AttentionMap(gated_weights(q, k, **options), over_tokens))
         return gated_attention(q, k, v, dropout_p=self.config.dropout if self.training else 0.0, **options)
 
-    def divisor(self, seen: Int[Tensor, "_ n"], padded: int) -> Tensor | float | str | None:
+    def divisor(self, seen: Int[Tensor, "*_ n"], padded: int) -> Tensor | float | str | None:
         """What the kernel divides by."""
         return {
             "row_index": seen,
@@ -151,7 +151,7 @@ class GatedUnit(Block):
         return self.config.attn_fn.startswith("softmax") or self.normaliser == "row_sum"
 
 
-def plus_divisor(seen: Int[Tensor, "_ n"], dtype: torch.dtype) -> Float[Tensor, "_ n"]:
+def plus_divisor(seen: Int[Tensor, "*_ n"], dtype: torch.dtype) -> Float[Tensor, "*_ n"]:
     """log(512) / log(keys seen): dividing by it sharpens long rows (https://kexue.fm/archives/9019, softmax_plus)."""
     exact = torch.promote_types(dtype, torch.float32)
     return math.log(PLUS_LENGTH) / seen.clamp(min=PLUS_LEAST).to(exact).log()

@@ -1,7 +1,7 @@
 """The gated attention unit (Hua et al. 2022, Transformer Quality in Linear Time, https://arxiv.org/abs/2202.10447)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class GatedAttention(GatedUnit):
     def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n e"]:
         """What the queries read from the tokens they may see."""
         n, m = q.shape[2], k.shape[2]
-        options: dict[str, Any] = {"maps": ctx.maps, "seen": self.seen(ctx, slots, n), "padded": n}
+        options: dict[str, Any] = {"maps": ctx.maps, "seen": self.seen(ctx, slots, n, m), "padded": n}
         options |= self.bias(ctx, slots, m, q.dtype)
         causal = self.site.causal
         if ctx.attn_mask is None and slots.keys is None and (ctx.length is None or not causal):
@@ -105,8 +105,8 @@ class GatedAttention(GatedUnit):
             if not causal and (self.takes_sums or ctx.maps is not None) and ctx.new is not None:
                 real = (torch.arange(m, device=q.device) < ctx.new.clamp(min=1)[:, None])[:, None, None]
             return self.read(q, k, v, allowed=real, causal=causal and ctx.prefix is None, between=between, **options)
-        allowed, causal = visible(ctx, slots, m, causal)
-        return self.read(q, k, v, allowed=allowed, causal=causal, **options)
+        sight = visible(ctx, slots, m, causal)
+        return self.read(q, k, v, allowed=sight.mask, causal=sight.causal, **options)
 
     def bias(self, ctx: Ctx, slots: Slots, m: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
         """What positions and the layer's own bias add to the scores: by distance where that says it, else laid out."""
@@ -122,9 +122,9 @@ class GatedAttention(GatedUnit):
             laid = mine if laid is None else laid + mine
         return {"bias": laid}
 
-    def seen(self, ctx: Ctx, slots: Slots, n: int) -> Int[Tensor, "_ n"]:
-        """How many tokens of its row (document) each query sees, whatever the caller's attn_mask hides of them."""
-        return ctx.once(("seen", self.site.causal), lambda: count_seen(ctx, slots, n, self.site.causal))
+    def seen(self, ctx: Ctx, slots: Slots, n: int, m: int) -> Int[Tensor, "*_ n"]:
+        """How many tokens each query sees, for each head where the caller's attn_mask differs between them."""
+        return ctx.once(("seen", self.site.causal), lambda: count_seen(ctx, slots, n, m, self.site.causal))
 
     def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
         return None if state is None else reserve(state, used, need, copy)
@@ -133,8 +133,14 @@ class GatedAttention(GatedUnit):
         return None if state is None else shorten(state, tokens, front, bound, length)
 
 
-def count_seen(ctx: Ctx, slots: Slots, n: int, causal: bool) -> Int[Tensor, "_ n"]:
-    """The keys each query sees: when causal those up to its own (or prefix), else the real ones of its document."""
+def count_seen(ctx: Ctx, slots: Slots, n: int, m: int, causal: bool) -> Int[Tensor, "*_ n"]:
+    """The keys each query sees: when causal those up to its own (or prefix), else the real ones of its document.
+
+    (1 | b, n); with an attn_mask, whose hidden keys do not count, (1 | b, 1 | h, n). 1 where there is none.
+    """
+    if ctx.attn_mask is not None:
+        mask = visible(ctx, slots, m, causal).mask
+        return cast(Tensor, mask).sum(-1).clamp(min=1)
     if causal:
         before = slots.at
         if slots.keys is not None:

@@ -9,10 +9,11 @@ from einops import repeat
 from torch import nn
 
 from ..flags import flag
-from ..shapes import Bool, Float, Tensor
+from ..shapes import Float, Tensor
 from ..state import AttentionMap, Ctx
 from .block import Block, Site
 from .kernels.softmax import attend, attend_slow, unit
+from .masks import Sight
 
 __all__ = ["MultiHead", "count_heads", "split_heads"]
 
@@ -147,24 +148,21 @@ class MultiHead(Block):
         q: Float[Tensor, "b h n k"],
         k: Float[Tensor, "b h m k"],
         v: Float[Tensor, "b h m k"],
-        mask: Bool[Tensor, "_ _ _ m"] | None,
+        sight: Sight,
         *,
         bias: Float[Tensor, "_ h n m"] | None = None,
-        causal: bool = False,
-        may_be_blind: bool = False,
         maps: list[AttentionMap] | None = None,
         over_tokens: bool = True,
     ) -> Float[Tensor, "b h n k"]:
         """What the queries read from keys and values, memory ones included.
 
-        `may_be_blind`: the mask may leave a query nothing to see, which then gives zeros. `maps`, when there, gets
-        the weights, `over_tokens` saying whether the keys are the stack's own tokens.
+        `maps`, when there, gets the weights, `over_tokens` saying whether the keys are the stack's own tokens.
         """
         if self.config.num_mem_kv:
-            k, v, mask, bias, causal = self.with_memory(k, v, mask, bias, causal, q.shape[2])
-        blind = None
-        if may_be_blind and mask is not None:
-            blind = ~mask.any(-1, keepdim=True)
+            k, v, sight, bias = self.with_memory(k, v, sight, bias, q.shape[2])
+        mask, causal, blind = sight
+        if mask is not None and blind is not None:
+            # A softmax over nothing is NaN, in gradients too: what is read of everything is hidden below.
             mask = mask | blind
         r = self.heads // self.kv_heads
         shared = r > 1 and q.shape[2] == 1 and not causal and maps is None
@@ -187,16 +185,22 @@ class MultiHead(Block):
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
 
-    def with_memory(self, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool, n: int):
-        """Learned keys and values in front of the others (https://arxiv.org/abs/1907.01470): always seen, no bias."""
+    def with_memory(
+        self, k: Tensor, v: Tensor, sight: Sight, bias: Tensor | None, n: int
+    ) -> tuple[Tensor, Tensor, Sight, Tensor | None]:
+        """Learned keys and values in front of the others (https://arxiv.org/abs/1907.01470): always seen, no bias.
+
+        No query is blind beside them.
+        """
         t, m = self.config.num_mem_kv, k.shape[2]
         mem_k, mem_v = self.mem_kv.to(k.dtype)
         mem_k = self.normed(mem_k[None], "k")[0]
         k, v = (torch.cat((a.expand(k.shape[0], -1, -1, -1), b), 2) for a, b in ((mem_k, k), (mem_v, v)))
-        if causal:
+        mask = sight.mask
+        if sight.causal:
             mask = torch.ones(1, 1, n, m, dtype=torch.bool, device=k.device).tril(m - n)
         if mask is not None:
             mask = F.pad(mask, (t, 0), value=True)
         if bias is not None:
             bias = F.pad(bias, (t, 0))
-        return k, v, mask, bias, False
+        return k, v, Sight(mask), bias

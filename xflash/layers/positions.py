@@ -244,6 +244,11 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
 
 
+def places(ctx: Ctx) -> Int[Tensor, "_ n"]:
+    """Where the tokens of a call stand: counted anew in each document, which keys that are not turned see as alone."""
+    return ctx.positions if ctx.doc_ids is None else ctx.doc_positions()
+
+
 class Relative:
     """The positions of a stack as its blocks use them: tables and biases are made once a call."""
 
@@ -259,10 +264,11 @@ class Relative:
         inverse: bool = False,
         where: Int[Tensor, "_ n"] | None = None,
     ) -> Float[Tensor, "b *h n k"]:
-        """Queries (or keys, `inverse`) turned to their positions, or to those of a context (`where`)."""
+        """Queries (or keys, `inverse`) turned to their places, or to those of a context (`where`)."""
+        stand = places(ctx) if where is None else where
         for i, rotary in enumerate(self.rotaries):
             width, dtype = t.shape[-1], t.dtype
-            make = partial(rotary.table, ctx.positions if where is None else where, width, dtype)
+            make = partial(rotary.table, stand, width, dtype)
             t = rotary.turn(t, ctx.once(("rotary", i, width, dtype, where is None), make), inverse)
         return t
 

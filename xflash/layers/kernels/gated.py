@@ -5,7 +5,7 @@ a time.
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,6 @@ Place = Literal["outside", "inside", "content"]
 # Rows of scores alive at once: on a CPU they should fit its cache, elsewhere launches should be few.
 ROWS = {"cpu": 128}
 ROWS_ELSEWHERE = 1024
-# The row sum of a query that gives weight to no key: 0 / TINY is 0.
-TINY = 1e-9
 
 
 def gated_attention(
@@ -43,13 +41,14 @@ def gated_attention(
     between: Between | None = None,
     dropout_p: float = 0.0,
 ) -> Float[Tensor, "b h n e"]:
-    """The values summed with the weights f(scale * q k^T + bias), scaled by 1 / `divisor`: a number or (1 | b, n).
+    """The values summed with the weights f(scale * q k^T + bias), scaled by 1 / `divisor`.
 
+    divisor: a number, (1 | b, n) or (1 | b, 1 | h, n); 'row_sum' (outside) lets each query's weights sum to one.
     The bias may also be given by distance (`vector`, l = m + n - 1, from -(m - 1) to n - 1, the queries being the last
     tokens), and the keys a query may see by their bounds (`between`): both then cost memory linear in the length.
 
     place: where the divisor acts: 'outside' f(s + bias) / divisor, 'inside' f((s + bias) / divisor), 'content'
-    f(s / divisor + bias); the divisor 'row_sum' (outside) lets each query's weights sum to one.
+    f(s / divisor + bias).
     causal: the n queries are the last of m tokens and see no later one. allowed: broadcasts to (b, h, n, m), False
     where a query may not see a key; a query that sees none gets zeros. Where no row sum is taken (neither softmax nor
     'row_sum'), keys that do not exist need no mask: let their values be zero. Scores are float32 at least, in tiles of
@@ -122,7 +121,7 @@ def by_tiles(
     q, k, v, attn_fn: str, scale: float, divisor, place: str, allowed, causal: bool, vector, between, dropout_p: float
 ) -> Float[Tensor, "b h n e"]:
     """`gated_attention` by tiles: divisors act on queries, bias and outputs, and hidden keys have values of zero."""
-    rows = divisor[:, None, :, None] if isinstance(divisor, torch.Tensor) else divisor
+    rows = by_row(divisor)
     sums = isinstance(rows, str)
     after = None if sums or place != "outside" else rows
     if place == "inside" and vector is not None and isinstance(rows, torch.Tensor):
@@ -138,9 +137,16 @@ def by_tiles(
     q = q * scale if scale != 1 else q
     y = tiled_attention(q, k, v, attn_fn=attn_fn, vector=vector, causal=causal, between=between, dropout_p=dropout_p)
     if sums:
-        y, after = y[..., :-1], y[..., -1:].to(torch.promote_types(y.dtype, torch.float32)) + TINY
+        y, after = y[..., :-1], summed(y[..., -1:].to(torch.promote_types(y.dtype, torch.float32)))
     # A normaliser divides the sums, not the weights: those of long rows would be too small for half precision.
     return y if after is None else (y / after).to(y.dtype)
+
+
+def by_row(divisor: Any) -> Any:
+    """A divisor as it divides scores (b, h, n, m): numbers and names as they are."""
+    if not isinstance(divisor, torch.Tensor):
+        return divisor
+    return (divisor if divisor.dim() == 3 else divisor[:, None])[..., None]
 
 
 def as_matrices(q, k, bias, allowed, vector, between) -> tuple[Tensor | None, Tensor | None]:
@@ -171,7 +177,7 @@ class Part(NamedTuple):
 
 def row_blocks(q: Tensor, m: int, bias, divisor, allowed, causal: bool, rows: int | None = None) -> Iterator[Part]:
     """The query rows in blocks; causal ones with key ranges that grow from block to block."""
-    n = q.shape[2]
+    n, divided = q.shape[2], by_row(divisor)
     if rows is None:
         # A Python loop over a length that a compiler holds symbolic would tie the graph to that length.
         rows = max(n, 1) if torch.compiler.is_compiling() else ROWS.get(q.device.type, ROWS_ELSEWHERE)
@@ -192,8 +198,8 @@ def row_blocks(q: Tensor, m: int, bias, divisor, allowed, causal: bool, rows: in
         if allowed is not None:
             here = allowed[..., low:high, :end]
             seen = here if seen is None else seen & here
-        divide = divisor[:, None, low:high, None] if isinstance(divisor, torch.Tensor) else divisor
-        yield Part(queries[i], None if biases[i] is None else biases[i][..., :end], divide, seen, end)
+        part = divided[..., low:high, :] if isinstance(divided, torch.Tensor) else divided
+        yield Part(queries[i], None if biases[i] is None else biases[i][..., :end], part, seen, end)
 
 
 def part_weights(
@@ -219,15 +225,20 @@ def part_weights(
     if seen is not None:
         weights = weights.masked_fill(~seen, 0)
     if isinstance(divisor, str):
-        return weights, weights.sum(-1, keepdim=True) + TINY
+        return weights, summed(weights.sum(-1, keepdim=True))
     return weights, number if place == "outside" else None
+
+
+def summed(sums: Float[Tensor, "b h n 1"]) -> Float[Tensor, "b h n 1"]:
+    """Row sums to divide by, 1 for a query that gives weight to no key: by a tiny number gradients would overflow."""
+    return sums.masked_fill(sums == 0, 1)
 
 
 def fused_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, divisor, causal: bool, dropout_p: float) -> Tensor:
     """Softmax attention by PyTorch's kernel, which has a fast form for values as wide as the keys only."""
     n, m = q.shape[2], k.shape[2]
     if divisor is not None:
-        q = (q / (divisor[:, None, :, None] if isinstance(divisor, torch.Tensor) else divisor)).to(q.dtype)
+        q = (q / by_row(divisor)).to(q.dtype)
     # The kernel's own causal mask lets both sides start at 0: right for as many queries as keys only.
     mask = None
     if causal and 1 < n != m:
@@ -258,7 +269,7 @@ def gated_attention_slow(
     weights = q.new_zeros(b, h, n, m)
     for row, head, i in ((row, head, i) for row in range(b) for head in range(h) for i in range(n)):
         keys = [j for j in range(m) if allowed[row, head, i, j] and not (causal and j > m - n + i)]
-        divide = divisor[row % len(divisor), i] if isinstance(divisor, torch.Tensor) else divisor
+        divide = by_row(divisor).expand(b, h, n, 1)[row, head, i, 0] if isinstance(divisor, torch.Tensor) else divisor
         if divide is None or divide == "row_sum":
             divide = 1
         raw = {}
@@ -273,7 +284,7 @@ def gated_attention_slow(
             raw[j] = {"relu2": lambda s: s.clamp(min=0) ** 2, "laplace": laplace, "softmax": torch.exp}[attn_fn](score)
         total = sum(raw.values()) if attn_fn == "softmax" else 1
         if divisor == "row_sum":
-            total = sum(raw.values()) + TINY
+            total = sum(raw.values()) or 1
         if place == "outside":
             total = total * divide
         for j in keys:
