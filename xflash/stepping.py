@@ -103,7 +103,8 @@ class Stepping:
     def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
         """The state with room for n more slots, and whether this call may write into its buffers.
 
-        Only without grad, and only for the newest state of the buffers: a step from an older one copies them.
+        Only without grad, and only for the newest state of the buffers: a step from an older one copies them, and
+        not what newer ones have written.
         """
         if state is None:
             return None, False
@@ -115,7 +116,8 @@ class Stepping:
         in_place = not torch.is_grad_enabled()
         if in_place and state.lease is None:
             state = state.detach()
-        copy = in_place and (state.lease is None or state.lease.fill != state.bound)
+        older = state.lease is not None and state.lease.fill != state.bound
+        copy = older or (in_place and state.lease is None)
         need = state.bound + n
         distinct, branches = self.blocks(), []
         for i, branch in zip(self.order, state.branches, strict=True):

@@ -95,7 +95,7 @@ class Attention(MultiHead):
         if window is not None and not fits(state, need) and used - state.spared >= 2 * window + sinks:
             # Rather than growing, what no query will see again is given up.
             state = shorten(state, window, sinks, used, length)
-        return reserve(state, used, need, copy)
+        return reserve(state, used, need, copy, length)
 
     def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:
         if state is None:

@@ -116,8 +116,9 @@ class Block(nn.Module, ABC):
         return None
 
     def reserve(self, state: Any, used: int, need: int, copy: bool, length: Int[Tensor, " b"] | None) -> Any:
-        """The state with room for `need` tokens, `used` of them seen; `copy` asks for buffers of its own.
+        """The state with room for `need` tokens, `used` of them seen.
 
+        copy: asks for buffers of its own, without what another continuation has written behind each row's end.
         length: (b,) what each row has seen, None where all have seen `used`.
         """
         return state

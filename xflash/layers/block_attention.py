@@ -14,6 +14,7 @@ from ..state import Ctx
 from .block import Block, Site
 from .compress import Compressor, build_compressor, reconstruction
 from .cosine import Cosine
+from .kernels.buffers import emptied
 from .kernels.groups import Padded, Scattered, join_groups, part_groups
 from .kernels.softmax import shared_attention
 from .kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
@@ -113,7 +114,8 @@ class BlockAttention(Block):
     def reserve(self, state: Any, used: int, need: int, copy: bool, length: Tensor | None) -> Any:
         if state is None or not copy:
             return state
-        return state._replace(open_k=state.open_k.clone(), open_v=state.open_v.clone())
+        fill = (used if length is None else length) % self.config.block_width
+        return state._replace(open_k=emptied(state.open_k, fill), open_v=emptied(state.open_v, fill))
 
     @typed
     def forward(

@@ -127,7 +127,7 @@ class GatedAttention(GatedUnit):
         return ctx.once(("seen", self.site.causal), lambda: count_seen(ctx, slots, n, m, self.site.causal))
 
     def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
-        return None if state is None else reserve(state, used, need, copy)
+        return None if state is None else reserve(state, used, need, copy, length)
 
     def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:
         return None if state is None else shorten(state, tokens, front, bound, length)

@@ -6,7 +6,7 @@ import torch
 
 from ..shapes import Float, Int, Tensor
 from ..state import Ctx
-from .kernels.buffers import SPARE, grow, write
+from .kernels.buffers import SPARE, emptied, grow, write
 
 __all__ = ["KV", "Slots", "append", "begin", "fits", "place", "reserve", "shorten"]
 
@@ -81,12 +81,18 @@ def fits(kv: KV, need: int) -> bool:
     return need - kv.spared + SPARE <= kv.k.shape[2]
 
 
-def reserve(kv: KV, used: int, need: int, copy: bool) -> KV:
-    """Room for the slots of `need` tokens, `used` of them there; `copy` asks for buffers of its own."""
+def reserve(kv: KV, used: int, need: int, copy: bool, length: Int[Tensor, " b"] | None) -> KV:
+    """Room for the slots of `need` tokens, `used` of them there; `copy` asks for buffers of its own.
+
+    length: (b,) tokens seen by each row, None where all have seen `used`.
+    """
     if fits(kv, need) and not copy:
         return kv
     used, need = used - kv.spared, need - kv.spared
-    return kv._replace(k=grow(kv.k, used, need, copy), v=grow(kv.v, used, need, copy))
+    k, v = grow(kv.k, used, need, copy), grow(kv.v, used, need, copy)
+    if copy and length is not None:
+        k, v = (emptied(t, length - kv.gone) for t in (k, v))
+    return kv._replace(k=k, v=v)
 
 
 def shorten(kv: KV, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> KV:

@@ -1,10 +1,10 @@
-"""Growing buffers of keys and values: slots are axis 2 of (b, h, slots, width)."""
+"""Growing buffers of keys and values: slots are the last axis but one."""
 
 import torch
 
 from ...shapes import Float, Int, Tensor
 
-__all__ = ["SPARE", "grow", "write"]
+__all__ = ["SPARE", "emptied", "grow", "write"]
 
 # Slots that always stay free: in compiled graphs a rest of none or of one would each be a case of its own.
 SPARE = 2
@@ -21,6 +21,16 @@ def grow(buffer: Float[Tensor, "b h _ k"], used: int, need: int, copy: bool) -> 
     grown = buffer.new_zeros(*buffer.shape[:2], max(2 * room, need + SPARE), buffer.shape[3])
     grown[:, :, :used] = buffer[:, :, :used]
     return grown
+
+
+def emptied(buffer: Float[Tensor, "b *_ slots k"], ends: int | Int[Tensor, " b"]) -> Float[Tensor, "b *_ slots k"]:
+    """The buffer as one of its own, zeros from each row's end on.
+
+    Another continuation of the same state may have written NaN there, which a weight of zero would not hide.
+    """
+    slot = torch.arange(buffer.shape[-2], device=buffer.device)
+    behind = slot >= (ends[:, None] if isinstance(ends, torch.Tensor) else ends)
+    return buffer.masked_fill(behind.view(-1, *[1] * (buffer.dim() - 3), buffer.shape[-2], 1), 0)
 
 
 def write(

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ...shapes import Bool, Float, Int, Tensor
 from ...state import Ctx
+from .buffers import emptied
 from .groups import place
 from .mixed_chunk import Heads, Spec, attend, local_bias, outer, read, step_bias
 
@@ -40,14 +41,13 @@ def close(state: FlashState, rows: Bool[Tensor, " b"] | None = None) -> FlashSta
 
 def reserve(state: FlashState, w: int, used: int, copy: bool, length: Int[Tensor, " b"] | None) -> FlashState:
     """The state with room for a token in the open group of every row; `copy` asks for buffers of its own."""
-    if length is None:
-        if used % w == 0:
+    fill = (used if length is None else length) % w
+    if not isinstance(fill, torch.Tensor):
+        if not fill:
             return close(state)
-    else:
-        full = length % w == 0
-        if not looks(full) or bool(full.any()):
-            return close(state, full)
-    return state._replace(**{name: getattr(state, name).clone() for name in state._fields[1:]}) if copy else state
+    elif not looks(fill) or not bool(fill.all()):
+        state = close(state, fill == 0)
+    return FlashState(state.closed, *(emptied(t, fill) for t in state[1:])) if copy else state
 
 
 def before(kv: Float[Tensor, "b g k e"], closed: Float[Tensor, "b k e"] | None = None) -> Float[Tensor, "b g k e"]:
