@@ -293,7 +293,7 @@ FORMULAS = {
     "two heads": ({**RELU2, "heads": 2}, lambda s: s.relu() ** 2, real),
     "fixed": ({**RELU2, "normaliser": "fixed", "fixed_length": 5}, lambda s: s.relu() ** 2, lambda w, m: 5),
     "row_sum": (
-        {**RELU2, "normaliser": "row_sum"}, lambda s: s.relu() ** 2, lambda w, m: w.sum(-1, keepdim=True) + 1e-9,
+        {**RELU2, "normaliser": "row_sum"}, lambda s: s.relu() ** 2, lambda w, m: w.sum(-1, keepdim=True) + 1e-300,
     ),
     "none": ({**RELU2, "normaliser": "none"}, lambda s: s.relu() ** 2, lambda w, m: 1),
 }  # fmt: skip

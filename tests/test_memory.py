@@ -43,8 +43,7 @@ def tokens(rows: int = 3, n: int = N) -> torch.Tensor:
 @pytest.mark.parametrize("pos", ["rotary", "rel_pos", "alibi", ("rotary", "rel_pos")])
 @pytest.mark.parametrize("layers", ["attn ff", "attn gau", "flash attn"])
 def test_segments_with_memory_are_one_masked_call(layers, pos):
-    flags = {"gau_normaliser": "row_sum"} if "gau" in layers else {}
-    net = model(layers, pos=pos, **flags)
+    net = model(layers, pos=pos)
     ids = tokens()
     if "flash" in layers:
         # FLASH cannot be masked; where the memory covers the text it need not be.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_laws import COMPANY, DIM, HEADS, SMALL
 
+import xflash
 from xflash import Encoder, PrefixDecoder
 from xflash.layers import flash, gated_unit
 from xflash.layers.kernels import gated, softmax
@@ -292,3 +293,17 @@ def test_training_is_finite_where_rows_see_nothing(name, precision):
                 params = [p for p in (x, beside.get("context"), *stack.parameters()) if p is not None]
                 grads = torch.autograd.grad(y.float().square().sum(), params, allow_unused=True)
                 assert y.isfinite().all() and all(g.isfinite().all() for g in grads if g is not None), (flags, [*given])
+
+
+def test_the_loss_of_a_masked_model_is_that_of_every_kernel():
+    """Padding whose documents are its own numbers leaves no query of an encoder blind."""
+    losses = []
+    for kernel in ({}, {"attn_flash": False}):
+        torch.manual_seed(0)
+        stack = Encoder(dim=DIM, depth=2, heads=HEADS, attn_dim_head=6, **kernel)
+        net = xflash.TransformerWrapper(num_tokens=29, max_seq_len=N, attn_layers=stack)
+        trainer = xflash.MaskedLMWrapper(laws.live(net), mask_token_id=1, pad_token_id=0, mask_prob=0.5)
+        torch.manual_seed(1)
+        ids = torch.randint(3, 29, (ROWS, N), generator=torch.Generator().manual_seed(5))
+        losses.append(trainer(ids, REAL, doc_ids=DOCUMENTS))
+    laws.close(*losses, "loss")
