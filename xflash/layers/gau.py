@@ -94,6 +94,8 @@ class GatedAttention(GatedUnit):
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n e"]:
         """What the queries read from the tokens they may see."""
+        if ctx.doc_ids is not None and self.normaliser == "padded_length":
+            raise ValueError("doc_ids with gau_normaliser='padded_length': documents would not be independent")
         n, m = q.shape[2], k.shape[2]
         options: dict[str, Any] = {"maps": ctx.maps, "seen": self.seen(ctx, slots, n, m), "padded": n}
         options |= self.bias(ctx, slots, m, q.dtype)
