@@ -119,7 +119,8 @@ def computed(
     weights: list[Tensor],
 ) -> Tensor:
     module, names = skeleton(built, threading.get_ident())
-    with torch.autocast(states.device.type, half, half is not None):
+    # Autocast knows no meta device, on which there are only shapes to come to.
+    with torch.autocast("cpu" if states.is_meta else states.device.type, half, half is not None):
         return functional_call(module, dict(zip(names, weights, strict=True)), (states, k, v, seen, full, updates))
 
 
