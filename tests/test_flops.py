@@ -91,8 +91,6 @@ def test_a_recurrent_layer_counts_as_its_operations():
         plain, expected = flops(renewed)
     torch.testing.assert_close(out, expected)
     assert forward == plain > 0
-    backward, plain_backward = flops(out.sum().backward)[0], flops(expected.sum().backward)[0]
-    assert plain_backward < backward < plain_backward + 2 * plain
 
 
 def test_counting_costs_an_import_nothing():
@@ -101,6 +99,6 @@ def test_counting_costs_an_import_nothing():
 import sys, xflash
 assert "torch.utils.flop_counter" not in sys.modules
 from torch.utils.flop_counter import flop_registry
-assert sum("xflash" in str(op) for op in flop_registry) == 9
+assert sum("xflash" in str(op) for op in flop_registry) == 8
 """
     subprocess.run([sys.executable, "-c", script], check=True)
