@@ -12,7 +12,7 @@ from typing import Any
 from .layers.kernels.fused_groups import flash_groups, flash_groups_backward
 from .layers.kernels.softmax import few_queries
 from .layers.kernels.tiled import gated_tiles, gated_tiles_backward
-from .layers.recurrence import counted, renew_all, renew_all_backward
+from .layers.recurrence import counted, renew_all
 from .losses import summed_loss, summed_loss_backward
 from .shapes import Tensor
 
@@ -63,11 +63,7 @@ def loss_backward(grad: Tensor, y: Tensor, weight: Tensor, *beside: Any, out_val
 
 def renewal(*given: Any, out_val: Any = None) -> int:
     """What a layer's own operations count for."""
-    return counted(None, *given)
-
-
-def renewal_backward(grad: Tensor, *given: Any, out_val: Any = None) -> int:
-    return counted(grad, *given)
+    return counted(*given)
 
 
 def register(counter: Any) -> None:
@@ -81,7 +77,6 @@ def register(counter: Any) -> None:
         summed_loss: loss,
         summed_loss_backward: loss_backward,
         renew_all: renewal,
-        renew_all_backward: renewal_backward,
     }
     for operator, formula in formulas.items():
         counter.register_flop_formula(operator._opoverload.overloadpacket, get_raw=True)(formula)

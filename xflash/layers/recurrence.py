@@ -108,7 +108,11 @@ def skeleton(built: str, thread: int) -> tuple[Renewal, list[str]]:
     dim, heads = parts["site"]
     with torch.device("meta"):
         layer = kind(kind.Config(**values), Site(dim, heads, True))
-    return Renewal(layer), [f"layer.{name}" for name in renewing(layer)]
+    renewal = Renewal(layer)
+    for module in renewal.modules():
+        # Nobody's hooks on all modules (FlopCounterMode has such): autograd, which they may ask, is off in an operator.
+        module._compiled_call_impl = module.forward
+    return renewal, [f"layer.{name}" for name in renewing(layer)]
 
 
 def computed(
@@ -123,42 +127,21 @@ def computed(
     weights: Tensors,
 ) -> Tensor:
     module, names = skeleton(built, threading.get_ident())
-    with torch.autocast(states.device.type, half, half is not None):
+    # Autocast knows no meta device, on which there are only shapes to come to.
+    with torch.autocast("cpu" if states.is_meta else states.device.type, half, half is not None):
         return functional_call(module, dict(zip(names, weights, strict=True)), (states, k, v, seen, full, updates))
 
 
-def counted(grad: Tensor | None, built: str, *given: Any) -> int:
-    """What `renew_all`, or with a `grad` its backward, counts for in FlopCounterMode: as its operations do."""
+def counted(built: str, *given: Any) -> int:
+    """What `renew_all` counts for in FlopCounterMode: as its operations do."""
     from torch.utils.flop_counter import FlopCounterMode
 
     *tensors, updates, half, weights = given
     bare: list[Any] = [None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)]
     states, k, v, seen, full, *weights = bare
     with FlopCounterMode(display=False) as counter:
-        if grad is None:
-            computed(built, states, k, v, seen, full, updates, half, weights)
-        else:
-            pulled_back(torch.empty_like(grad, device="meta"), built, states, k, v, seen, full, updates, half, weights)
+        computed(built, states, k, v, seen, full, updates, half, weights)
     return counter.get_total_flops()
-
-
-def pulled_back(
-    grad: Tensor,
-    built: str,
-    states: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seen: Tensor | None,
-    full: Tensor,
-    updates: int,
-    half: torch.dtype | None,
-    weights: list[Tensor],
-) -> tuple[Tensor, ...]:
-    def forward(states, k, v, *weights):
-        return computed(built, states, k, v, seen, full, updates, half, list(weights))
-
-    # Autograd itself is switched off inside an operator.
-    return vjp(forward, states, k, v, *weights)[1](grad)
 
 
 @torch.library.custom_op("xflash::renew_all", mutates_args=())
@@ -173,8 +156,6 @@ def renew_all(
     half: torch.dtype | None,
     weights: Tensors,
 ) -> Tensor:
-    # Autograd is switched off inside an operator, and hooks of modules have to know it.
-    states, k, v, *weights = (t.detach() for t in (states, k, v, *weights))
     return computed(built, states, k, v, seen, full, updates, half, weights)
 
 
@@ -197,7 +178,11 @@ def renew_all_backward(
     half: torch.dtype | None,
     weights: Tensors,
 ) -> Tensors:
-    found = pulled_back(grad, built, states, k, v, seen, full, updates, half, weights)
+    def forward(states, k, v, *weights):
+        return computed(built, states, k, v, seen, full, updates, half, list(weights))
+
+    # Autograd itself is switched off inside an operator.
+    found = vjp(forward, states, k, v, *weights)[1](grad)
     # An operator's results must be tensors of their own.
     return [g.clone(memory_format=torch.contiguous_format) for g in found]
 
