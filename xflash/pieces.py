@@ -36,7 +36,7 @@ def take_back(state: StackState, lease: Lease | None) -> StackState:
     """The state that a graph made of a lent one, as it would be had the graph made the room itself."""
     if state.lease is not TAKEN or lease is None or lease is TAKEN:
         return state
-    lease.fill = state.bound
+    lease.release(state.bound)
     return state._replace(lease=lease)
 
 

@@ -1,5 +1,7 @@
 """What goes down beside x (`Ctx`), and what is carried on from call to call (`StackState`)."""
 
+import operator
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,10 +22,14 @@ __all__ = [
     "document_starts",
     "first_tensor",
     "may_be_loaded",
+    "own",
     "row_count",
     "tensors",
     "tree_map",
 ]
+
+# What a state may hold beside tensors.
+PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 
 
 def tree_map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
@@ -31,9 +37,35 @@ def tree_map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
     if isinstance(state, torch.Tensor):
         return fn(state)
     if isinstance(state, tuple):
-        parts = [tree_map(fn, part) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+        return again(state, [tree_map(fn, part) for part in state])
     return state
+
+
+def again(state: tuple, parts: list) -> Any:
+    """A (named) tuple of the kind of `state` with other parts."""
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+def own(state: Any, before: Any = None) -> Any:
+    """`state` with nothing else in the storages of its tensors: what is part of something bigger is copied.
+
+    Parts that are those of `before`, the state that was gone on from, are not looked at. TypeError for a part that
+    would not be reordered, moved or detached with the others.
+    """
+    if state is None or state is before:
+        return state
+    if torch.compiler.is_compiling():
+        return tree_map(Tensor.contiguous, state)
+    if isinstance(state, torch.Tensor):
+        alone = state.untyped_storage().nbytes() == state.nbytes
+        return state if alone else state.clone(memory_format=torch.contiguous_format)
+    if isinstance(state, tuple):
+        known = before if isinstance(before, tuple) and len(before) == len(state) else (None,) * len(state)
+        parts = [own(part, held) for part, held in zip(state, known, strict=True)]
+        return state if all(map(operator.is_, parts, state)) else again(state, parts)
+    if isinstance(state, PLAIN):
+        return state
+    raise TypeError(f"a state is made of tensors and plain values in (named) tuples, not of {type(state).__name__}")
 
 
 def tensors(state: Any) -> list[Tensor]:
@@ -61,12 +93,37 @@ def row_count(state: Any) -> int | None:
 
 
 class Lease:
-    """How far the buffers that several states share have been written: only the newest state may write in place."""
+    """How far the buffers that several states share have been written: only the newest state may write in place.
+
+    Who writes has claimed it first, and nobody else can until it is released: a step that fails in between, or that
+    another thread takes from the same state, leaves the others to copy. inference: whether some of the buffers were
+    made in inference mode, outside which nobody may write into them.
+    """
+
+    fill: int
+    inference: bool = False
 
     def __init__(self, fill: int):
         self.fill = fill
 
+    def claim(self, bound: int) -> bool:
+        """Whether the state that has `bound` slots may write behind them; it is the only one told so."""
+        with CLAIMING:
+            free = self.fill == bound
+            if free:
+                self.fill = CLAIMED
+        return free
 
+    def release(self, bound: int) -> None:
+        """The buffers are written up to `bound`."""
+        self.inference = self.inference or torch.is_inference_mode_enabled()
+        self.fill = bound
+
+
+# No state has so many slots.
+CLAIMED = -1
+# One for all leases, which are copied and saved; it is held for the time of a comparison.
+CLAIMING = threading.Lock()
 # Stands for the lease where the caller has made the room, and keeps it itself.
 TAKEN = Lease(-1)
 
@@ -170,6 +227,13 @@ class Ctx:
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
+
+    def ends(self, n: int) -> Int[Tensor, " b"] | None:
+        """(b,) the tokens each row has seen behind this call of n; None where all have past + n."""
+        if self.uniform:
+            return None
+        new, before = n if self.new is None else self.new, self.past if self.length is None else self.length
+        return self.once("ends", lambda: new + before)
 
     def real(self, n: int) -> Bool[Tensor, "b n"] | None:
         """Which of the n tokens of this call are real; None when all are."""

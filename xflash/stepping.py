@@ -11,7 +11,7 @@ from .layers.embeddings import MemoryTokens
 from .shapes import Bool, Float, Tensor
 from .side_inputs import SideInputs
 from .stack_parts import auxiliary_loss, renewed
-from .state import TAKEN, BranchState, Ctx, Lease, StackState, first_tensor, row_count, tensors
+from .state import TAKEN, BranchState, Ctx, Lease, StackState, row_count, tensors
 
 __all__ = ["Stepping"]
 
@@ -109,13 +109,14 @@ class Stepping:
             return None, False
         if state.lease is TAKEN:
             return state, not torch.is_grad_enabled()
-        held = None if torch.compiler.is_compiling() else first_tensor(state.branches)
-        if held is not None and held.is_inference() and not torch.is_inference_mode_enabled():
+        compiling, recording = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if not compiling and of_inference(state) and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)
-        in_place = not torch.is_grad_enabled()
-        if in_place and state.lease is None:
+        if not recording and state.lease is None:
             state = state.detach()
-        copy = in_place and (state.lease is None or state.lease.fill != state.bound)
+        # A graph claims nothing: what it is told is so each time that it runs, in other threads too.
+        in_place = not recording and not compiling
+        copy = in_place and (state.lease is None or not state.lease.claim(state.bound))
         need = state.bound + n
         distinct, branches = self.blocks(), []
         for i, branch in zip(self.order, state.branches, strict=True):
@@ -126,20 +127,14 @@ class Stepping:
 
     def close(self, carried: list, ctx: Ctx, n: int, lease: Lease | None = None) -> StackState:
         """The state behind this call."""
-        length = ctx.length
-        if ctx.new is not None:
-            length = ctx.new + (ctx.past if length is None else length)
-        elif length is not None:
-            length = length + n
         bound = ctx.past + n
         # Buffers made or written with grad are part of a graph: nobody may write into them.
         if torch.is_grad_enabled():
             lease = None
-        elif lease is None:
-            lease = Lease(bound)
         elif lease is not TAKEN:
-            lease.fill = bound
-        return StackState(self.maker, bound, length, lease, tuple(carried))
+            lease = Lease(bound) if lease is None else lease
+            lease.release(bound)
+        return StackState(self.maker, bound, ctx.ends(n), lease, tuple(carried))
 
     def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
         """`state` with the named rows as fresh as before their first token; a context they attend to stays theirs."""
@@ -188,3 +183,9 @@ class Stepping:
         for known in (state,) if since is None else (state, since):
             self.check_state(known, rows)
         return auxiliary_loss(self.blocks(), self.order, self.layout, state, since)
+
+
+def of_inference(state: StackState) -> bool:
+    """Whether a tensor of the state was made in inference mode: nobody may write into it, or save it for gradients."""
+    lease = state.lease
+    return (lease is None or lease.inference) and any(t.is_inference() for t in tensors(state))

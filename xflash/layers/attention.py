@@ -62,7 +62,8 @@ class Attention(MultiHead):
         q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
         q, k, v = (t.flatten(1, 2) for t in (q, k, v))
         k, v, state = self.remember(k, v, ctx, state)
-        return self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x), state
+        y = self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x)
+        return y, state if state is None else self.bounded(state, ctx, x.shape[1])
 
     def remember(self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, Tensor, KV | None]:
         """All keys and values there are, the new ones written behind the old, and the state that holds them."""
@@ -88,13 +89,23 @@ class Attention(MultiHead):
             return False
         return slots.at.shape[1] == 1 and ctx.uniform and ctx.attn_mask is ctx.doc_ids is ctx.prefix is None
 
+    def bounded(self, state: KV, ctx: Ctx, n: int) -> KV:
+        """The state behind a call of n tokens, however many they were; single ones wait for `reserve`."""
+        if n == 1 or torch.compiler.is_compiling() or not self.holds_unseen(state, ctx.past + n):
+            return state
+        return shorten(state, self.config.window, self.config.sinks, ctx.past + n, ctx.ends(n))
+
+    def holds_unseen(self, state: KV, used: int) -> bool:
+        """Whether most of what is held no query will see again."""
+        window = self.config.window
+        return window is not None and used - state.spared >= 2 * window + self.config.sinks
+
     def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
         if state is None:
             return None
-        window, sinks = self.config.window, self.config.sinks
-        if window is not None and not fits(state, need) and used - state.spared >= 2 * window + sinks:
-            # Rather than growing, what no query will see again is given up.
-            state = shorten(state, window, sinks, used, length)
+        if not fits(state, need) and self.holds_unseen(state, used):
+            # Rather than growing, it is given up.
+            state = shorten(state, self.config.window, self.config.sinks, used, length)
         return reserve(state, used, need, copy)
 
     def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:

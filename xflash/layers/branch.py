@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import given
 from ..shapes import Float, Tensor
-from ..state import BranchState, Ctx
+from ..state import BranchState, Ctx, own
 from .block import Block
 from .norms import Norm
 from .residuals import Residual
@@ -65,7 +65,7 @@ class Branch(nn.Module):
         x = self.residual(x, y)
         if self.final is not None:
             x = self.final(x)
-        return x, BranchState(last, inner) if ctx.keep_state else None
+        return x, own(BranchState(last, inner), state) if ctx.keep_state else None
 
 
 def recomputed(run: Callable, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None) -> Any:

@@ -43,7 +43,10 @@ class TakesContext(Block):
         turned = ctx.relative is not None and ctx.context_pos is not None
         if turned:
             k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos)
-        return Context(k, v, ctx.context_mask, turned)
+        mask = ctx.context_mask
+        # A copy: what the caller writes into the mask afterwards is not for the state.
+        mask = mask if mask is None else ctx.once("mask that is kept", mask.clone)
+        return Context(k, v, mask, turned)
 
     def toward(self, q: Float[Tensor, "b h n k"], held: Context, ctx: Ctx) -> Float[Tensor, "b h n k"]:
         """Queries turned as the keys are."""

@@ -39,17 +39,9 @@ class Slots(NamedTuple):
 
 
 def begin(k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) -> KV:
-    """The state behind a row's first tokens, which keeps nothing of what they were computed beside alive."""
-    k, v = alone(k), alone(v)
+    """The state behind a row's first tokens."""
     none = ctx.once("none gone", lambda: torch.zeros(k.shape[0], dtype=torch.long, device=k.device))
     return KV(k, v, none)
-
-
-def alone(t: Float[Tensor, "b h n _"]) -> Float[Tensor, "b h n _"]:
-    """`t` in a storage that holds nothing else."""
-    if torch.compiler.is_compiling():
-        return t.contiguous()
-    return t if t.untyped_storage().nbytes() == t.nbytes else t.clone(memory_format=torch.contiguous_format)
 
 
 def append(kv: KV, k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) -> tuple[Tensor, Tensor, KV]:

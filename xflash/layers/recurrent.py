@@ -201,7 +201,8 @@ class Recurrent(BlockAttention):
     def known(self, state: RecurrentState | None, x: Tensor) -> Float[Tensor, "b s d"]:
         """The state vectors that each row has come to."""
         start = self.start.to(torch.promote_types(x.dtype, torch.float32)).expand(x.shape[0], -1, -1)
-        return start if state is None else torch.where((state.writes > 0)[:, None, None], state.vectors, start)
+        # A copy: a state must not hold the parameter itself.
+        return start.clone() if state is None else torch.where((state.writes > 0)[:, None, None], state.vectors, start)
 
     def published(self, state: RecurrentState | None, x: Tensor) -> Float[Tensor, "b s d"]:
         return self.named(self.known(state, x))
@@ -240,7 +241,7 @@ class Recurrent(BlockAttention):
             return self.gate(states, self.mixer(h).tanh())
         states = self.gate(states, h)
         if self.config.update == "dual" and self.mixer is not None:
-            states = self.mixer_gate(states, self.mixer(self.mixer_norm(states).to(h.dtype)))
+            states = self.mixer_gate(states, self.mixer(self.mixer_norm(states.to(self.names.dtype)).to(h.dtype)))
         return states
 
     def written(self, folded: Blocks) -> tuple[Tensor, Tensor, Bool[Tensor, "_ g m"] | None]:

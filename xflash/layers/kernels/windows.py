@@ -69,9 +69,7 @@ class Blocks(NamedTuple):
         if not isinstance(full, torch.Tensor):
             ends = [t[:, full] if full < t.shape[1] else torch.zeros_like(t[:, 0]) for t in (self.k, self.v)]
             past = (self.k[:, full - 1], self.v[:, full - 1]) if full else (self.before_k[:, 0], self.before_v[:, 0])
-            # A view would keep all blocks of the call alive; those of a single block are their own.
-            parts = (*past, *ends)
-            return Window(*(parts if self.layout is None else [t.clone() for t in parts]))
+            return Window(*past, *ends)
         row = torch.arange(self.k.shape[0], device=self.k.device)
         return Window(*(t[row, full] for t in self.behind()), *(pick(t, full) for t in (self.k, self.v)))
 
@@ -179,6 +177,6 @@ def single(buffer: Float[Tensor, "b w c"], t: Float[Tensor, "b n c"], slot: int 
 def kept(t: Float[Tensor, "b _ l c"], full: int | Int[Tensor, " b"], m: int) -> Float[Tensor, "b m l c"]:
     """The m entries that stand in front of the next call's blocks, `full` blocks further on."""
     if not isinstance(full, torch.Tensor):
-        return t[:, full : full + m].clone()
+        return t[:, full : full + m]
     index = full[:, None] + torch.arange(m, device=t.device)
     return t.gather(1, index[..., None, None].expand(-1, -1, *t.shape[2:]))
