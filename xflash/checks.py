@@ -69,12 +69,13 @@ def check_switches(**switches: Any) -> None:
         check_switch(name, value)
 
 
-def as_rows(name: str, rows: Any, batch: int) -> Bool[Tensor, " b"]:
-    """`rows` as booleans, one a row of the batch."""
+def as_rows(name: str, rows: Any, batch: int | None) -> Bool[Tensor, " b"]:
+    """`rows` as booleans, one a row of the batch (None: nobody knows how many there are)."""
+    shape = "(rows,)" if batch is None else f"({batch},)"
     if not isinstance(rows, torch.Tensor) or rows.is_floating_point():
-        raise TypeError(f"{name} must be a boolean tensor of shape ({batch},), not {given(rows)}")
-    if tuple(rows.shape) != (batch,):
-        raise ValueError(f"{name} must be of shape ({batch},), one entry a row, not {tuple(rows.shape)}")
+        raise TypeError(f"{name} must be a boolean tensor of shape {shape}, not {given(rows)}")
+    if rows.dim() != 1 or batch not in (None, rows.shape[0]):
+        raise ValueError(f"{name} must be of shape {shape}, one entry a row, not {tuple(rows.shape)}")
     return rows.bool()
 
 

@@ -1,8 +1,10 @@
 """What `generate`, `stream` and `beam_search` share: reading prompts, and the next logits with a state or without."""
 
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -84,7 +86,8 @@ def read_prompts(prompts: Any, prompt_lens: Any = None, mask: Any = None) -> Pro
         if ids.ndim == 0:
             raise ValueError("prompts has no dimension: give (n,) for one prompt or (b, n) for several")
     if ids.numel() == 0:
-        raise ValueError(f"prompts of shape {tuple(ids.shape)} are empty: a prompt needs at least one token")
+        missing = "give at least one prompt" if ids.shape[-1] else "a prompt needs at least one token"
+        raise ValueError(f"prompts of shape {tuple(ids.shape)} are empty: {missing}")
     lead, rows = tuple(ids.shape[:-1]), ids.reshape(-1, ids.shape[-1])
     if mask is not None:
         mask = mask.reshape(rows.shape) if getattr(mask, "shape", None) == ids.shape else mask
@@ -251,15 +254,30 @@ def check_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 16
 
 
+# The modules that go back to training mode when nobody evaluates them any more, and how many do; changed under a lock,
+# for threads may generate from one model.
+EVALUATED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+COUNTING = threading.Lock()
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Generator[None, None, None]:
-    """Eval mode without gradients inside; afterwards every submodule is in the mode it was in, whatever happened."""
-    training = [m for m in module.modules() if m.training]
-    try:
-        for m in training:
+    """Eval mode without gradients inside; afterwards every submodule is in the mode it was in, whatever happened.
+
+    Where several are inside, in one thread or in many, modes come back with the last of them.
+    """
+    with COUNTING:
+        held = [m for m in module.modules() if m.training or m in EVALUATED]
+        for m in held:
+            EVALUATED[m] = EVALUATED.get(m, 0) + 1
             m.training = False
+    try:
         with torch.no_grad():
             yield
     finally:
-        for m in training:
-            m.training = True
+        with COUNTING:
+            for m in held:
+                EVALUATED[m] -= 1
+                if not EVALUATED[m]:
+                    del EVALUATED[m]
+                    m.training = True

@@ -43,7 +43,6 @@ class ModelState(NamedTuple):
         return ModelState(self.stack.to(*args, **kwargs), self.bound, length)
 
     @property
-    def rows(self) -> int:
-        """The number of rows the state has."""
-        count = row_count(self.stack)
-        return 1 if count is None else count
+    def rows(self) -> int | None:
+        """The number of rows the state has; None where it holds no tensor, and so fits any."""
+        return row_count(self)

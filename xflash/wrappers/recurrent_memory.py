@@ -153,7 +153,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
         fills: int | list[int] = state.bound
         if state.length is not None and state.bound + ids.shape[1] > self.segment_len:
             # Only where a segment may become full does one have to look at the data.
-            fills = state.length.tolist()
+            fills = state.length.tolist() or [0]
             state = state._replace(bound=max(fills))
         for start, end in borders(ids.shape[1], self.segment_len, [fills] if isinstance(fills, int) else fills):
             new = None if plan is None else (plan.new - start).clamp(0, end - start)

@@ -75,6 +75,9 @@ def retrieve(
 
     where: the block of its row that each query is in, as `Piece.number` where all rows agree.
     """
+    if not q.shape[0]:
+        # Room is shared among rows, and there is none.
+        return q.new_zeros(*q.shape[:3], pieces[0].v.shape[-1] if pieces else q.shape[3])
     lengths = [piece.k.shape[2] for piece in pieces] or [1]
     rows = q.shape[0] * q.shape[1]
     step = max(1, min(TILE // (rows * min(sum(lengths), SPAN)), q.shape[2]))
