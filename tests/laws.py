@@ -158,6 +158,8 @@ def state_is_a_value(stack, n: int = 19, padded=(False, True)) -> None:
         _, state = go(stack, first, None, mask)
         with torch.no_grad():
             plain, after = go(stack, second[:, :5], state)
+            for held in (state, after, state.reorder(order), state.detach(), copy.deepcopy(after), saved(after)):
+                holds_its_own(stack, held)
             close(go(stack, second[order, :5], state.reorder(order))[0], plain[order], "state: permuted")
             go(stack, second[:, 5:11] * 2, state)
             close(go(stack, second[:, :5], state)[0], plain, "state: forked")
@@ -170,8 +172,19 @@ def state_is_a_value(stack, n: int = 19, padded=(False, True)) -> None:
         kept, _ = go(stack, second, state)
         close(renewed[rows], fresh[rows], "state: a reset row equals a fresh one")
         close(renewed[~rows], kept[~rows], "state: a neighbour of a reset row goes on")
+        for held in (stack.reset(state, rows), stack.shorten(state, 5)):
+            holds_its_own(stack, held)
     masked_tail(stack, x[:, :n], second)
     through_state(stack, first, second)
+
+
+def holds_its_own(module, state) -> None:
+    """5: a state keeps nothing alive, and saves nothing, but its own tensors: no whole call, nothing of the module."""
+    weights = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    for t in tensors(state):
+        storage = t.untyped_storage()
+        assert storage.nbytes() == t.nbytes, f"state: {t.nbytes} bytes keep {storage.nbytes()} alive"
+        assert not t.numel() or storage.data_ptr() not in weights, "state: it holds a weight of the module"
 
 
 def saved(state):

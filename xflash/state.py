@@ -54,11 +54,10 @@ def own(state: Any, before: Any = None) -> Any:
     """
     if state is None or state is before:
         return state
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return tree_map(Tensor.contiguous, state)
     if isinstance(state, torch.Tensor):
-        alone = state.untyped_storage().nbytes() == state.nbytes
-        return state if alone else state.clone(memory_format=torch.contiguous_format)
+        return state if alone(state) else state.clone(memory_format=torch.contiguous_format)
     if isinstance(state, tuple):
         known = before if isinstance(before, tuple) and len(before) == len(state) else (None,) * len(state)
         parts = [own(part, held) for part, held in zip(state, known, strict=True)]
@@ -66,6 +65,13 @@ def own(state: Any, before: Any = None) -> Any:
     if isinstance(state, PLAIN):
         return state
     raise TypeError(f"a state is made of tensors and plain values in (named) tuples, not of {type(state).__name__}")
+
+
+def alone(t: Tensor) -> bool:
+    """Whether nothing else is in the storage of `t`; inside transforms of torch.func, which hide it, as good a guess."""
+    if torch._C._are_functorch_transforms_active():
+        return t.is_contiguous()
+    return t.untyped_storage().nbytes() == t.nbytes
 
 
 def tensors(state: Any) -> list[Tensor]:
@@ -96,8 +102,8 @@ class Lease:
     """How far the buffers that several states share have been written: only the newest state may write in place.
 
     Who writes has claimed it first, and nobody else can until it is released: a step that fails in between, or that
-    another thread takes from the same state, leaves the others to copy. inference: whether some of the buffers were
-    made in inference mode, outside which nobody may write into them.
+    another thread takes from the same state, leaves the others to copy. inference: whether some of the buffers may have
+    been made in inference mode, outside which nobody may write into them.
     """
 
     fill: int
@@ -105,6 +111,8 @@ class Lease:
 
     def __init__(self, fill: int):
         self.fill = fill
+        # A graph does not know in which mode it will run.
+        self.inference = torch.compiler.is_dynamo_compiling() or torch.is_inference_mode_enabled()
 
     def claim(self, bound: int) -> bool:
         """Whether the state that has `bound` slots may write behind them; it is the only one told so."""

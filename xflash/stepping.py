@@ -109,7 +109,8 @@ class Stepping:
             return None, False
         if state.lease is TAKEN:
             return state, not torch.is_grad_enabled()
-        compiling, recording = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        # `is_compiling` is true in all threads while one compiles.
+        compiling, recording = torch.compiler.is_dynamo_compiling(), torch.is_grad_enabled()
         if not compiling and of_inference(state) and not torch.is_inference_mode_enabled():
             state = state.map(torch.clone)
         if not recording and state.lease is None:
@@ -131,8 +132,9 @@ class Stepping:
         # Buffers made or written with grad are part of a graph: nobody may write into them.
         if torch.is_grad_enabled():
             lease = None
+        elif lease is None:
+            lease = Lease(bound)
         elif lease is not TAKEN:
-            lease = Lease(bound) if lease is None else lease
             lease.release(bound)
         return StackState(self.maker, bound, ctx.ends(n), lease, tuple(carried))
 
