@@ -81,7 +81,7 @@ def test_a_long_prompt_leaves_what_the_shift_reads():
 BOUNDED = ("block flash", "block block_attn", "block recurrent", "compress loss", "retrieve", "sliding", "sinks")
 
 
-@pytest.mark.parametrize("case", (*BOUNDED, "window"))
+@pytest.mark.parametrize("case", [*BOUNDED, "window"])
 @pytest.mark.parametrize("ragged", [False, True], ids=["uniform", "ragged"])
 def test_bounded_states_do_not_grow_with_the_prompt(case, ragged):
     stack = laws.live(build("attn(window=5)", causal=True, pos="rotary")) if case == "window" else stack_of(case)
@@ -245,9 +245,7 @@ def test_a_block_of_ones_own_may_give_a_view(last):
 def test_a_state_is_made_of_tuples(last):
     for block in last.blocks():
         block.wrong = True
-    with pytest.raises(
-        TypeError, match=r"a state is made of tensors and plain values in \(named\) tuples, not of list"
-    ):
+    with pytest.raises(TypeError, match=r"is made of tensors and plain values in \(named\) tuples, not of list"):
         last.step(torch.randn(1, 5, 10))
     assert last(torch.randn(1, 5, 10)).shape == (1, 5, 10)
 

@@ -150,7 +150,7 @@ def test_compiled_steps_in_two_threads(monkeypatch):
 
 
 def test_a_graph_of_ones_own_claims_nothing():
-    """What a graph was told of the lease when it was made holds whenever it runs: it writes into nothing it is given."""
+    """What it was told of the lease when it was made would hold whenever it runs, so it writes into nothing given."""
     stack = laws.live(build("attn flash", causal=True, depth=1))
     x = laws.sample(stack, 29)
     with torch.no_grad():

@@ -68,7 +68,7 @@ def own(state: Any, before: Any = None) -> Any:
 
 
 def alone(t: Tensor) -> bool:
-    """Whether nothing else is in the storage of `t`; inside transforms of torch.func, which hide it, as good a guess."""
+    """Whether nothing else is in the storage of `t`; where a transform of torch.func hides it, what is most likely."""
     if torch._C._are_functorch_transforms_active():
         return t.is_contiguous()
     return t.untyped_storage().nbytes() == t.nbytes

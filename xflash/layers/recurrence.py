@@ -44,7 +44,7 @@ class Renewal(nn.Module):
         seen: which keys there are (None: all).  updates: how many blocks are looked at, the others change nothing.
         """
         every = [states]
-        if looks(full):
+        if looks(full) and full.shape[0]:
             updates = min(updates, int(full.max()))
         for i in range(updates):
             there = None if seen is None else seen[:, i, None, None]

@@ -187,6 +187,8 @@ class InputEmbedding(nn.Module):
         if limit is None or bound <= limit:
             return
         # The bound counts masked tokens: only where it is exceeded are the positions themselves looked at.
+        if not where.shape[0]:
+            return
         if where.shape[0] == 1 or torch.compiler.is_compiling() or int(where.max()) >= limit:
             raise ValueError(
                 f"{bound} tokens are more than max_seq_len={limit}, the number of learned positions; give a larger "

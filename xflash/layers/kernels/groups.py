@@ -134,7 +134,7 @@ def canvas_size(group: Int[Tensor, "b n"], first: Bool[Tensor, "b n"], whole: in
     if most is None:
         if compiling:
             raise ValueError("doc_ids in a compiled flash layer need flash_max_documents, the most documents in a row")
-        return int(group[:, -1].max()) + 1
-    if not compiling and group.device.type == "cpu" and int(first.sum(1).max()) > most:
+        return int(group[:, -1].max()) + 1 if group.shape[0] else 1
+    if not compiling and group.device.type == "cpu" and group.shape[0] and int(first.sum(1).max()) > most:
         raise ValueError(f"a row of doc_ids has {int(first.sum(1).max())} documents, but flash_max_documents={most}")
     return whole + most
