@@ -116,6 +116,21 @@ def test_no_rows_through_other_wrappers():
         assert model(causal=False, **pooled)(NONE, MASK).shape == (0, V)
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_no_rows_beside_what_else_a_call_takes(causal):
+    stack = laws.live(build("attn gau flash", causal=causal, depth=1))
+    x, none = laws.sample(stack, 9)[:0], torch.zeros(0, dtype=torch.long)
+    for mask in (None, MASK):
+        assert stack(x, mask, doc_ids=NONE).shape == x.shape
+    several = laws.live(build("attn gau", causal=causal, depth=1))
+    assert several(x, MASK, attn_mask=torch.ones(0, 1, 9, 9, dtype=torch.bool)).shape == x.shape
+    assert several.attention_maps(x, MASK)[1][0].shape == (0, 4, 9, 9)
+    few = laws.live(build("flash(max_documents=3)", causal=causal, depth=1))
+    assert few(x, doc_ids=NONE).shape == x.shape
+    prefix = laws.live(xflash.PrefixDecoder(dim=34, depth=1, heads=2, layers="attn gau"))
+    assert prefix(x, MASK, prefix_attn_len=none).shape == x.shape
+
+
 IDS = torch.randint(V, (3, 9), generator=torch.Generator().manual_seed(0))
 
 

@@ -291,6 +291,19 @@ def test_memory_of_inference_mode_takes_part_in_training():
     laws.close(logits.detach(), net(IDS)[:, 13:].detach(), "memory")
 
 
+@pytest.mark.parametrize("layers", ["attn", "gau", "flash", "block_attn", "recurrent"])
+def test_a_state_inside_a_transform(layers):
+    """torch.func hides storages: gradients through a state are those of the whole text."""
+    stack = laws.live(build(layers, causal=True, depth=1, shift_tokens=1))
+    x = laws.sample(stack, 13)
+
+    def pieces(x):
+        y, state = stack.step(x[:, :7])
+        return (torch.cat((y, stack.step(x[:, 7:], state)[0]), 1) ** 2).sum()
+
+    laws.close(torch.func.grad(pieces)(x), torch.func.grad(lambda x: (stack(x) ** 2).sum())(x), "torch.func")
+
+
 def fails(*_):
     raise RuntimeError("out of luck")
 

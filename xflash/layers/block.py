@@ -42,14 +42,15 @@ class Site:
 class Block(nn.Module, ABC):
     """The f in `x + f(norm(x))`: a subclass owns a frozen dataclass `Config` and a forward `(x, ctx, state)`.
 
-    A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and
-    of how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first; None is a fresh
-    one. `honours` names the fields of Ctx it can take into account beyond those (the stack refuses the others),
-    `positions` the positions of the stack it uses; where not `mixes_tokens`, the stack's tokens never see each other.
-    The state of one that `keeps_tokens` grows with every token, and `shorten` bounds it. A block that `takes_context`
-    reads `ctx.context` when it has no state yet, and is refused without one. A block that is `causal_only` is refused
-    in a bidirectional stack. One that `publishes` has state vectors that other layers may read, and must unless it
-    `reads_own`; the stack then runs block after block of its tokens.
+    A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and of
+    how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first, copied by the branch
+    where they are parts of larger ones; None is a fresh one. `honours` names the fields of Ctx it can take into account
+    beyond those (the stack refuses the others), `positions` the positions of the stack it uses; where not
+    `mixes_tokens`, the stack's tokens never see each other. The state of one that `keeps_tokens` grows with every
+    token, and `shorten` bounds it. A block that `takes_context` reads `ctx.context` when it has no state yet, and is
+    refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
+    state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
+    its tokens.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
