@@ -28,8 +28,8 @@ def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
 
 def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n k"]:
     """Channels (h k) as heads; without einops, which takes longer than one token's projection."""
-    b, n, _ = t.shape
-    return t.reshape(b, n, -1, width).transpose(1, 2)
+    b, n, channels = t.shape
+    return t.reshape(b, n, channels // width, width).transpose(1, 2)
 
 
 def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:

@@ -20,8 +20,8 @@ def group_rows(parts: Sequence[Float[Tensor, "_ d"]], groups: int) -> Float[Tens
 
 def split_groups(t: Float[Tensor, "b n _"], heads: int, width: int) -> Float[Tensor, "b g _ n k"]:
     """Channels (g heads k) as groups of so many heads; how many groups there are, the projection says."""
-    b, n, _ = t.shape
-    return t.reshape(b, n, -1, heads, width).permute(0, 2, 3, 1, 4)
+    b, n, channels = t.shape
+    return t.reshape(b, n, channels // (heads * width), heads, width).permute(0, 2, 3, 1, 4)
 
 
 def key_and_value(t: Float[Tensor, "b n _"], heads: int) -> tuple[Float[Tensor, "b n _"], Float[Tensor, "b n _"]]:
