@@ -74,7 +74,7 @@ def as_rows(name: str, rows: Any, batch: int | None) -> Bool[Tensor, " b"]:
     shape = "(rows,)" if batch is None else f"({batch},)"
     if not isinstance(rows, torch.Tensor) or rows.is_floating_point():
         raise TypeError(f"{name} must be a boolean tensor of shape {shape}, not {given(rows)}")
-    if rows.dim() != 1 or batch not in (None, rows.shape[0]):
+    if rows.dim() != 1 or (batch is not None and rows.shape[0] != batch):
         raise ValueError(f"{name} must be of shape {shape}, one entry a row, not {tuple(rows.shape)}")
     return rows.bool()
 
