@@ -182,7 +182,8 @@ def as_rows(name: str, rows: Any, batch: int | None) -> Bool[Tensor, " b"]:
     wanted = "b" if batch is None else batch
     if not is_integral(rows, booleans=True):
         raise TypeError(f"{name} must be a boolean tensor of shape ({wanted},), not {given(rows)}")
-    if rows.dim() != 1 or batch not in (None, len(rows)):
+    # Not `in`: traced, it does not compare sizes that are symbols.
+    if rows.dim() != 1 or (batch is not None and rows.shape[0] != batch):
         raise ValueError(f"{name} must be of shape ({wanted},), one entry a row, not {tuple(rows.shape)}")
     return as_binary(name, rows)
 

@@ -61,6 +61,8 @@ def own(state: Any, before: Any = None) -> Any:
         return state if alone(state) else state.clone(memory_format=torch.contiguous_format)
     if isinstance(state, tuple):
         known = before if isinstance(before, tuple) and len(before) == len(state) else (None,) * len(state)
+        if all(map(operator.is_, state, known)):
+            return state
         parts = [own(part, held) for part, held in zip(state, known, strict=True)]
         return state if all(map(operator.is_, parts, state)) else again(state, parts)
     if isinstance(state, PLAIN):

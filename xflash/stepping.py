@@ -105,7 +105,8 @@ class Stepping:
             raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
         if state.maker != self.maker or len(state.branches) != len(self.order):
             raise ValueError(f"the state was made by another stack: {state.maker}; this one is {self.maker}")
-        if batch is not None and (rows := row_count(state)) not in (None, batch):
+        # Not `in`: traced, it does not compare sizes that are symbols.
+        if batch is not None and (rows := row_count(state)) is not None and rows != batch:
             raise ValueError(f"the state has {rows} rows, but x has {batch}")
 
     def open(self, state: StackState | None, n: int) -> tuple[StackState | None, bool]:

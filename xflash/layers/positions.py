@@ -127,7 +127,7 @@ class Rotary(Position):
     def turn(self, t: Float[Tensor, "b *h n k"], table: tuple, inverse: bool = False) -> Float[Tensor, "b *h n k"]:
         """`t` rotated to its positions; `inverse` divides by the xPos scale (keys) where queries are multiplied."""
         cos, sin, scale = table
-        if t.dim() > 4 and cos.shape[0] > 1:
+        if t.dim() > 4 and cos.shape[0] != 1:
             cos, sin, scale = (part if part is None else part[:, None] for part in table)
         width = cos.shape[-1]
         part = t if width == t.shape[-1] else t[..., :width]
