@@ -36,6 +36,7 @@ class Count:
     checked: int = 0
     wrong: int = 0
     by_law: collections.Counter = field(default_factory=collections.Counter)
+    checks: collections.Counter = field(default_factory=collections.Counter)
     shown: list[Wrong] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ def lighter(case: Case, error: Exception, chance: Random) -> Case | None:
     """A refused case without something that the refusal names, or without anything else."""
     text = str(error)
     options: list[tuple[str, Any]] = [("flags", name) for name in case.flags if not is_needed(name)]
-    options += [("call", name) for name in case.call]
+    options += [("call", name) for name in case.call if name != "src"]
     options += [("wraps", (at, name)) for at, (_, own) in enumerate(case.wraps) for name in own if not is_needed(name)]
     options += [("own", name) for name, layers in layouts(case).items() if any(own for _, own in layers)]
     named = [o for o in options if o[0] != "own" and (o[1] if isinstance(o[1], str) else o[1][1]) in text]
@@ -118,8 +119,11 @@ def search(seed: int, number: int, count: Count, every: bool = False) -> list[Wr
     x, call = inputs(case, model)
     able = [name for name, (holds, _) in LAWS.items() if holds(case, model, call)]
     found = []
-    for name in able if every else chance.sample(able, min(EACH, len(able))):
+    # Those that hold for few calls come first.
+    able = sorted(able, key=lambda name: (count.checks[name], chance.random()))
+    for name in able if every else able[:EACH]:
         count.checked += 1
+        count.checks[name] += 1
         if reason := outcome(case, name, model):
             found.append(Wrong(case, name, reason))
     return found
@@ -169,10 +173,10 @@ def run(seconds: float, seed: int, *, most: int | None = None, only: int | None 
 
 def found_with(fault: Callable, seconds: float, seed: int, most: int | None = None) -> tuple[Wrong | None, int]:
     """The first wrong that is one only while a fault is there, if one is found, and how many cases it took."""
-    number, end = 0, time.monotonic() + seconds
+    number, end, count = 0, time.monotonic() + seconds, Count()
     while time.monotonic() < end and (most is None or number < most):
         with fault():
-            found = search(seed, number, Count())
+            found = search(seed, number, count)
         for wrong in found:
             if not outcome(wrong.case, wrong.law):
                 return wrong, number
@@ -184,11 +188,12 @@ def hunt(seconds: float, seed: int) -> int:
     """Puts each fault back in and searches until it is found; the number of those that are not."""
     missed = 0
     for what, fault in MUTANTS.items():
-        start = time.monotonic()
+        start, spent = time.monotonic(), time.process_time()
         found, number = found_with(fault, seconds, seed)
         missed += found is None
         how = f"{found.law}: {found.reason}" if found else "NOT FOUND"
-        print(f"{time.monotonic() - start:5.0f} s, case {number}: {what}\n         {how}", flush=True)
+        taken = f"{time.monotonic() - start:.0f} s ({time.process_time() - spent:.0f} s of CPU)"
+        print(f"{taken}, case {number}: {what}\n         {how}", flush=True)
     print(f"mutants: {len(MUTANTS) - missed} of {len(MUTANTS)} found")
     return missed
 

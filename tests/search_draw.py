@@ -112,7 +112,7 @@ def layout(chance: Random, names: list[str], needed: list[str]) -> list[tuple[st
 
 def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     """The flags of a stack, each with a prefix."""
-    often = chance.choice((0.03, 0.1, 0.25))
+    often = chance.choice((0.05, 0.15, 0.3))
     flags: dict[str, Any] = {"dim": chance.choice((3, 5, 7, 8, 11)), "heads": chance.choice((1, 2, 3, 4))}
     if cls == "AttentionLayers":
         flags["causal"] = chance.random() < 0.6
@@ -231,7 +231,7 @@ def attention_mask(chance: Random, rows: int, heads: int, n: int) -> list:
 
 def call(chance: Random, of: Case, built: Any) -> Case:
     """The case with a call that its module can be given, or nearly."""
-    rows, tokens = chance.choice((1, 2, 2, 3)), chance.choice((1, 2, 4, 5, 6, 7, 9, 11, 13, chance.randint(14, 24)))
+    rows, tokens = chance.choice((1, 2, 2, 3)), chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, chance.randint(14, 24)))
     if of.kind in ("vit", "seq2seq"):
         return of.changed(rows=rows, tokens=max(tokens, 2), call=source(chance, rows, max(tokens, 2)) if of.kind == "seq2seq" else {}, plan=plan(chance, rows))
     stack = getattr(built, "attn_layers", built)
@@ -245,9 +245,9 @@ def call(chance: Random, of: Case, built: Any) -> Case:
             given["prepend_mask"] = padding(chance, rows, front)
     if chance.random() < 0.6:
         given["mask"] = padding(chance, rows, tokens)
-    if chance.random() < (0.4 if "doc_ids" in able and not front else 0.05):
+    if chance.random() < (0.5 if "doc_ids" in able and not front else 0.05):
         given["doc_ids"] = documents(chance, rows, tokens)
-    if chance.random() < (0.35 if "attn_mask" in able else 0.05):
+    if chance.random() < (0.4 if "attn_mask" in able else 0.05):
         heads = next((h for block in blocks_here if (h := block.bias_heads()) is not None), 1)
         given["attn_mask"] = attention_mask(chance, rows, heads, tokens + front)
     if any(block.takes_context for block in blocks_here):
