@@ -1,4 +1,4 @@
-"""The examples as modules; the count of the flag combinations that were tried, printed at the end of the run."""
+"""The examples as modules; the counts of the combinations and cases that were tried, printed at the end of the run."""
 
 import importlib
 import os
@@ -32,6 +32,8 @@ def pytest_terminal_summary(terminalreporter):
                 tried += 1
                 wrong += outcome == "failed"
             refused += properties.get("refused", 0)
+            if "search" in properties:
+                terminalreporter.write_line(properties["search"])
     if tried:
         every = tried + refused
         terminalreporter.write_line(

@@ -15,16 +15,17 @@ from random import Random
 from typing import Any
 
 import search_draw as draw
-import search_states  # noqa: F401
+import search_losses  # noqa: F401
+import search_masks  # noqa: F401
 from search_case import Case, built, inputs, layouts, sentence
-from search_checks import LAWS, forward
+from search_measure import LAWS, forward
 from search_mutants import MUTANTS
-from search_shrink import Wrong, outcome, shrunk, shown
+from search_shrink import Wrong, outcome, shown, shrunk
 
 from xflash import positions
 
 # How often a refused case is tried again with less, and how many laws are checked on one that is accepted.
-TRIES, EACH = 12, 4
+TRIES, EACH = 20, 5
 
 
 @dataclass
@@ -53,12 +54,18 @@ def lighter(case: Case, error: Exception, chance: Random) -> Case | None:
     options += [("call", name) for name in case.call if name != "src"]
     options += [("wraps", (at, name)) for at, (_, own) in enumerate(case.wraps) for name in own if not is_needed(name)]
     options += [("own", name) for name, layers in layouts(case).items() if any(own for _, own in layers)]
-    named = [o for o in options if o[0] != "own" and (o[1] if isinstance(o[1], str) else o[1][1]) in text]
+    named = [o for o in options if o[0] != "own" and is_named(o[1] if isinstance(o[1], str) else o[1][1], text)]
     near = [o for o in options if o[0] == "flags" and any(w in text for w in o[1].split("_") if len(w) > 5)]
     if named or near or options:
         return without(case, *chance.choice(named or near or options))
     shorter = [name for name, layers in layouts(case).items() if len(layers) > 1]
     return without(case, "layers", (chance.choice(shorter), chance.randrange(2))) if shorter else None
+
+
+def is_named(flag: str, text: str) -> bool:
+    """Whether a refusal names a flag, or the side it belongs to and the flag without its prefix."""
+    sides = {"enc_": "in the encoder", "dec_": "in the decoder"}
+    return flag in text or (sides.get(flag[:4], text + "!") in text and flag[4:] in text)
 
 
 def is_needed(flag: str) -> bool:
@@ -116,7 +123,7 @@ def search(seed: int, number: int, count: Count, every: bool = False) -> list[Wr
         return [model]
     if model is None:
         return []
-    x, call = inputs(case, model)
+    _, call = inputs(case, model)
     able = [name for name, (holds, _) in LAWS.items() if holds(case, model, call)]
     found = []
     # Those that hold for few calls come first.
@@ -172,9 +179,9 @@ def run(seconds: float, seed: int, *, most: int | None = None, only: int | None 
 
 
 def found_with(fault: Callable, seconds: float, seed: int, most: int | None = None) -> tuple[Wrong | None, int]:
-    """The first wrong that is one only while a fault is there, if one is found, and how many cases it took."""
-    number, end, count = 0, time.monotonic() + seconds, Count()
-    while time.monotonic() < end and (most is None or number < most):
+    """The first wrong that is one only while a fault is there, and its number; in so many seconds of CPU, or cases."""
+    number, end, count = 0, time.process_time() + seconds, Count()
+    while time.process_time() < end and (most is None or number < most):
         with fault():
             found = search(seed, number, count)
         for wrong in found:

@@ -1,4 +1,4 @@
-"""A case of the search: a model, a call and what is done with it, as plain values that can be drawn, shrunk and shown."""
+"""A case of the search: a model, a call and what is done with it, as plain values: drawn, shrunk, shown."""
 
 import linecache
 import traceback
@@ -38,7 +38,9 @@ class Case:
     def kind(self) -> str:
         """'stack', 'model' (of token ids), 'seq2seq' or 'vit'."""
         last = self.wraps[-1][0] if self.wraps else self.cls
-        return {"TransformerWrapper": "model", "ViTransformerWrapper": "vit", "XTransformer": "seq2seq"}.get(last, "stack")
+        return {"TransformerWrapper": "model", "ViTransformerWrapper": "vit", "XTransformer": "seq2seq"}.get(
+            last, "stack"
+        )
 
     def changed(self, **fields: Any) -> "Case":
         return replace(self, **fields)

@@ -1,4 +1,4 @@
-"""Drawing cases: flags by the types, bounds and choices of the Configs, layouts of what is registered, calls at random."""
+"""Drawing cases: flags by the types and bounds of the Configs, layouts of what is registered, calls at random."""
 
 import inspect
 import types
@@ -75,7 +75,8 @@ def config_flags(config: type, prefix: str, chance: Random, often: float, layers
     found = {}
     for name, spec in flags_of(config).items():
         if (prefix or name not in OUTLINE) and (is_size(spec) or chance.random() < often):
-            found[prefix + name] = drawn(spec.hint, spec, chance, layers)
+            value = drawn(spec.hint, spec, chance, layers)
+            found[prefix + name] = value if value != spec.default else drawn(spec.hint, spec, chance, layers)
     return found
 
 
@@ -87,7 +88,7 @@ def able(cls: str, causal: bool, chance: Random) -> list[str]:
     if cls == "CrossAttender":
         return [n for n in names if blocks[n].takes_context or not blocks[n].mixes_tokens]
     wishes = sorted({wish for n in names for wish in blocks[n].honours})
-    wish = "prefix" if cls == "PrefixDecoder" else chance.choice((None, *wishes))
+    wish = "prefix" if cls == "PrefixDecoder" else chance.choice((None, *wishes, *wishes))
     names = [n for n in names if causal or not blocks[n].causal_only]
     return [n for n in names if wish is None or wish in blocks[n].honours]
 
@@ -112,7 +113,7 @@ def layout(chance: Random, names: list[str], needed: list[str]) -> list[tuple[st
 
 def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     """The flags of a stack, each with a prefix."""
-    often = chance.choice((0.05, 0.15, 0.3))
+    often = chance.choice((0.05, 0.2, 0.4))
     flags: dict[str, Any] = {"dim": chance.choice((3, 5, 7, 8, 11)), "heads": chance.choice((1, 2, 3, 4))}
     if cls == "AttentionLayers":
         flags["causal"] = chance.random() < 0.6
@@ -126,7 +127,7 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     flags |= {"layers": layers, "depth": depth}
     used = list(dict.fromkeys(name for name, _ in layers))
     fit = [p for p in positions if any(p in blocks[name].positions for name in used)] or list(positions)
-    pos = chance.sample(fit, min(chance.choice((0, 0, 1, 1, 1, 2)), len(fit)))
+    pos = chance.sample(fit, min(chance.choice((0, 1, 1, 1, 2)), len(fit)))
     if pos:
         flags["pos"] = tuple(pos)
     flags |= config_flags(StackConfig, "", chance, often / 2, len(layers) * depth)
@@ -231,12 +232,20 @@ def attention_mask(chance: Random, rows: int, heads: int, n: int) -> list:
 
 def call(chance: Random, of: Case, built: Any) -> Case:
     """The case with a call that its module can be given, or nearly."""
-    rows, tokens = chance.choice((1, 2, 2, 3)), chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, chance.randint(14, 24)))
+    rows, tokens = (
+        chance.choice((1, 2, 2, 3)),
+        chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, chance.randint(14, 24))),
+    )
     if of.kind in ("vit", "seq2seq"):
-        return of.changed(rows=rows, tokens=max(tokens, 2), call=source(chance, rows, max(tokens, 2)) if of.kind == "seq2seq" else {}, plan=plan(chance, rows))
+        return of.changed(
+            rows=rows,
+            tokens=max(tokens, 2),
+            call=source(chance, rows, max(tokens, 2)) if of.kind == "seq2seq" else {},
+            plan=plan(chance, rows),
+        )
     stack = getattr(built, "attn_layers", built)
     blocks_here = stack.blocks()
-    able = {name for block in blocks_here for name in block.honours}
+    able = set.intersection(*(set(block.honours) for block in blocks_here))
     given: dict[str, Any] = {}
     front = chance.randint(1, 3) if of.wraps and chance.random() < 0.25 else 0
     if front:
@@ -245,9 +254,9 @@ def call(chance: Random, of: Case, built: Any) -> Case:
             given["prepend_mask"] = padding(chance, rows, front)
     if chance.random() < 0.6:
         given["mask"] = padding(chance, rows, tokens)
-    if chance.random() < (0.5 if "doc_ids" in able and not front else 0.05):
+    if chance.random() < (0.6 if "doc_ids" in able and not front else 0.03):
         given["doc_ids"] = documents(chance, rows, tokens)
-    if chance.random() < (0.4 if "attn_mask" in able else 0.05):
+    if chance.random() < (0.4 if "attn_mask" in able else 0.03):
         heads = next((h for block in blocks_here if (h := block.bias_heads()) is not None), 1)
         given["attn_mask"] = attention_mask(chance, rows, heads, tokens + front)
     if any(block.takes_context for block in blocks_here):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from search_case import BY_CONTEXT, BY_TOKEN, Case, built, inputs, layouts, sentence, spoken
-from search_checks import LAWS, forward
+from search_measure import LAWS, forward
 
 SIZES = ("dim", "depth", "heads", "num_tokens")
 
@@ -152,7 +152,9 @@ def flatter(case: Case, name: str, value: Any) -> Iterator[Case]:
 def less_input(case: Case) -> Iterator[Case]:
     """A row less, a token less, a token of the context less."""
     for row in range(case.rows if case.rows > 1 else 0):
-        yield case.changed(rows=case.rows - 1, call={k: without_row(k, v, row, case.rows) for k, v in case.call.items()})
+        yield case.changed(
+            rows=case.rows - 1, call={k: without_row(k, v, row, case.rows) for k, v in case.call.items()}
+        )
     for token in range(case.tokens if case.tokens > 1 else 0):
         fewer = {k: without_token(k, v, token, case.call.get("prepend_embeds", 0)) for k, v in case.call.items()}
         yield case.changed(tokens=case.tokens - 1, call=fewer)
@@ -209,14 +211,15 @@ def shown(wrong: Wrong) -> str:
     for name, given in case.wraps:
         inner = "net" if name not in ("TransformerWrapper", "ViTransformerWrapper") else "attn_layers"
         made = f"xflash.{name}({inner}={made}, {arguments(given)})"
-    lines = ["import sys; sys.path.insert(0, 'tests')", "import laws, torch, xflash", "import search_checks as checks, search_states as states", "from search_case import noise, words", ""]
+    module = "search_checks" if wrong.law == "accepted" else LAWS[wrong.law][1].__module__
+    lines = ["import sys; sys.path.insert(0, 'tests')", f"import laws, {module}, torch, xflash"]
+    lines += ["from search_case import noise, words", ""]
     lines += ["torch.manual_seed(0)", f"model = laws.live({made})"]
     x, call = inputs_text(case)
     lines += [f"x = {x}", f"call = {{{call}}}"]
     if wrong.law == "accepted":
         lines.append("model(x, **call)")
     else:
-        module = LAWS[wrong.law][1].__module__.removeprefix("search_")
         lines.append(f"{module}.{wrong.law}(model, x, call, {dict(case.plan)})")
     return "\n".join([*lines, f"# {wrong.reason}"])
 

@@ -62,7 +62,9 @@ def test_a_fault_is_found_and_shown_as_the_least_program_that_has_it():
         with pytest.raises(AssertionError, match="documents"):
             exec(program, {})
     assert len(least.case.flags["layers"]) == 1 and least.case.tokens == 2 and least.case.rows == 1
-    assert set(least.case.flags) == {"dim", "heads", "depth", "layers", "shift_tokens"} and set(least.case.call) == {"doc_ids"}
+    assert set(least.case.flags) == {"dim", "heads", "depth", "layers", "shift_tokens"} and set(least.case.call) == {
+        "doc_ids"
+    }
     exec(program, {})
 
 
@@ -80,7 +82,9 @@ def test_only_a_sentence_of_xflash_is_a_refusal():
     stack = xflash.Encoder(dim=3, depth=1, layers="ff")
     assert not sentence(error_of(lambda: stack(torch.zeros(1, 2, 4))))
     assert not sentence(error_of(lambda: xflash.Encoder(dim=3, depth=1, layrs="ff")))
-    assert "that xflash does not raise" in sentence(error_of(lambda: stack.branches[0](torch.zeros(1, 2, 4), nothing=1)))
+    assert "that xflash does not raise" in sentence(
+        error_of(lambda: stack.branches[0](torch.zeros(1, 2, 4), nothing=1))
+    )
     assert "RuntimeError" in sentence(error_of(lambda: torch.nn.Linear(3, 5)(torch.zeros(1, 2, 4))))
     assert "IndexError" in sentence(error_of(lambda: stack.branches[3]))
 
