@@ -262,3 +262,15 @@ def half(model, x, call: Call, plan) -> None:
             # A loss is in float32 at least.
             kept = value.dtype == dtype or not value.dim()
             assert value.isfinite().all() and kept, f"half: {name} under {dtype}"
+
+
+@law(kinds=EVERY)
+def reached(model, x, call: Call, plan) -> None:
+    """9: every parameter has a gradient, be it zeros, whatever the data: processes that train together wait for it."""
+    model.train()
+    try:
+        grads = torch.autograd.grad(forward(model, x, call).sum(), list(model.parameters()), allow_unused=True)
+    finally:
+        model.eval()
+    without = [name for (name, _), grad in zip(model.named_parameters(), grads, strict=True) if grad is None]
+    assert not without, f"reached: no gradient reaches {without}"
