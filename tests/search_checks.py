@@ -238,14 +238,11 @@ def computed_again(model, x, call: Call, plan) -> None:
     """6: layers that are computed again in training give what kept ones give, chance included."""
     found = []
     for again in (False, True):
-        model.train()
-        for branch in stack_of(model).branches:
+        other = copy.deepcopy(model).train()
+        for branch in stack_of(other).branches:
             branch.grad_checkpoint = again
         torch.manual_seed(4)
-        try:
-            found.append(measure(model, x, call))
-        finally:
-            model.eval()
+        found.append(measure(other, x, call))
     same(found[1], found[0], "computed again")
 
 

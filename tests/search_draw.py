@@ -232,17 +232,13 @@ def attention_mask(chance: Random, rows: int, heads: int, n: int) -> list:
 
 def call(chance: Random, of: Case, built: Any) -> Case:
     """The case with a call that its module can be given, or nearly."""
-    rows, tokens = (
-        chance.choice((1, 2, 2, 3)),
-        chance.choice((1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, chance.randint(14, 24))),
-    )
-    if of.kind in ("vit", "seq2seq"):
-        return of.changed(
-            rows=rows,
-            tokens=max(tokens, 2),
-            call=source(chance, rows, max(tokens, 2)) if of.kind == "seq2seq" else {},
-            plan=plan(chance, rows),
-        )
+    rows, tokens = chance.choice((1, 2, 2, 3)), chance.choice((*range(1, 10), 11, 13, chance.randint(14, 24)))
+    if of.kind == "vit":
+        return of.changed(rows=rows, plan=plan(chance, rows))
+    if of.kind == "seq2seq":
+        # A loss needs two tokens.
+        tokens = max(tokens, 2)
+        return of.changed(rows=rows, tokens=tokens, call=source(chance, rows, tokens), plan=plan(chance, rows))
     stack = getattr(built, "attn_layers", built)
     blocks_here = stack.blocks()
     able = set.intersection(*(set(block.honours) for block in blocks_here))
