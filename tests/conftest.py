@@ -1,4 +1,4 @@
-"""The examples as modules; counts of what was tried (flags, values of arguments), printed at the end of the run."""
+"""The examples as modules; counts of what was tried (flags, values, random cases), printed at the end of the run."""
 
 import importlib
 import os
@@ -54,6 +54,8 @@ def count_combinations(terminalreporter):
             tried += 1
             wrong += outcome == "failed"
         refused += found.get("refused", 0)
+        if "search" in found:
+            terminalreporter.write_line(found["search"])
     if tried:
         every = tried + refused
         terminalreporter.write_line(
