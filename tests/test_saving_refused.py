@@ -129,7 +129,7 @@ def test_weights_that_a_file_does_not_hold_are_not_saved(change, match, tmp_path
 @pytest.mark.parametrize(
     ("model", "match"),
     [
-        (nn.Linear(2, 3), "save.. writes xflash's models, which have a config, not a Linear; torch.save keeps others"),
+        (nn.Linear(2, 3), "model must be one of xflash's, which have a config, not a Linear; torch.save keeps others"),
         ({}, "not a dict; torch.save keeps others"),
         (nn.DataParallel(net()), "not a DataParallel; give its .module"),
         (torch.compile(nn.Linear(2, 3), backend="eager"), "not a Linear; torch.save"),
@@ -229,10 +229,17 @@ def test_two_values_for_one_tensor(tmp_path):
         xflash.load(tmp_path)
 
 
-@pytest.mark.parametrize("device", ["meta", "gpu", torch.device("meta"), 1.5])
+@pytest.mark.parametrize("device", [None, 1.5, True, ["cpu"]])
+def test_what_is_no_device(device, tmp_path):
+    net().save(tmp_path)
+    with pytest.raises(TypeError, match="device must be one of torch's, such as 'cpu' or 'cuda', not"):
+        xflash.load(tmp_path, device=device)
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", torch.device("meta"), 2**40])
 def test_a_device_without_values(device, tmp_path):
     net().save(tmp_path)
-    with pytest.raises(ValueError, match=r"load\(\) cannot put weights on the device .*(meta|gpu|1\.5)"):
+    with pytest.raises(ValueError, match=r"load\(\) cannot put weights on the device .*(meta|gpu|1099511627776)"):
         xflash.load(tmp_path, device=device)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
+from .checks import LARGEST
 from .layers.kernels.operators import as_autocast, gradients_of, operators_work
 from .looks import transformed, within
 from .sampling import wide
@@ -55,7 +56,7 @@ def unseen_targets(
     prefix = beside.get("prefix_attn_len")
     if isinstance(prefix, torch.Tensor) and prefix.shape == (b,):
         prefix = prefix[:, None].to(targets.device)
-    elif not isinstance(prefix, int):
+    elif not (isinstance(prefix, int) and 0 <= prefix <= LARGEST):
         return targets  # there is none, or the model refuses it
     read = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)
     # What follows the last real token is not among those that the call is given.

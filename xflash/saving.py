@@ -68,7 +68,7 @@ def as_configurable(model: Any) -> Configurable:
         return model
     inside = isinstance(model, nn.Module) and isinstance(getattr(model, "module", None), Configurable)
     hint = "give its .module" if inside else "torch.save keeps others"
-    raise TypeError(f"save() writes xflash's models, which have a config, not a {type(model).__name__}; {hint}")
+    raise TypeError(f"model must be one of xflash's, which have a config, not a {type(model).__name__}; {hint}")
 
 
 def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
@@ -133,14 +133,16 @@ def as_folder(folder: Any) -> Path:
 
 
 def check_device(device: Any) -> None:
-    """ValueError for a device that is not there, or holds no values."""
+    """TypeError for what is no device, ValueError for one that is not there, or holds no values."""
+    if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
+        raise TypeError(f"device must be one of torch's, such as 'cpu' or 'cuda', not {describe(device)}")
     try:
         if not torch.empty(0, device=device).is_meta:
             return
         reason = "it holds no values"
-    except (AssertionError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, OverflowError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-    raise ValueError(f"load() cannot put weights on the device {shown(device)}: {reason}")
+    raise ValueError(f"load() cannot put weights on the device {shown(device)}: {shown(reason)}")
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:

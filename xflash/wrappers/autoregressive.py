@@ -15,6 +15,7 @@ from ..shapes import Bool, Float, Int, Tensor
 from .beam import beam_search
 from .decoding import (
     Prompts,
+    Rows,
     advance,
     begin,
     check_causal,
@@ -120,7 +121,7 @@ class AutoregressiveWrapper(Configurable):
 
     def generate(
         self,
-        prompts: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
+        prompts: Rows,
         seq_len: int,
         *,
         eos_token: int | None = None,
@@ -177,7 +178,7 @@ class AutoregressiveWrapper(Configurable):
 
     def stream(
         self,
-        prompts: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
+        prompts: Rows,
         seq_len: int,
         *,
         eos_token: int | None = None,
@@ -253,7 +254,7 @@ class AutoregressiveWrapper(Configurable):
 
     def beam_search(
         self,
-        prompts: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
+        prompts: Rows,
         seq_len: int,
         beams: int = 4,
         *,

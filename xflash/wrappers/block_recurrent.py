@@ -133,6 +133,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         **flags: Any,
     ):
         check_known(flags, BlockRecurrentTransformer)
+        check_count("dim", dim)
         integer("depth", depth, 1, MOST_LAYERS)
         integer("ignore_index", ignore_index, -LARGEST)
         check_count("max_seq_len", max_seq_len)

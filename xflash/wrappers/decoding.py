@@ -19,6 +19,7 @@ from ..stack import AttentionLayers
 __all__ = [
     "Prompts",
     "Recomputed",
+    "Rows",
     "advance",
     "begin",
     "check_causal",
@@ -35,6 +36,10 @@ __all__ = [
     "token_ids",
     "window",
 ]
+
+
+# Token ids in one tensor, or row by row.
+Rows = Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]]
 
 
 class Prompts(NamedTuple):

@@ -1,7 +1,7 @@
 """`XTransformer`: an encoder and a decoder that attends to it (https://arxiv.org/abs/1706.03762)."""
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +17,7 @@ from ..shapes import Bool, Float, Int, Tensor
 from ..stack import AttentionLayers, Decoder, Encoder
 from ..stack_flags import known_flags
 from .autoregressive import AutoregressiveWrapper
-from .decoding import evaluating, token_ids
+from .decoding import Rows, evaluating, token_ids
 from .options import also_called, check_option_names
 from .sides import check_plain, check_rows, check_sides, check_tied, starts
 from .transformer import TransformerWrapper
@@ -148,7 +148,7 @@ class XTransformer(Configurable):
     def generate(
         self,
         src: Int[Tensor, "b c"],
-        tgt_start: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
+        tgt_start: Rows,
         seq_len: int,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
@@ -167,7 +167,7 @@ class XTransformer(Configurable):
     def stream(
         self,
         src: Int[Tensor, "b c"],
-        tgt_start: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
+        tgt_start: Rows,
         seq_len: int,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
@@ -181,7 +181,7 @@ class XTransformer(Configurable):
     def beam_search(
         self,
         src: Int[Tensor, "b c"],
-        tgt_start: Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]],
+        tgt_start: Rows,
         seq_len: int,
         beams: int = 4,
         mask: Tensor | None = None,
