@@ -11,6 +11,7 @@ from torch import nn
 from ..checks import check_generator, check_switch, describe, integer, number, shown
 from ..configurable import Configurable
 from ..door import as_mask
+from ..looks import transformed
 from ..losses import check_targets, loss_in_chunks, next_token_loss
 from ..registry import nearest
 from ..sampling import filter_settings, find_filter, sample, wide
@@ -41,9 +42,11 @@ def random_subset(
 
 def uniform(like: Tensor, generator: torch.Generator | None) -> Float[Tensor, "..."]:
     """Numbers from 0 to 1 in the shape of `like`."""
-    # In place: torch.rand with a generator cannot be traced when a size is not known; `like` is a row where vmap is
-    # at work.
-    room = torch.empty_like(like, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format)
+    # In place: torch.rand with a generator cannot be traced when a size is not known.
+    room = torch.empty(like.shape, device=like.device)
+    if transformed():
+        # Where vmap is at work a row's own place.
+        room = torch.empty_like(like, dtype=room.dtype, memory_format=torch.contiguous_format)
     return room.uniform_(generator=generator)
 
 
