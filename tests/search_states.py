@@ -95,7 +95,11 @@ def values(model, x, call: Call, plan) -> None:
                 return
             state, rest = found
             right, _ = step(model, x, state, call, rest)
+            middle = (rest.start + rest.stop) // 2
+            _, after = step(model, x, state, call, slice(rest.start, middle)) if middle > rest.start else (None, state)
             step(model, x.flip(1), state, call, rest)
+            onward, _ = step(model, x, after, call, slice(middle, rest.stop))
+            close(onward, right[:, middle - rest.start :], f"values: another continuation, grad={grad}")
             others = {"forked": state, "copied": copy.deepcopy(state), "cast": state.to(torch.float64)}
             others |= {"detached": state.detach()} if grad else {"saved": laws.saved(state)}
             none = {"mask": torch.zeros(x.shape[:2], dtype=torch.bool)}
