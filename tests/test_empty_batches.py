@@ -146,7 +146,7 @@ def test_a_state_without_tensors_fits_any_rows():
     assert after.rows == 3
     with pytest.raises(ValueError, match="the state has 3 rows, but x has 2"):
         net.step(IDS[:2], after)
-    with pytest.raises(ValueError, match=r"reset must be of shape \(rows,\), one entry a row, not \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"rows must be of shape \(b,\), one entry a row, not \(3, 1\)"):
         net.reset(state, rows[:, None])
     with pytest.raises(TypeError, match=r"reset must be a boolean tensor of shape \(rows,\), not "):
         net.reset(state, rows.double())
