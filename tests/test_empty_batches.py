@@ -148,7 +148,7 @@ def test_a_state_without_tensors_fits_any_rows():
         net.step(IDS[:2], after)
     with pytest.raises(ValueError, match=r"rows must be of shape \(b,\), one entry a row, not \(3, 1\)"):
         net.reset(state, rows[:, None])
-    with pytest.raises(TypeError, match=r"reset must be a boolean tensor of shape \(rows,\), not "):
+    with pytest.raises(TypeError, match=r"rows must be a boolean tensor of shape \(b,\), not "):
         net.reset(state, rows.double())
     made = AutoregressiveWrapper(net).beam_search(IDS[:, :2], 4, 3)
     assert made.shape == (3, 4)
