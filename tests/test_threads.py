@@ -123,9 +123,7 @@ def test_what_is_taken_of_a_state_while_another_thread_steps():
 
 
 def test_compiled_steps_in_two_threads(monkeypatch):
-    net = laws.live(
-        TransformerWrapper(num_tokens=V, attn_layers=build("attn flash", causal=True, depth=1, pos="alibi"))
-    )
+    net = laws.live(TransformerWrapper(num_tokens=V, attn_layers=build("flash", causal=True, depth=1, pos="rotary")))
     with torch.no_grad():
         _, state = net.step(IDS[:, :1], net.step(IDS)[1])
         texts = [IDS[:, :5], IDS[:, 5:10]]
@@ -151,7 +149,7 @@ def test_compiled_steps_in_two_threads(monkeypatch):
 
 def test_a_graph_of_ones_own_claims_nothing():
     """What it was told of the lease when it was made would hold whenever it runs, so it writes into nothing given."""
-    stack = laws.live(build("attn flash", causal=True, depth=1))
+    stack = laws.live(build("gau", causal=True, depth=1))
     x = laws.sample(stack, 29)
     with torch.no_grad():
         _, state = stack.step(x[:, :1], stack.step(x[:, :7])[1])
