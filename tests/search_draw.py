@@ -37,7 +37,7 @@ def share(spec: Flag, chance: Random) -> float:
         next((spec.bounds[k] for k in keys if k in spec.bounds), None)
         for keys in (("at_least", "above"), ("below", "at_most"))
     )
-    if high is not None:
+    if high is not None and high <= LARGE:
         return chance.choice((0.1, 0.5)) * (high - (low or 0)) + (low or 0)
     base = spec.default if isinstance(spec.default, float) and spec.default else 1.0
     found = base * chance.choice((0.5, 0.75, 1.0, 1.5, 2.0))

@@ -292,3 +292,54 @@ def test_what_gives_up_for_another_reason_is_compiled_in_pieces():
     for _ in range(3):
         laws.close(compiled(stream()), stream() + 1, "in pieces")
     assert backend.runs > 0
+
+
+def padded(n, real):
+    """Ids of n tokens, and a mask by which the rows have so many real ones, at the end."""
+    return ids(n), torch.arange(n) >= n - torch.tensor(real)[:, None]
+
+
+def test_a_padded_call_longer_than_the_positions_is_right_each_time():
+    """What eager decides by looking at the mask, a graph decides when it runs."""
+    net = model(max_seq_len=7)
+    compiled = torch.compile(net, backend=Runs(), fullgraph=True)
+    for n, real in ((9, (7, 3)), (9, (5, 7)), (10, (6, 2))):
+        x, mask = padded(n, real)
+        laws.close(compiled(x, mask), net(x, mask), f"{n} tokens")
+    x, mask = padded(9, (8, 3))
+    with pytest.raises(ValueError, match="tokens are more than max_seq_len=7, the number of learned positions"):
+        net(x, mask)
+    with pytest.raises(ValueError, match="8 tokens are more than max_seq_len=7, the number of learned positions"):
+        compiled(x, mask)
+
+
+def test_documents_of_which_nobody_said_how_many_are_right_each_time():
+    """A graph cannot size the canvas of such a layer: eager does it, call after call."""
+    net = stack(layers="flash", flash_group_size=4, flash_query_key_dim=6)
+    compiled = torch.compile(net, backend=Runs())
+    for n in (5, 5, 7, 11):
+        documents = (torch.arange(n) // 3).expand(B, n)
+        laws.close(compiled(stream(n), doc_ids=documents), net(stream(n), doc_ids=documents), f"{n} tokens")
+
+
+def test_more_documents_than_were_said():
+    net = stack(layers="flash", flash_group_size=4, flash_query_key_dim=6, flash_max_documents=2)
+    compiled = torch.compile(net, backend=Runs(), fullgraph=True)
+    for n, documents in ((7, 2), (11, 4)):
+        numbers = (torch.arange(n) * documents // n).expand(B, n)
+        if documents < 3:
+            laws.close(compiled(stream(n), doc_ids=numbers), net(stream(n), doc_ids=numbers), f"{n} tokens")
+        else:
+            for way in (net, compiled):
+                with pytest.raises(ValueError, match="a row of doc_ids has 4 documents, but flash_max_documents=2"):
+                    way(stream(n), doc_ids=numbers)
+
+
+def test_lengths_of_a_compiled_loss():
+    loss = AutoregressiveWrapper(model(max_seq_len=N))
+    compiled = torch.compile(loss, backend=Runs(), fullgraph=True)
+    laws.close(compiled(ids(), lens=torch.tensor([3, N])), loss(ids(), lens=torch.tensor([3, N])), "lens")
+    for lens, wrong in (([3, N + 1], N + 1), ([-2, N], -2)):
+        for way in (loss, compiled):
+            with pytest.raises(ValueError, match=f"lens must be from 0 to {N}, the width of the tensor, not {wrong}"):
+                way(ids(), lens=torch.tensor(lens))

@@ -92,3 +92,15 @@ def test_every_old_name_is_in_what_the_first_version_saved():
             model = xflash.from_config(json.loads((OLD / "config.json").read_text()))
             with pytest.raises(RuntimeError, match=f"{moved.old}.weight"):
                 model.load_state_dict(load_file(OLD / "model.safetensors"))
+
+
+@pytest.mark.parametrize("factor", [float("inf"), 1e308, float("nan"), 0.01])
+def test_factors_of_the_first_format_that_mean_nothing(factor):
+    with pytest.raises(ValueError, match="ff_mult"):
+        xflash.from_config({"class": "Encoder", "dim": 24, "heads": 2, "depth": 1, "ff_mult": factor})
+
+
+def test_a_default_of_the_first_format_is_one_today():
+    """States name what their stack has set: those of 0.1.0 go on."""
+    old = {"class": "Decoder", "dim": 24, "heads": 2, "depth": 1, "ff_mult": 4.0}
+    assert xflash.from_config(old).maker == Decoder(dim=24, heads=2, depth=1).maker

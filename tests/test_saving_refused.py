@@ -178,8 +178,8 @@ EMBEDDING = "embedding.token_emb.weight"
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (cut, f"{FILE} cannot be read: .*header"),
-        (lambda folder: cut(folder, 0), f"{FILE} cannot be read: "),
+        (cut, f"{FILE} cannot be read, .*header"),
+        (lambda folder: cut(folder, 0), f"{FILE} cannot be read, "),
         (
             lambda folder: (folder / "model.safetensors").unlink(),
             r"model has no model\.safetensors; give the folder that",
@@ -280,7 +280,7 @@ class Mine(xflash.TransformerWrapper):
 @pytest.fixture
 def without():
     """Forgets what was registered since the test began, as another process would not know it."""
-    registries = (xflash.blocks, xflash.norms)
+    registries = (xflash.blocks, xflash.norms, xflash.activations)
     before = [dict(known) for registry in registries for known in (registry._parts, registry.origins)]
     classes = dict(CLASSES)
 
@@ -314,6 +314,17 @@ def test_parts_of_ones_own_are_named_with_their_module(tmp_path, monkeypatch, wi
         xflash.from_config({**stack.to_config(), "layers": "ff"})
 
 
+def test_parts_may_have_names_in_any_letters(tmp_path, monkeypatch, without):
+    text = "import torch, xflash\nxflash.activations.register('größe')(torch.tanh)\n"
+    (tmp_path / "parts_of_mine.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("parts_of_mine")
+    xflash.Decoder(dim=14, depth=1, heads=2, layers="ff", ff_activation="größe").save(tmp_path / "model")
+    without()
+    with pytest.raises(ValueError, match="needs 'größe' of the module 'parts_of_mine'"):
+        xflash.load(tmp_path / "model")
+
+
 def test_a_class_does_not_take_the_name_of_one_of_xflash():
     """Configs name classes: every Decoder that is built from one would be this one."""
     with pytest.raises(
@@ -329,5 +340,5 @@ def test_the_header_is_json(tmp_path):
         weights, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
     assert json.loads(header["xflash"])["config"] == net().to_config()
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors", metadata={"xflash": "{"})
-    with pytest.raises(ValueError, match=f"{FILE} cannot be read: Expecting property name"):
+    with pytest.raises(ValueError, match=f"{FILE} cannot be read, it is damaged or cut short: Expecting property name"):
         xflash.load(tmp_path)

@@ -70,6 +70,14 @@ def test_a_stack_and_its_prefix(dtype):
     equal(stack(x, MASK.to(dtype), doc_ids=DOCS.to(dtype)), stack(x, MASK, doc_ids=DOCS))
 
 
+def test_the_prefix_of_a_loss(ids, dtype):
+    stack = PrefixDecoder(dim=10, depth=1, heads=2, attn_dim_head=6)
+    net = TransformerWrapper(num_tokens=V, use_abs_pos_emb=False, attn_layers=stack)
+    lengths = torch.tensor([2, 4])
+    for loss in (AutoregressiveWrapper(net), SegmentWrapper(net, 5)):
+        equal(loss(ids, prefix_attn_len=lengths.to(dtype)), loss(ids, prefix_attn_len=lengths))
+
+
 def test_losses(ids, dtype):
     net, narrow = model(), ids.to(dtype)
     labels = ids.flip(0)

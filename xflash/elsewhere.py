@@ -54,7 +54,6 @@ NAMES = {
     "tgt_mask": "decoder_attention_mask tgt_key_padding_mask",
     "context_mask": "encoder_attention_mask memory_key_padding_mask",
     "context": "encoder_hidden_states encoder_outputs memory",
-    "attn_mask": "src_mask",
     "labels": "targets",
     "embed_ids": "token_type_ids segment_ids",
     "doc_ids": "seq_idx sequence_ids",

@@ -5,6 +5,7 @@ pieces. And it goes on to trace all that the frame calls, checks and their bookk
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,10 @@ __all__ = ["as_eager", "refusable", "tracing"]
 dynamo: Any = torch._C._dynamo.eval_frame
 # What traces the frames that begin in this thread; None outside of compiled calls. In C, so that it is no frame itself.
 tracing: Callable[[], Any] = getattr(dynamo, "get_eval_frame_callback", lambda: None)
-# Functions that are given up for another reason than a refusal: what they call is traced piece by piece.
-IN_PIECES: set[Callable] = set()
+# How often Dynamo gave up a call of a function that eager accepts: looks that only eager can have are one reason.
+GIVEN_UP: Counter[Callable] = Counter()
+# So often it is asked again, which takes the time of a compilation; then the function stays in eager.
+TRIES = 5
 
 
 def refusable(fn: Callable) -> Callable:
@@ -24,7 +27,7 @@ def refusable(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
-        if torch.compiler.is_compiling() or not callable(tracing()) or fn in IN_PIECES:
+        if torch.compiler.is_compiling() or not callable(tracing()):
             return fn(*args, **kwargs)
         return torch._dynamo.disable(again)(wrapper, fn, args, kwargs)
 
@@ -57,7 +60,9 @@ def again(wrapper: Any, fn: Callable, args: tuple, kwargs: dict[str, Any]) -> An
     except Exception:
         take_up(wrapper.__code__)
         raise
-    IN_PIECES.add(fn)
+    GIVEN_UP[fn] += 1
+    if GIVEN_UP[fn] <= TRIES:
+        take_up(wrapper.__code__)
     return out
 
 

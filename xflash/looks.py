@@ -45,8 +45,9 @@ def may_look(t: Tensor) -> bool:
 def within(t: Tensor, low: int, high: int, sentence: str, name: str = "") -> Tensor:
     """The integers `t`, to be gone on with; ValueError if some, on a CPU, are below `low` or above `high`.
 
-    `sentence` may have {name}, {least}, {most}, {wrong}, {high} and {count} (high + 1) in it. A compiled graph looks
-    when it runs; where values cannot be looked at (`may_look`), and in exported graphs, nobody does.
+    `sentence` may have {name}, {least}, {most}, {past} (most + 1), {wrong}, {high} and {count} (high + 1) in it. A
+    compiled graph looks when it runs; where values cannot be looked at (`may_look`), and in exported graphs, nobody
+    does.
     """
     if may_look(t):
         refuse_outside(t, low, high, sentence, name)
@@ -61,7 +62,8 @@ def refuse_outside(t: Tensor, low: int, high: int, sentence: str, name: str) -> 
     least, most = t.min().item(), t.max().item()
     if least < low or most > high:
         wrong = least if least < low else most
-        raise ValueError(sentence.format(name=name, least=least, most=most, wrong=wrong, high=high, count=high + 1))
+        found = {"least": least, "most": most, "past": most + 1, "wrong": wrong}
+        raise ValueError(sentence.format(name=name, high=high, count=high + 1, **found))
 
 
 @torch.library.custom_op("xflash::look_within", mutates_args=())

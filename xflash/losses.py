@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from .checks import LARGEST
+from .checks import LARGEST, is_integral, widened
 from .layers.kernels.operators import as_autocast, gradients_of, operators_work
 from .looks import transformed, within
 from .sampling import wide
@@ -53,9 +53,9 @@ def unseen_targets(
     beside: what the model is given beside its tokens; a prefix counts real tokens, embeddings in front included.
     """
     b, n = targets.shape
-    prefix = beside.get("prefix_attn_len")
-    if isinstance(prefix, torch.Tensor) and prefix.shape == (b,):
-        prefix = prefix[:, None].to(targets.device)
+    prefix: Any = beside.get("prefix_attn_len")
+    if is_integral(prefix) and prefix.shape == (b,):
+        prefix = widened(prefix)[:, None].to(targets.device)
     elif not (isinstance(prefix, int) and 0 <= prefix <= LARGEST):
         return targets  # there is none, or the model refuses it
     read = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)

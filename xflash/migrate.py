@@ -1,5 +1,6 @@
 """What older versions wrote, read as this one would have written it: a table for configs, and one for weights."""
 
+import math
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -43,7 +44,11 @@ def queries_keys_values(module: Any, weight: Tensor) -> Tensor:
     return group_rows(weight.split([h * width for h in heads]), module.kv_heads)
 
 
-ARGUMENTS: tuple[Argument, ...] = ()
+# What was the default is left out: states say what their stack has set, and those of 0.1.0 are to go on.
+ARGUMENTS: tuple[Argument, ...] = tuple(
+    Argument(2, name, lambda value, name=name: {} if value == 4.0 else {name: value})
+    for name in ("ff_mult", "enc_ff_mult", "dec_ff_mult")
+)
 # A name is never used again for other rows: which of the two a file has, its names alone must say.
 WEIGHTS: tuple[Weight, ...] = (
     Weight("to_qkv", "query_key_value", queries_keys_values),
@@ -59,7 +64,7 @@ OWN_FACTORS = frozenset({"BlockRecurrentTransformer"})
 
 def factor_built(factor: Any, dim: Any) -> Any:
     """The factor that says how many channels format 1 made of this one; anything else as it is."""
-    if type(factor) not in (int, float) or type(dim) is not int:
+    if type(factor) not in (int, float) or type(dim) is not int or not 1 <= factor * dim < math.inf:
         return factor
     return factor if factor * dim == int(factor * dim) else int(factor * dim) / dim
 

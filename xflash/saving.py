@@ -73,7 +73,7 @@ def as_configurable(model: Any) -> Configurable:
 
 def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
     """The module of each part that is not xflash's own and has a name that occurs in the config."""
-    words = set(re.findall(r"\w+", json.dumps(config)))
+    words = set(re.findall(r"\w+", json.dumps(config, ensure_ascii=False)))
     return {name: module for name, module in origins().items() if name in words and not is_ours(module)}
 
 
@@ -154,7 +154,7 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             return weights, Saved.read(opened.metadata() or {})
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read, it is damaged or cut short: {error}") from None
 
 
 def read_copy(file: Path, content: bytes | None) -> Any:
@@ -176,8 +176,8 @@ def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:
         missing = {name: module for name, module in parts.items() if name not in origins()}
         if missing:
             said = " and ".join(f"{name!r} of the module {module!r}" for name, module in missing.items())
-            raise ValueError(f"{source} needs {said}; import it before load()") from error
-        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{source}: {error}") from error
+            raise ValueError(f"{source} needs {said}; import it before load()") from None
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{source}: {error}") from None
 
 
 def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None) -> None:

@@ -63,11 +63,11 @@ class Stepping:
             return self.run(x, state, mask, beside, **options)
         try:
             return self.run(x, state, mask, beside, **options)
-        except RuntimeError as error:
+        except RuntimeError:
             try:
                 self.check_dtypes(x, state, beside.context)
             except TypeError as reason:
-                raise reason from error
+                raise reason from None
             raise
 
     def plain_weights(self) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..checks import LARGEST, describe, given, integer, is_integral
 from ..door import as_mask
-from ..looks import may_look
+from ..looks import within
 from ..shapes import Bool, Float, Int, Tensor
 from ..stack import AttentionLayers
 
@@ -70,9 +70,8 @@ def row_lengths(name: str, lens: Any, ids: Int[Tensor, "b n"]) -> Int[Tensor, " 
     lens = token_ids(name, lens, "integers")
     if lens.shape != (b,):
         raise ValueError(f"{name} has shape {tuple(lens.shape)}, but there are {b} rows")
-    if may_look(lens) and bool(((lens < 0) | (lens > n)).any()):
-        raise ValueError(f"{name} must be from 0 to {n}, the width of the tensor, not {lens.tolist()}")
-    return lens.to(ids.device)
+    sentence = "{name} must be from 0 to {high}, the width of the tensor, not {wrong}"
+    return within(lens, 0, n, sentence, name).to(ids.device)
 
 
 def lengths_to_mask(lens: Int[Tensor, " b"], n: int) -> Bool[Tensor, "b n"]:

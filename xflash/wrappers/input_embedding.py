@@ -49,6 +49,12 @@ def check_embed_num_tokens(counts: Any) -> dict[str, int]:
     return dict(counts)
 
 
+TOO_LONG = (
+    "tokens are more than max_seq_len={count}, the number of learned positions; give a larger max_seq_len, or relative "
+    "positions such as rotary_pos_emb=True"
+)
+
+
 class InputEmbedding(nn.Module):
     """Token embeddings with absolute positions, norm, dropout and projection, and embeddings put in front of them.
 
@@ -112,8 +118,7 @@ class InputEmbedding(nn.Module):
         y = self.token_emb(x)
         if self.pos_emb is not None:
             where = token_positions(x, mask, past, length, doc_ids)
-            self.check_length(x, where, past)
-            y = y + self.pos_emb(where)
+            y = y + self.pos_emb(self.in_length(x, where, past))
         for name, ids in self.check_embed_ids(x, embed_ids).items():
             y = y + self.embeds[f"{name}_embed"](ids)
         if self.post_emb_norm is not None:
@@ -185,19 +190,18 @@ class InputEmbedding(nn.Module):
             )
         return {name: checked[name] for name in self.embed_num_tokens}
 
-    def check_length(self, x: Tensor, where: Tensor, past: int) -> None:
-        """ValueError when a row would grow beyond the learned positions."""
+    def in_length(self, x: Tensor, where: Tensor, past: int) -> Int[Tensor, "_ n"]:
+        """Where the tokens stand; ValueError when a row would grow beyond the learned positions."""
         limit, bound = self.length_limit, x.shape[1] + past
-        if limit is None or bound <= limit:
-            return
         # The bound counts masked tokens: only where it is exceeded are the positions themselves looked at.
-        if not where.shape[0]:
-            return
+        if limit is None or bound <= limit or not where.shape[0]:
+            return where
+        graph = torch.compiler.is_compiling() and where.device.type == "cpu"
+        if where.shape[0] > 1 and graph:
+            return within(where, 0, limit - 1, "{past} " + TOO_LONG)
         if where.shape[0] == 1 or not has_values(where) or int(where.max()) >= limit:
-            raise ValueError(
-                f"{bound} tokens are more than max_seq_len={limit}, the number of learned positions; give a larger "
-                "max_seq_len, or relative positions such as rotary_pos_emb=True"
-            )
+            raise ValueError(f"{bound} {TOO_LONG.format(count=limit)}")
+        return where
 
 
 def check_integers(name: str, x: Any) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...looks import has_values, is_exporting, may_look
+from ...looks import has_values, is_exporting, within
 from ...shapes import Bool, Float, Int, Tensor
 from ...state import document_starts
 
@@ -119,14 +119,19 @@ def document_groups(
     index = torch.arange(n, device=doc_ids.device)
     position = index - torch.where(first, index, 0).cummax(1).values
     group = (position % w == 0).cumsum(1) - 1
-    groups = canvas_size(group, first, n // w, most)
+    number = first.cumsum(1)
+    if most is not None:
+        number = within(number, 1, most, "a row of doc_ids has {most} documents, but flash_max_documents={high}")
+        # Read by what follows: a graph would put tokens into groups that are not there before it looks.
+        group = torch.where(number > 0, group, 0)
+    groups = canvas_size(group, n // w, most)
     layout = Scattered(groups, w, group * w + position % w)
     exists = torch.ones_like(first) if real is None else real
-    owner = torch.full((b, groups), -1, device=doc_ids.device).scatter(1, group, first.cumsum(1))
+    owner = torch.full((b, groups), -1, device=doc_ids.device).scatter(1, group, number)
     return Documents(layout, layout.put(exists[..., None])[..., 0], owner)
 
 
-def canvas_size(group: Int[Tensor, "b n"], first: Bool[Tensor, "b n"], whole: int, most: int | None) -> int:
+def canvas_size(group: Int[Tensor, "b n"], whole: int, most: int | None) -> int:
     """How many groups the fullest row takes, or a bound on it from the number of documents."""
     if most is None:
         if not has_values(group):
@@ -134,6 +139,4 @@ def canvas_size(group: Int[Tensor, "b n"], first: Bool[Tensor, "b n"], whole: in
                 "doc_ids in a compiled or transformed flash layer need flash_max_documents, the most documents in a row"
             )
         return int(group[:, -1].max()) + 1 if group.shape[0] else 1
-    if may_look(group) and group.shape[0] and int(first.sum(1).max()) > most:
-        raise ValueError(f"a row of doc_ids has {int(first.sum(1).max())} documents, but flash_max_documents={most}")
     return whole + most
