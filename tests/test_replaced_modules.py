@@ -237,7 +237,7 @@ def test_a_wrong_dtype_is_named_whatever_the_projections_are(way):
     """What the weights look like is looked at where a call fails, and not before."""
     with pytest.raises(TypeError, match=r"x is torch\.float64, but the model is torch\.float32"):
         WAYS[way](stack())(X.double())
-    with pytest.raises(TypeError, match=r"the images are torch\.float64, but the model is torch\.float32"):
+    with pytest.raises(TypeError, match=r"img is torch\.float64, but the model is torch\.float32"):
         WAYS[way](vit())(IMAGES.double())
     net = WAYS[way](block_recurrent())
     _, memories, states = net(IDS[:, :5])

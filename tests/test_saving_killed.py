@@ -22,5 +22,6 @@ def test_a_killed_writer_leaves_a_whole_model():
     assert {sum(counts.values()) - counts["left behind"] for counts in found.values()} == {kills, kills // 5}
     for case in ("one writer", "two writers"):
         assert found[case]["left behind"] > kills / 10
-    for case in ("one writer", "two writers", "full disk"):
-        assert min(found[case]["one"], found[case]["two"]) > 0
+    # How often a writer comes to its end before it is killed depends on what else the machine does.
+    for model in ("one", "two"):
+        assert sum(found[case].get(model, 0) for case in ("one writer", "two writers", "full disk")) > 0

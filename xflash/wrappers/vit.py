@@ -121,7 +121,7 @@ class ViTransformerWrapper(Configurable):
             # Only then: what the weights look like says little of a model that is sharded or quantised.
             weight = main_weight(self)
             if weight is not None and not torch.is_autocast_enabled(img.device.type):
-                check_dtype("the images are", "img", img.dtype, weight.dtype)
+                check_dtype("img is", "img", img.dtype, weight.dtype)
             raise
         if self.pos_emb is not None:
             rows, columns = img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
