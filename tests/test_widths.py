@@ -79,7 +79,7 @@ def test_the_block_recurrent_transformer_rounds_as_its_peer(mult, width):
 def test_the_block_recurrent_transformer_takes_one_width():
     sizes = {"num_tokens": 11, "dim": 22, "depth": 1, "block_width": 4, "max_seq_len": 8}
     assert inner(BlockRecurrentTransformer(**sizes, ff_dim=17).attn_layers)[1] == 17
-    with pytest.raises(ValueError, match="ff_mult=3.0 and ff_dim=17 both say how wide the layers are; give one"):
+    with pytest.raises(ValueError, match=r"ff_mult=3\.0 and ff_dim=17 both say how wide the layers are; give one"):
         BlockRecurrentTransformer(**sizes, ff_dim=17, ff_mult=3)
     with pytest.raises(TypeError, match="ff_mult must be a number, not '4'"):
         BlockRecurrentTransformer(**sizes, ff_mult="4")
