@@ -40,15 +40,17 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
     return places, widths.pop()
 
 
-def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any) -> Any:
-    """`state` with the tensors of the named rows as in `fresh`, zeros where that is None."""
+def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any, bound: int) -> Any:
+    """`state`, of at most `bound` tokens, with the named rows as in `fresh`, zeros where that is None."""
+    if hasattr(state, "renewed"):
+        return state.renewed(rows, fresh, bound)
     if isinstance(state, torch.Tensor):
         chosen = rows.view(-1, *[1] * (state.dim() - 1))
         return state.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(fresh, state), state)
     if isinstance(state, tuple):
         # A state that has seen more may hold more parts.
         parts = [
-            renewed(part, rows, fresh[i] if fresh is not None and i < len(fresh) else None)
+            renewed(part, rows, fresh[i] if fresh is not None and i < len(fresh) else None, bound)
             for i, part in enumerate(state)
         ]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)

@@ -166,9 +166,9 @@ class Stepping:
             )
             fresh, start = behind.branches, behind.bound
         branches = tuple(
-            renewed(b, rows, fresh and fresh[i])
+            renewed(b, rows, fresh and fresh[i], state.bound)
             if held is None
-            else BranchState(renewed(b.shift, rows, fresh and fresh[i].shift), held)
+            else BranchState(renewed(b.shift, rows, fresh and fresh[i].shift, state.bound), held)
             for i, (b, held) in enumerate(zip(state.branches, kept, strict=True))
         )
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length

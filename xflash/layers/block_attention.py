@@ -85,11 +85,11 @@ class BlockAttention(Block):
         self.retriever = build_retriever(self.kind, config, self.heads, self.kv_heads, self.scale)
         reads += len(config.read_from) + (self.retriever is not None)
         self.to_out = site.linear_out((1 + reads) * inner)
-        self.cosine = Cosine(width) if config.qk_norm else None
+        self.cosine = Cosine(width, f"{self.kind}_qk_norm") if config.qk_norm else None
         read_scale = config.read_qk_norm_scale if config.read_qk_norm else width**-0.5
+        read_cosine = f"{self.kind}_read_qk_norm" if config.read_qk_norm else None
         self.readers = nn.ModuleList(
-            StateReader(site.dim, self.heads, self.kv_heads, width, config.read_qk_norm, read_scale)
-            for _ in config.read_from
+            StateReader(site.dim, self.heads, self.kv_heads, width, read_cosine, read_scale) for _ in config.read_from
         )
         self.rel_pos_bias = own_bias(config.rel_pos_bias, self.heads, True, 0)
         self.compressor = build_compressor(self.kind, config, self.kv_heads)

@@ -10,10 +10,15 @@ __all__ = ["Cosine"]
 
 
 class Cosine(nn.Module):
-    """Queries and keys l2-normalised and scaled per channel, so that scores are cosines times a fixed scale."""
+    """Queries and keys l2-normalised and scaled per channel, so that scores are cosines times a fixed scale.
 
-    def __init__(self, width: int):
+    flag: which asks for it, with its block's name, for the ValueError where heads have one channel.
+    """
+
+    def __init__(self, width: int, flag: str):
         super().__init__()
+        if width < 2:
+            raise ValueError(f"{flag}=True needs heads of 2 channels or more, not {width}: give a wider dim_head")
         self.q_gain = nn.Parameter(torch.ones(width))
         self.k_gain = nn.Parameter(torch.ones(width))
 

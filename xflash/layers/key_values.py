@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
-from ..shapes import Float, Int, Tensor
+from ..shapes import Bool, Float, Int, Tensor
 from ..state import Ctx
 from .kernels.buffers import SPARE, emptied, grow, write
 
@@ -24,6 +25,21 @@ class KV(NamedTuple):
     gone: Tensor
     spared: int = 0
     front: int = 0
+
+    def renewed(self, rows: Bool[Tensor, " b"], fresh: "KV | None", bound: int) -> "KV":
+        """The state with the named rows as in `fresh` (None: as before their first token), `bound` tokens seen at most.
+
+        What `fresh` holds, all of its slots, may be more than a window has left of the others.
+        """
+        gone = torch.where(rows, 0 if fresh is None else fresh.gone, self.gone)
+        if fresh is None:
+            k, v = (t.masked_fill(rows[:, None, None, None], 0) for t in (self.k, self.v))
+            return self._replace(k=k, v=v, gone=gone)
+        spared = min(self.spared, bound - fresh.k.shape[2])
+        room = max(self.k.shape[2], bound - spared)
+        ours, new = ([F.pad(t, (0, 0, 0, room - t.shape[2])) for t in (kv.k, kv.v)] for kv in (self, fresh))
+        k, v = (torch.where(rows[:, None, None, None], a, b) for a, b in zip(new, ours, strict=True))
+        return KV(k, v, gone, spared, max(self.front, fresh.front))
 
 
 class Slots(NamedTuple):

@@ -132,7 +132,10 @@ class Recurrent(BlockAttention):
         self.state_cosines = nn.ModuleDict()
         if config.qk_norm:
             self.state_cosines = nn.ModuleDict(
-                {name: Cosine(width) for name in ("read", "among", "write")[not self.reads_own :]}
+                {
+                    name: Cosine(width, f"{self.kind}_qk_norm")
+                    for name in ("read", "among", "write")[not self.reads_own :]
+                }
             )
         self.mixer = Mixer(2 * inner, dim) if config.update == "single" else None
         self.gate = Gate(config.gate, dim if config.update == "single" else 2 * inner, dim)

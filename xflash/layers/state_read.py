@@ -19,14 +19,17 @@ __all__ = ["StateRead", "StateReader"]
 
 
 class StateReader(nn.Module):
-    """Softmax attention of tokens to named state vectors, without positions; heads joined, not yet projected."""
+    """Softmax attention of tokens to named state vectors, without positions; heads joined, not yet projected.
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, width: int, cosine: bool, scale: float):
+    cosine: the flag that asks for cosine attention, None where none does.
+    """
+
+    def __init__(self, dim: int, heads: int, kv_heads: int, width: int, cosine: str | None, scale: float):
         super().__init__()
         self.heads, self.kv_heads, self.width, self.scale = heads, kv_heads, width, scale
         self.to_q = nn.Linear(dim, heads * width, bias=False)
         self.key_value = nn.Linear(dim, 2 * kv_heads * width, bias=False)
-        self.cosine = Cosine(width) if cosine else None
+        self.cosine = Cosine(width, cosine) if cosine else None
 
     def forward(self, x: Float[Tensor, "b n d"], states: Float[Tensor, "b s d"]) -> Float[Tensor, "b n _"]:
         q = whole(self.to_q(x), self.heads * self.width, "state_read")
@@ -46,6 +49,7 @@ class StateRead(Block):
     block after block instead of layer after layer.
     """
 
+    kind = "state_read"
     causal_only = True
 
     @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,8 @@ class StateRead(Block):
         super().__init__(config, site)
         heads, width = config.heads or site.heads, config.dim_head
         scale = config.qk_norm_scale if config.qk_norm else width**-0.5
-        self.reader = StateReader(site.dim, heads, heads, width, config.qk_norm, scale)
+        cosine = f"{self.kind}_qk_norm" if config.qk_norm else None
+        self.reader = StateReader(site.dim, heads, heads, width, cosine, scale)
         self.to_out = site.linear_out(heads * width)
 
     def reads_states(self) -> tuple[int, ...]:
