@@ -74,7 +74,7 @@ def train(name: str, seed: int, parts: tuple[Tensor, Tensor], options: argparse.
 
 def read_options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--text", help="a file to train on (default: what xflash.data.text() finds)")
+    parser.add_argument("--text", help="a file to train on (default: what xflash.datasets.sequences.text() finds)")
     for name, value in {"dim": 128, "depth": 6, "group_size": 128, "n": 512, "batch": 4, "steps": 300}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--windows", type=int, default=128, help="of n bytes to validate on")

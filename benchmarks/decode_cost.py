@@ -15,7 +15,7 @@ from common import RESULTS, keep, median, milliseconds, show
 from torch import Tensor
 
 from xflash import Decoder, TransformerWrapper
-from xflash.state import tensors
+from xflash.base.state import tensors
 
 # About equal in parameters: two FLASH layers stand for attention and feed-forward.
 STACKS: dict[str, dict[str, Any]] = {

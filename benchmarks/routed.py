@@ -16,7 +16,7 @@ import torch
 from common import keep, median, milliseconds, show
 
 from xflash import Decoder, TransformerWrapper
-from xflash.state import tensors
+from xflash.base.state import tensors
 
 COLUMNS = ["tokens read", "s a segment", "ms a token", "state MB", "peak RSS MB"]
 

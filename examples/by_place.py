@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training import half_precision
 from xflash import TransformerWrapper
-from xflash.data import Rows
+from xflash.datasets.sequences import Rows
 
 OCTAVES = 32
 

@@ -38,8 +38,8 @@ from training import (
     take_step,
 )
 from xflash import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper
-from xflash.images import Images, digits
-from xflash.registry import nearest
+from xflash.base.registry import nearest
+from xflash.datasets.images import Images, digits
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 START, END, PAD = 0, 1, 2

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 import xflash
 from training import Diverged, check_device, free_name, make_optimizer, one_line
-from xflash.data import Text
-from xflash.files import replacing, write_whole
-from xflash.migrate import FORMAT
-from xflash.registry import nearest
+from xflash.base.files import replacing, write_whole
+from xflash.base.registry import nearest
+from xflash.datasets.sequences import Text
+from xflash.saving.migrate import FORMAT
 
 # What a checkpoint has of a run beside its options, model, optimizer and chance.
 KEPT = ("script", "flags", "text_sha256", "step", "total", "seconds", "carried")

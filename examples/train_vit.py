@@ -39,7 +39,7 @@ from training import (
     with_options,
 )
 from xflash import Encoder, ViTransformerWrapper
-from xflash.images import Images, digits
+from xflash.datasets.images import Images, digits
 
 # What the default layouts are trained with; every other one starts from the defaults of its blocks. Queries and keys of
 # 128 channels are made for wider models, and a group of 4 is a row of patches.

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from xflash.base.registry import nearest
 from xflash.layers.embeddings import TokenEmbedding
-from xflash.registry import nearest
 
 # What of a model is a matrix that other numbers are multiplied by, or a token's own vector.
 DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, TokenEmbedding)

@@ -9,10 +9,10 @@ from arguments import Call, hints_of
 
 import xflash
 from xflash import convert, data, images
-from xflash.aliases import ALIASES, SWITCHES
-from xflash.flags import flags_of
+from xflash.flags.aliases import ALIASES, SWITCHES
+from xflash.flags.flag import flags_of
 from xflash.layers import pooling
-from xflash.stack_flags import StackConfig
+from xflash.stack.config import StackConfig
 
 B, N, C, DIM, VOCABULARY, LIMIT = 3, 5, 7, 10, 11, 13
 IDS = torch.arange(B * N).reshape(B, N) % VOCABULARY

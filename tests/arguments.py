@@ -25,7 +25,7 @@ from jaxtyping import jaxtyped
 from torch import Tensor, nn
 
 import xflash
-from xflash.state import tensors
+from xflash.base.state import tensors
 
 PACKAGE = Path(xflash.__file__).parent
 LONGEST = 400

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from xflash.registry import activations, norms, positions, residuals
-from xflash.registry import blocks as registered
+from xflash.base.registry import activations, norms, positions, residuals
+from xflash.base.registry import blocks as registered
 
 ROOT = Path(__file__).parents[1]
 

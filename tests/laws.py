@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import xflash
-from xflash.state import tensors
+from xflash.base.state import tensors
 
 CLOSE = 1e-9
 BATCH = 3

@@ -11,7 +11,7 @@ import laws
 import torch
 
 import xflash
-from xflash.layout import LayerSpec, layout_text
+from xflash.flags.layout import LayerSpec, layout_text
 
 HERE = str(Path(xflash.__file__).parent)
 MOST_WORDS = 90

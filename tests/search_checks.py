@@ -28,6 +28,7 @@ from search_measure import (
 )
 
 import xflash
+from xflash.flags.layout import parse_layout
 
 
 @law()
@@ -170,7 +171,7 @@ def kernel_flags(stack) -> list[str]:
 
 def plain_layers(layers: Any) -> Any:
     """A layout without the choice of a kernel."""
-    specs = xflash.layout.parse_layout(layers)
+    specs = parse_layout(layers)
     return tuple((s.name, {k: v for k, v in s.overrides.items() if k != "flash"}) for s in specs)
 
 

@@ -11,9 +11,9 @@ from search_case import Case
 
 import xflash
 from xflash import activations, blocks, norms, positions, residuals
-from xflash.aliases import SWITCHES
-from xflash.flags import REQUIRED, Flag, flags_of
-from xflash.stack_flags import StackConfig, slot_prefix
+from xflash.flags.aliases import SWITCHES
+from xflash.flags.flag import REQUIRED, Flag, flags_of
+from xflash.stack.config import StackConfig, slot_prefix
 
 # What the outline of a case decides; everything else is drawn by its type.
 OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos")

@@ -8,7 +8,7 @@ import torch
 from laws import embed_ids_for
 from search_measure import Call, close, forward, law, measure, pooled, real_outputs, same, stack_of
 
-from xflash.state import tensors
+from xflash.base.state import tensors
 
 BEFORE = ("context", "context_mask", "context_pos", "prefix_attn_len", "prepend_embeds", "prepend_mask")
 

@@ -1,21 +1,24 @@
 """xflash: GAU, FLASH, softmax attention and others, composed from keyword flags."""
 
+import sys
+
 from . import flops as flops
-from .configurable import from_config
-from .layers.attention import Attention
-from .layers.block import Block, Site
-from .layers.block_attention import BlockAttention
-from .layers.cross_attention import CrossAttention
-from .layers.cross_gau import CrossGatedAttention
-from .layers.feedforward import FeedForward
-from .layers.flash import MixedChunkAttention
-from .layers.gau import GatedAttention
-from .layers.recurrent import Recurrent
-from .registry import activations, blocks, norms, positions, residuals
-from .sampling import min_p, top_a, top_k, top_p
-from .saving import load, save
-from .stack import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
-from .state import may_be_loaded
+from .base.moved import Moved
+from .base.registry import activations, blocks, norms, positions, residuals
+from .base.state import may_be_loaded
+from .generation.sampling import min_p, top_a, top_k, top_p
+from .layers.blocks.attention import Attention
+from .layers.blocks.block import Block, Site
+from .layers.blocks.block_attention import BlockAttention
+from .layers.blocks.cross_attention import CrossAttention
+from .layers.blocks.cross_gau import CrossGatedAttention
+from .layers.blocks.feedforward import FeedForward
+from .layers.blocks.flash import MixedChunkAttention
+from .layers.blocks.gau import GatedAttention
+from .layers.blocks.recurrent import Recurrent
+from .saving.configurable import from_config
+from .saving.store import load, save
+from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
@@ -74,4 +77,5 @@ __all__ = [
 
 __version__ = "0.2.0.dev0"
 
+sys.meta_path.append(Moved(__name__))
 may_be_loaded()

@@ -11,13 +11,13 @@ import torch
 
 import xflash
 
-from .aliases import ALIASES, SWITCHES, spoken
-from .configurable import Configurable
-from .flags import REQUIRED, Flag, flag_table, flags_of, hint_text
-from .layout import LETTERS
-from .registry import Registry, blocks, nearest, norms, positions, residuals
-from .stack import AttentionLayers
-from .stack_flags import StackConfig, slot_prefix
+from .base.registry import Registry, blocks, nearest, norms, positions, residuals
+from .flags.aliases import ALIASES, SWITCHES, spoken
+from .flags.flag import REQUIRED, Flag, flag_table, flags_of, hint_text
+from .flags.layout import LETTERS
+from .saving.configurable import Configurable
+from .stack.config import StackConfig, slot_prefix
+from .stack.face import AttentionLayers
 
 # What `flags` builds with where the settings leave it open.
 ASSUMED = {"dim": 512, "depth": 1}

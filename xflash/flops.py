@@ -9,12 +9,12 @@ import sys
 from math import prod
 from typing import Any
 
+from .base.shapes import Tensor
+from .layers.blocks.recurrence import counted, renew_all
 from .layers.kernels.fused_groups import flash_groups, flash_groups_backward
 from .layers.kernels.softmax import few_queries
 from .layers.kernels.tiled import gated_tiles, gated_tiles_backward
-from .layers.recurrence import counted, renew_all
-from .losses import summed_loss, summed_loss_backward
-from .shapes import Tensor
+from .wrappers.losses import summed_loss, summed_loss_backward
 
 __all__ = ["register"]
 

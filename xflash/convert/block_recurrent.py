@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..shapes import Tensor
+from ..base.shapes import Tensor
 from ..wrappers.block_recurrent import BlockRecurrentTransformer
 from .flash_pytorch import theirs
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..layers.positions import inverse_frequencies
-from ..shapes import Tensor
+from ..base.shapes import Tensor
+from ..layers.positions.relative import inverse_frequencies
 from ..wrappers.flash_transformer import FLASH, GAU, FLASHTransformer, rotary_flags
 
 __all__ = ["from_flash_pytorch"]

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..layers.positions import inverse_frequencies
-from ..layout import LayerSpec, layout_text
-from ..shapes import Tensor
-from ..stack import AttentionLayers, CrossAttender, Decoder, Encoder
+from ..base.shapes import Tensor
+from ..flags.layout import LayerSpec, layout_text
+from ..layers.positions.relative import inverse_frequencies
+from ..stack.face import AttentionLayers, CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer

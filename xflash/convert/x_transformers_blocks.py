@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..layers.attention import Attention
-from ..layers.cross_attention import CrossAttention
-from ..layers.feedforward import FeedForward
-from ..layers.positions import alibi_slopes, inverse_frequencies
+from ..base.shapes import Tensor
+from ..layers.blocks.attention import Attention
+from ..layers.blocks.cross_attention import CrossAttention
+from ..layers.blocks.feedforward import FeedForward
+from ..layers.positions.relative import alibi_slopes, inverse_frequencies
 from ..layers.projection import group_rows
-from ..shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
 __all__ = ["read_attention", "read_ff", "read_positions"]

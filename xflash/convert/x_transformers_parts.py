@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ..shapes import Tensor
+from ..base.shapes import Tensor
 
 __all__ = ["Reader", "check_parts", "feature", "kind", "read_gain"]
 

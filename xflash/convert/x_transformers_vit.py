@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..shapes import Tensor
+from ..base.shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
 __all__ = ["read_vit"]

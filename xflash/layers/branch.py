@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import given
-from ..shapes import Float, Tensor
-from ..state import BranchState, Ctx, own
-from .block import Block
+from ..base.checks import given
+from ..base.shapes import Float, Tensor
+from ..base.state import BranchState, Ctx, own
+from .blocks.block import Block
 from .norms import Norm
 from .reaching import reaching
 from .residuals import Residual

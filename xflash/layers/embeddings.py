@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..shapes import Float, Int, Tensor
-from .positions import angle_dtype, inverse_frequencies
+from ..base.shapes import Float, Int, Tensor
+from .positions.relative import angle_dtype, inverse_frequencies
 
 __all__ = ["LearnedPositions", "MemoryTokens", "ScaledSinusoidal", "TokenEmbedding"]
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..flags import flag
-from ..registry import norms
-from ..shapes import Float, Tensor
+from ..base.registry import norms
+from ..base.shapes import Float, Tensor
+from ..flags.flag import flag
 
 __all__ = ["LayerNorm", "Norm", "RMSNorm", "ScaleNorm", "SimpleRMSNorm"]
 

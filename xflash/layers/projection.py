@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..shapes import Float, Tensor
+from ..base.shapes import Float, Tensor
 
 __all__ = ["group_rows", "key_and_value", "split_groups", "whole"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..shapes import Float, Tensor
+from ..base.shapes import Float, Tensor
 
 __all__ = ["reaching"]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..flags import flag
-from ..registry import residuals
-from ..shapes import Float, Tensor
+from ..base.registry import residuals
+from ..base.shapes import Float, Tensor
+from ..flags.flag import flag
 
 __all__ = ["Add", "LayerScale", "ReZero", "Residual", "ScaledResidual"]
 

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ..shapes import Float, Tensor
-from ..state import Ctx, document_positions
+from ..base.shapes import Float, Tensor
+from ..base.state import Ctx, document_positions
 
 __all__ = ["ShiftStyle", "TokenShift"]
 

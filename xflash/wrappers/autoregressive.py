@@ -6,14 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import LARGEST, check_switch, check_switches, integer
-from ..configurable import Configurable
-from ..door import as_mask
-from ..losses import check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
-from ..sampling import Draw, seen_tokens
-from ..shapes import Bool, Float, Int, Tensor
-from .beam import beam_search
-from .decoding import (
+from ..base.checks import LARGEST, as_mask, check_switch, check_switches, integer
+from ..base.shapes import Bool, Float, Int, Tensor
+from ..generation.beam import beam_search
+from ..generation.decoding import (
     Prompts,
     Rows,
     advance,
@@ -32,6 +28,9 @@ from .decoding import (
     token_ids,
     window,
 )
+from ..generation.sampling import Draw, seen_tokens
+from ..saving.configurable import Configurable
+from .losses import check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_loss_chunk, check_tokens_only, without_last
 
 __all__ = ["AutoregressiveWrapper"]

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..checks import (
+from ..base.checks import (
     LARGEST,
+    as_mask,
     check_count,
     check_share,
     check_switch,
@@ -19,19 +20,18 @@ from ..checks import (
     number,
     shown,
 )
-from ..configurable import Configurable
-from ..door import as_mask
-from ..layers.block import MOST, SLACK
-from ..layers.block_attention import BlockAttention
-from ..layers.recurrent import RecurrentState
-from ..layout import MOST_LAYERS
-from ..losses import check_targets, next_token_loss, next_tokens
-from ..shapes import Float, Int, Tensor
-from ..stack import Decoder
-from ..stack_flags import check_known
-from ..state import BranchState, StackState
+from ..base.shapes import Float, Int, Tensor
+from ..base.state import BranchState, StackState
+from ..flags.layout import MOST_LAYERS
+from ..generation.decoding import token_ids
+from ..layers.blocks.block import MOST, SLACK
+from ..layers.blocks.block_attention import BlockAttention
+from ..layers.blocks.recurrent import RecurrentState
+from ..saving.configurable import Configurable
+from ..stack.config import check_known
+from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
-from .decoding import token_ids
+from .losses import check_targets, next_token_loss, next_tokens
 from .options import check_handed_on
 from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
 from .transformer import ModelState, TransformerWrapper

@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..checks import check_call, check_switch, shown
-from ..fallback import as_eager, refusable
-from ..pieces import lend, take_back
-from ..shapes import Float, Int, Tensor
+from ..base.checks import check_call, check_switch, shown
+from ..base.fallback import as_eager, refusable
+from ..base.pieces import lend, take_back
+from ..base.shapes import Float, Int, Tensor
 from .model_state import ModelState
 from .options import check_option_names
 

@@ -6,16 +6,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..checks import check_switch, check_switches, shown
-from ..configurable import Configurable
-from ..flags import check_value, flags_of
+from ..base.checks import check_switch, check_switches, shown
+from ..base.shapes import Float, Tensor, typed
+from ..base.state import StackState
+from ..flags.flag import check_value, flags_of
 from ..layers.embeddings import ScaledSinusoidal
 from ..layers.norms import LayerNorm
 from ..layers.residuals import Residual
-from ..shapes import Float, Tensor, typed
-from ..stack import AttentionLayers, Decoder, Encoder
-from ..stack_flags import StackConfig, check_known
-from ..state import StackState
+from ..saving.configurable import Configurable
+from ..stack.config import StackConfig, check_known
+from ..stack.face import AttentionLayers, Decoder, Encoder
 from .transformer import TransformerWrapper
 
 __all__ = ["FLASH", "GAU", "FLASHTransformer"]

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, check_dtype, given, is_integral, shown, widened
-from ..door import as_mask, plan_rows
+from ..base.checks import as_mask, check_count, check_dtype, given, is_integral, shown, widened
+from ..base.looks import has_values, within
+from ..base.registry import nearest
+from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
+from ..base.state import document_positions
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
-from ..looks import has_values, within
-from ..registry import nearest
-from ..shapes import Bool, Float, Int, Integer, Tensor, typed
-from ..state import document_positions
+from ..stack.door import plan_rows
 
 __all__ = ["InputEmbedding", "absolute_positions"]
 

@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checks import check_generator, check_switch, describe, integer, number, shown
-from ..configurable import Configurable
-from ..door import as_mask
-from ..looks import transformed
-from ..losses import check_targets, loss_in_chunks, next_token_loss
-from ..registry import nearest
-from ..sampling import filter_settings, find_filter, sample, wide
-from ..shapes import Bool, Float, Int, Tensor
-from .decoding import check_gives_logits, evaluating, only_logits, token_ids
+from ..base.checks import as_mask, check_generator, check_switch, describe, integer, number, shown
+from ..base.looks import transformed
+from ..base.registry import nearest
+from ..base.shapes import Bool, Float, Int, Tensor
+from ..generation.decoding import check_gives_logits, evaluating, only_logits, token_ids
+from ..generation.sampling import filter_settings, find_filter, sample, wide
+from ..saving.configurable import Configurable
 from .input_embedding import in_range
+from .losses import check_targets, loss_in_chunks, next_token_loss
 from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["SCHEDULES", "MaskedLMWrapper", "random_subset", "reveal"]

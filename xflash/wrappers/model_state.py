@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..checks import as_order
-from ..shapes import Int, Tensor
-from ..state import StackState, row_count, tree_map
+from ..base.checks import as_order
+from ..base.shapes import Int, Tensor
+from ..base.state import StackState, row_count, tree_map
 
 __all__ = ["ModelState"]
 

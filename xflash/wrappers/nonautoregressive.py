@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..checks import integer, number
-from ..configurable import Configurable
-from ..shapes import Float, Int, Tensor
+from ..base.checks import integer, number
+from ..base.shapes import Float, Int, Tensor
+from ..saving.configurable import Configurable
 from .masked_lm import MaskedLMWrapper, check_schedule
 from .options import also_called
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..checks import check_count
-from ..elsewhere import answering, meant
-from ..shapes import Int, Tensor
+from ..base.checks import check_count
+from ..base.shapes import Int, Tensor
+from ..flags.elsewhere import answering, meant
 
 __all__ = [
     "also_called",

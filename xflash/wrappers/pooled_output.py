@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import check_count, check_switch
+from ..base.checks import check_count, check_switch
+from ..base.shapes import Float, Tensor
 from ..layers.embeddings import MemoryTokens
-from ..layers.pooling import AttentionPool, mean_pool
-from ..shapes import Float, Tensor
+from .pooling import AttentionPool, mean_pool
 
 __all__ = ["PooledOutput", "pooled_output"]
 

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..checks import as_order, as_rows, check_count
-from ..configurable import Configurable
-from ..door import Plan, plan_rows, unpack
+from ..base.checks import as_order, as_rows, check_count
+from ..base.pieces import Piecewise, borders, fills
+from ..base.shapes import Bool, Float, Int, Tensor
+from ..base.state import StackState, tree_map
 from ..layers.norms import RMSNorm
 from ..layers.reaching import reaching
-from ..pieces import Piecewise, borders, fills
-from ..shapes import Bool, Float, Int, Tensor
-from ..state import StackState, tree_map
+from ..saving.configurable import Configurable
+from ..stack.door import Plan, plan_rows, unpack
 from .transformer import TransformerWrapper
 
 __all__ = ["RecurrentMemoryState", "RecurrentMemoryWrapper"]

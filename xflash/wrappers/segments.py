@@ -7,14 +7,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import as_binary, check_count, check_share, check_switch, given, is_integral
-from ..door import as_mask
-from ..looks import has_values
-from ..losses import check_targets, next_token_loss, next_tokens, unseen_targets
-from ..pieces import Piecewise, borders
-from ..shapes import Bool, Float, Int, Tensor
+from ..base.checks import as_binary, as_mask, check_count, check_share, check_switch, given, is_integral
+from ..base.looks import has_values
+from ..base.pieces import Piecewise, borders
+from ..base.shapes import Bool, Float, Int, Tensor
+from ..generation.decoding import token_ids
 from .autoregressive import AutoregressiveWrapper
-from .decoding import token_ids
+from .losses import check_targets, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_tokens_only
 
 __all__ = [

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from ..checks import given
-from ..shapes import Tensor
-from ..stack import AttentionLayers
+from ..base.checks import given
+from ..base.shapes import Tensor
+from ..stack.face import AttentionLayers
 from .transformer import TransformerWrapper
 
 __all__ = ["check_plain", "check_rows", "check_sides", "check_tied", "starts"]

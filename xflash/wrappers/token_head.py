@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from ..shapes import Float, Tensor, typed
+from ..base.shapes import Float, Tensor, typed
 from .input_embedding import InputEmbedding
 
 __all__ = ["TokenHead"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..checks import (
+from ..base.checks import (
     as_doc_ids,
     as_rows,
     check_count,
@@ -16,11 +16,11 @@ from ..checks import (
     number,
     shown,
 )
-from ..configurable import Configurable
-from ..registry import blocks as registered
-from ..shapes import Float, Int, Tensor
-from ..stack import AttentionLayers
-from ..state import StackState
+from ..base.registry import blocks as registered
+from ..base.shapes import Float, Int, Tensor
+from ..base.state import StackState
+from ..saving.configurable import Configurable
+from ..stack.face import AttentionLayers
 from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
 from .model_state import ModelState

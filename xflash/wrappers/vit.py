@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checks import (
+from ..base.checks import (
     check_count,
     check_dtype,
     check_share,
@@ -17,13 +17,13 @@ from ..checks import (
     main_weight,
     shown,
 )
-from ..configurable import Configurable
+from ..base.registry import nearest
+from ..base.shapes import Float, Tensor
 from ..layers.norms import LayerNorm
-from ..layers.patches import LearnedGrid, PatchEmbedding, SinCosGrid
-from ..layers.pooling import POOLS
-from ..registry import nearest
-from ..shapes import Float, Tensor
-from ..stack import AttentionLayers
+from ..saving.configurable import Configurable
+from ..stack.face import AttentionLayers
+from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
+from .pooling import POOLS
 
 __all__ = ["ViTransformerWrapper"]
 

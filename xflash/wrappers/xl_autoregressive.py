@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..checks import check_switch, given
-from ..configurable import Configurable
-from ..shapes import Float, Int, Tensor
+from ..base.checks import check_switch, given
+from ..base.shapes import Float, Int, Tensor
+from ..saving.configurable import Configurable
 from .autoregressive import AutoregressiveWrapper
 from .model_state import ModelState
 from .options import check_handed_on, check_tokens_only

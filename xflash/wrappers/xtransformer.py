@@ -6,18 +6,17 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..aliases import ALIASES
-from ..checks import check_count, check_share, check_switch
-from ..configurable import Configurable
-from ..door import as_mask
-from ..elsewhere import ELSEWHERE
-from ..flags import Flag, flag_table
-from ..registry import nearest
-from ..shapes import Bool, Float, Int, Tensor
-from ..stack import AttentionLayers, Decoder, Encoder
-from ..stack_flags import known_flags
+from ..base.checks import as_mask, check_count, check_share, check_switch
+from ..base.registry import nearest
+from ..base.shapes import Bool, Float, Int, Tensor
+from ..flags.aliases import ALIASES
+from ..flags.elsewhere import ELSEWHERE
+from ..flags.flag import Flag, flag_table
+from ..generation.decoding import Rows, evaluating, token_ids
+from ..saving.configurable import Configurable
+from ..stack.config import known_flags
+from ..stack.face import AttentionLayers, Decoder, Encoder
 from .autoregressive import AutoregressiveWrapper
-from .decoding import Rows, evaluating, token_ids
 from .options import also_called, check_option_names
 from .sides import check_plain, check_rows, check_sides, check_tied, starts
 from .transformer import TransformerWrapper

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...shapes import Float, Int, Tensor
+from ...base.shapes import Float, Int, Tensor
 
 __all__ = ["SPARE", "emptied", "grow", "write"]
 

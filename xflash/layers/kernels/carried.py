@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...looks import may_look
-from ...shapes import Bool, Float, Int, Tensor
-from ...state import Ctx
+from ...base.looks import may_look
+from ...base.shapes import Bool, Float, Int, Tensor
+from ...base.state import Ctx
 from .buffers import emptied
 from .groups import place
 from .mixed_chunk import Heads, Spec, attend, local_bias, outer, read, step_bias

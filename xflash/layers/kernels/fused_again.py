@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ...shapes import Float, Tensor
+from ...base.shapes import Float, Tensor
 from .carried import before
 from .fused_pieces import Settings, unpair
 from .groups import place

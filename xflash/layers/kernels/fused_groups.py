@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Optional, cast
 
 import torch
 
-from ...shapes import Float, Int, Tensor
+from ...base.shapes import Float, Int, Tensor
 from .fused_again import differentiable
 from .fused_pieces import (
     Parts,

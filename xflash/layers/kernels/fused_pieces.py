@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...shapes import Bool, Float, Int, Tensor
+from ...base.shapes import Bool, Float, Int, Tensor
 from .relative import toeplitz
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import torch
 
-from ...shapes import Float, Tensor
+from ...base.shapes import Float, Tensor
 from .fused_pieces import Parts, Piece, Work, share, shares
 
 __all__ = ["carry_back", "read_and_carry"]

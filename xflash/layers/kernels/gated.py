@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...shapes import Bool, Float, Tensor
+from ...base.shapes import Bool, Float, Tensor
 from .operators import operators_work
 from .relative import toeplitz
 from .tiled import Between, laplace, tiled_attention

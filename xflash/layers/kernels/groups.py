@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...looks import has_values, is_exporting, within
-from ...shapes import Bool, Float, Int, Tensor
-from ...state import document_starts
+from ...base.looks import has_values, is_exporting, within
+from ...base.shapes import Bool, Float, Int, Tensor
+from ...base.state import document_starts
 
 __all__ = ["Documents", "Padded", "Scattered", "document_groups", "group_count", "join_groups", "part_groups", "place"]
 

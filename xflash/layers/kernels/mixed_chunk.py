@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...shapes import Bool, Float, Int, Tensor
+from ...base.shapes import Bool, Float, Int, Tensor
 from .gated import laplace
 from .groups import Documents, Padded, place
 from .relative import distances, ragged_bias, toeplitz

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ...looks import transformed
-from ...shapes import Tensor
+from ...base.looks import transformed
+from ...base.shapes import Tensor
 
 __all__ = ["as_autocast", "gradients_of", "operators_work"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...shapes import Float, Int, Tensor
+from ...base.shapes import Float, Int, Tensor
 
 __all__ = ["distances", "ragged_bias", "scores_bias", "t5_bucket", "toeplitz", "toeplitz_slow"]
 

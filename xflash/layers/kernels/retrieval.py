@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...looks import has_values, may_look, transformed
-from ...shapes import Bool, Float, Int, Tensor
+from ...base.looks import has_values, may_look, transformed
+from ...base.shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Piece", "held", "retrieve", "retrieve_slow", "visible"]
 

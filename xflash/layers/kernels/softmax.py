@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from einops import repeat
 
-from ...looks import transformed, transformed_further
-from ...shapes import Float, Tensor
+from ...base.looks import transformed, transformed_further
+from ...base.shapes import Float, Tensor
 from .operators import operators_work
 
 __all__ = ["attend", "attend_slow", "shared_attention", "unit"]

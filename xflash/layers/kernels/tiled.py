@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Optional, cast
 
 import torch
 
-from ...shapes import Float, Int, Tensor
+from ...base.shapes import Float, Int, Tensor
 from .operators import as_autocast, gradients_of
 
 __all__ = ["Between", "add_diagonals", "laplace", "tiled_attention", "weights_and_slope"]

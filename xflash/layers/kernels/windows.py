@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...looks import may_look
-from ...shapes import Bool, Float, Int, Tensor
+from ...base.looks import may_look
+from ...base.shapes import Bool, Float, Int, Tensor
 from .carried import pick
 from .groups import Padded, Scattered, place
 

@@ -1,0 +1,187 @@
+"""Flags: their spellings, where they go, how they are checked, shown and saved."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
+from xflash.base.registry import blocks, positions
+from xflash.flags.aliases import ALIASES
+from xflash.flags.flag import Owner, build, flag, flag_table, flags_of, route
+from xflash.stack.config import known_flags
+
+BASE = {"dim": 24, "depth": 2, "heads": 4}
+
+# What a spelling of x-transformers or FLASH-pytorch says in xflash's own.
+SPELLINGS = [
+    ({"use_scalenorm": True}, {"norm": "scalenorm"}),
+    ({"use_rmsnorm": True}, {"norm": "rmsnorm"}),
+    ({"use_simple_rmsnorm": True}, {"norm": "simple_rmsnorm"}),
+    ({"use_scalenorm": False}, {}),
+    ({"norm_type": "scalenorm"}, {"norm": "scalenorm"}),
+    ({"norm_type": "layernorm"}, {}),
+    ({"sandwich_norm": True}, {"norm_place": "sandwich"}),
+    ({"sandwich_norm": True, "pre_norm": True}, {"norm_place": "sandwich"}),
+    ({"pre_norm": False}, {"norm_place": "post"}),
+    ({"pre_norm": True}, {}),
+    ({"pre_norm_has_final_norm": False}, {"final_norm": False}),
+    ({"rotary_pos_emb": True}, {"pos": "rotary"}),
+    ({"rotary_pos_emb": False}, {}),
+    ({"rel_pos_bias": True}, {"pos": "rel_pos"}),
+    ({"alibi_pos_bias": True, "alibi_num_heads": 2}, {"pos": "alibi", "alibi_num_heads": 2}),
+    ({"rotary_xpos": True}, {"pos": "rotary", "rotary_xpos": True}),
+    ({"rotary_xpos": True, "rotary_pos_emb": True}, {"pos": "rotary", "rotary_xpos": True}),
+    ({"rotary_pos_emb": True, "alibi_pos_bias": True}, {"pos": "rotary alibi"}),
+    ({"pos": "rotary", "rel_pos_bias": True}, {"pos": ("rotary", "rel_pos")}),
+    ({"use_layerscale": True, "layerscale_init_value": 0.5}, {"residual": "layerscale", "residual_init": 0.5}),
+    ({"use_rezero": True}, {"residual": "rezero"}),
+    ({"scale_residual": True}, {"residual": "scaled"}),
+    ({"attn_one_kv_head": True}, {"attn_kv_heads": 1}),
+    ({"attn_one_kv_head": False, "attn_kv_heads": 2}, {"attn_kv_heads": 2}),
+    ({"attn_max_attend_past": 0}, {"attn_window": 1}),
+    ({"attn_max_attend_past": 6}, {"attn_window": 7}),
+    ({"attn_max_attend_past": None}, {}),
+    ({"ff_glu": True, "ff_swish": True}, {"ff_glu": True, "ff_activation": "silu"}),
+    ({"ff_relu_squared": True}, {"ff_activation": "relu2"}),
+    ({"layers": "flash", "flash_laplace_attn_fn": True}, {"layers": "flash", "flash_attn_fn": "laplace"}),
+    ({"layers": "gau", "gau_laplace_attn_fn": True}, {"layers": "gau", "gau_attn_fn": "laplace"}),
+]
+
+
+@pytest.mark.parametrize(("spelling", "own"), SPELLINGS, ids=str)
+def test_a_spelling_means_the_flags(spelling, own):
+    assert Decoder(**BASE, **spelling).to_config() == Decoder(**BASE, **own).to_config()
+
+
+def test_every_spelling_is_tested():
+    assert set(ALIASES) <= {name for spelling, _ in SPELLINGS for name in spelling}
+
+
+def test_what_agrees_may_be_said_twice():
+    twice = Decoder(
+        **BASE, norm="scalenorm", use_scalenorm=True, norm_type="scalenorm", pos="rotary", rotary_pos_emb=True
+    )
+    assert twice.to_config() == Decoder(**BASE, norm="scalenorm", pos="rotary").to_config()
+
+
+def test_a_value_for_each_layer():
+    stack = Decoder(**BASE, shift_tokens=(2, 0, 1, 0), layer_dropout=[0.1, 0, 0, 0.25])
+    assert [0 if b.shift is None else b.shift.amount for b in stack.branches] == [2, 0, 1, 0]
+    assert [b.dropout for b in stack.branches] == [0.1, 0.0, 0.0, 0.25]
+    tied = Decoder(**BASE, shift_tokens=(1, 0, 1, 0), weight_tie_layers=True)
+    assert [0 if b.shift is None else b.shift.amount for b in tied.branches] == [1, 0]
+    assert all(b.shift.amount == 1 for b in Decoder(**BASE, shift_tokens=True).branches)
+    assert all(b.shift is None for b in Decoder(**BASE, shift_tokens=False).branches)
+
+
+def test_letters_name_the_whole_column():
+    assert Decoder(dim=24, custom_layers=("a", "f", "f")).to_config()["custom_layers"] == ["a", "f", "f"]
+    assert Decoder(dim=24, custom_layers="a f*2").layout == Decoder(dim=24, depth=1, layers="attn ff*2").layout
+
+
+def test_a_float_takes_an_int():
+    config = Decoder(**BASE, ff_mult=2, attn_dropout=0, pos="rotary", rotary_base=500).to_config()
+    assert (config["ff_mult"], config["attn_dropout"], config["rotary_base"]) == (2.0, 0.0, 500.0)
+    assert all(type(config[name]) is float for name in ("ff_mult", "attn_dropout", "rotary_base"))
+
+
+# One flag of every type there is: int, float, bool, choice, name, optional, tuples, layouts as text, names and pairs.
+SAVED = [
+    {},
+    {"norm_place": "post", "norm": "rmsnorm", "norm_eps": 1e-7, "final_norm": True},
+    {"attn_flash": False, "attn_window": 5, "attn_kv_heads": 2, "attn_qk_norm": True, "attn_qk_norm_scale": 7},
+    {"shift_tokens": (1, 0, 2, 0), "layer_dropout": (0, 0.1, 0, 0.2), "residual": "layerscale", "residual_init": 1},
+    {"pos": ("rotary", "alibi"), "rotary_emb_dim": 8, "alibi_num_heads": 3, "num_memory_tokens": 2},
+    {"layers": "attn(window=4) ff(glu=True)"},
+    {"layers": ("attn", ("ff", {"mult": 2}), "gau"), "gau_query_key_dim": 6},
+    {"layers": "flash*2 ff", "flash_group_size": 5, "flash_rel_pos_bias": None},
+]
+
+
+@pytest.mark.parametrize("flags", SAVED, ids=str)
+def test_a_config_survives_json(flags):
+    for stack in (Decoder(**BASE, **flags), AttentionLayers(**BASE, causal=True, **flags)):
+        config = stack.to_config()
+        again = from_config(json.loads(json.dumps(config)))
+        assert type(again) is type(stack)
+        assert again.to_config() == config
+        assert [b.config for b in again.blocks()] == [b.config for b in stack.blocks()]
+        assert again.rows == stack.rows
+
+
+def test_a_model_survives_json():
+    model = TransformerWrapper(
+        num_tokens=7, max_seq_len=9, attn_layers=Encoder(**BASE), tie_embedding=True, num_memory_tokens=2
+    )
+    config = model.to_config()
+    assert from_config(json.loads(json.dumps(config))).to_config() == config
+    assert config["attn_layers"]["num_memory_tokens"] == 2
+    with pytest.raises(ValueError, match="unknown class 'Decodr'; did you mean 'Decoder'"):
+        from_config({**config, "class": "Decodr"})
+    with pytest.raises(TypeError, match="a mapping with the entry 'class'"):
+        from_config({"dim": 3})
+    with pytest.raises(TypeError, match="the config is of a Encoder, not of a Decoder"):
+        Decoder.from_config(config["attn_layers"])
+
+
+def test_the_table_shows_every_flag():
+    stack = Decoder(dim=24, depth=1, layers=" ".join(blocks), pos=tuple(positions), ff_mult=2)
+    lines = stack.flag_table().splitlines()
+    shown = {line.split()[0]: line for line in lines[1:]}
+    assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
+    assert shown.keys() == stack.arguments.keys() | {"causal"}
+    assert {name for name in known_flags() if name.split("_")[0] not in ("residual", "norm")} <= shown.keys()
+    assert "2.0 *" in shown["ff_mult"]
+    assert "inner width as a multiple of dim" in shown["ff_mult"]
+    assert "*" not in shown["attn_dim_head"]
+    assert "(required)" in shown["dim"]
+    assert "'pre' | 'post' | 'sandwich'" in shown["norm_place"]
+    assert all(spec.doc for _, _, spec in stack.rows), "a flag without a word of what it does"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A Config of its own, for the pieces of flags.py alone."""
+
+    size: int = flag(doc="how many", at_least=1, at_most=9)
+    share: float = flag(0.5, "of it", above=0, below=1)
+    kind: Literal["a", "b"] | None = flag(None, "which")
+    pair: tuple[int, float] = flag((1, 2.0), "both")
+
+
+def test_values_are_fitted():
+    assert build(Config, {"size": 3, "pair": [4, 5]}) == Config(size=3, pair=(4, 5.0))
+    assert build(Config, {"size": 3, "kind": "b"}).kind == "b"
+    for given, error, match in (
+        ({}, TypeError, r"the flag 'x_size' \(how many\) must be given"),
+        ({"size": 10}, ValueError, "x_size must be at most 9, not 10"),
+        ({"size": 3, "share": 1}, ValueError, "x_share must be below 1, not 1.0"),
+        ({"size": 3, "share": True}, TypeError, "x_share must be float, not True"),
+        ({"size": 3, "kind": "c"}, ValueError, r"x_kind='c' is not one of 'a' \| 'b' \| None"),
+        ({"size": 3, "kind": 4}, TypeError, r"x_kind must be 'a' \| 'b' \| None, not 4"),
+        ({"size": 3, "pair": (1,)}, TypeError, r"x_pair must be \(int, float\), not \(1,\)"),
+        ({"sise": 3}, TypeError, "unknown flag 'x_sise'; did you mean 'x_size'"),
+    ):
+        with pytest.raises(error, match=match):
+            build(Config, given, "x_")
+
+
+def test_the_longest_prefix_owns_a_flag():
+    @dataclass(frozen=True, kw_only=True)
+    class Other:
+        b_size: int = flag(1)
+
+    owners = [Owner("a_", Other), Owner("a_b_", Config), Owner("c_", Config, "there is no c")]
+    assert route({"a_b_size": 3, "a_b_share": 0.1}, owners) == {"a_": {}, "a_b_": {"size": 3, "share": 0.1}}
+    with pytest.raises(ValueError, match="c_size is set but there is no c"):
+        route({"c_size": 3}, owners)
+    with pytest.raises(TypeError, match="unknown flag 'c_sise'; did you mean 'c_size'"):
+        route({"c_sise": 3}, owners)
+
+
+def test_a_table_of_ones_own():
+    text = flag_table([("size", 3, flags_of(Config)["size"]), ("share", 0.1, flags_of(Config)["share"])])
+    assert text.splitlines()[1].split() == ["size", "3", "(required)", "int", "how", "many"]
+    assert text.splitlines()[2].split() == ["share", "0.1", "*", "0.5", "float", "of", "it"]

@@ -1,0 +1,101 @@
+import subprocess
+import sys
+
+import pytest
+from code_blocks import ROOT
+
+import xflash
+from xflash import __main__ as command
+from xflash.base.registry import blocks, norms, positions, residuals
+from xflash.flags.aliases import ALIASES
+from xflash.stack.config import known_flags
+
+
+def printed(capsys, *words):
+    command.main(words)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["Decoder", "Encoder", "AttentionLayers"])
+def test_without_settings_every_flag_of_every_part_is_listed(name, capsys):
+    lines = [line.split() for line in printed(capsys, "flags", name).splitlines() if line]
+    first = {words[0].split("=")[0] for words in lines}
+    assert set(known_flags()) <= first
+    assert set(ALIASES) <= first
+    causal = next(words for words in lines if words[0] == "causal")
+    assert (
+        causal[1:3]
+        == {"Decoder": ["True", "*"], "Encoder": ["False", "False"], "AttentionLayers": ["False", "False"]}[name]
+    )
+
+
+def test_parts_are_headings(capsys):
+    text = printed(capsys, "flags", "Decoder")
+    for kind, registry in (("block", blocks), ("position", positions)):
+        for name in registry:
+            if known := [flag for flag in known_flags() if flag.startswith(f"{name}_")]:
+                assert f"{kind} {name!r}: " in text, known
+    for name in (*norms, *residuals):
+        assert name in text
+    assert "(layernorm)" in next(line for line in text.splitlines() if line.startswith("norm_bias"))
+
+
+def test_settings_are_shown_in_the_table_of_the_stack(capsys):
+    text = printed(
+        capsys, "flags", "Decoder", "layers=flash ff", "pos=rotary", "flash_group_size=64", "flash_offset=False"
+    )
+    assert text.startswith("Decoder 'flash ff', ")
+    assert "(assumed: dim=512, depth=1)" in text
+    row = {line.split()[0]: line for line in text.splitlines() if line}
+    assert row["flash_group_size"].split()[1:4] == ["64", "*", "256"]
+    assert row["flash_offset"].split()[1:4] == ["False", "*", "True"]
+    assert "rotary_base" in row and "attn_dim_head" not in row
+
+
+def test_what_is_given_is_not_assumed(capsys):
+    assert "assumed" not in printed(capsys, "flags", "Encoder", "dim=64", "depth=2")
+    assert "(assumed: dim=512)" in printed(capsys, "flags", "Encoder", "custom_layers=('a', 'f')")
+
+
+def test_a_wrapper_shows_its_arguments(capsys):
+    text = printed(capsys, "flags", "TransformerWrapper")
+    assert "num_tokens" in text and "max_seq_len" in text and "(required)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["flags", "Decodr"], "unknown class 'Decodr'; did you mean 'Decoder'?"),
+        (["flags", "Decoder", "flash_group=3"], "unknown flag 'flash_group'; did you mean 'flash_group_size'?"),
+        (["flags", "Decoder", "layers=flsh"], "unknown block 'flsh'; did you mean 'flash'?"),
+        (["flags", "Decoder", "gau_heads=2"], "gau_heads is set but the layout 'attn ff' has no 'gau'"),
+        (["flags", "Decoder", "rotary"], "cannot read 'rotary': settings are written flag=value, such as pos=rotary"),
+        (["flags", "Decoder", "heads=0"], "heads must be at least 1, not 0"),
+        (["flags", "TransformerWrapper", "pos=rotary"], "TransformerWrapper is no stack"),
+    ],
+)
+def test_errors_name_the_nearest_match_and_exit_with_2(words, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(words)
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "xflash", "flag"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "flags" in done.stderr
+
+
+def test_a_part_of_ones_own_is_listed(capsys):
+    @xflash.blocks.register("doubled")
+    class Doubled(xflash.Block):
+        """Twice x."""
+
+        def forward(self, x, ctx, state=None):
+            return 2 * x, None
+
+    try:
+        assert "layers" in printed(capsys, "flags", "Decoder", "layers=doubled ff")
+    finally:
+        del blocks._parts["doubled"]

@@ -1,0 +1,150 @@
+"""The laws over a pairwise covering set of all flags; the counts are printed at the end of the test run."""
+
+import itertools
+
+import laws
+import matrix
+import pytest
+
+from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer
+from xflash.flags.flag import flags_of
+from xflash.stack.config import known_flags
+
+SETS = matrix.stored()
+
+
+def cases(what: str, outcome: str) -> list:
+    """The combinations of a kind as test parameters: (causal, indices of choices)."""
+    return [
+        pytest.param(kind.endswith(" causal"), row, id=f"{kind.split()[1]}-{i}")
+        for kind, rows in SETS.items()
+        if kind.startswith(what)
+        for i, row in enumerate(rows[outcome])
+    ]
+
+
+def one_of_two(row: list[int]) -> tuple[bool]:
+    """One way or the other, as the combination has it: every block and flag meets both in some of them."""
+    return (sum(row) % 2 == 0,)
+
+
+@pytest.mark.parametrize(("causal", "row"), cases("stack", "accepted"))
+def test_stack(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    stack = matrix.build_stack(causal, matrix.as_row("stack", row))
+    if causal and any(block.refuses_step() for block in stack.blocks()):
+        with pytest.raises(ValueError, match="cannot be stepped"):
+            laws.go(stack, laws.sample(laws.live(stack), 3))
+        laws.causal(stack)
+        return
+    if any(block.refuses_step() for block in stack.blocks()):
+        laws.shape(laws.live(stack))
+        laws.saved_as_built(stack, tmp_path)
+        return
+    laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
+    laws.sane_start(stack)
+    if any(branch.grad_checkpoint for branch in stack.branches):
+        laws.recomputed(stack)
+
+
+@pytest.mark.parametrize(
+    ("what", "causal", "row"),
+    [
+        pytest.param(what, *case.values, id=f"{what}-{case.id}")
+        for what in ("cross", "recurrent")
+        for case in cases(what, "accepted")
+    ],
+)
+def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    _, build = matrix.domain_of(what)
+    stack = build(causal, matrix.as_row(what, row))
+    laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
+    # Long enough for a second block: what the first one writes must be read.
+    laws.sane_start(stack, n=37)
+    if any(branch.grad_checkpoint for branch in stack.branches):
+        laws.recomputed(stack)
+
+
+@pytest.mark.parametrize(("causal", "row"), cases("wrapper", "accepted"))
+def test_wrapper(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    model = matrix.build_model(causal, matrix.as_row("wrapper", row))
+    laws.model_laws(model, tmp_path)
+
+
+@pytest.mark.parametrize(("causal", "row"), cases("vit", "accepted"))
+def test_vit(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    laws.vit_laws(matrix.build_vit(causal, matrix.as_row("vit", row)), tmp_path)
+
+
+@pytest.mark.parametrize(("causal", "row"), cases("seq2seq", "accepted"))
+def test_seq2seq(causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    laws.seq2seq_laws(matrix.build_seq2seq(causal, matrix.as_row("seq2seq", row)), tmp_path)
+
+
+@pytest.mark.parametrize("what", matrix.DOMAINS)
+def test_refusals(what, record_property):
+    """Every combination that is counted as refused is refused, by a sentence."""
+    refused = [(case.values[0], case.values[1]) for case in cases(what, "refused")]
+    record_property("refused", len(refused))
+    _, build = matrix.domain_of(what)
+    for causal, row in refused:
+        assert len(matrix.refusal(build, causal, matrix.as_row(what, row))) > 30
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_the_set_covers_every_pair(kind):
+    """Each pair of choices is in an accepted combination, or is refused beside defaults: else run tests/matrix.py."""
+    what, direction = kind.split()
+    domain, build = matrix.domain_of(what)
+    names = list(domain)
+    defaults = {name: options[0] for name, options in domain.items()}
+    covered = matrix.pairs(what, SETS[kind]["accepted"])
+    open_pairs = []
+    for j, i in itertools.combinations(range(len(names)), 2):
+        for x, y in itertools.product(range(len(domain[names[i]])), range(len(domain[names[j]]))):
+            if ((names[i], x), (names[j], y)) not in covered:
+                row = {**defaults, names[i]: domain[names[i]][x], names[j]: domain[names[j]][y]}
+                if not matrix.refusal(build, direction == "causal", row):
+                    open_pairs.append(row)
+    assert not open_pairs, f"{len(open_pairs)} pairs are not covered; run python tests/matrix.py"
+
+
+def test_every_flag_is_in_the_matrix():
+    """A flag that is added must enter the matrix."""
+    domains = [*matrix.STACK.values(), *matrix.CROSS.values(), *matrix.RECURRENT.values()]
+    said = {flag for options in domains for choice in options for flag in choice}
+    said |= set(matrix.FIXED) | set(matrix.SMALL_BLOCKS) | set(matrix.SMALL_CROSS)
+    spelled = {"block_attn_read_from", "recurrent_read_from", "recurrent_read_layer", "recurrent_reads"} | {
+        "causal",
+        "layers",
+        "only_cross",
+        "flash_max_documents",
+        "gau_attn_fn",
+    }
+    missing = [flag for flag in known_flags() if flag not in said | spelled]
+    assert not missing, f"flags that no combination sets: {missing}"
+
+
+def test_every_wrapper_argument_is_in_the_matrix():
+    import inspect
+
+    given = {"self", "flags", "dim", "num_tokens", "max_seq_len", "attn_layers"}
+    for wrapper, domain in (
+        (TransformerWrapper, matrix.WRAPPER),
+        (ViTransformerWrapper, matrix.VIT),
+        (XTransformer, matrix.SEQ2SEQ),
+    ):
+        said = {flag for options in domain.values() for choice in options for flag in choice}
+        assert set(inspect.signature(wrapper.__init__).parameters) - given <= said
+
+
+def test_flags_have_docs():
+    from xflash.base.registry import blocks
+
+    for name, block in blocks.items():
+        for flag in flags_of(block.Config).values():
+            assert flag.doc, f"{name}_{flag.name} has no doc"

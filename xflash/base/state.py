@@ -1,0 +1,287 @@
+"""What goes down beside x (`Ctx`), and what is carried on from call to call (`StackState`)."""
+
+import operator
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from .checks import as_order
+from .looks import transformed
+from .moved import names_before
+from .shapes import Bool, Float, Int, Tensor
+
+__all__ = [
+    "TAKEN",
+    "AttentionMap",
+    "BranchState",
+    "Ctx",
+    "Lease",
+    "StackState",
+    "document_positions",
+    "document_starts",
+    "first_tensor",
+    "may_be_loaded",
+    "own",
+    "row_count",
+    "tensors",
+    "tree_map",
+]
+
+# What a state may hold beside tensors.
+PLAIN = (bool, int, float, str, torch.dtype, torch.device)
+
+
+def tree_map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Applies `fn` to every tensor of a state made of (named) tuples, None and plain values."""
+    if isinstance(state, torch.Tensor):
+        return fn(state)
+    if isinstance(state, tuple):
+        return again(state, [tree_map(fn, part) for part in state])
+    return state
+
+
+def again(state: tuple, parts: list) -> Any:
+    """A (named) tuple of the kind of `state` with other parts."""
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+def own(state: Any, before: Any = None) -> Any:
+    """`state` with nothing else in the storages of its tensors: what is part of something bigger is copied.
+
+    Parts that are those of `before`, the state that was gone on from, are not looked at. TypeError for a part that
+    would not be reordered, moved or detached with the others.
+    """
+    if state is None or state is before:
+        return state
+    if torch.compiler.is_dynamo_compiling() or transformed():
+        return tree_map(Tensor.contiguous, state)
+    if isinstance(state, torch.Tensor):
+        return state if alone(state) else state.clone(memory_format=torch.contiguous_format)
+    if isinstance(state, tuple):
+        known = before if isinstance(before, tuple) and len(before) == len(state) else (None,) * len(state)
+        if all(map(operator.is_, state, known)):
+            return state
+        parts = [own(part, held) for part, held in zip(state, known, strict=True)]
+        return state if all(map(operator.is_, parts, state)) else again(state, parts)
+    if isinstance(state, PLAIN):
+        return state
+    raise TypeError(f"a state is made of tensors and plain values in (named) tuples, not of {type(state).__name__}")
+
+
+def alone(t: Tensor) -> bool:
+    """Whether nothing else is in the storage of `t`; where a transform of torch.func hides it, what is most likely."""
+    if torch._C._are_functorch_transforms_active():
+        return t.is_contiguous()
+    return t.untyped_storage().nbytes() == t.nbytes
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """The tensors of a state, in order."""
+    found: list[Tensor] = []
+    tree_map(lambda t: (found.append(t), t)[1], state)
+    return found
+
+
+def first_tensor(state: Any) -> Tensor | None:
+    """The first of `tensors(state)`, the others not looked at."""
+    if isinstance(state, torch.Tensor):
+        return state
+    if isinstance(state, tuple):
+        for part in state:
+            if (found := first_tensor(part)) is not None:
+                return found
+    return None
+
+
+def row_count(state: Any) -> int | None:
+    """How many rows a state has; None when it holds no tensor that would say so."""
+    held = first_tensor(state)
+    return None if held is None else held.shape[0]
+
+
+class Lease:
+    """How far the buffers that several states share have been written: only the newest state may write in place.
+
+    Who writes has claimed it first, and nobody else can until it is released: a step that fails in between, or that
+    another thread takes from the same state, leaves the others to copy. inference: whether some of the buffers may have
+    been made in inference mode, outside which nobody may write into them.
+    """
+
+    fill: int
+    inference: bool = False
+
+    def __init__(self, fill: int):
+        self.fill = fill
+        # A graph does not know in which mode it will run.
+        self.inference = torch.compiler.is_dynamo_compiling() or torch.is_inference_mode_enabled()
+
+    def claim(self, bound: int) -> bool:
+        """Whether the state that has `bound` slots may write behind them; it is the only one told so."""
+        with CLAIMING:
+            free = self.fill == bound
+            if free:
+                self.fill = CLAIMED
+        return free
+
+    def release(self, bound: int) -> None:
+        """The buffers are written up to `bound`."""
+        self.inference = self.inference or torch.is_inference_mode_enabled()
+        self.fill = bound
+
+
+# No state has so many slots.
+CLAIMED = -1
+# One for all leases, which are copied and saved; it is held for the time of a comparison.
+CLAIMING = threading.Lock()
+# Stands for the lease where the caller has made the room, and keeps it itself.
+TAKEN = Lease(-1)
+
+
+class BranchState(NamedTuple):
+    """The state of one branch: the last normed tokens for the token shift, and what its block carries."""
+
+    shift: Tensor | None
+    block: Any
+
+
+class StackState(NamedTuple):
+    """A value: what a causal stack carries from one call to the next; None stands for nothing seen yet.
+
+    `bound` is the number of slots used, an upper bound when rows differ, `length` then is each row's own (b,).
+    """
+
+    maker: str
+    bound: int
+    length: Tensor | None
+    lease: Lease | None
+    branches: tuple[BranchState, ...]
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "StackState":
+        """A state of its own with `fn` applied to every tensor."""
+        moved = tree_map(fn, self._replace(lease=None))
+        return moved
+
+    def __deepcopy__(self, memo: dict) -> "StackState":
+        return self.map(torch.clone)
+
+    def reorder(self, index: Int[Tensor, " b2"]) -> "StackState":
+        """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
+        index = as_order(index, row_count(self))
+        return self.map(lambda t: t.index_select(0, index))
+
+    def detach(self) -> "StackState":
+        """The same values, cut from the graph that made them."""
+        return tree_map(Tensor.detach, self)
+
+    def to(self, *args, **kwargs) -> "StackState":
+        """Moved or cast like a tensor; integer tensors keep their dtype."""
+
+        def move(t: Tensor) -> Tensor:
+            moved = t.to(*args, **kwargs)
+            return moved if t.is_floating_point() else moved.to(t.dtype)
+
+        return self.map(move)
+
+
+def may_be_loaded() -> None:
+    """Lets torch.load, which by default builds only what it knows, build the states of all that is imported so far."""
+    package = __name__.partition(".")[0]
+    own = [Lease, *(kind for kind in tuple.__subclasses__() if kind.__module__.partition(".")[0] == package)]
+    torch.serialization.add_safe_globals(own)
+    # Before 2.6 torch knows no class under another name than its own.
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):
+        torch.serialization.add_safe_globals(
+            [(kind, f"{package}.{was}.{kind.__qualname__}") for kind in own for was in names_before(kind.__module__)]
+        )
+
+
+class AttentionMap(NamedTuple):
+    """The weights (b, h, n, m) of one layer; whether its keys are the stack's tokens (else those of a context)."""
+
+    weights: Tensor
+    over_tokens: bool
+
+
+@dataclass(frozen=True)
+class Ctx:
+    """What every block gets beside x, built once a call and passed on unchanged.
+
+    past: slots used before this call (an upper bound when rows differ).
+    length: (b,) each row's tokens before this call, None when all rows have `past`.
+    new: (b,) each row's real tokens in this call, None when all n are real.
+    positions: (1 | b, n) the slot of each token of this call.
+    states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
+    prefix: (1 | b,) the slots at the start of each row that see each other (fresh calls only).
+    keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
+    """
+
+    past: int
+    length: Int[Tensor, " b"] | None
+    new: Int[Tensor, " b"] | None
+    positions: Int[Tensor, "_ n"]
+    keep_state: bool = False
+    in_place: bool = False
+    doc_ids: Int[Tensor, "b n"] | None = None
+    attn_mask: Bool[Tensor, "..."] | None = None
+    context: Float[Tensor, "b c _"] | None = None
+    context_mask: Bool[Tensor, "b c"] | None = None
+    context_pos: Int[Tensor, "_ c"] | None = None
+    prefix: Int[Tensor, " _"] | None = None
+    relative: Any = None
+    states: dict[int, Tensor] = field(default_factory=dict)
+    maps: list | None = None
+    memo: dict = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> bool:
+        """All rows have the same lengths, known without looking at data."""
+        return self.length is None and self.new is None
+
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, computed by the first layer that asks and shared by the others of this call."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def ends(self, n: int) -> Int[Tensor, " b"] | None:
+        """(b,) the tokens each row has seen behind this call of n; None where all have past + n."""
+        if self.uniform:
+            return None
+        new, before = n if self.new is None else self.new, self.past if self.length is None else self.length
+        return self.once("ends", lambda: new + before)
+
+    def real(self, n: int) -> Bool[Tensor, "b n"] | None:
+        """Which of the n tokens of this call are real; None when all are."""
+        if self.new is None:
+            return None
+        new = self.new
+        return self.once("real", lambda: torch.arange(n, device=new.device) < new[:, None])
+
+    def filled(self) -> Int[Tensor, " _"]:
+        """(1 | b,) the tokens each row has seen before this call."""
+        if self.length is not None:
+            return self.length
+        return self.once("filled", lambda: torch.full((1,), self.past, device=self.positions.device))
+
+    def doc_positions(self) -> Int[Tensor, "b n"]:
+        """Each token's position in its own document (`doc_ids` must be set; each a run of equal ones)."""
+        doc_ids = self.doc_ids
+        if doc_ids is None:
+            raise ValueError("this call has no doc_ids")
+        return self.once("doc_positions", lambda: document_positions(doc_ids))
+
+
+def document_starts(doc_ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+    """True where a token belongs to another document than the one before it."""
+    first = torch.ones_like(doc_ids, dtype=torch.bool)
+    first[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
+    return first
+
+
+def document_positions(doc_ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+    """Each token's distance from the start of its document."""
+    index = torch.arange(doc_ids.shape[1], device=doc_ids.device)
+    return index - torch.where(document_starts(doc_ids), index, 0).cummax(1).values

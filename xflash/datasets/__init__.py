@@ -1,0 +1,1 @@
+"""Data for the examples and tests, fetched or made."""

@@ -1,0 +1,111 @@
+"""The spellings that users of x-transformers and FLASH-pytorch know, and what they are called here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..base.checks import LARGEST, integer, shown
+
+__all__ = ["ALIASES", "canonical", "names"]
+
+# A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
+SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "use_scalenorm": (True, {"norm": "scalenorm"}),
+    "use_rmsnorm": (True, {"norm": "rmsnorm"}),
+    "use_simple_rmsnorm": (True, {"norm": "simple_rmsnorm"}),
+    "sandwich_norm": (True, {"norm_place": "sandwich"}),
+    "pre_norm": (False, {"norm_place": "post"}),
+    "rotary_pos_emb": (True, {"pos": "rotary"}),
+    "rel_pos_bias": (True, {"pos": "rel_pos"}),
+    "alibi_pos_bias": (True, {"pos": "alibi"}),
+    "use_layerscale": (True, {"residual": "layerscale"}),
+    "use_rezero": (True, {"residual": "rezero"}),
+    "scale_residual": (True, {"residual": "scaled"}),
+    "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
+    "ff_swish": (True, {"ff_activation": "silu"}),
+    "ff_relu_squared": (True, {"ff_activation": "relu2"}),
+    "flash_laplace_attn_fn": (True, {"flash_attn_fn": "laplace"}),
+    "gau_laplace_attn_fn": (True, {"gau_attn_fn": "laplace"}),
+}
+
+
+def window(past: Any) -> dict[str, Any]:
+    """x-transformers counts the tokens before the query, xflash the query too."""
+    if past is None:
+        return {}
+    if not isinstance(past, int) or isinstance(past, bool):
+        raise TypeError(f"attn_max_attend_past must be int | None, not {shown(past)}")
+    integer("attn_max_attend_past", past, 0, LARGEST - 1)
+    return {"attn_window": past + 1}
+
+
+OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "norm_type": lambda name: {"norm": name},
+    "pre_norm_has_final_norm": lambda value: {"final_norm": value},
+    "rotary_xpos": lambda value: {"rotary_xpos": value, **({"pos": "rotary"} if value is True else {})},
+    "layerscale_init_value": lambda value: {"residual_init": value},
+    "attn_max_attend_past": window,
+}
+
+ALIASES = (*SWITCHES, *OTHERS)
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """A choice of several: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        found = tuple(value.replace(",", " ").split())
+    elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
+        found = tuple(value)
+    else:
+        raise TypeError(
+            f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {shown(value)}"
+        )
+    for name in found:
+        if found.count(name) > 1:
+            raise ValueError(f"pos={value!r} names {name!r} twice")
+    return found
+
+
+def spoken(name: str, value: Any) -> dict[str, Any]:
+    """What one flag says in xflash's own spelling."""
+    if name in SWITCHES:
+        said_by, flags = SWITCHES[name]
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False for the whole stack, not {shown(value)}")
+        return flags if value is said_by else {}
+    return OTHERS[name](value) if name in OTHERS else {name: value}
+
+
+def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags in xflash's own spelling; `pos` adds up, anything else that is said twice must agree (ValueError)."""
+    said: dict[str, tuple[Any, str]] = {}
+    for name, value in flags.items():
+        for flag, meant in spoken(name, value).items():
+            if flag == "pos":
+                before = said[flag][0] if flag in said else ()
+                meant = before + tuple(p for p in names(meant) if p not in before)
+            elif flag in said and said[flag][0] != meant:
+                raise ValueError(
+                    f"{said[flag][1]} means {flag}={said[flag][0]!r}, but {name}={value!r} means {flag}={meant!r}"
+                )
+            said[flag] = (meant, f"{name}={value!r}")
+    for name in flags:
+        if name in SWITCHES:
+            check_unsaid(name, flags[name], said)
+    if flags.get("attn_max_attend_past") is not None and not flags.get("causal"):
+        raise ValueError(
+            "attn_max_attend_past leaves the future open, which only says something in a causal stack; "
+            "attn_window limits a bidirectional one both ways"
+        )
+    return {flag: meant for flag, (meant, _) in said.items()}
+
+
+def check_unsaid(name: str, value: bool, said: Mapping[str, tuple[Any, str]]) -> None:
+    """ValueError when a switch is off, but another flag says what it stands for."""
+    said_by, flags = SWITCHES[name]
+    for flag, meant in flags.items():
+        if value is said_by or flag not in said:
+            continue
+        if meant in said[flag][0] if flag == "pos" else meant == said[flag][0]:
+            raise ValueError(f"{name}={value} contradicts {said[flag][1]}, which means {flag}={said[flag][0]!r}")

@@ -1,0 +1,185 @@
+"""What other libraries call an argument, and how it is said here: answers to names that do not exist, no aliases."""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from ..base.registry import nearest
+
+__all__ = ["ELSEWHERE", "HINTS", "answering", "meant"]
+
+# Ours: the names for it in transformers, timm, torch.nn, GPT-2's code and others.
+NAMES = {
+    "dim": "hidden_size d_model embed_dim n_embd hidden_dim model_dim",
+    "heads": "num_heads n_heads nhead n_head num_attention_heads",
+    "depth": "num_layers n_layers n_layer num_hidden_layers",
+    "enc_depth": "num_encoder_layers encoder_layers",
+    "dec_depth": "num_decoder_layers decoder_layers",
+    "attn_dim_head": "head_dim dim_head",
+    "attn_kv_heads": "num_kv_heads num_key_value_heads n_kv_heads kv_heads",
+    "attn_dropout": "attention_dropout attention_probs_dropout_prob attn_pdrop attn_drop attn_drop_rate",
+    "attn_window": "sliding_window window_size",
+    "attn_qk_norm": "qk_norm qk_layernorm use_qk_norm",
+    "attn_flash": "use_flash_attn use_flash_attention flash_attn",
+    "ff_dim": "intermediate_size dim_feedforward ffn_dim d_ff n_inner mlp_dim ffn_hidden_size",
+    "ff_mult": "mlp_ratio ffn_mult",
+    "ff_activation": "hidden_act hidden_activation activation activation_function act_layer",
+    "ff_glu": "glu swiglu use_swiglu",
+    "layer_dropout": "drop_path_rate drop_path layerdrop stochastic_depth",
+    "rotary_base": "rope_theta rope_base rotary_theta",
+    "rotary_emb_dim": "rotary_dim rotary_ndims",
+    "norm": "norm_layer normalization",
+    "norm_eps": "layer_norm_eps layer_norm_epsilon rms_norm_eps layernorm_eps",
+    "causal": "is_causal is_decoder",
+    "grad_checkpoint": "gradient_checkpointing activation_checkpointing use_checkpoint grad_checkpointing",
+    "num_tokens": "vocab_size n_vocab vocabulary_size num_embeddings",
+    "max_seq_len": "max_position_embeddings n_positions n_ctx block_size context_length max_length",
+    "tie_embedding": "tie_word_embeddings tie_weights weight_tying",
+    "emb_dropout": "embd_pdrop embed_dropout pos_drop_rate",
+    "image_size": "img_size",
+    "channels": "in_chans num_channels in_channels",
+    "pool": "global_pool",
+    "num_register_tokens": "reg_tokens num_registers",
+    "num_classes": "num_labels",
+    "x": "input_ids idx",
+    "src": "input_ids",
+    "prompts": "input_ids idx start_tokens",
+    "prime": "input_ids idx",
+    "ids": "input_ids",
+    "tgt": "decoder_input_ids",
+    "tgt_start": "decoder_input_ids",
+    "img": "pixel_values images x",
+    "mask": "attention_mask padding_mask key_padding_mask src_key_padding_mask",
+    "tgt_mask": "decoder_attention_mask tgt_key_padding_mask",
+    "context_mask": "encoder_attention_mask memory_key_padding_mask",
+    "context": "encoder_hidden_states encoder_outputs memory",
+    "labels": "targets",
+    "embed_ids": "token_type_ids segment_ids",
+    "doc_ids": "seq_idx sequence_ids",
+    "prepend_embeds": "inputs_embeds",
+    "return_attn": "output_attentions",
+    "state": "past_key_values past_key_value past layer_past cache",
+    "cache_kv": "use_cache",
+    "seq_len": "max_new_tokens max_length",
+    "length": "max_new_tokens max_length seq_len",
+    "eos_token": "eos_token_id",
+    "min_tokens": "min_new_tokens min_length",
+    "beams": "num_beams",
+    "pad_value": "pad_token_id",
+}
+# A name of theirs, and ours that it may stand for: what of them an argument is called depends on what is called.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    theirs: tuple(ours for ours, names in NAMES.items() if theirs in names.split())
+    for theirs in dict.fromkeys(" ".join(NAMES.values()).split())
+}
+# What to know of ours where their meaning is another.
+NOTES = {
+    "mask": "True = a real token",
+    "tgt_mask": "True = a real token",
+    "context_mask": "True = a real token",
+    "embed_ids": "a dict by name, of a model with embed_num_tokens",
+    "prepend_embeds": "embeddings in front of the tokens; a stack itself takes embeddings alone",
+    "state": "what step gave",
+    "cache_kv": "False goes without",
+    "seq_len": "the number of new tokens",
+}
+FILTERED = "give filter_logits_fn={!r}, filter_kwargs={}"
+DROPOUTS = "emb_dropout, attn_dropout, ff_dropout and the other blocks' own say it part by part"
+BIASES = "projections of attention have no biases, and ff_no_bias=True takes the feed-forward's away"
+MAKES = "AutoregressiveWrapper(model).generate(prompts, seq_len) makes tokens"
+CARRIED = "step(ids, state) gives (logits, state), and goes on from a state"
+# What has no counterpart of one name.
+HINTS = {
+    "seed": "give generator=torch.Generator().manual_seed(...)",
+    "top_k": FILTERED.format("top_k", "{'k': ...}"),
+    "top_p": FILTERED.format("top_p", "{'thres': ...}"),
+    "top_a": FILTERED.format("top_a", "{...}"),
+    "min_p": FILTERED.format("min_p", "{'min_p': ...}"),
+    **dict.fromkeys(("max_new_tokens", "max_length"), MAKES),
+    "do_sample": "temperature=0 takes the likeliest token always",
+    "use_cache": CARRIED,
+    **dict.fromkeys(("past_key_values", "past_key_value", "past", "layer_past"), CARRIED),
+    **dict.fromkeys(("beams", "num_beams"), "beam_search(..., beams=...) keeps several hypotheses"),
+    "num_return_sequences": "repeat the prompts: prompts.repeat_interleave(..., 0)",
+    "streamer": "stream(...) gives one token after the other",
+    "pad_token_id": "pad_value is said when the wrapper is built",
+    "position_ids": "positions are counted from the mask and the doc_ids",
+    "inputs_embeds": "a stack itself takes embeddings: model.attn_layers(x)",
+    "output_hidden_states": "return_embeddings=True gives what the head reads",
+    "return_dict": "calls give tensors, and tuples where more is asked for",
+    **dict.fromkeys(
+        ("labels", "targets"),
+        "AutoregressiveWrapper(model) and MaskedLMWrapper(model) have a loss",
+    ),
+    "is_causal": "a Decoder is causal, an Encoder is not",
+    **dict.fromkeys(("dropout", "drop_rate", "hidden_dropout_prob", "hidden_dropout", "resid_pdrop"), DROPOUTS),
+    **dict.fromkeys(("qkv_bias", "attention_bias", "bias", "use_bias", "mlp_bias"), BIASES),
+    **dict.fromkeys(("init_values", "layer_scale_init_value"), "give residual='layerscale', residual_init=..."),
+    "rope_scaling": "rotary_interpolation_factor and rotary_base_rescale_factor scale rotary positions",
+    "attn_implementation": "attn_flash=True or False says whether the fused softmax kernel is used",
+}
+
+
+def meant(name: str, known: Iterable[str], places: Iterable[tuple[str, Collection[str]]] = ()) -> str:
+    """What somebody may have meant by an argument `name` that there is not: what it is called among the `known`, or in
+    one of the other `places` (what to call each, and its arguments), or how else it is said, or the nearest known one.
+    """
+    known = list(known)
+    for ours in ELSEWHERE.get(name, ()):
+        if ours in known:
+            return f"; it is called {ours!r} here{f' ({NOTES[ours]})' if ours in NOTES else ''}"
+    for ours in (name, *ELSEWHERE.get(name, ())):
+        for where, arguments in places:
+            if ours in arguments:
+                return f": it is {'' if ours == name else f'called {ours!r} here, '}an argument of {where}"
+    if name in HINTS:
+        return f"; {HINTS[name]}"
+    return nearest(name, known) or (f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else "")
+
+
+# The calls of a module whose unknown arguments are answered.
+CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode")
+
+
+def answering(fn: Any) -> Callable:
+    """The method `fn`, which answers an argument that it has not with what it is called here (TypeError).
+
+    One that takes any keyword does so where it is another name of an argument that is missing. What a call costs more
+    is a look at the names that are given: nothing is caught, so that Dynamo traces it as it traces `fn`.
+    """
+    parameters = inspect.signature(fn).parameters
+    known = frozenset(parameters)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(fn)
+    def wrapper(*args, **kwargs):
+        for name in kwargs:
+            if name not in known:
+                missing = set(needed[len(args) :]).difference(kwargs)
+                if not open_ended or missing.intersection(ELSEWHERE.get(name, ())):
+                    raise TypeError(unknown(type(args[0]), fn.__name__, name))
+        return fn(*args, **kwargs)
+
+    # Dynamo counts recompilations per code object: one shared by all classes would use up its limit.
+    inner: Any = wrapper
+    inner.__code__ = inner.__code__.replace(co_name=fn.__qualname__)
+    inner.answers = True
+    return wrapper
+
+
+def answer_calls(cls: type) -> None:
+    """Has the calls of a class `answering`, those of its mixins too."""
+    for name in CALLS:
+        fn = getattr(cls, name, None)
+        if inspect.isfunction(fn) and "self" in inspect.signature(fn).parameters and not hasattr(fn, "answers"):
+            setattr(cls, name, answering(fn))
+
+
+def unknown(cls: type, call: str, name: str) -> str:
+    """The sentence about an argument that a call of a class has not."""
+    others = [other for other in CALLS if other != call and hasattr(getattr(cls, other, None), "answers")]
+    places = [(f"{cls.__name__}.{other}", inspect.signature(getattr(cls, other)).parameters) for other in others]
+    known = list(inspect.signature(getattr(cls, call)).parameters)[1:]
+    return f"{cls.__name__}.{call} has no argument {name!r}{meant(name, known, places)}"

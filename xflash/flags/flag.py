@@ -1,0 +1,187 @@
+"""Flags: how flat keyword flags reach the Config of the part that owns them, and how they are shown and saved."""
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from ..base.checks import LARGEST, check_bounds, shown
+from ..base.registry import nearest
+
+__all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "route", "to_json"]
+
+T = TypeVar("T")
+REQUIRED = dataclasses.MISSING
+
+
+def flag(default: Any = REQUIRED, doc: str = "", *, above=None, at_least=None, below=None, at_most=None) -> Any:
+    """A field of a Config: its default (none: it must be given), one line of doc, and the range of its numbers."""
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    metadata = {"doc": doc, "bounds": {k: v for k, v in bounds.items() if v is not None}}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Flag(NamedTuple):
+    """One flag of a Config, as the table shows it."""
+
+    name: str
+    default: Any
+    hint: Any
+    doc: str
+    bounds: Mapping[str, float]
+
+
+@functools.cache
+def flags_of(config: type) -> Mapping[str, Flag]:
+    """The flags of a Config class by name."""
+    # Reading type hints takes a millisecond, and a stack is built from a hundred readings.
+    hints = typing.get_type_hints(config)
+    return {
+        f.name: Flag(f.name, f.default, hints[f.name], f.metadata.get("doc", ""), f.metadata.get("bounds", {}))
+        for f in dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
+    }
+
+
+def hint_text(hint: Any) -> str:
+    """A type as a reader would write it: `'a' | 'b'`, `int | None`."""
+    if get_origin(hint) is Literal:
+        return " | ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(hint_text(part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"({', '.join(hint_text(p) if p is not Ellipsis else '...' for p in get_args(hint))})"
+    return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def fit(value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether `value` is of type `hint`, and the value to keep: a float takes an int, a tuple takes a list."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        for part in get_args(hint):
+            ok, kept = fit(value, part)
+            if ok:
+                return True, kept
+        return False, value
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint)), value
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False, value
+        parts = get_args(hint)
+        each = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
+        fitted = [fit(v, p) for v, p in zip(value, each, strict=False)]
+        return len(each) == len(value) and all(ok for ok, _ in fitted), tuple(v for _, v in fitted)
+    if hint is Any:
+        return True, value
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # What is too large is left as it is, to be refused as such: not every whole number can be a float.
+        return number, float(value) if number and not abs(value) > LARGEST else value
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    return isinstance(value, hint), value
+
+
+def choices(hint: Any) -> list[str]:
+    """The names a flag can be set to, as far as its type lists them."""
+    if get_origin(hint) is Literal:
+        return [c for c in get_args(hint) if isinstance(c, str)]
+    return [c for part in get_args(hint) for c in choices(part)]
+
+
+def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
+    """The value to keep for flag `name`; TypeError for a wrong type, ValueError for an unknown choice or range."""
+    ok, kept = fit(value, spec.hint)
+    if not ok:
+        possible = hint_text(spec.hint)
+        if isinstance(value, str) and choices(spec.hint):
+            raise ValueError(
+                f"{name}={shown(value)}{where} is not one of {possible}{nearest(value, choices(spec.hint))}"
+            )
+        raise TypeError(f"{name}{where} must be {possible}, not {shown(value)}")
+    for number in kept if isinstance(kept, tuple) else (kept,):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            continue
+        check_bounds(f"{name}{where}", number, spec.bounds)
+    return kept
+
+
+def build(config: type[T], given: Mapping[str, Any], prefix: str = "", where: str = "") -> T:
+    """A Config from flags without their prefix; errors name the flag as the caller wrote it."""
+    specs = flags_of(config)
+    for name in given:
+        if name not in specs:
+            full = nearest(prefix + name, [prefix + known for known in specs])
+            raise TypeError(f"unknown flag {prefix + name!r}{where}{full}")
+    values = {name: check_value(prefix + name, value, specs[name], where) for name, value in given.items()}
+    for name, spec in specs.items():
+        if spec.default is REQUIRED and name not in values:
+            raise TypeError(f"the flag {prefix + name!r} ({spec.doc}) must be given")
+    return config(**values)
+
+
+class Owner(NamedTuple):
+    """A part that owns flags: its prefix ('' for the stack), its Config, and why it is absent ('' if present)."""
+
+    prefix: str
+    config: type
+    absent: str = ""
+
+
+def route(
+    flags: Mapping[str, Any], owners: Iterable[Owner], spellings: Iterable[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Sorts flat flags by the prefix of their owner, prefixes taken off.
+
+    TypeError for a flag nobody owns (with the nearest known one, other `spellings` included); ValueError for one of a
+    part that is absent.
+    """
+    owners = sorted(owners, key=lambda owner: -len(owner.prefix))
+    present = [o for o in owners if not o.absent]
+    routed: dict[str, dict[str, Any]] = {o.prefix: {} for o in present}
+    for name, value in flags.items():
+        candidates = [o for o in owners if name.startswith(o.prefix) and name[len(o.prefix) :] in flags_of(o.config)]
+        live = [o for o in candidates if not o.absent]
+        if live:
+            routed[live[0].prefix][name[len(live[0].prefix) :]] = value
+        elif candidates:
+            raise ValueError(f"{name} is set but {candidates[0].absent}")
+        else:
+            known = [*(o.prefix + field for o in owners for field in flags_of(o.config)), *spellings]
+            raise TypeError(f"unknown flag {name!r}{nearest(name, known)}")
+    return routed
+
+
+def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
+    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`."""
+    cells = [("flag", "value", "default", "type", "doc")]
+    for name, value, spec in rows:
+        default = "(required)" if spec.default is REQUIRED else repr(spec.default)
+        mark = "" if spec.default is REQUIRED or value == spec.default else " *"
+        cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.doc))
+    widths = [min(max(len(row[i]) for row in cells), 36) for i in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in cells
+    )
+
+
+def to_json(value: Any) -> Any:
+    """A flag's value as JSON has it: tuples become lists."""
+    if isinstance(value, (tuple, list)):
+        return [to_json(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to a JSON config")
+
+
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`: lists become tuples."""
+    if isinstance(value, list):
+        return tuple(from_json(v) for v in value)
+    if isinstance(value, dict):
+        return {k: from_json(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,115 @@
+"""`attn`: softmax attention among the tokens of the stack, with the variations people mix in."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...base.registry import blocks
+from ...base.shapes import Float, Tensor, typed
+from ...base.state import Ctx
+from ...flags.flag import flag
+from ..projection import split_groups
+from .block import Site
+from .key_values import KV, Slots, append, begin, fits, place, reserve, shorten
+from .masks import visible
+from .multi_head import MultiHead
+
+__all__ = ["Attention"]
+
+
+@blocks.register("attn")
+class Attention(MultiHead):
+    """Multi-head softmax attention over the tokens of the stack (https://arxiv.org/abs/1706.03762).
+
+    With a window the state is bounded too; its sinks are those of https://arxiv.org/abs/2309.17453.
+    """
+
+    kind = "attn"
+    honours = frozenset({"attn_mask", "doc_ids", "prefix"})
+    keeps_tokens = True
+    positions = frozenset({"rotary", "rel_pos", "alibi"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MultiHead.Config):
+        window: int | None = flag(
+            None, "tokens a query sees, itself included (both ways when bidirectional)", at_least=1
+        )
+        sinks: int = flag(
+            0, "first tokens of a row, memory tokens counted, that stay visible beyond the window", at_least=0
+        )
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site)
+        # By key/value head: its queries, its key, its value.
+        fused = (self.heads + 2 * self.kv_heads) * config.dim_head
+        self.query_key_value = nn.Linear(site.dim, fused, bias=False)
+        if config.sinks and config.window is None:
+            raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
+
+    def bias_heads(self) -> int:
+        return self.heads
+
+    @typed
+    def forward(
+        self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
+    ) -> tuple[Float[Tensor, "b n d"], KV | None]:
+        r = self.heads // self.kv_heads
+        qk, v = split_groups(self.query_key_value(x), r + 2, self.config.dim_head).split((r + 1, 1), 2)
+        if v.shape[1] != self.kv_heads:
+            self.check_shard(v.shape[1], ctx)
+        qk = self.normed(qk, "q", "k")
+        q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
+        q, k, v = (t.flatten(1, 2) for t in (q, k, v))
+        k, v, state = self.remember(k, v, ctx, state)
+        y = self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x)
+        return y, state if state is None else self.bounded(state, ctx, x.shape[1])
+
+    def remember(self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, Tensor, KV | None]:
+        """All keys and values there are, the new ones written behind the old, and the state that holds them."""
+        if not ctx.keep_state:
+            return k, v, None
+        return (k, v, begin(k, v, ctx)) if state is None else append(state, k, v, ctx)
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n k"]:
+        """What the queries read from the tokens they may see."""
+        view = seen = (self.config.window, self.config.sinks)
+        if self.config.window is not None and self.sees_the_last(ctx, slots):
+            # A view of what the token sees, rather than a mask over all there is.
+            first = max(k.shape[2] - self.config.window, 0)
+            k, v, seen = k[:, :, first:], v[:, :, first:], (None, 0)
+        m = k.shape[2]
+        sight = visible(ctx, slots, m, self.site.causal, *seen)
+        bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
+        return self.read(q, k, v, sight, bias=bias, maps=ctx.maps)
+
+    def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
+        """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""
+        if self.config.sinks or slots.keys is not None or torch.compiler.is_compiling() or not self.site.causal:
+            return False
+        return slots.at.shape[1] == 1 and ctx.uniform and ctx.attn_mask is ctx.doc_ids is ctx.prefix is None
+
+    def bounded(self, state: KV, ctx: Ctx, n: int) -> KV:
+        """The state behind a call of n tokens, however many they were; single ones wait for `reserve`."""
+        if n == 1 or torch.compiler.is_compiling() or not self.holds_unseen(state, ctx.past + n):
+            return state
+        return shorten(state, self.config.window, self.config.sinks, ctx.past + n, ctx.ends(n))
+
+    def holds_unseen(self, state: KV, used: int) -> bool:
+        """Whether most of what is held no query will see again."""
+        window = self.config.window
+        return window is not None and used - state.spared >= 2 * window + self.config.sinks
+
+    def reserve(self, state: KV | None, used: int, need: int, copy: bool, length: Tensor | None) -> KV | None:
+        if state is None:
+            return None
+        if not fits(state, need) and self.holds_unseen(state, used):
+            # Rather than growing, it is given up.
+            state = shorten(state, self.config.window, self.config.sinks, used, length)
+        return reserve(state, used, need, copy, length)
+
+    def shorten(self, state: KV | None, tokens: int, front: int, bound: int, length: Tensor | None) -> KV | None:
+        if state is None:
+            return None
+        # Memory tokens are ordinary tokens to a window.
+        return shorten(state, tokens, front if self.config.window is None else self.config.sinks, bound, length)

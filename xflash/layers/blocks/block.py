@@ -1,0 +1,164 @@
+"""`Block`: the interface of everything that can stand in a layout, and the laws it obeys."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ...base.registry import blocks
+from ...base.shapes import Float, Int, Tensor
+from ...base.state import Ctx
+
+__all__ = ["Block", "Site"]
+
+# A factor such as 960 / 704 is meant as written, although in floats it times 704 falls short of 960.
+SLACK = 1e-6
+# The largest such factor: a product beyond what floats count one by one is nobody's width.
+MOST = 10**6
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a block stands: the width, heads and direction of its stack, and how many branches the stack runs."""
+
+    dim: int
+    heads: int
+    causal: bool
+    branches: int = 1
+    positions: frozenset[str] = frozenset()
+
+    def channels(self, flag: str, factor: float, instead: str = "") -> int:
+        """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.
+
+        `flag` is what the factor is called, `instead` a flag that takes the number itself.
+        """
+        exact = factor * self.dim
+        width = round(exact)
+        if width >= 1 and abs(exact - width) <= SLACK:
+            return width
+        near = dict.fromkeys((max(1, math.floor(exact)), math.ceil(exact)))
+        ways = " or ".join(f"{instead}={n}" if instead else f"{flag}={n}/{self.dim}" for n in near)
+        raise ValueError(
+            f"{flag}={factor} with dim={self.dim} makes {exact:.10g} channels, no whole number: give {ways}"
+        )
+
+    def linear_out(self, width: int, bias: bool = False, gated: bool = False) -> nn.Linear:
+        """The projection back to the stream, its start scaled by 1/sqrt(branches) so that their sum keeps its size.
+
+        `gated`: what it projects is a product of two small factors, so that it starts small as it is.
+        """
+        linear = nn.Linear(width, self.dim, bias=bias)
+        with torch.no_grad():
+            if not gated:
+                linear.weight.mul_(self.branches**-0.5)
+            if linear.bias is not None:
+                linear.bias.zero_()
+        return linear
+
+
+class Block(nn.Module, ABC):
+    """The f in `x + f(norm(x))`: a subclass owns a frozen dataclass `Config` and a forward `(x, ctx, state)`.
+
+    A block keeps its output at a token free of later tokens when `site.causal`, of what stands behind `ctx.new`, and of
+    how a sequence is cut into calls. Its state is a NamedTuple of tensors with the batch first, copied by the branch
+    where they are parts of larger ones; None is a fresh one. `honours` names the fields of Ctx it can take into account
+    beyond those (the stack refuses the others), `positions` the positions of the stack it uses; where not
+    `mixes_tokens`, the stack's tokens never see each other. The state of one that `keeps_tokens` grows with every
+    token, and `shorten` bounds it. A block that `takes_context` reads `ctx.context` when it has no state yet, and is
+    refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
+    state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
+    its tokens.
+    """
+
+    honours: ClassVar[frozenset[str]] = frozenset()
+    positions: ClassVar[frozenset[str]] = frozenset()
+    takes_context: ClassVar[bool] = False
+    causal_only: ClassVar[bool] = False
+    mixes_tokens: ClassVar[bool] = True
+    keeps_tokens: ClassVar[bool] = False
+    publishes: ClassVar[bool] = False
+    reads_own: bool = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """The flags of the block."""
+
+    def __init__(self, config: Any, site: Site):
+        super().__init__()
+        self.config = config
+        self.site = site
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], Any]:
+        """The update of the stream, and the state to carry on (None unless `ctx.keep_state`)."""
+
+    def bias_heads(self) -> int | None:
+        """How many heads of an additive position bias the block takes; None when it takes none."""
+        return None
+
+    def key_width(self) -> int | None:
+        """How many channels of a key rotary positions can turn; None when nobody knows."""
+        return getattr(self.config, "dim_head", None)
+
+    def context_width(self) -> int | None:
+        """The width of the context the block attends to; None when it attends to none."""
+        return None
+
+    def reads_states(self) -> tuple[int, ...]:
+        """Which publishing layers' state vectors the block reads from `ctx.states`, counted from 1 down the column."""
+        return ()
+
+    def published(self, state: Any, x: Tensor) -> Float[Tensor, "b s d"]:
+        """What the tokens of other layers may read of this one's state, which may be None."""
+        raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    @classmethod
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+        """The column of (name, Config) with what the layer at `place` asks of others."""
+        return layers
+
+    def kept_on_reset(self, state: Any) -> Any:
+        """What of its state a row keeps when it starts anew: nothing, or the context it attends to."""
+        return None
+
+    def optional(self, state: Any) -> tuple[str, ...]:
+        """How the names of parameters begin that a call behind `state` may do without, whatever the reason.
+
+        They get gradients of zeros then, not None: processes that train together wait for each other's.
+        """
+        return ()
+
+    def refuses_step(self) -> str:
+        """Why the block cannot be stepped (settings that reproduce a peer and break the chunk law), or ''."""
+        return ""
+
+    def refuses_maps(self) -> str:
+        """Why the block cannot give the attention matrix that it has, or ''."""
+        return ""
+
+    def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
+        """A loss of the block's own, summed over each row's tokens since the row began; None when it has none."""
+        return None
+
+    def reserve(self, state: Any, used: int, need: int, copy: bool, length: Int[Tensor, " b"] | None) -> Any:
+        """The state with room for `need` tokens, `used` of them seen.
+
+        copy: asks for buffers of its own, without what another continuation has written behind each row's end.
+        length: (b,) what each row has seen, None where all have seen `used`.
+        """
+        return state
+
+    def shorten(self, state: Any, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> Any:
+        """The state of a block that `keeps_tokens`, with each row's first `front` and last `tokens` tokens only."""
+        return state
+
+    def extra_repr(self) -> str:
+        shown = ", ".join(f"{k}={v!r}" for k, v in vars(self.config).items()) if self.config is not None else ""
+        return shown
+
+
+blocks.base = Block

@@ -1,0 +1,56 @@
+"""`cross_attn`: softmax attention of the stack's tokens to a context, such as an encoder's output."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ...base.registry import blocks
+from ...base.shapes import Float, Tensor, typed
+from ...base.state import Ctx
+from ...flags.flag import flag
+from ..projection import split_groups
+from .block import Site
+from .context import Context, TakesContext, context_mask, source
+from .masks import sight
+from .multi_head import MultiHead, split_heads
+
+__all__ = ["CrossAttention"]
+
+
+@blocks.register("cross_attn")
+class CrossAttention(TakesContext, MultiHead):
+    """Multi-head softmax attention to a context (https://arxiv.org/abs/1706.03762).
+
+    The context's keys and values are computed in the first call and kept in the state, so that a decoder is stepped
+    without being given it again. Rotary positions turn queries and keys only where `context_pos` says where the
+    context's tokens stand. A row whose context is all padding gives zeros, unless there are memory keys and values.
+    """
+
+    kind = "cross_attn"
+    reading = ("key_value", "k_gain")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(MultiHead.Config):
+        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1)
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site)
+        self.to_q = nn.Linear(site.dim, self.heads * config.dim_head, bias=False)
+        # By head: its key, its value.
+        self.key_value = nn.Linear(config.dim_context or site.dim, 2 * self.kv_heads * config.dim_head, bias=False)
+
+    @typed
+    def forward(
+        self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
+    ) -> tuple[Float[Tensor, "b n d"], Context | None]:
+        held = self.held(*self.keys_and_values(source(ctx)), ctx) if state is None else state
+        if held.k.shape[1] != self.kv_heads:
+            self.check_shard(held.k.shape[1], ctx)
+        q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
+        y = self.read(q, held.k, held.v, sight(context_mask(held)), maps=ctx.maps, over_tokens=False)
+        return self.joined(y, x), held if ctx.keep_state else None
+
+    def keys_and_values(self, context: Float[Tensor, "b c _"]) -> tuple[Float[Tensor, "b h c k"], Tensor]:
+        """The keys, normed as the flags ask for it, and the values of all key/value heads."""
+        k, v = split_groups(self.key_value(context), 2, self.config.dim_head).unbind(2)
+        return self.normed(k, "k"), v

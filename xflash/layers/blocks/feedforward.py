@@ -1,0 +1,86 @@
+"""The position-wise feed-forward block, and the activations it can be built with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...base.registry import activations, blocks
+from ...base.shapes import Float, Tensor, typed
+from ...base.state import Ctx
+from ...flags.flag import flag
+from ..norms import LayerNorm
+from ..projection import whole
+from .block import MOST, Block, Site
+
+__all__ = ["FeedForward", "relu2"]
+
+
+@activations.register("relu2")
+def relu2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """relu(x)^2 (Primer, https://arxiv.org/abs/2109.08668)."""
+    return F.relu(x).square()
+
+
+for name, function in {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh}.items():
+    activations.register(name)(function)
+
+
+@blocks.register("ff")
+class FeedForward(Block):
+    """Two linear maps with an activation between them, optionally gated (GLU variants, https://arxiv.org/abs/2002.05202)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        mult: float | None = flag(
+            None, "inner width as a multiple of dim (None: 4, or as ff_dim says)", above=0, at_most=MOST
+        )
+        dim: int | None = flag(None, "inner width in channels (None: as ff_mult says)", at_least=1)
+        activation: str = flag("gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...")
+        glu: bool = flag(False, "gate one half of the inner projection with the activation of the other")
+        no_bias: bool = flag(False, "linear maps without biases")
+        post_act_ln: bool = flag(False, "a LayerNorm behind the activation (NormFormer)")
+        dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1)
+
+    mixes_tokens = False
+    # Tokens never meet here, so neither can be violated.
+    honours = frozenset({"attn_mask", "doc_ids", "prefix"})
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site)
+        self.inner = inner = inner_width(config, site)
+        self.activation = activations[config.activation]
+        self.to_inner = nn.Linear(site.dim, inner * (2 if config.glu else 1), bias=not config.no_bias)
+        self.norm = LayerNorm(LayerNorm.Config(), inner) if config.post_act_ln else None
+        self.to_out = site.linear_out(inner, bias=not config.no_bias)
+
+    @typed
+    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], None]:
+        y = self.to_inner(x)
+        if self.config.glu or self.norm is not None:
+            y = whole(y, self.inner * (2 if self.config.glu else 1), "ff")
+        if self.config.glu:
+            y, gate = y.chunk(2, -1)
+            y = y * self.activation(gate)
+        else:
+            y = self.activation(y)
+        if self.norm is not None:
+            y = self.norm(y)
+        if self.config.dropout:
+            y = F.dropout(y, self.config.dropout, self.training)
+        return self.to_out(y), None
+
+
+def inner_width(config: FeedForward.Config, site: Site) -> int:
+    """The channels between the two maps; ValueError when `dim` and `mult` say different numbers of them."""
+    if config.mult is None:
+        return 4 * site.dim if config.dim is None else config.dim
+    width = site.channels("ff_mult", config.mult, instead="ff_dim")
+    if config.dim not in (None, width):
+        raise ValueError(
+            f"ff_dim={config.dim} is set, but ff_mult={config.mult} with dim={site.dim} makes {width} channels; give "
+            "one of them"
+        )
+    return width

@@ -1,0 +1,207 @@
+"""`MultiHead`: what softmax attention over tokens and over a context have in common."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import nn
+
+from ...base.shapes import Float, Tensor
+from ...base.state import AttentionMap, Ctx
+from ...flags.flag import flag
+from ..kernels.softmax import attend, attend_slow, unit
+from .block import Block, Site
+from .masks import Sight
+
+__all__ = ["MultiHead", "count_heads", "split_heads"]
+
+
+def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
+    """The heads of queries and of keys and values; ValueError unless each of these serves equally many of those."""
+    heads = config.heads or site.heads
+    kv_heads = config.kv_heads or heads
+    if heads % kv_heads:
+        raise ValueError(f"{kind}_kv_heads={kv_heads} does not divide the {heads} heads")
+    return heads, kv_heads
+
+
+def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n k"]:
+    """Channels (h k) as heads; without einops, which takes longer than one token's projection."""
+    b, n, channels = t.shape
+    # Not -1, which a batch of no rows would leave open.
+    return t.reshape(b, n, channels // width, width).transpose(1, 2)
+
+
+def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:
+    """What belongs to one query a head as r queries a key/value head, whose keys then need not be repeated."""
+    return t if t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, t.shape[1] // kv_heads, t.shape[3])
+
+
+class MultiHead(Block):
+    """Heads, memory keys and values, gates and the kernel; query head h uses key/value head h // r, r to each.
+
+    `kind` is the name that the block is registered by.
+    """
+
+    kind: ClassVar[str]
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        dim_head: int = flag(64, "width of a head", at_least=1)
+        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
+        kv_heads: int | None = flag(
+            None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1
+        )
+        flash: bool | None = flag(None, "the fused softmax kernel (None: where possible; not FLASH, that is the block)")
+        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
+        num_mem_kv: int = flag(0, "learned keys and values that every query sees", at_least=0)
+        qk_norm: bool = flag(False, "cosine attention: queries and keys l2-normalised")
+        qk_norm_groups: int = flag(1, "groups of channels that qk_norm normalises each for itself", at_least=1)
+        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0)
+        qk_norm_dim_scale: bool = flag(False, "learned scales per head and channel instead of qk_norm_scale")
+        gate_values: bool = flag(False, "sigmoid gate on the output, from the input")
+        head_scale: bool = flag(False, "learned gain per head on its output")
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site)
+        self.heads, self.kv_heads = count_heads(self.kind, config, site)
+        width, inner = config.dim_head, self.heads * config.dim_head
+        self.to_out = site.linear_out(inner)
+        self.scale = width**-0.5
+        self.build_qk_norm(config)
+        if config.num_mem_kv:
+            self.mem_kv = nn.Parameter(torch.randn(2, self.kv_heads, config.num_mem_kv, width))
+        if config.gate_values:
+            self.to_gate = nn.Linear(site.dim, inner, bias=False)
+            nn.init.zeros_(self.to_gate.weight)
+        if config.head_scale:
+            self.head_gain = nn.Parameter(torch.ones(self.heads, 1, 1))
+
+    def refuses_maps(self) -> str:
+        if not self.config.flash:
+            return ""
+        return f"{self.kind}_flash=True: the fused kernel never makes them; leave it out, and it is used where possible"
+
+    def build_qk_norm(self, config: Config) -> None:
+        if not config.qk_norm:
+            for name in ("qk_norm_groups", "qk_norm_scale", "qk_norm_dim_scale"):
+                if getattr(config, name) != MultiHead.Config.__dataclass_fields__[name].default:
+                    kind = self.kind
+                    raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {kind}_qk_norm is False")
+            return
+        if config.dim_head % config.qk_norm_groups or config.dim_head // config.qk_norm_groups < 3:
+            raise ValueError(
+                f"{self.kind}_qk_norm_groups={config.qk_norm_groups} must cut {self.kind}_dim_head={config.dim_head} "
+                "into equal groups of 3 channels or more"
+            )
+        if config.qk_norm_dim_scale:
+            if config.qk_norm_scale != MultiHead.Config.__dataclass_fields__["qk_norm_scale"].default:
+                raise ValueError(
+                    f"{self.kind}_qk_norm_scale={config.qk_norm_scale} is set, but {self.kind}_qk_norm_dim_scale=True "
+                    "learns scales in its stead"
+                )
+            start = config.dim_head**0.25
+            self.q_gain = nn.Parameter(torch.full((self.heads, 1, config.dim_head), start))
+            self.k_gain = nn.Parameter(torch.full((self.kv_heads, 1, config.dim_head), start))
+        else:
+            self.scale = config.qk_norm_scale
+
+    def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
+        y = y.transpose(1, 2).flatten(2)
+        return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
+
+    def normed(self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b *h n k"]:
+        """`t` l2-normalised and scaled per channel as the flags ask for: heads of one role, or groups of both."""
+        if not self.config.qk_norm:
+            return t
+        t = unit(t.unflatten(-1, (self.config.qk_norm_groups, -1))).flatten(-2)
+        if not self.config.qk_norm_dim_scale:
+            return t
+        gains = [getattr(self, f"{role}_gain") for role in roles]
+        if len(gains) > 1:
+            gains = [torch.cat([gain.unflatten(0, (self.kv_heads, -1)) for gain in gains], 1)]
+        return t * gains[0].to(t.dtype)
+
+    def check_shard(self, kv_heads: int, ctx: Ctx) -> None:
+        """ValueError where only some heads are here (tensor parallel) and something is laid out for all of them."""
+        config, mask = self.config, ctx.attn_mask
+        for_all = {
+            "num_mem_kv": config.num_mem_kv,
+            "head_scale": config.head_scale,
+            "qk_norm_dim_scale": config.qk_norm and config.qk_norm_dim_scale,
+        }
+        said = [f"{self.kind}_{name}={value}" for name, value in for_all.items() if value]
+        if ctx.relative is not None and ctx.relative.biases and self.bias_heads() is not None:
+            said.append("a bias by position")
+        if mask is not None and mask.shape[1] > 1:
+            said.append("an attn_mask for each head")
+        if said:
+            raise ValueError(
+                f"a projection of {self.kind} gave {kv_heads} of {self.kv_heads} key/value heads, but {said[0]} is "
+                "there for all of them: leave the projection whole, or that out"
+            )
+
+    def read(
+        self,
+        q: Float[Tensor, "b h n k"],
+        k: Float[Tensor, "b h m k"],
+        v: Float[Tensor, "b h m k"],
+        sight: Sight,
+        *,
+        bias: Float[Tensor, "_ h n m"] | None = None,
+        maps: list[AttentionMap] | None = None,
+        over_tokens: bool = True,
+    ) -> Float[Tensor, "b h n k"]:
+        """What the queries read from keys and values, memory ones included.
+
+        `maps`, when there, gets the weights, `over_tokens` saying whether the keys are the stack's own tokens.
+        """
+        if self.config.num_mem_kv:
+            k, v, sight, bias = self.with_memory(k, v, sight, bias, q.shape[2])
+        mask, causal, blind = sight
+        if mask is not None and blind is not None:
+            # A softmax over nothing is NaN, in gradients too: what is read of everything is hidden below.
+            mask = mask | blind
+        r = self.heads // self.kv_heads
+        shared = r > 1 and q.shape[2] == 1 and not causal and maps is None
+        if shared:
+            q = share(q, k.shape[1])
+            mask, bias = (None if t is None else share(t, k.shape[1]) for t in (mask, bias))
+        elif r > 1:
+            k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
+        dropout = self.config.dropout if self.training else 0.0
+        if self.config.flash is False or maps is not None:
+            y, weights = attend_slow(q, k, v, mask, bias, causal, self.scale, dropout)
+            if maps is not None:
+                weights = weights if blind is None else weights.masked_fill(blind, 0)
+                maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
+        else:
+            y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
+        if shared:
+            y = y.flatten(1, 2).unsqueeze(2)
+        if blind is not None:
+            y = y.masked_fill(blind, 0)
+        return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
+
+    def with_memory(
+        self, k: Tensor, v: Tensor, sight: Sight, bias: Tensor | None, n: int
+    ) -> tuple[Tensor, Tensor, Sight, Tensor | None]:
+        """Learned keys and values in front of the others (https://arxiv.org/abs/1907.01470): always seen, no bias.
+
+        No query is blind beside them.
+        """
+        t, m = self.config.num_mem_kv, k.shape[2]
+        mem_k, mem_v = self.mem_kv.to(k.dtype)
+        mem_k = self.normed(mem_k[None], "k")[0]
+        k, v = (torch.cat((a.expand(k.shape[0], -1, -1, -1), b), 2) for a, b in ((mem_k, k), (mem_v, v)))
+        mask = sight.mask
+        if sight.causal:
+            mask = torch.ones(1, 1, n, m, dtype=torch.bool, device=k.device).tril(m - n)
+        if mask is not None:
+            mask = F.pad(mask, (t, 0), value=True)
+        if bias is not None:
+            bias = F.pad(bias, (t, 0))
+        return k, v, Sight(mask), bias

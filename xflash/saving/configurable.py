@@ -1,0 +1,205 @@
+"""Modules that know how they were built: to_config / from_config."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
+
+from torch import nn
+
+from ..base.checks import shown
+from ..base.fallback import as_eager, refusable
+from ..base.pieces import innermost
+from ..base.registry import nearest
+from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
+from ..flags.flag import from_json, to_json
+from .migrate import FORMAT, read_arguments, read_weights
+
+__all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
+
+C = TypeVar("C", bound="Configurable")
+
+CLASSES: dict[str, type["Configurable"]] = {}
+
+
+class Configurable(nn.Module):
+    """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
+
+    Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. `gives` says
+    what the module makes of what, where that is not logits of token ids: wrappers that train such a model refuse it.
+    """
+
+    gives: ClassVar[str] = ""
+
+    arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if not is_torchs(cls):
+            check_name(cls)
+            CLASSES[cls.__name__] = cls
+        if "__init__" in cls.__dict__:
+            cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
+        for name in ("forward", "step"):
+            if name in cls.__dict__:
+                setattr(cls, name, refusable(cls.__dict__[name]))
+        answer_calls(cls)
+
+    @classmethod
+    def takes(cls) -> list[str]:
+        """The names of what it is built from."""
+        return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+    def to_config(self) -> dict[str, Any]:
+        """The format, the class and its arguments as JSON can hold them, modules among them described likewise."""
+        return {"format": FORMAT, **self.described()}
+
+    def described(self) -> dict[str, Any]:
+        """The class and its arguments."""
+        return {"class": kind(self).__name__, **{k: encode(k, v) for k, v in self.arguments.items()}}
+
+    @classmethod
+    def from_config(cls: type[C], config: Mapping[str, Any]) -> C:
+        """The module a config describes; TypeError when it describes another class."""
+        built = from_config(config)
+        if not isinstance(built, cls):
+            raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
+        return built
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""
+        from .store import save
+
+        save(self, folder)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        read_weights(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "format": FORMAT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("format", 1) != FORMAT:
+            raise ValueError(
+                f"a {type(self).__name__} pickled by another version of xflash has other weights: build it anew and "
+                "give it that one's state_dict(), which is read whatever wrote it"
+            )
+        super().__setstate__(state)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As nn.Module.compile, with the options of torch.compile; but a module that goes piece after piece, or has
+        such a one inside, has the (innermost) piece compiled: the same few graphs for any number of them.
+
+        Such are stacks whose layers read state vectors across layers, and what reads texts in segments.
+        """
+        inside = innermost(self)
+        for module in inside:
+            module.compile_piece(*args, **options)
+        if not inside:
+            super().compile(*args, **options)
+            self._compiled_call_impl = as_eager(cast(Any, self._compiled_call_impl), self._call_impl)
+
+
+def is_torchs(cls: type) -> bool:
+    """Whether a class was made by PyTorch of another one, which it stands before: `fully_shard` does so."""
+    return cls.__module__.startswith("torch.distributed.")
+
+
+def check_name(cls: type) -> None:
+    """TypeError for a class that would take the place of one of xflash's in every config that names it."""
+    present = CLASSES.get(cls.__name__)
+    if present is not None and is_ours(present.__module__) and not is_ours(cls.__module__):
+        raise TypeError(
+            f"the class {cls.__module__}.{cls.__qualname__} needs a name of its own: in configs, {cls.__name__!r} "
+            f"means {present.__module__}.{present.__qualname__}"
+        )
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module is one of xflash's."""
+    return module.split(".")[0] == __name__.split(".")[0]
+
+
+def kind(module: nn.Module) -> type:
+    """The class that a module was built as."""
+    return next(cls for cls in type(module).__mro__ if not is_torchs(cls))
+
+
+def recording(init):
+    """`init` that keeps the arguments of the outermost call, and names the nearest one when an argument is unknown."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self, *args, **kwargs):
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            known = [p for p in signature.parameters if p != "self"]
+            takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+            if takes_any:
+                known += CLASSES["AttentionLayers"].takes()
+            for name in kwargs:
+                if name not in known and (not takes_any or name in ELSEWHERE):
+                    hint = meant(name, known, places(but=type(self).__name__))
+                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}") from None
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        outermost = "arguments" not in self.__dict__
+        if outermost:
+            values = dict(list(bound.arguments.items())[1:])
+            for parameter in signature.parameters.values():
+                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                    values.update(values.pop(parameter.name, {}))
+            self.__dict__["arguments"] = values
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+# What an argument may belong to that is given to something else.
+PLACES = {"AttentionLayers": "the stack (Encoder, Decoder)"} | {
+    name: name for name in ("TransformerWrapper", "ViTransformerWrapper")
+}
+
+
+def places(but: str, ending: str = "") -> list[tuple[str, list[str]]]:
+    """Those of `PLACES` whose class is known and not called `but`, as `meant` wants them."""
+    return [(text + ending, CLASSES[name].takes()) for name, text in PLACES.items() if name in CLASSES and name != but]
+
+
+def encode(name: str, value: Any) -> Any:
+    if isinstance(value, Configurable):
+        return value.described()
+    try:
+        return to_json(value)
+    except TypeError as error:
+        raise TypeError(f"the argument {name!r} keeps this module from having a config: {error}") from None
+
+
+def from_config(config: Mapping[str, Any]) -> Any:
+    """Builds the module a `to_config()` describes, its weights fresh.
+
+    ValueError for a class that is not known, and for a config of a newer format than this version writes.
+    """
+    if not isinstance(config, Mapping) or "class" not in config:
+        raise TypeError("a config is a mapping with the entry 'class', as to_config() gives it")
+    written = config.get("format", 1)
+    if type(written) is not int or not 1 <= written <= FORMAT:
+        raise ValueError(f"the config is of format {shown(written)}, but this version of xflash reads 1 to {FORMAT}")
+    return built({k: v for k, v in config.items() if k != "format"}, written)
+
+
+def built(described: Mapping[str, Any], written: int) -> Any:
+    """The module that a config of format `written`, or a part of one, describes."""
+    name = described["class"]
+    if not isinstance(name, str) or name not in CLASSES:
+        raise ValueError(f"the config names an unknown class {shown(name)}{nearest(name, CLASSES)}")
+    arguments = read_arguments({k: v for k, v in described.items() if k != "class"}, written, name)
+    return CLASSES[name](**{k: decode(v, written) for k, v in arguments.items()})
+
+
+def decode(value: Any, written: int) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("class"), str):
+        return built(value, written)
+    return from_json(value)

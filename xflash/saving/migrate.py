@@ -1,0 +1,104 @@
+"""What older versions wrote, read as this one would have written it: a table for configs, and one for weights."""
+
+import math
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..base.shapes import Tensor
+from ..flags.layout import parse_layout
+from ..layers.projection import group_rows
+
+__all__ = ["ARGUMENTS", "FORMAT", "WEIGHTS", "Argument", "Weight", "read_arguments", "read_weights"]
+
+# Of configs: 1 is that of xflash 0.1.0, which don't say so.
+FORMAT = 2
+
+
+class Argument(NamedTuple):
+    """An argument in configs older than format `since`, and the arguments that say the same now."""
+
+    since: int
+    name: str
+    says: Callable[[Any], Mapping[str, Any]]
+
+
+class Weight(NamedTuple):
+    """A submodule that has another name now, since its weight's rows lie otherwise; `rows` gives them from the old."""
+
+    old: str
+    new: str
+    rows: Callable[[Any, Tensor], Tensor]
+
+
+def keys_values(module: Any, weight: Tensor) -> Tensor:
+    """From [keys of all heads | values of all heads]."""
+    return group_rows(weight.chunk(2), module.kv_heads)
+
+
+def queries_keys_values(module: Any, weight: Tensor) -> Tensor:
+    """From [queries of all heads | keys of all heads | values of all heads]."""
+    heads = (module.heads, module.kv_heads, module.kv_heads)
+    width = weight.shape[0] // sum(heads)
+    return group_rows(weight.split([h * width for h in heads]), module.kv_heads)
+
+
+# What was the default is left out: states say what their stack has set, and those of 0.1.0 are to go on.
+ARGUMENTS: tuple[Argument, ...] = tuple(
+    Argument(2, name, lambda value, name=name: {} if value == 4.0 else {name: value})
+    for name in ("ff_mult", "enc_ff_mult", "dec_ff_mult")
+)
+# A name is never used again for other rows: which of the two a file has, its names alone must say.
+WEIGHTS: tuple[Weight, ...] = (
+    Weight("to_qkv", "query_key_value", queries_keys_values),
+    Weight("to_kv", "key_value", keys_values),
+    Weight("state_to_kv", "state_key_value", keys_values),
+)
+
+
+# Format 1 cut the product of such a factor and the width off; of these classes the factor says something else.
+FACTORS = ("ff_mult", "expansion_factor")
+OWN_FACTORS = frozenset({"BlockRecurrentTransformer"})
+
+
+def factor_built(factor: Any, dim: Any) -> Any:
+    """The factor that says how many channels format 1 made of this one; anything else as it is."""
+    if type(factor) not in (int, float) or type(dim) is not int or not 1 <= factor * dim < math.inf:
+        return factor
+    return factor if factor * dim == int(factor * dim) else int(factor * dim) / dim
+
+
+def factors_built(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`factor_built` of every factor among the arguments, and in the layout."""
+    dim = given.get("dim")
+    now = {k: factor_built(v, dim) if k.endswith(FACTORS) else v for k, v in given.items()}
+    for name in (key for key in now if key.endswith("layers") and isinstance(now[key], (str, list))):
+        specs = parse_layout(now[name])
+        built = [
+            {k: factor_built(v, dim) if f"ff_{k}".endswith(FACTORS) else v for k, v in o.items()} for _, o in specs
+        ]
+        if built != [spec.overrides for spec in specs]:
+            now[name] = [[spec.name, overrides] for spec, overrides in zip(specs, built, strict=True)]
+    return now
+
+
+def read_arguments(given: Mapping[str, Any], written: int, kind: str = "") -> dict[str, Any]:
+    """The arguments of a module from its part of a config of format `written`; `kind`: its class."""
+    if written == 1 and kind not in OWN_FACTORS:
+        given = factors_built(given)
+    now: dict[str, Any] = {}
+    moved = {argument.name: argument.says for argument in ARGUMENTS if written < argument.since}
+    for name, value in given.items():
+        now |= moved[name](value) if name in moved else {name: value}
+    return now
+
+
+def read_weights(root: nn.Module, weights: MutableMapping[str, Tensor], prefix: str = "") -> None:
+    """Puts weights of `root`, under their old names behind `prefix`, where they belong now; in place."""
+    for path, module in root.named_modules(remove_duplicate=False):
+        at = f"{prefix}{path}." if path else prefix
+        for moved in WEIGHTS:
+            if moved.new in module._modules and f"{at}{moved.old}.weight" in weights:
+                old = weights.pop(f"{at}{moved.old}.weight")
+                weights[f"{at}{moved.new}.weight"] = moved.rows(module, old)

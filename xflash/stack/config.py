@@ -1,0 +1,285 @@
+"""From keyword flags to what a stack is built of: its own Config, its layers, and the Config of every part."""
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..base.registry import blocks, excerpt, norms, positions, residuals
+from ..flags.aliases import ALIASES, canonical, names
+from ..flags.elsewhere import meant
+from ..flags.flag import Flag, Owner, build, flag, flags_of, route
+from ..flags.layout import MOST_LAYERS, LayerSpec, layout_text, parse_layout
+from ..layers.blocks.block import Block
+from ..layers.branch import NormPlace
+from ..layers.positions.relative import Alibi, Rotary
+from ..layers.shift import ShiftStyle
+from ..saving.configurable import places
+
+__all__ = [
+    "Resolved",
+    "StackConfig",
+    "check_keys",
+    "check_known",
+    "check_widths",
+    "known_flags",
+    "resolve",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The flags of a stack itself, those without a prefix."""
+
+    dim: int = flag(doc="width of the stream", at_least=1)
+    depth: int | None = flag(None, "how often the layout is repeated", at_least=1)
+    heads: int = flag(8, "heads of blocks that don't set their own", at_least=1)
+    causal: bool = flag(False, "no token sees a later one")
+    layers: str | tuple[Any, ...] | None = flag(None, "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')")
+    custom_layers: str | tuple[Any, ...] | None = flag(None, "the whole column instead of layers and depth: ('a', 'f')")
+    norm: str = flag("layernorm", "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...")
+    norm_place: NormPlace = flag("pre", "norms before each block, after each sum, or before and after each block")
+    final_norm: bool | None = flag(None, "a norm behind the last layer (None: unless norm_place is 'post')")
+    residual: str = flag("add", "a registered residual: add, layerscale, rezero, scaled, ...")
+    pos: str | tuple[str, ...] | None = flag(None, "relative positions: any of rotary, rel_pos, alibi, ...")
+    shift_tokens: int | tuple[int, ...] | bool = flag(
+        0, "tokens by which channels are delayed, or one number a layer", at_least=0
+    )
+    shift_style: ShiftStyle = flag("second_half", "x-transformers' token shift, or FLASH-pytorch's 'first_half'")
+    layer_dropout: float | tuple[float, ...] = flag(
+        0.0, "chance of a row to skip a layer, or one a layer", at_least=0, below=1
+    )
+    weight_tie_layers: bool = flag(False, "one set of weights for all repetitions of the layout")
+    cross_attend: bool | None = flag(None, "layers attend to a context too (None: as the layout says)")
+    only_cross: bool = flag(False, "the default layout is 'cross_attn ff'")
+    num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
+    grad_checkpoint: bool = flag(False, "layers are computed again for their gradients, not kept, in training")
+
+
+class Resolved(NamedTuple):
+    """What a stack is built of; `layers` has a block Config for each layer of the whole column."""
+
+    config: StackConfig
+    layers: tuple[tuple[str, Any], ...]
+    period: int
+    text: str
+    norm: Any
+    residual: Any
+    positions: dict[str, Any]
+    shifts: tuple[int, ...]
+    dropouts: tuple[float, ...]
+    flat: dict[str, Any]
+    rows: list[tuple[str, Any, Flag]]
+
+
+def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
+    """One period of the layout and how often it is repeated."""
+    if config.only_cross and config.cross_attend is False:
+        raise ValueError("only_cross=True contradicts cross_attend=False")
+    if config.custom_layers is not None:
+        for name in ("layers", "depth"):
+            if getattr(config, name) is not None:
+                raise ValueError(f"custom_layers is the whole column of layers, so {name} cannot be given beside it")
+        return parse_layout(config.custom_layers), 1
+    if config.depth is None:
+        raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
+    default = "cross_attn ff" if config.only_cross else "attn cross_attn ff" if config.cross_attend else "attn ff"
+    specs = parse_layout(default if config.layers is None else config.layers)
+    if len(specs) * config.depth > MOST_LAYERS:
+        raise ValueError(
+            f"depth={config.depth} repeats the layout's {len(specs)} layers; a stack has {MOST_LAYERS} at most"
+        )
+    return specs, config.depth
+
+
+def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
+    """ValueError when the layout contradicts cross_attend or only_cross."""
+    crossing = [name for name in used if blocks[name].takes_context]
+    able = ", ".join(name for name in blocks if blocks[name].takes_context)
+    if config.cross_attend and not crossing:
+        raise ValueError(f"cross_attend=True, but no block of the layout {text} attends to a context ({able})")
+    if config.cross_attend is False and crossing:
+        raise ValueError(f"cross_attend=False contradicts the layout {text}, which has {crossing[0]!r}")
+    if config.only_cross:
+        others = [name for name in used if name not in crossing and name != "ff"]
+        if others or not crossing:
+            raise ValueError(f"only_cross=True contradicts the layout {text}; leave out one of them")
+
+
+def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]) -> None:
+    """ValueError when blocks expect contexts of different widths: there is only one context."""
+    found = {width: name for (name, _), width in zip(layers, widths, strict=False) if width is not None}
+    if len(found) > 1:
+        said = ", ".join(f"{name} one of width {width}" for width, name in found.items())
+        raise ValueError(f"there is one context for all layers, but {said}; give them the same dim_context")
+
+
+def check_keys(layers: Sequence[tuple[str, Block]], modules: Iterable[tuple[str, Any]]) -> None:
+    """ValueError for settings of positions that no block of the stack is wide enough for."""
+    for name, position in modules:
+        users = [(kind, block) for kind, block in layers if type(position).family() in families(kind)]
+        if isinstance(position, Rotary):
+            widths = {width: kind for kind, block in users if (width := block.key_width()) is not None}
+            wanted = position.config.emb_dim
+            if 1 in widths:
+                raise ValueError(f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel")
+            if wanted is not None and widths and wanted > max(widths):
+                widest = max(widths)
+                raise ValueError(
+                    f"{name}_emb_dim={wanted}, but the widest keys, those of {widths[widest]!r}, have {widest} channels"
+                )
+        if isinstance(position, Alibi):
+            most = max((block.bias_heads() or 0 for _, block in users), default=0)
+            if (position.config.num_heads or 0) > most:
+                raise ValueError(
+                    f"{name}_num_heads={position.config.num_heads}, but no layer has more than {most} heads"
+                )
+
+
+def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
+    """One value a layer from one number for all or a tuple with exactly one entry a layer, the same every `period`."""
+    if not isinstance(value, tuple):
+        return (int(value) if isinstance(value, bool) else value,) * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries, but the stack has {count} layers; give one a layer")
+    if value != value[:period] * (count // period):
+        raise ValueError(
+            f"{name}={value} differs between repetitions of the layout, but weight_tie_layers=True makes them one"
+        )
+    return value
+
+
+def slot_prefix(name: str) -> str:
+    return name + "_"
+
+
+def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, text: str) -> list[Owner]:
+    """Every part that could own a flag, and why it is absent where it is."""
+    found = [Owner("", StackConfig)]
+    for name, block in blocks.items():
+        absent = "" if name in used else f"the layout {text} has no {name!r}"
+        found.append(Owner(slot_prefix(name), block.Config, absent))
+    for name, position in positions.items():
+        absent = "" if name in pos else f"pos={' '.join(pos) or None!r} has no {name!r}"
+        found.append(Owner(slot_prefix(name), position.Config, absent))
+    for slot, registry, chosen in (("norm", norms, norm), ("residual", residuals, residual)):
+        registry[chosen]
+        found.append(Owner(slot_prefix(slot), registry[chosen].Config))
+        for name, part in registry.items():
+            if name != chosen:
+                found.append(Owner(slot_prefix(slot), part.Config, f"{slot}={chosen!r} has no such flag"))
+    return found
+
+
+def families(block: str) -> set[type]:
+    """What kinds of positions a block can use, those registered by users among them."""
+    return {positions[name].family() for name in blocks[block].positions}
+
+
+def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
+    """ValueError for a position that no block of the layout can use."""
+    for name in pos:
+        family = positions[name].family()
+        if not any(family in families(block) for block in used):
+            able = ", ".join(block for block in blocks if family in families(block))
+            raise ValueError(
+                f"pos has {name!r}, but no block of the layout {text} can use it (blocks that can: {able})"
+            )
+
+
+def resolve(flags: Mapping[str, Any]) -> Resolved:
+    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
+    check_every(flags)
+    said = canonical(flags)
+    own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
+    stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
+    specs, depth = column(stack)
+    used = list(dict.fromkeys(spec.name for spec in specs))
+    whole = layout_text(specs)
+    text = excerpt(whole)
+    pos = names(stack.pos)
+    check_positions(pos, used, text)
+    check_cross(stack, used, text)
+    for name in used:
+        if blocks[name].causal_only and not stack.causal:
+            raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
+    all_owners = owners(used, pos, stack.norm, stack.residual, text)
+    routed = route(said, all_owners, ALIASES)
+    present = {o.prefix: o.config for o in all_owners if not o.absent}
+    parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
+    layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
+    for place, (name, _) in enumerate(layers):
+        layers = tuple(blocks[name].arrange(place, layers))
+    if stack.weight_tie_layers and depth == 1:
+        raise ValueError(
+            "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"
+        )
+    parts[""] = stack
+    distinct = len(specs) if stack.weight_tie_layers else len(layers)
+    # Owners in the order a reader expects them: the stack's flags first, then part by part.
+    rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
+    return Resolved(
+        config=stack,
+        layers=layers,
+        period=len(specs),
+        text=whole if depth == 1 else f"({whole}) x {depth}",
+        norm=parts["norm_"],
+        residual=parts["residual_"],
+        positions={name: parts[slot_prefix(name)] for name in pos},
+        shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), distinct),
+        dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), distinct),
+        flat={name: value for name, value, _ in rows},
+        rows=rows,
+    )
+
+
+def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The Config of one layer: the block's flags with the layout's overrides on top."""
+    if not spec.overrides:
+        return shared
+    given = {**routed[slot_prefix(spec.name)], **spec.overrides}
+    return build(blocks[spec.name].Config, given, where=f" in the layout entry {excerpt(layout_text([spec]))}")
+
+
+def check_every(flags: Mapping[str, Any]) -> None:
+    """TypeError for a flag that no stack has, before anything that is missing is asked for."""
+    known = [*known_flags(), *ALIASES]
+    for name in flags:
+        if name not in known:
+            check_parts(flags)
+            raise TypeError(f"unknown flag {name!r}{answer(name, known)}")
+
+
+def check_parts(flags: Mapping[str, Any]) -> None:
+    """ValueError for a part that is not registered: nobody knows its flags."""
+    for name in ("layers", "custom_layers"):
+        if isinstance(flags.get(name), (str, tuple)):
+            parse_layout(flags[name])
+    for name, registry in (("norm", norms), ("residual", residuals), ("pos", positions)):
+        chosen = flags.get(name)
+        for part in names(chosen) if isinstance(chosen, (str, tuple)) else ():
+            registry[part]
+
+
+def answer(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
+    if name in blocks:
+        fused = "; attn_flash=True asks for the fused softmax kernel" if name == "flash" else ""
+        return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{fused}"
+    return meant(name, known, places(but="AttentionLayers", ending=", not of a stack"))
+
+
+def check_known(flags: Iterable[str], cls: type) -> None:
+    """TypeError for a name that is no flag of any stack, with the nearest of those and of the arguments of `cls`."""
+    arguments = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    known = [*arguments, *known_flags(), *ALIASES]
+    for name in flags:
+        if name not in known:
+            raise TypeError(f"unknown flag {name!r}{answer(name, known)}")
+
+
+def known_flags() -> list[str]:
+    """Every flag that some stack has, aliases not counted."""
+    parts = [("", StackConfig), *((slot_prefix(n), b.Config) for n, b in [*blocks.items(), *positions.items()])]
+    parts += [("norm_", p.Config) for p in norms.values()] + [("residual_", p.Config) for p in residuals.values()]
+    return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))

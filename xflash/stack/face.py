@@ -1,0 +1,303 @@
+"""`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import nn
+
+from ..base.checks import as_mask, as_rows, given
+from ..base.registry import norms, positions
+from ..base.shapes import Bool, Float, Int, Tensor, typed
+from ..base.state import AttentionMap, BranchState, Ctx, StackState
+from ..flags.aliases import ALIASES
+from ..flags.flag import flag_table
+from ..layers.blocks.block import Block, Site
+from ..layers.branch import Branch
+from ..layers.embeddings import MemoryTokens
+from ..layers.positions.relative import Position, Relative
+from ..layers.reaching import reaching
+from ..saving.configurable import Configurable
+from .block_by_block import BlockByBlock
+from .config import check_keys, check_widths, known_flags, resolve
+from .door import pack, plan_rows, unpack
+from .parts import make_branch, publishing, unpacked
+from .side_inputs import SideInputs, check_prefix
+from .stepping import Stepping
+
+__all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
+
+
+class AttentionLayers(Stepping, BlockByBlock, Configurable):
+    """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
+
+    Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;
+    a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
+    """
+
+    gives = "embeddings of embeddings"
+
+    fixed: ClassVar[Mapping[str, bool]] = {}
+    takes_prefix: ClassVar[bool] = False
+
+    def __init__(self, **flags: Any):
+        super().__init__()
+        for name, value in self.fixed.items():
+            said = flags.setdefault(name, value)
+            if isinstance(said, bool) and said != value:
+                raise ValueError(f"{name}={said} contradicts {type(self).__name__}; use AttentionLayers({name}=...)")
+        plan = resolve(flags)
+        self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
+        self.rows = plan.rows
+        self.maker = self.signature()
+        self.layout = plan.text
+        self.dim, self.causal = plan.config.dim, plan.config.causal
+        count = len(plan.layers)
+        site = Site(self.dim, plan.config.heads, self.causal, count)
+        distinct = plan.period if plan.config.weight_tie_layers else count
+        self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
+        check_widths(plan.layers, [block.context_width() for block in self.blocks()])
+        self.order = [i % distinct for i in range(count)]
+        self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
+        last = plan.config.final_norm
+        keep_last = plan.config.norm_place != "post" if last is None else last
+        self.final_norm = norms[plan.config.norm](plan.norm, self.dim) if keep_last else None
+        heads = sorted({h for b in self.blocks() if (h := b.bias_heads()) is not None})
+        self.positions = nn.ModuleDict(
+            {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
+        )
+        check_keys(
+            [(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions.items()
+        )
+        self.memory_tokens: MemoryTokens | None = None
+        if plan.config.num_memory_tokens:
+            self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
+
+    @classmethod
+    def takes(cls) -> list[str]:
+        return [*known_flags(), *ALIASES]
+
+    def blocks(self) -> list[Block]:
+        """The distinct blocks of the column, top to bottom."""
+        return [cast(Branch, branch).block for branch in self.branches]
+
+    def flag_table(self) -> str:
+        """Every flag of this stack with its value, default, type and meaning, as text."""
+        return flag_table(self.rows)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, layout={self.layout!r}, causal={self.causal}"
+
+    def signature(self) -> str:
+        """The flags that are not at their default: a state can be continued by the stack that made it only."""
+        flags = ", ".join(f"{name}={value!r}" for name, value, spec in self.rows if value != spec.default)
+        return f"{type(self).__name__}({flags})"
+
+    @property
+    def has_relative_positions(self) -> bool:
+        return bool(self.positions)
+
+    def set_memory_tokens(self, number: int) -> None:
+        """Gives the stack memory tokens after it was built, as wrappers do; ValueError if it has another number."""
+        if self.memory_tokens is not None:
+            if len(self.memory_tokens) != number:
+                raise ValueError(f"num_memory_tokens={number}, but the stack has {len(self.memory_tokens)} already")
+            return
+        self.memory_tokens = MemoryTokens(number, self.dim)
+        self.arguments["num_memory_tokens"] = number
+        self.rows = [(n, number if n == "num_memory_tokens" else v, spec) for n, v, spec in self.rows]
+        self.maker = self.signature()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Tensor | None = None,
+        *,
+        attn_mask: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
+        prefix_attn_len: int | Tensor | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        """The whole stack on whole sequences.
+
+        mask: (b, n), True = real token.  attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.
+        doc_ids: (b, n) integers, each run of equal ones a document of its own.
+        context: (b, c, width) what cross_attn and cross_gau attend to, context_mask (b, c), True = real token,
+        context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
+        prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).
+        """
+        mask = self.check_input(x, mask)
+        beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos, prefix_attn_len)
+        beside = beside.check(self, x, stepping=False)
+        return self.explained(x, None, mask, beside)[0]
+
+    def step(
+        self,
+        x: Float[Tensor, "b n d"],
+        state: StackState | None = None,
+        mask: Tensor | None = None,
+        *,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        context_pos: Int[Tensor, "... c"] | None = None,
+        prefix_attn_len: int | Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], StackState]:
+        """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
+
+        Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it.
+        `reset` names the rows that start anew, with their context, while their neighbours go on.
+        """
+        self.check_steppable()
+        mask = self.check_input(x, mask)
+        beside = SideInputs(None, None, context, context_mask, context_pos, prefix_attn_len)
+        beside = beside.check(self, x, stepping=state is not None)
+        reset = None if reset is None else as_rows("reset", reset, x.shape[0])
+        if state is not None:
+            self.check_state(state, x.shape[0])
+            if reset is not None:
+                state = self.reset(state, reset)
+        return cast("tuple[Tensor, StackState]", self.explained(x, state, mask, beside, keep_state=True))
+
+    def attention_maps(self, x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, list[Tensor]]:
+        """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
+
+        Memory slots are left out. ValueError when no block of the stack has a matrix.
+        """
+        self.check_maps()
+        mask = self.check_input(x, mask)
+        maps: list[AttentionMap] = []
+        y, _ = self.explained(x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
+        if not maps:
+            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
+        return y, [weights for weights, _ in maps]
+
+    def check_maps(self) -> None:
+        """ValueError with the reason when a block has a matrix that it cannot give."""
+        for block in self.blocks():
+            if block.refuses_maps():
+                raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
+
+    @typed
+    def run(
+        self,
+        x: Float[Tensor, "b n d"],
+        state: StackState | None,
+        mask: Bool[Tensor, "b n"] | None,
+        beside: SideInputs,
+        *,
+        keep_state: bool = False,
+        maps: list | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], StackState | None]:
+        """The way of a tensor: in through the door, down the branches, out through the door."""
+        plan = None if mask is None else plan_rows(mask)
+        if plan is not None:
+            x = pack(x, plan)
+        memory = 0
+        if self.memory_tokens is not None:
+            memory = len(self.memory_tokens) if state is None else 0
+            x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
+        new = None if plan is None else plan.new + memory
+        fields = beside.fields(plan, memory, x.device)
+        y, new_state = self.packed(x, state, new, fields, keep_state, maps)
+        y = y[:, memory:] if memory else y
+        if maps is not None:
+            maps[:] = [unpacked(found, plan, memory) for found in maps]
+        return (y if plan is None else unpack(y, plan)), new_state
+
+    def packed(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
+    ) -> tuple[Tensor, StackState | None]:
+        """Rows behind the door, layer after layer unless layers read each other's state vectors."""
+        if self.piece_width is None:
+            return self.through(x, state, new, fields, keep_state, maps)
+        y, carried = self.in_pieces(x, state, new, fields, self.piece_width, maps)
+        return y, carried if keep_state else None
+
+    def through(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
+    ) -> tuple[Tensor, StackState | None]:
+        """Packed tokens, layer after layer."""
+        state, in_place = self.open(state, x.shape[1])
+        branches = None if state is None else state.branches
+        if self.piece_width is not None:
+            held = [None if branches is None else branches[place].block for place in self.publishers]
+            blocks_here = [self.blocks()[self.order[place]] for place in self.publishers]
+            pairs = zip(blocks_here, held, strict=True)
+            fields = {**fields, "states": {i: block.published(kept, x) for i, (block, kept) in enumerate(pairs, 1)}}
+        ctx = self.context(x, state, new, fields, keep=keep_state, in_place=in_place, maps=maps)
+        y, carried = self.descend(x, ctx, branches)
+        return y, self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
+
+    def descend(
+        self, x: Tensor, ctx: Ctx, before: Sequence[BranchState] | None
+    ) -> tuple[Tensor, list[BranchState | None]]:
+        """Through the branches, top to bottom, and the last norm."""
+        carried = []
+        branches = list(self.branches)
+        for place, index in enumerate(self.order):
+            x, after = branches[index](x, ctx, None if before is None else before[place])
+            carried.append(after)
+        return (x if self.final_norm is None else self.final_norm(x)), carried
+
+    def check_input(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """The mask as booleans; ValueError or TypeError for what is no stream of this stack."""
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given(x)}; token ids go into "
+                "TransformerWrapper"
+            )
+        if x.dim() != 3 or x.shape[-1] != self.dim:
+            raise ValueError(f"x must be (batch, tokens, {self.dim}), not {tuple(x.shape)}")
+        if x.shape[1] < 1:
+            raise ValueError("x has no tokens; give at least one")
+        return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+
+    def context(
+        self,
+        x: Tensor,
+        state: StackState | None,
+        new: Tensor | None,
+        fields: dict,
+        *,
+        keep: bool,
+        in_place: bool,
+        maps: Any,
+    ) -> Ctx:
+        """What goes down beside x, `fields` of it given."""
+        past, length = (0, None) if state is None else (state.bound, state.length)
+        where = torch.arange(x.shape[1], device=x.device)[None]
+        where = where + past if length is None else where + length[:, None]
+        relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
+        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, **fields)
+
+
+class Encoder(AttentionLayers):
+    """A bidirectional stack: every token sees every other."""
+
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": False}
+
+
+class Decoder(AttentionLayers):
+    """A causal stack: no token sees a later one, and `step` decodes."""
+
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": True}
+
+
+class PrefixDecoder(AttentionLayers):
+    """A causal stack in which the first `prefix_attn_len` tokens of a call also see each other (1910.10683)."""
+
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": True}
+    takes_prefix = True
+
+    def __init__(self, **flags: Any):
+        super().__init__(**flags)
+        check_prefix(self.blocks(), self.positions)
+
+
+class CrossAttender(AttentionLayers):
+    """A stack that attends to a context only, its tokens never to each other: `layers='cross_attn ff'` unless given."""
+
+    fixed: ClassVar[Mapping[str, bool]] = {"causal": False, "only_cross": True}

@@ -1,0 +1,121 @@
+"""What a stack is put together from, and what it does with a state or a map, apart from the way of a tensor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..base.registry import blocks, excerpt, norms, residuals
+from ..base.shapes import Bool, Float, Tensor
+from ..base.state import AttentionMap, StackState
+from ..layers.blocks.block import Block, Site
+from ..layers.branch import Branch
+from ..layers.shift import TokenShift
+from .config import Resolved
+from .door import Plan, unpack_columns, unpack_rows
+
+__all__ = ["auxiliary_loss", "make_branch", "publishing", "renewed", "unpacked"]
+
+
+def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
+    """The places of layers with state vectors, and after how many tokens others may read them anew (None: none do)."""
+    places = [place for place, i in enumerate(order) if blocks[i].publishes]
+    wanted = {number for block in blocks for number in block.reads_states()}
+    for number, place in enumerate(places, 1):
+        if number not in wanted and not blocks[order[place]].reads_own:
+            raise ValueError(
+                f"no layer of the layout {excerpt(layout)} reads the state vectors of its recurrent layer {number}"
+            )
+    if not wanted:
+        return places, None
+    if max(wanted) > len(places):
+        raise ValueError(
+            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
+            f"{len(places)}"
+        )
+    widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
+    if len(widths) > 1:
+        raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
+    return places, widths.pop()
+
+
+def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any, bound: int) -> Any:
+    """`state`, of at most `bound` tokens, with the named rows as in `fresh`, zeros where that is None."""
+    if hasattr(state, "renewed"):
+        return state.renewed(rows, fresh, bound)
+    if isinstance(state, torch.Tensor):
+        chosen = rows.view(-1, *[1] * (state.dim() - 1))
+        return state.masked_fill(chosen, 0) if fresh is None else torch.where(chosen, sized(fresh, state), state)
+    if isinstance(state, tuple):
+        # A state that has seen more may hold more parts.
+        parts = [
+            renewed(part, rows, fresh[i] if fresh is not None and i < len(fresh) else None, bound)
+            for i, part in enumerate(state)
+        ]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
+
+
+def auxiliary_loss(
+    blocks: Sequence[Block], order: Sequence[int], layout: str, state: StackState, since: StackState | None
+) -> Float[Tensor, ""]:
+    """The mean over tokens read between two states, and over layers, of what blocks lose beside the model's loss."""
+    sums = []
+    for place, i in enumerate(order):
+        total = blocks[i].auxiliary(state.branches[place].block)
+        known = None if since is None else blocks[i].auxiliary(since.branches[place].block)
+        if total is not None:
+            sums.append(total if known is None else total - known)
+    if not sums:
+        raise ValueError(
+            f"no block of the layout {excerpt(layout)} has a loss of its own (block_attn_compress_loss=True gives one)"
+        )
+    rows = sums[0].shape[0]
+    read = [s.bound * rows if s.length is None else s.length.sum() for s in (state, since) if s is not None]
+    tokens = read[0] - read[1] if len(read) > 1 else read[0]
+    tokens = tokens.clamp(min=1) if isinstance(tokens, torch.Tensor) else max(tokens, 1)
+    return torch.stack(sums).sum(1).mean() / tokens
+
+
+def unpacked(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
+    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
+    weights = found.weights[..., memory:, :]
+    if found.over_tokens:
+        weights = unpack_columns(weights[..., memory:], plan)
+    return AttentionMap(unpack_rows(weights, plan), found.over_tokens)
+
+
+def sized(t: Tensor, like: Tensor) -> Tensor:
+    """`t` padded with zeros (or cut) to the shape of `like`."""
+    for axis in range(1, t.dim()):
+        t = t.narrow(axis, 0, min(t.shape[axis], like.shape[axis]))
+        t = F.pad(t, [0, 0] * (t.dim() - 1 - axis) + [0, like.shape[axis] - t.shape[axis]])
+    return t
+
+
+def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
+    """Layer i of the column with its norms, shift and residual."""
+    name, config = plan.layers[i]
+    stack = plan.config
+
+    def norm(wanted: bool):
+        return norms[stack.norm](plan.norm, stack.dim) if wanted else None
+
+    shift = plan.shifts[i]
+    # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
+    after = (
+        norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5)
+        if stack.norm_place == "sandwich"
+        else None
+    )
+    return Branch(
+        blocks[name](config, site),
+        residuals[stack.residual](plan.residual, stack.dim),
+        before=norm(stack.norm_place != "post"),
+        after=after,
+        final=norm(stack.norm_place == "post"),
+        shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
+        dropout=plan.dropouts[i],
+        grad_checkpoint=stack.grad_checkpoint,
+    )

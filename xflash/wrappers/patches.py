@@ -1,0 +1,81 @@
+"""Images as sequences: patches as tokens, and absolute positions on their grid."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from ..base.shapes import Float, Tensor, typed
+from ..layers.norms import LayerNorm
+from ..layers.positions.relative import angle_dtype
+
+__all__ = ["LearnedGrid", "PatchEmbedding", "SinCosGrid", "patchify", "resize_grid", "sincos_grid"]
+
+
+def patchify(img: Float[Tensor, "b c y x"], patch: tuple[int, int]) -> Float[Tensor, "b n p"]:
+    """The patches of (height, width) pixels, row by row of the image; in each, the channels of a pixel lie together."""
+    height, width = patch
+    return rearrange(img, "b c (rows p) (cols q) -> b (rows cols) (p q c)", p=height, q=width)
+
+
+def sincos_grid(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "n d"]:
+    """Fixed positions (rows * columns, dim), float32: a quarter each of sin x, cos x, sin y and cos y.
+
+    Frequencies go from 1 down to 1 / 10,000; `dim` is a multiple of 4 (https://arxiv.org/abs/2205.01580).
+    """
+    steps = torch.linspace(0, 1, dim // 4, device=device)
+    frequency = 10000.0**-steps
+    y = torch.arange(rows, device=device)[:, None, None] * frequency
+    x = torch.arange(columns, device=device)[None, :, None] * frequency
+    y, x = (t.expand(rows, columns, -1) for t in (y, x))
+    return torch.cat((x.sin(), x.cos(), y.sin(), y.cos()), -1).flatten(0, 1)
+
+
+def resize_grid(weight: Float[Tensor, "r c d"], rows: int, columns: int) -> Float[Tensor, "rows columns d"]:
+    """A grid of vectors at another size: bicubic, without antialiasing, the outer edges of both grids together."""
+    exact = weight.to(angle_dtype(weight.dtype)).permute(2, 0, 1)[None]
+    moved = F.interpolate(exact, size=(rows, columns), mode="bicubic", align_corners=False, antialias=False)
+    return moved[0].permute(1, 2, 0).to(weight.dtype)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of an image (b, c, y, x) as tokens (b, n, d): norm, linear map, norm (both LayerNorms without a bias)."""
+
+    def __init__(self, channels: int, patch: tuple[int, int], dim: int):
+        super().__init__()
+        self.patch = patch
+        width = channels * patch[0] * patch[1]
+        self.before = LayerNorm(LayerNorm.Config(), width)
+        self.project = nn.Linear(width, dim)
+        self.after = LayerNorm(LayerNorm.Config(), dim)
+
+    @typed
+    def forward(self, img: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
+        return self.after(self.project(self.before(patchify(img, self.patch))))
+
+    def extra_repr(self) -> str:
+        return f"patch={self.patch}"
+
+
+class LearnedGrid(nn.Module):
+    """Adds a learned vector at each place of a grid to tokens (b, n, d); for another grid they are interpolated."""
+
+    def __init__(self, rows: int, columns: int, dim: int):
+        super().__init__()
+        # As large as the patches are behind their norm: beside them a small start is not heard for hundreds of steps.
+        self.weight = nn.Parameter(torch.randn(rows, columns, dim))
+
+    def forward(self, x: Float[Tensor, "b n d"], rows: int, columns: int) -> Float[Tensor, "b n d"]:
+        same = (rows, columns) == tuple(self.weight.shape[:2])
+        weight = self.weight if same else resize_grid(self.weight, rows, columns)
+        return x + weight.flatten(0, 1).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return ", ".join(map(str, self.weight.shape))
+
+
+class SinCosGrid(nn.Module):
+    """Adds `sincos_grid` to tokens (b, n, d), for any grid."""
+
+    def forward(self, x: Float[Tensor, "b n d"], rows: int, columns: int) -> Float[Tensor, "b n d"]:
+        return x + sincos_grid(rows, columns, x.shape[-1], x.device).to(x.dtype)
