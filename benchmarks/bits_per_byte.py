@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from common import keep, median, show
 from torch import Tensor, nn
 
-from xflash import data
+from xflash.datasets import sequences as data
 
 
 def build(name: str, options: argparse.Namespace) -> nn.Module:

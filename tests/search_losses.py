@@ -168,7 +168,10 @@ def pairs_alone(model, x, call: Call, plan) -> None:
 def pairs_generated(model, x, call: Call, plan) -> None:
     """The likeliest tokens of each pair: with a state, without one, and alone."""
     real, there = real_tokens(x, call), call.get("context_mask")
+    most = model.decoder.net.max_seq_len
     if not real.any(1).all() or (there is not None and not there.any(1).all()):
+        return
+    if most is not None and x.shape[1] + 3 > most:
         return
     options = {"temperature": 0.0, "filter_logits_fn": "none"}
     right = model.generate(call["src"], x, 4, there, tgt_mask=real, **options)

@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import COMPANY, build
+from cases import COMPANY, build
 
 from xflash.base.registry import blocks
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import laws
 import pytest
 import torch
-from test_laws import CASES, build
+from cases import CASES, build
 
 import xflash
 from xflash import (

@@ -6,7 +6,7 @@ import threading
 import laws
 import pytest
 import torch
-from test_laws import CASES, build
+from cases import CASES, build
 
 from xflash import AutoregressiveWrapper, TransformerWrapper
 from xflash.wrappers import compiled_step

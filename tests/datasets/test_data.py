@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xflash import data, fetch
+from xflash.datasets import fetch
+from xflash.datasets import sequences as data
 
 WORDS = b"the quick brown fox jumps over the lazy dog. " * 40
 

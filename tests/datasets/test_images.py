@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xflash import fetch, images
+from xflash.datasets import fetch, images
 
 SIDE, EACH = 3, 7
 

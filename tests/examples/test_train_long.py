@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xflash import data
+from xflash.datasets import sequences as data
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_long.py"
 # Segments of 11 tokens are in step with neither groups of 5 nor blocks of 7; the memory is shorter than a segment.

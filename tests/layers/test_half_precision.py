@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import CASES, both_ways, build
+from cases import CASES, both_ways, build
 
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Beside what the laws are called over.

@@ -239,7 +239,7 @@ def test_a_name_belongs_to_one_class(own):
         (
             positions,
             nn.Embedding,
-            "the position 'own' must be a subclass of xflash.layers.positions.relative.Position, not Emb",
+            "the position 'own' must be a subclass of xflash.*Position, not Emb",
         ),
         (
             residuals,

@@ -11,7 +11,7 @@ import laws
 import matrix
 import pytest
 import torch
-from test_laws import COMPANY, DIM, HEADS, SMALL
+from cases import COMPANY, DIM, HEADS, SMALL
 
 import xflash
 from xflash import Encoder, PrefixDecoder

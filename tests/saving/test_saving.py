@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 import xflash
-from xflash import Block, Decoder, Encoder, MaskedLMWrapper, TransformerWrapper, XTransformer, files, saving
+from xflash import Block, Decoder, Encoder, MaskedLMWrapper, TransformerWrapper, XTransformer
+from xflash.base import files
 from xflash.flags.flag import flag
+from xflash.saving import store as saving
 
 FILES = {"config.json", "model.safetensors"}
 

@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import both_ways, build
+from cases import both_ways, build
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash.base.registry import blocks, positions

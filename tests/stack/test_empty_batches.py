@@ -3,7 +3,7 @@
 import laws
 import pytest
 import torch
-from test_laws import CASES, both_ways, build
+from cases import CASES, both_ways, build
 
 import xflash
 from xflash import (

@@ -6,7 +6,7 @@ import weakref
 import laws
 import pytest
 import torch
-from test_laws import COMPANY, build
+from cases import COMPANY, build
 
 import xflash
 from xflash import AutoregressiveWrapper, SegmentWrapper, TransformerWrapper

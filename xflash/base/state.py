@@ -189,7 +189,7 @@ class StackState(NamedTuple):
 def may_be_loaded() -> None:
     """Lets torch.load, which by default builds only what it knows, build the states of all that is imported so far."""
     package = __name__.partition(".")[0]
-    own = [Lease, *(kind for kind in tuple.__subclasses__() if kind.__module__.partition(".")[0] == package)]
+    own: list[Any] = [Lease, *(kind for kind in tuple.__subclasses__() if kind.__module__.partition(".")[0] == package)]
     torch.serialization.add_safe_globals(own)
     # Before 2.6 torch knows no class under another name than its own.
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):

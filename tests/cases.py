@@ -1,0 +1,81 @@
+"""Small stacks of everything that is registered, by name, for tests that try them all."""
+
+import pytest
+import torch
+
+from xflash import AttentionLayers
+from xflash.base.registry import blocks, norms, positions, residuals
+
+SMALL = {
+    "attn": {"attn_dim_head": 6},
+    "gau": {"gau_query_key_dim": 14},
+    "flash": {"flash_query_key_dim": 14, "flash_group_size": 5},
+    "block_attn": {"block_attn_block_width": 5, "block_attn_dim_head": 6},
+    "recurrent": {"recurrent_block_width": 5, "recurrent_dim_head": 6, "recurrent_num_state_vectors": 3},
+    "state_read": {"state_read_dim_head": 6},
+    "cross_attn": {"cross_attn_dim_head": 6, "cross_attn_dim_context": 22},
+    "cross_gau": {"cross_gau_query_key_dim": 14, "cross_gau_dim_context": 22},
+}
+DIM, HEADS = 34, 4
+
+
+def build(layers: str = "attn ff", depth: int = 2, **flags) -> AttentionLayers:
+    torch.manual_seed(0)
+    small = {
+        k: v for name, given in SMALL.items() if name in layers.replace("(", " ").split() for k, v in given.items()
+    }
+    return AttentionLayers(**{"dim": DIM, "depth": depth, "heads": HEADS, "layers": layers, **small, **flags})
+
+
+def able(position: str) -> str:
+    """A layout of all blocks that can use a position."""
+    return " ".join(name for name, block in blocks.items() if position in block.positions)
+
+
+# What a block needs beside it.
+COMPANY = {"state_read": "state_read recurrent"}
+CASES = {
+    **{f"block {name}": {"layers": COMPANY.get(name, name)} for name in blocks},
+    "a context in pieces": {"layers": "cross_attn state_read recurrent", "shift_tokens": 1, "num_memory_tokens": 7},
+    "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff", "depth": 1},
+    "read_layer": {"layers": "block_attn recurrent(read_layer=1) ff", "depth": 1},
+    "compressed": {"layers": "recurrent ff", "recurrent_compress": "conv", "recurrent_compress_factor": 5},
+    "compress loss": {"layers": "block_attn ff", "block_attn_compress": "conv", "block_attn_compress_factor": 5}
+    | {"block_attn_compress_loss": True, "num_memory_tokens": 7},
+    # Ten tokens are held: less than the sequences have.
+    "retrieve": {"layers": "recurrent ff", "recurrent_retrieve": 3, "recurrent_retrieve_len": 10, "shift_tokens": 1},
+    "retrieve all": {"layers": "block_attn ff", "block_attn_retrieve": 99, "pos": "rotary", "num_memory_tokens": 11},
+    "sliding": {"layers": "block_attn ff", "block_attn_reach": "sliding", "pos": "rotary", "rotary_xpos": True},
+    "lstm": {
+        "layers": "recurrent",
+        "recurrent_gate": "lstm",
+        "recurrent_update": "dual",
+        "recurrent_write_from": "window",
+    },
+    "gru": {"layers": "recurrent", "recurrent_gate": "gru", "recurrent_update": "single", "recurrent_kv_heads": 2},
+    **{f"norm {name}": {"layers": "attn ff flash", "norm": name} for name in norms},
+    **{f"position {name}": {"layers": able(name), "pos": name} for name in positions},
+    **{f"residual {name}": {"layers": "attn gau", "residual": name} for name in residuals},
+    "shift": {"layers": "attn ff flash", "shift_tokens": (2, 0, 1, 1, 3, 0)},
+    "sinks": {"layers": "attn(window=3,sinks=2) ff", "pos": ("rotary", "rel_pos")},
+    "memory tokens": {"layers": "flash attn gau", "num_memory_tokens": 3, "shift_tokens": 1},
+    # Blocks of ten, lest the sequences that the laws use fall into too many pieces.
+    "all blocks": {
+        "layers": " ".join(blocks).replace("recurrent", "recurrent(block_width=10)"),
+        "pos": "rotary",
+        "shift_tokens": 1,
+    },
+}
+
+
+def both_ways(cases: dict[str, dict]) -> list:
+    """Each case as a causal stack and, without blocks that look back only, as a bidirectional one: (flags, causal)."""
+    found = []
+    for case, flags in cases.items():
+        found.append(pytest.param(flags, True, id=f"{case}-causal"))
+        entries = flags["layers"].split()
+        gone = [entry for entry in entries if blocks[entry.split("(")[0]].causal_only]
+        left = " ".join(entry for entry in entries if entry not in gone)
+        if left and not any(flag.startswith(tuple(gone)) for flag in flags if gone):
+            found.append(pytest.param({**flags, "layers": left}, False, id=f"{case}-bidirectional"))
+    return found
