@@ -164,7 +164,7 @@ def pairs_alone(model, x, call: Call, plan) -> None:
     same(measure(model, x, call, run), measure(model, x, call), "pairs alone")
 
 
-@law(lambda model, call: not by_length(model), kinds=("seq2seq",))
+@law(lambda model, call: tells_tokens(model.decoder.net) and not by_length(model), kinds=("seq2seq",))
 def pairs_generated(model, x, call: Call, plan) -> None:
     """The likeliest tokens of each pair: with a state, without one, and alone."""
     real, there = real_tokens(x, call), call.get("context_mask")
