@@ -23,7 +23,7 @@ from ..base.checks import (
 from ..base.shapes import Float, Int, Tensor
 from ..base.state import BranchState, StackState
 from ..flags.layout import MOST_LAYERS
-from ..generation.decoding import token_ids
+from ..generation.prompts import token_ids
 from ..layers.blocks.block import MOST, SLACK
 from ..layers.blocks.block_attention import BlockAttention
 from ..layers.blocks.recurrent import RecurrentState

@@ -12,7 +12,9 @@ from ..base.checks import as_mask, check_generator, check_switch, describe, inte
 from ..base.looks import transformed
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import check_gives_logits, evaluating, only_logits, token_ids
+from ..generation.decoding import evaluating
+from ..generation.nets import check_gives_logits, only_logits
+from ..generation.prompts import token_ids
 from ..generation.sampling import filter_settings, find_filter, sample, wide
 from ..saving.configurable import Configurable
 from .input_embedding import in_range

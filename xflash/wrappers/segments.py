@@ -11,7 +11,7 @@ from ..base.checks import as_binary, as_mask, check_count, check_share, check_sw
 from ..base.looks import has_values
 from ..base.pieces import Piecewise, borders
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import token_ids
+from ..generation.prompts import token_ids
 from .autoregressive import AutoregressiveWrapper
 from .losses import check_targets, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_tokens_only
