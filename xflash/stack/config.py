@@ -14,7 +14,7 @@ from ..layers.blocks.block import Block
 from ..layers.branch import NormPlace
 from ..layers.positions.relative import Alibi, Rotary
 from ..layers.shift import ShiftStyle
-from ..saving.configurable import places
+from ..saving.configurable import homes
 
 __all__ = [
     "Resolved",
@@ -266,7 +266,7 @@ def answer(name: str, known: Sequence[str]) -> str:
     if name in blocks:
         fused = "; attn_flash=True asks for the fused softmax kernel" if name == "flash" else ""
         return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{fused}"
-    return meant(name, known, places(but="AttentionLayers", ending=", not of a stack"))
+    return meant(name, known, homes(but="AttentionLayers", ending=", not of a stack"))
 
 
 def check_known(flags: Iterable[str], cls: type) -> None:
