@@ -13,7 +13,7 @@ import xflash
 from xflash import Block, Decoder, Encoder, TransformerWrapper, activations, blocks, norms, positions, residuals
 from xflash.flags.flag import flag
 from xflash.layers.norms import Norm
-from xflash.layers.positions.relative import Bias
+from xflash.layers.positions.position import Bias
 from xflash.layers.residuals import Residual
 
 DIM = 26

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..flags.layout import LayerSpec, layout_text
-from ..layers.positions.relative import inverse_frequencies
+from ..layers.positions.angles import inverse_frequencies
 from ..stack.face import AttentionLayers, CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper

@@ -2,6 +2,18 @@
 
 from . import embeddings, norms, residuals
 from .blocks import attention, feedforward, flash, gau
-from .positions import relative
+from .positions import alibi, rel_pos, relative, rotary
 
-__all__ = ["attention", "embeddings", "feedforward", "flash", "gau", "norms", "relative", "residuals"]
+__all__ = [
+    "alibi",
+    "attention",
+    "embeddings",
+    "feedforward",
+    "flash",
+    "gau",
+    "norms",
+    "rel_pos",
+    "relative",
+    "residuals",
+    "rotary",
+]

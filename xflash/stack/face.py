@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..base.checks import as_mask, as_rows, given
-from ..base.registry import norms, positions
+from ..base.registry import blocks, norms, positions
 from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import AttentionMap, BranchState, Ctx, StackState
 from ..flags.aliases import ALIASES
@@ -15,11 +15,12 @@ from ..flags.flag import flag_table
 from ..layers.blocks.block import Block, Site
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
-from ..layers.positions.relative import Position, Relative
+from ..layers.positions.position import Position
+from ..layers.positions.relative import Relative
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
-from .config import check_keys, check_widths, known_flags, resolve
+from .config import check_uses, check_widths, known_flags, resolve
 from .door import pack, plan_rows, unpack
 from .parts import make_branch, publishing, unpacked
 from .side_inputs import SideInputs, check_prefix
@@ -56,7 +57,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         site = Site(self.dim, plan.config.heads, self.causal, count)
         distinct = plan.period if plan.config.weight_tie_layers else count
         self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
-        check_widths(plan.layers, [block.context_width() for block in self.blocks()])
+        check_widths(self.blocks())
         self.order = [i % distinct for i in range(count)]
         self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
         last = plan.config.final_norm
@@ -66,9 +67,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         self.positions = nn.ModuleDict(
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
         )
-        check_keys(
-            [(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions.items()
-        )
+        check_uses(self.blocks(), cast("list[Position]", list(self.positions.values())))
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
@@ -171,7 +170,8 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         maps: list[AttentionMap] = []
         y, _ = self.explained(x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
         if not maps:
-            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
+            able = ", ".join(name for name, block in blocks.items() if block.has_matrix)
+            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (have one: {able})")
         return y, [weights for weights, _ in maps]
 
     def check_maps(self) -> None:
@@ -294,7 +294,7 @@ class PrefixDecoder(AttentionLayers):
 
     def __init__(self, **flags: Any):
         super().__init__(**flags)
-        check_prefix(self.blocks(), self.positions)
+        check_prefix(self.blocks(), cast("list[Position]", list(self.positions.values())))
 
 
 class CrossAttender(AttentionLayers):
