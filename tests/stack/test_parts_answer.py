@@ -1,4 +1,4 @@
-"""The stack knows no part: what it must know of one, the part answers. Parts of one's own work wherever built-in ones do."""
+"""The stack knows no part: what it must know of one, the part answers. One's own work wherever built-in ones do."""
 
 import ast
 import importlib
@@ -49,15 +49,19 @@ def of_flags(tree) -> set[int]:
     return {id(inner) for call in calls for inner in ast.walk(call)}
 
 
+def texts(tree):
+    spared = docstrings(tree) | of_flags(tree)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in spared]
+    return [node.value for node in nodes if isinstance(node.value, str)]
+
+
 def test_the_stack_names_no_part():
-    found = []
-    for stem, tree in trees():
-        spared = docstrings(tree) | of_flags(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in spared:
-                if node.value in WHOLE or INSIDE & set(re.findall(r"\w+", node.value)):
-                    found.append(f"{stem}: {node.value!r}")
+    found = [f"{stem}: {text!r}" for stem, tree in trees() for text in texts(tree) if names_a_part(text)]
     assert not found
+
+
+def names_a_part(text: str) -> bool:
+    return text in WHOLE or bool(INSIDE & set(re.findall(r"\w+", text)))
 
 
 def test_the_stack_asks_no_part_of_what_class_it_is():
@@ -265,7 +269,7 @@ def test_a_model_with_a_clock_generates(own):
 
 
 def test_a_clock_counts_where_a_context_stands(own):
-    """A context is told apart by `context_pos`, for a family that places it; and each packed document has its own time."""
+    """`context_pos` tells a family that places a context; and each packed document has a time of its own."""
     stack = build(Encoder, layers="punctual glance", pos="clock").double().eval()
     x, context = (torch.randn(2, n, 26, dtype=torch.float64) for n in (5, 3))
     here, there = (stack(x, context=context, context_pos=torch.arange(3) + at) for at in (0, 2))
@@ -277,14 +281,14 @@ def test_a_clock_counts_where_a_context_stands(own):
 
 
 def test_what_a_part_answers_is_asked(own):
-    with pytest.raises(ValueError, match="clock_period=200.0 for 2 users"):
+    with pytest.raises(ValueError, match=r"clock_period=200\.0 for 2 users"):
         build(Decoder, layers="punctual attn", pos="clock", clock_period=200)
     with pytest.raises(ValueError, match=r"pos has 'clock', but no block of the layout 'attn ff' .* punctual, glance"):
         build(Decoder, layers="attn ff", pos="clock")
-    with pytest.raises(ValueError, match="pos='clock' has nothing to turn in the layout .* give context_pos"):
+    with pytest.raises(ValueError, match=r"pos='clock' has nothing to turn in the layout .* give context_pos"):
         build(Encoder, layers="glance blend", pos="clock")(torch.randn(1, 2, 26), context=torch.randn(1, 3, 26))
+    layers = "state_read(source=1) state_read(source=2) tally(every=2) tally(every=3)"
     with pytest.raises(ValueError, match="layers that others read must publish after equally many tokens"):
-        layers = "state_read(source=1) state_read(source=2) tally(every=2) tally(every=3)"
         build(Decoder, layers=layers, depth=1)
     with pytest.raises(ValueError, match="reads the state vectors of its tally layer 1"):
         build(Decoder, layers="tally", depth=1)

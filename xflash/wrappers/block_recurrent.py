@@ -21,7 +21,7 @@ from ..base.checks import (
     shown,
 )
 from ..base.shapes import Float, Int, Tensor
-from ..base.state import BranchState, StackState
+from ..base.state import BranchState, StackState, State
 from ..flags.layout import MOST_LAYERS
 from ..generation.decoding import token_ids
 from ..layers.blocks.block import MOST, SLACK
@@ -41,10 +41,16 @@ __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
 FF_MULT = 4
 
 
-class Memories(NamedTuple):
-    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
+class MemoriesFields(NamedTuple):
+    """What memories hold."""
 
     state: ModelState
+
+
+class Memories(State, MemoriesFields):
+    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
+
+    __slots__ = ()
 
 
 def columns(
