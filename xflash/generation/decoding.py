@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checks import LARGEST, as_mask, describe, given, integer, is_integral
+from ..base.checks import LARGEST, as_mask, describe, given, integer, is_integral, widened
 from ..base.looks import within
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..stack.face import AttentionLayers
@@ -148,6 +148,14 @@ def window(net: Any, prompts: Prompts, seq_len: int, restrict: bool) -> int | No
     return limit
 
 
+def prefix_of(beside: Mapping[str, Any], b: int) -> int | Int[Tensor, " b"] | None:
+    """The prefix that a call of b rows is given; None where it has none that a model would take."""
+    prefix: Any = beside.get("prefix_attn_len")
+    if is_integral(prefix) and prefix.shape == (b,):
+        return widened(prefix)
+    return prefix if isinstance(prefix, int) and 0 <= prefix <= LARGEST else None
+
+
 class Recomputed(NamedTuple):
     """Stands for a state where there is none: all tokens so far, read anew for every next one (the slow definition)."""
 
@@ -161,7 +169,17 @@ class Recomputed(NamedTuple):
         last = slice(None) if self.window is None else slice(-self.window, None)
         masked = {} if self.mask is None else {"mask": self.mask[:, last]}
         ids = self.ids[:, last]
-        return only_logits(net, net(ids, **masked, **self.kwargs), ids)[:, -1]
+        return only_logits(net, net(ids, **masked, **{**self.kwargs, **self.prefix(ids.shape[1])}), ids)[:, -1]
+
+    def prefix(self, n: int) -> dict[str, Any]:
+        """What is left of a prefix among the last n tokens."""
+        b, read = self.ids.shape
+        prefix = prefix_of(self.kwargs, b)
+        if prefix is None or n == read:
+            return {}
+        gone: Any = read - n if self.mask is None else self.mask[:, : read - n].sum(1)
+        left = prefix - gone
+        return {"prefix_attn_len": left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)}
 
     def append(self, tokens: Int[Tensor, " b"]) -> "Recomputed":
         """One more token a row."""
