@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base.looks import transformed, within
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import prefix_of
+from ..generation.prompts import prefix_of
 from ..generation.sampling import wide
 from ..layers.kernels.operators import as_autocast, gradients_of, operators_work
 

@@ -1,6 +1,6 @@
 """`ModelState`: what a causal model on token ids carries from one call to the next."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -8,7 +8,7 @@ from ..base.checks import as_order
 from ..base.shapes import Int, Tensor
 from ..base.state import StackState, row_count, tree_map
 
-__all__ = ["ModelState"]
+__all__ = ["ModelState", "stack_state"]
 
 
 class ModelState(NamedTuple):
@@ -46,3 +46,10 @@ class ModelState(NamedTuple):
     def rows(self) -> int | None:
         """The number of rows the state has; None where it holds no tensor, and so fits any."""
         return row_count(self)
+
+
+def stack_state(state: Any) -> StackState:
+    """The stack's part of what step() gave; TypeError for anything else."""
+    if not isinstance(state, ModelState):
+        raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
+    return state.stack

@@ -11,7 +11,7 @@ from ..base.checks import as_binary, as_mask, check_count, check_share, check_sw
 from ..base.looks import has_values, may_look
 from ..base.pieces import Piecewise, borders
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import prefix_of, token_ids
+from ..generation.prompts import prefix_of, token_ids
 from .autoregressive import AutoregressiveWrapper
 from .losses import check_targets, in_front, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_tokens_only
