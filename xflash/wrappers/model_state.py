@@ -1,11 +1,11 @@
 """`ModelState`: what a causal model on token ids carries from one call to the next."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..base.shapes import Tensor
 from ..base.state import StackState, State
 
-__all__ = ["ModelState"]
+__all__ = ["ModelState", "stack_state"]
 
 
 class ModelFields(NamedTuple):
@@ -23,3 +23,10 @@ class ModelState(State, ModelFields):
     """
 
     __slots__ = ()
+
+
+def stack_state(state: Any) -> StackState:
+    """The stack's part of what step() gave; TypeError for anything else."""
+    if not isinstance(state, ModelState):
+        raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
+    return state.stack
