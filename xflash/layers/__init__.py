@@ -1,7 +1,22 @@
-"""The parts of a stack; importing them registers the blocks, norms, positions and residuals by name."""
+"""The parts of a stack; importing them registers the blocks, norms, positions, reads, scales and joins by name."""
 
-from . import embeddings, norms, residuals
+from . import embeddings, norms
 from .blocks import attention, feedforward, flash, gau
+from .joins import join, scaled
 from .positions import relative
+from .reads import read
+from .scales import scale
 
-__all__ = ["attention", "embeddings", "feedforward", "flash", "gau", "norms", "relative", "residuals"]
+__all__ = [
+    "attention",
+    "embeddings",
+    "feedforward",
+    "flash",
+    "gau",
+    "join",
+    "norms",
+    "read",
+    "relative",
+    "scale",
+    "scaled",
+]
