@@ -217,7 +217,7 @@ MEANINGS: dict[str, Callable[[Tried], Any]] = {
     "names and places": lambda f: f.argument in ("doc_ids", "context_pos") and odd_entries(f),
     "what is no number stays none": lambda f: odd_entries(f) in ("nans", "infs") and not_finite(f.result),
 }
-EMPTY = ("pos", "recurrent_layers", "mask_ignore_token_ids", "xl_memories", "states")
+EMPTY = ("pos", "reads", "scale", "recurrent_layers", "mask_ignore_token_ids", "xl_memories", "states")
 
 
 def meaning(found: Tried) -> str | None:

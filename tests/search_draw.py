@@ -10,13 +10,13 @@ from typing import Any, Literal, Union, get_args, get_origin
 from search_case import Case
 
 import xflash
-from xflash import activations, blocks, norms, positions, residuals
+from xflash import activations, blocks, joins, norms, positions, reads, scales
 from xflash.flags.aliases import SWITCHES
 from xflash.flags.flag import REQUIRED, Flag, flags_of
 from xflash.stack.config import StackConfig, slot_prefix
 
 # What the outline of a case decides; everything else is drawn by its type.
-OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos")
+OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos", "reads", "scale")
 STACKS = ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder")
 # A default above this is a size that has to be drawn: a search has to be quick.
 LARGE = 16
@@ -60,7 +60,7 @@ def drawn(hint: Any, spec: Flag, chance: Random, layers: int) -> Any:
     if hint is bool:
         return chance.random() < 0.5 if spec.default not in (True, False) else not spec.default
     if hint is str:
-        registry = next((r for r in (norms, residuals, activations) if spec.default in r), None)
+        registry = next((r for r in (norms, joins, activations) if spec.default in r), None)
         return spec.default if registry is None else chance.choice(list(registry))
     makers = {int: number, float: share}
     return makers[hint](spec, chance) if hint in makers else None
@@ -135,10 +135,14 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
         flags |= config_flags(blocks[name].Config, slot_prefix(name), chance, often)
     for name in pos:
         flags |= config_flags(positions[name].Config, slot_prefix(name), chance, often)
-    for slot, registry in (("norm", norms), ("residual", residuals)):
-        chosen = flags.get(slot, flags_of(StackConfig)[slot].default)
-        if chosen in registry:
-            flags |= config_flags(registry[chosen].Config, slot_prefix(slot), chance, often)
+    for slot, registry in (("reads", reads), ("scale", scales)):
+        if listed := tuple(name for name in registry if chance.random() < often / 2):
+            flags[slot] = listed
+        for name in listed:
+            flags |= config_flags(registry[name].Config, slot_prefix(name), chance, often)
+    for registry, name, prefix in ((norms, flags.get("norm", "layernorm"), "norm"), (joins, flags.get("join"), None)):
+        if name in registry:
+            flags |= config_flags(registry[name].Config, slot_prefix(prefix or name), chance, often)
     return {prefix + name: value for name, value in unusual(flags, chance).items()}
 
 

@@ -37,6 +37,7 @@ MOVED = {
     "layers.multi_head": "layers.blocks.multi_head",
     "layers.patches": "wrappers.patches",
     "layers.pooling": "wrappers.pooling",
+    "layers.residuals": "layers.joins.join",
     "layers.recurrence": "layers.blocks.recurrence",
     "layers.recurrent": "layers.blocks.recurrent",
     "layers.retrieve": "layers.blocks.retrieve",

@@ -9,7 +9,19 @@ from typing import Any, TypeVar
 
 from .checks import shown
 
-__all__ = ["Registry", "activations", "blocks", "excerpt", "nearest", "norms", "positions", "residuals"]
+__all__ = [
+    "Registry",
+    "activations",
+    "blocks",
+    "excerpt",
+    "joins",
+    "nearest",
+    "norms",
+    "positions",
+    "reads",
+    "residuals",
+    "scales",
+]
 
 T = TypeVar("T")
 
@@ -75,6 +87,9 @@ class Registry(Mapping[str, Any]):
             raise TypeError(
                 f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {found}"
             )
+        unlike = getattr(part, "unlike", None)
+        if unlike is not None and (reason := unlike()):
+            raise TypeError(f"the {self.kind} {name!r} {reason}")
         config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):
             raise TypeError(f"the {self.kind} {name!r} needs a Config that is a dataclass, its fields made by flag()")
@@ -109,5 +124,9 @@ class Registry(Mapping[str, Any]):
 blocks = Registry("block")
 norms = Registry("norm")
 positions = Registry("position")
-residuals = Registry("residual")
+reads = Registry("read")
+scales = Registry("scale")
+joins = Registry("join")
+# What was one slot is three now; parts of one's own that were registered here join the stream.
+residuals = joins
 activations = Registry("activation")

@@ -9,6 +9,7 @@ import torch
 
 from .checks import as_order
 from .moved import names_before
+from .relay import Relay
 from .shapes import Bool, Float, Int, Tensor
 from .values import again, first_tensor, own, row_count, tensors, tree_map
 
@@ -178,6 +179,7 @@ class Ctx:
     positions: (1 | b, n) the slot of each token of this call.
     states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
     prefix: (1 | b,) the slots at the start of each row that see each other (fresh calls only).
+    relay: what layers of this call leave for those below them.
     keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
     """
 
@@ -197,6 +199,7 @@ class Ctx:
     states: dict[int, Tensor] = field(default_factory=dict)
     maps: list | None = None
     memo: dict = field(default_factory=dict)
+    relay: Relay = field(default_factory=Relay)
 
     @property
     def uniform(self) -> bool:

@@ -115,7 +115,7 @@ HINTS = {
     "is_causal": "a Decoder is causal, an Encoder is not",
     **dict.fromkeys(("dropout", "drop_rate", "hidden_dropout_prob", "hidden_dropout", "resid_pdrop"), DROPOUTS),
     **dict.fromkeys(("qkv_bias", "attention_bias", "bias", "use_bias", "mlp_bias"), BIASES),
-    **dict.fromkeys(("init_values", "layer_scale_init_value"), "give residual='layerscale', residual_init=..."),
+    **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),
     "rope_scaling": "rotary_interpolation_factor and rotary_base_rescale_factor scale rotary positions",
     "attn_implementation": "attn_flash=True or False says whether the fused softmax kernel is used",
 }

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..base.relay import Relay
 from ..base.shapes import Tensor
 from ..base.state import BranchState, Ctx, StackState
 from ..layers.blocks.block import Block
@@ -56,11 +57,16 @@ class Column:
         before = (None,) * len(self.order) if state is None else state.branches
         ctx = self.context(x, state, new, self.given(fields, x, before), (keep_state, in_place, maps))
         carried: list[BranchState | None] = []
+        join = self.branches[0].join
+        if join.wide:
+            x = join.widen(x)
         for place, index in enumerate(self.order):
-            x, after = self.branches[index](x, ctx, before[place])
+            x, after = self.branches[index](x, ctx, before[place], place)
             carried.append(after)
+        if join.wide:
+            x = join.narrow(x)
         if self.last_norm is not None:
-            x = self.last_norm(x)
+            x = self.last_norm(x, ctx)
         return x, closed(self, carried, ctx, n, state and state.lease) if keep_state else None
 
     def given(self, fields: Mapping[str, Any], x: Tensor, before: tuple) -> Mapping[str, Any]:
@@ -76,4 +82,5 @@ class Column:
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
         relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
-        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, **fields)
+        # The relay is made here, not by default, for Dynamo does not know factories.
+        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, relay=Relay(), **fields)

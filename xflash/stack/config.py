@@ -5,16 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, excerpt, norms, positions, residuals
+from ..base.registry import blocks, excerpt, norms, positions
 from ..flags.aliases import ALIASES, canonical, names
 from ..flags.elsewhere import meant, meant_block
-from ..flags.flag import Flag, Owner, build, flag, flags_of, route
+from ..flags.flag import Flag, build, flag, flags_of, route
 from ..flags.layout import MOST_LAYERS, LayerSpec, default_layout, layout_text, parse_layout
 from ..layers.blocks.block import Block
 from ..layers.branch import NormPlace
 from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import places
+from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
 __all__ = [
     "Resolved",
@@ -40,7 +41,9 @@ class StackConfig:
     norm: str = flag("layernorm", "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...")
     norm_place: NormPlace = flag("pre", "norms before each block, after each sum, or before and after each block")
     final_norm: bool | None = flag(None, "a norm behind the last layer (None: unless norm_place is 'post')")
-    residual: str = flag("add", "a registered residual: add, layerscale, rezero, scaled, ...")
+    reads: str | tuple[str, ...] | None = flag(None, "what branches read of the stream beside itself: any registered")
+    scale: str | tuple[str, ...] | None = flag(None, "what multiplies updates: any of layerscale, rezero, ...")
+    join: str = flag("add", "how updates join the stream, a registered join: add, scaled, ...")
     pos: str | tuple[str, ...] | None = flag(None, "relative positions: any of rotary, rel_pos, alibi, ...")
     shift_tokens: int | tuple[int, ...] | bool = flag(
         0, "tokens by which channels are delayed, or one number a layer", at_least=0
@@ -64,7 +67,9 @@ class Resolved(NamedTuple):
     period: int
     text: str
     norm: Any
-    residual: Any
+    join: Any
+    reads: dict[str, Any]
+    scale: dict[str, Any]
     positions: dict[str, Any]
     shifts: tuple[int, ...]
     dropouts: tuple[float, ...]
@@ -131,28 +136,6 @@ def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
     return value
 
 
-def slot_prefix(name: str) -> str:
-    return name + "_"
-
-
-def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, text: str) -> list[Owner]:
-    """Every part that could own a flag, and why it is absent where it is."""
-    found = [Owner("", StackConfig)]
-    for name, block in blocks.items():
-        absent = "" if name in used else f"the layout {text} has no {name!r}"
-        found.append(Owner(slot_prefix(name), block.Config, absent))
-    for name, position in positions.items():
-        absent = "" if name in pos else f"pos={' '.join(pos) or None!r} has no {name!r}"
-        found.append(Owner(slot_prefix(name), position.Config, absent))
-    for slot, registry, chosen in (("norm", norms, norm), ("residual", residuals, residual)):
-        registry[chosen]
-        found.append(Owner(slot_prefix(slot), registry[chosen].Config))
-        for name, part in registry.items():
-            if name != chosen:
-                found.append(Owner(slot_prefix(slot), part.Config, f"{slot}={chosen!r} has no such flag"))
-    return found
-
-
 def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
     """ValueError for a position that no block of the layout can use."""
     for name in pos:
@@ -168,18 +151,19 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     check_every(flags)
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
-    stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
+    listed = {slot.name: names(own.get(slot.name), slot.name) or None for slot in SLOTS if slot.several}
+    stack = build(StackConfig, {**own, **listed})
     specs, depth = column(stack)
     used = list(dict.fromkeys(spec.name for spec in specs))
     whole = layout_text(specs)
     text = excerpt(whole)
-    pos = names(stack.pos)
-    check_positions(pos, used, text)
+    chosen = choices(stack)
+    check_positions(chosen["pos"], used, text)
     check_cross(stack, used, text)
     for name in used:
         if blocks[name].causal_only and not stack.causal:
             raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
-    all_owners = owners(used, pos, stack.norm, stack.residual, text)
+    all_owners = owners(StackConfig, used, chosen, stack.norm, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
@@ -200,8 +184,10 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
         period=len(specs),
         text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=parts["norm_"],
-        residual=parts["residual_"],
-        positions={name: parts[slot_prefix(name)] for name in pos},
+        join=parts[slot_prefix(stack.join)],
+        reads={name: parts[slot_prefix(name)] for name in chosen["reads"]},
+        scale={name: parts[slot_prefix(name)] for name in chosen["scale"]},
+        positions={name: parts[slot_prefix(name)] for name in chosen["pos"]},
         shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), distinct),
         dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), distinct),
         flat={name: value for name, value, _ in rows},
@@ -231,10 +217,11 @@ def check_parts(flags: Mapping[str, Any]) -> None:
     for name in ("layers", "custom_layers"):
         if isinstance(flags.get(name), (str, tuple)):
             parse_layout(flags[name])
-    for name, registry in (("norm", norms), ("residual", residuals), ("pos", positions)):
-        chosen = flags.get(name)
-        for part in names(chosen) if isinstance(chosen, (str, tuple)) else ():
-            registry[part]
+    for slot in (Slot("norm", norms, False), *SLOTS):
+        chosen = flags.get(slot.name)
+        readable = isinstance(chosen, (str, tuple) if slot.several else str)
+        for part in names(chosen, slot.name) if readable else ():
+            slot.registry[part]
 
 
 def answer(name: str, known: Sequence[str]) -> str:
@@ -255,6 +242,7 @@ def check_known(flags: Iterable[str], cls: type) -> None:
 
 def known_flags() -> list[str]:
     """Every flag that some stack has, aliases not counted."""
-    parts = [("", StackConfig), *((slot_prefix(n), b.Config) for n, b in [*blocks.items(), *positions.items()])]
-    parts += [("norm_", p.Config) for p in norms.values()] + [("residual_", p.Config) for p in residuals.values()]
+    named = [*blocks.items(), *(item for slot in SLOTS for item in slot.registry.items())]
+    parts = [("", StackConfig), *((slot_prefix(name), part.Config) for name, part in named)]
+    parts += [("norm_", part.Config) for part in norms.values()]
     return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))

@@ -1,6 +1,7 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -55,16 +56,17 @@ class AttentionLayers(Piecewise, Configurable):
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
         count = len(plan.layers)
-        site = Site(self.dim, plan.config.heads, self.causal, count)
         distinct = plan.period if plan.config.weight_tie_layers else count
-        self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
+        site = Site(self.dim, plan.config.heads, self.causal, count, period=plan.period)
+        sites = [replace(site, places=tuple(range(i, count, distinct))) for i in range(distinct)]
+        self.branches = nn.ModuleList(make_branch(plan, i, site) for i, site in enumerate(sites))
         check_widths(self.blocks())
         self.order = [i % distinct for i in range(count)]
         self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
         last = plan.config.final_norm
         keep_last = plan.config.norm_place != "post" if last is None else last
-        self.final_norm = norms[plan.config.norm](plan.norm, self.dim) if keep_last else None
+        self.final_norm = norms[plan.config.norm](plan.norm, site) if keep_last else None
         heads = sorted({h for b in self.blocks() if (h := b.bias_heads()) is not None})
         self.positions = nn.ModuleDict(
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.registry import blocks as registered
-from ..base.registry import excerpt, norms, residuals
+from ..base.registry import excerpt, joins, norms, reads, scales
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import AttentionMap, StackState
 from ..layers.blocks.block import Block, Site
@@ -97,27 +97,24 @@ def sized(t: Tensor, like: Tensor) -> Tensor:
 
 
 def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
-    """Layer i of the column with its norms, shift and residual."""
+    """Layer i of the column with its norms, shift and residual slots."""
     name, config = plan.layers[i]
-    stack = plan.config
+    stack, shift = plan.config, plan.shifts[i]
 
     def norm(wanted: bool):
-        return norms[stack.norm](plan.norm, stack.dim) if wanted else None
+        return norms[stack.norm](plan.norm, site) if wanted else None
 
-    shift = plan.shifts[i]
-    # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
-    after = (
-        norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5)
-        if stack.norm_place == "sandwich"
-        else None
-    )
+    after = norm(stack.norm_place == "sandwich")
     return Branch(
         registered[name](config, site),
-        residuals[stack.residual](plan.residual, stack.dim),
+        joins[stack.join](plan.join, site),
+        reads={n: reads[n](c, site) for n, c in plan.reads.items() if reads[n].stands(c, site)},
+        scale={n: scales[n](c, site) for n, c in plan.scale.items()},
         before=norm(stack.norm_place != "post"),
-        after=after,
+        # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
+        after=after and after.start_at(site.branches**-0.5),
         final=norm(stack.norm_place == "post"),
-        shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
+        shift=TokenShift(TokenShift.Config(amount=shift, style=stack.shift_style), site) if shift else None,
         dropout=plan.dropouts[i],
         grad_checkpoint=stack.grad_checkpoint,
     )

@@ -45,9 +45,9 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.patch = patch
         width = channels * patch[0] * patch[1]
-        self.before = LayerNorm(LayerNorm.Config(), width)
+        self.before = LayerNorm.of(width)
         self.project = nn.Linear(width, dim)
-        self.after = LayerNorm(LayerNorm.Config(), dim)
+        self.after = LayerNorm.of(dim)
 
     @typed
     def forward(self, img: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:

@@ -65,7 +65,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
         self.net, self.num_memory_tokens, self.segment_len = net, num_memory_tokens, segment_len
         self.num_tokens, self.dim = net.num_tokens, net.dim
         # A stack need not end in a norm, and what goes round without one would grow from segment to segment.
-        self.norm = RMSNorm(RMSNorm.Config(), net.dim)
+        self.norm = RMSNorm.of(net.dim)
         self.memory, self.read_embed, self.write_embed = (
             nn.Parameter(torch.empty(num_memory_tokens, net.dim).normal_(std=std)) for std in (1.0, 0.02, 0.02)
         )

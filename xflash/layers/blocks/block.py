@@ -23,13 +23,18 @@ MOST = 10**6
 
 @dataclass(frozen=True)
 class Site:
-    """Where a block stands: the width, heads and direction of its stack, and how many branches the stack runs."""
+    """Where a part stands: the width, heads and direction of its stack, and its places in the column.
+
+    branches: how many branches the stack runs, the column's length.  places: all those, from 0, at which this one
+    module stands: several where layers are tied.  period: the layers in one repetition of the layout.
+    """
 
     dim: int
-    heads: int
-    causal: bool
+    heads: int = 1
+    causal: bool = False
     branches: int = 1
-    positions: frozenset[str] = frozenset()
+    places: tuple[int, ...] = (0,)
+    period: int = 1
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:
         """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.

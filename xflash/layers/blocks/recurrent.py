@@ -123,7 +123,7 @@ class Recurrent(BlockAttention):
         self.reads_own = config.reads and config.read_layer is None
         if self.reads_own:
             self.to_state_q = nn.Linear(dim, inner, bias=False)
-        self.state_norm = LayerNorm(LayerNorm.Config(), dim)
+        self.state_norm = LayerNorm.of(dim)
         # The vectors' names: without them all vectors would be updated alike. N(0, 1), for they stand behind a norm.
         self.names = nn.Parameter(torch.randn(config.num_state_vectors, dim))
         self.start = nn.Parameter(0.1 * torch.randn(config.num_state_vectors, dim))
@@ -140,7 +140,7 @@ class Recurrent(BlockAttention):
         self.mixer = Mixer(2 * inner, dim) if config.update == "single" else None
         self.gate = Gate(config.gate, dim if config.update == "single" else 2 * inner, dim)
         if config.update == "dual":
-            self.mixer_norm, self.mixer = LayerNorm(LayerNorm.Config(), dim), Mixer(dim, dim)
+            self.mixer_norm, self.mixer = LayerNorm.of(dim), Mixer(dim, dim)
             self.mixer_gate = Gate(config.gate, dim, dim)
         # A subclass that is registered under another name has none.
         self.outline = outline(self) if type(self) is blocks[self.kind] else None
