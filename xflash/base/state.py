@@ -216,6 +216,7 @@ class Ctx:
     states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
     prefix: (1 | b,) the slots at the start of each row that see each other (fresh calls only).
     keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
+    relay: what layers of one call leave for later ones, by kind and place.
     """
 
     past: int
@@ -234,6 +235,7 @@ class Ctx:
     states: dict[int, Tensor] = field(default_factory=dict)
     maps: list | None = None
     memo: dict = field(default_factory=dict)
+    relay: dict = field(default_factory=dict)
 
     @property
     def uniform(self) -> bool:

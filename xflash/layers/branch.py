@@ -75,18 +75,19 @@ class Branch(nn.Module):
 def recomputed(run: Callable, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None) -> Any:
     """What `run` gives, computed again with the same chance when gradients are wanted, instead of being kept.
 
-    Each time it begins with what was shared among layers before it: what it shares first is made in both, and no
-    later layer's tensors are held, which would tie the graph to itself.
+    Each time it begins with what was shared among layers and left for it before: what it shares first is made in both,
+    and no later layer's tensors are held, which would tie the graph to itself.
     """
-    shared = dict(ctx.memo)
+    shared, left = dict(ctx.memo), dict(ctx.relay)
 
     def once(x: Tensor, state: BranchState | None) -> Any:
-        memo = dict(shared)
-        return *run(x, replace(before, memo=memo), state), memo
+        memo, relay = dict(shared), dict(left)
+        return *run(x, replace(before, memo=memo, relay=relay), state), memo, relay
 
-    before = replace(ctx, memo=shared)
-    y, after, memo = checkpoint(once, x, state, use_reentrant=False)
+    before = replace(ctx, memo=shared, relay=left)
+    y, after, memo, relay = checkpoint(once, x, state, use_reentrant=False)
     ctx.memo.update(memo)
+    ctx.relay.update(relay)
     return y, after
 
 
