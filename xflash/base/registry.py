@@ -9,7 +9,18 @@ from typing import Any, TypeVar
 
 from .checks import shown
 
-__all__ = ["Registry", "activations", "blocks", "excerpt", "nearest", "norms", "positions", "residuals"]
+__all__ = [
+    "Registry",
+    "activations",
+    "blocks",
+    "excerpt",
+    "nearest",
+    "norms",
+    "positions",
+    "residuals",
+    "scores",
+    "weight_fns",
+]
 
 T = TypeVar("T")
 
@@ -87,10 +98,12 @@ class Registry(Mapping[str, Any]):
         try:
             return self._parts[name]
         except KeyError:
-            known = ", ".join(map(repr, self._parts))
-            raise ValueError(
-                f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
-            ) from None
+            raise ValueError(self.unknown(name)) from None
+
+    def unknown(self, name: Any) -> str:
+        """The sentence about a name that nothing is registered by."""
+        known = ", ".join(map(repr, self._parts))
+        return f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts
@@ -107,3 +120,5 @@ norms = Registry("norm")
 positions = Registry("position")
 residuals = Registry("residual")
 activations = Registry("activation")
+scores = Registry("score step")
+weight_fns = Registry("weight function")

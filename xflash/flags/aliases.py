@@ -1,6 +1,7 @@
 """The spellings that users of x-transformers and FLASH-pytorch know, and what they are called here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
@@ -47,9 +48,10 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 ALIASES = (*SWITCHES, *OTHERS)
+EXAMPLES = ("rotary", "alibi")
 
 
-def names(value: Any) -> tuple[str, ...]:
+def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable[str] = EXAMPLES) -> tuple[str, ...]:
     """A choice of several: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
     if value is None:
         return ()
@@ -58,12 +60,11 @@ def names(value: Any) -> tuple[str, ...]:
     elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         found = tuple(value)
     else:
-        raise TypeError(
-            f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {shown(value)}"
-        )
+        some = tuple(islice(known, 2))
+        raise TypeError(f"{flag} must be names of {kind}s such as {' '.join(some)!r} or {some}, not {shown(value)}")
     for name in found:
         if found.count(name) > 1:
-            raise ValueError(f"pos={value!r} names {name!r} twice")
+            raise ValueError(f"{flag}={value!r} names {name!r} twice")
     return found
 
 

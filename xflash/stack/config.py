@@ -15,6 +15,7 @@ from ..layers.branch import NormPlace
 from ..layers.positions.relative import Alibi, Rotary
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import places
+from .held import held_owners, layer_config, parts_of, slot_prefix, with_choices
 
 __all__ = [
     "Resolved",
@@ -24,6 +25,7 @@ __all__ = [
     "check_widths",
     "known_flags",
     "resolve",
+    "slot_prefix",
 ]
 
 
@@ -57,10 +59,11 @@ class StackConfig:
 
 
 class Resolved(NamedTuple):
-    """What a stack is built of; `layers` has a block Config for each layer of the whole column."""
+    """What a stack is built of; for each layer of the whole column its block's Config, and those of what it holds."""
 
     config: StackConfig
     layers: tuple[tuple[str, Any], ...]
+    held: tuple[Mapping[str, Any], ...]
     period: int
     text: str
     norm: Any
@@ -149,20 +152,18 @@ def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
     return value
 
 
-def slot_prefix(name: str) -> str:
-    return name + "_"
-
-
-def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, text: str) -> list[Owner]:
+def owners(config: StackConfig, said: Mapping[str, Any], specs: Sequence[LayerSpec], text: str) -> list[Owner]:
     """Every part that could own a flag, and why it is absent where it is."""
     found = [Owner("", StackConfig)]
+    used, pos = {spec.name for spec in specs}, names(config.pos)
     for name, block in blocks.items():
         absent = "" if name in used else f"the layout {text} has no {name!r}"
         found.append(Owner(slot_prefix(name), block.Config, absent))
+        found += held_owners(name, said, specs, absent)
     for name, position in positions.items():
         absent = "" if name in pos else f"pos={' '.join(pos) or None!r} has no {name!r}"
         found.append(Owner(slot_prefix(name), position.Config, absent))
-    for slot, registry, chosen in (("norm", norms, norm), ("residual", residuals, residual)):
+    for slot, registry, chosen in (("norm", norms, config.norm), ("residual", residuals, config.residual)):
         registry[chosen]
         found.append(Owner(slot_prefix(slot), registry[chosen].Config))
         for name, part in registry.items():
@@ -203,11 +204,13 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     for name in used:
         if blocks[name].causal_only and not stack.causal:
             raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
-    all_owners = owners(used, pos, stack.norm, stack.residual, text)
+    said, specs = with_choices(said, specs, stack.causal)
+    all_owners = owners(stack, said, specs, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
-    layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
+    made = [layer_config(spec, parts, routed) for spec in specs]
+    layers = tuple((spec.name, config) for spec, (config, _) in zip(specs, made, strict=True)) * depth
     for place, (name, _) in enumerate(layers):
         layers = tuple(blocks[name].arrange(place, layers))
     if stack.weight_tie_layers and depth == 1:
@@ -221,6 +224,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     return Resolved(
         config=stack,
         layers=layers,
+        held=tuple(held for _, held in made) * depth,
         period=len(specs),
         text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=parts["norm_"],
@@ -231,14 +235,6 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
         flat={name: value for name, value, _ in rows},
         rows=rows,
     )
-
-
-def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The Config of one layer: the block's flags with the layout's overrides on top."""
-    if not spec.overrides:
-        return shared
-    given = {**routed[slot_prefix(spec.name)], **spec.overrides}
-    return build(blocks[spec.name].Config, given, where=f" in the layout entry {excerpt(layout_text([spec]))}")
 
 
 def check_every(flags: Mapping[str, Any]) -> None:
@@ -281,5 +277,6 @@ def check_known(flags: Iterable[str], cls: type) -> None:
 def known_flags() -> list[str]:
     """Every flag that some stack has, aliases not counted."""
     parts = [("", StackConfig), *((slot_prefix(n), b.Config) for n, b in [*blocks.items(), *positions.items()])]
+    parts += [(slot_prefix(f"{name}_{part}"), config) for name in blocks for _, part, config in parts_of(name)]
     parts += [("norm_", p.Config) for p in norms.values()] + [("residual_", p.Config) for p in residuals.values()]
     return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))

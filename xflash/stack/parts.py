@@ -1,6 +1,7 @@
 """What a stack is put together from, and what it does with a state or a map, apart from the way of a tensor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
         else None
     )
     return Branch(
-        blocks[name](config, site),
+        blocks[name](config, replace(site, parts=plan.held[i])),
         residuals[stack.residual](plan.residual, stack.dim),
         before=norm(stack.norm_place != "post"),
         after=after,

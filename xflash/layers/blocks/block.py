@@ -2,14 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ...base.registry import blocks
+from ...base.registry import Registry, blocks
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
 
@@ -23,13 +23,17 @@ MOST = 10**6
 
 @dataclass(frozen=True)
 class Site:
-    """Where a block stands: the width, heads and direction of its stack, and how many branches the stack runs."""
+    """Where a block stands: the width, heads and direction of its stack, and how many branches the stack runs.
+
+    parts: the Configs of the parts that the block holds, by name; those that are not there have their defaults.
+    """
 
     dim: int
     heads: int
     causal: bool
     branches: int = 1
     positions: frozenset[str] = frozenset()
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:
         """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.
@@ -71,7 +75,8 @@ class Block(nn.Module, ABC):
     token, and `shorten` bounds it. A block that `takes_context` reads `ctx.context` when it has no state yet, and is
     refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
     state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
-    its tokens.
+    its tokens. `holds` says which flags name parts of a registry, one or several, whose own flags begin with the names
+    of block and part; one that `borrows` from another block takes over its flags, unless its own say otherwise.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -81,6 +86,8 @@ class Block(nn.Module, ABC):
     mixes_tokens: ClassVar[bool] = True
     keeps_tokens: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
+    holds: ClassVar[Mapping[str, Registry]] = {}
+    borrows: ClassVar[str | None] = None
     reads_own: bool = True
 
     @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,16 @@ class Block(nn.Module, ABC):
     def published(self, state: Any, x: Tensor) -> Float[Tensor, "b s d"]:
         """What the tokens of other layers may read of this one's state, which may be None."""
         raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    @classmethod
+    def refuses(cls, part: type) -> str:
+        """Why the block cannot hold a part of a registry that it `holds`, or ''."""
+        return ""
+
+    @classmethod
+    def takes_over(cls, part: type) -> bool:
+        """Whether the block takes a part over that the block it borrows from has."""
+        return not cls.refuses(part)
 
     @classmethod
     def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
