@@ -268,13 +268,16 @@ def flags():
         yield part({"layers": f"{name} recurrent" if name == "state_read" else name}, f"{name}_", block.Config)
     for name, position in xflash.positions.items():
         yield part({"layers": "attn", "pos": name}, f"{name}_", position.Config)
-    for slot, registry in (("norm", xflash.norms), ("residual", xflash.residuals)):
+    for name, kind in xflash.norms.items():
+        yield part({"layers": "ff", "norm": name}, "norm_", kind.Config)
+    for slot, registry in (("reads", xflash.reads), ("scale", xflash.scales), ("join", xflash.joins)):
         for name, kind in registry.items():
-            yield part({"layers": "ff", slot: name}, f"{slot}_", kind.Config)
+            yield part({"layers": "ff", slot: name}, f"{name}_", kind.Config)
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
+    spelt |= {"residual": str, "residual_init": float}
     assert set(spelt) == set(ALIASES)
-    whole = {"layers": "attn gau flash ff", "residual": "layerscale", "pos": "rotary"}
+    whole = {"layers": "attn gau flash ff", "scale": "layerscale", "pos": "rotary"}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
 
 
@@ -293,7 +296,7 @@ def saving():
     )
     for fn in (convert.from_x_transformers, convert.from_flash_pytorch, convert.from_block_recurrent):
         yield Call(fn.__name__, fn, {}, hints_of(fn))
-    for name in ("blocks", "norms", "positions", "residuals", "activations"):
+    for name in ("blocks", "norms", "positions", "reads", "scales", "joins", "activations"):
         registry = getattr(xflash, name)
         yield Call(f"{name}.register", registry.register("new"), {}, {"part": Callable})
         yield Call(f"{name}.register", registry.register, {"name": "new"}, {"name": str})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xflash import AttentionLayers
-from xflash.base.registry import blocks, norms, positions, residuals
+from xflash.base.registry import blocks, joins, norms, positions, reads, scales
 
 SMALL = {
     "attn": {"attn_dim_head": 6},
@@ -55,7 +55,11 @@ CASES = {
     "gru": {"layers": "recurrent", "recurrent_gate": "gru", "recurrent_update": "single", "recurrent_kv_heads": 2},
     **{f"norm {name}": {"layers": "attn ff flash", "norm": name} for name in norms},
     **{f"position {name}": {"layers": able(name), "pos": name} for name in positions},
-    **{f"residual {name}": {"layers": "attn gau", "residual": name} for name in residuals},
+    **{f"read {name}": {"layers": "attn gau", "reads": name} for name in reads},
+    **{f"scale {name}": {"layers": "attn gau", "scale": name} for name in scales},
+    **{f"join {name}": {"layers": "attn gau", "join": name} for name in joins},
+    "every read and scale": {"layers": "attn ff", "reads": " ".join(reads), "scale": " ".join(scales)}
+    | {"join": "scaled", "norm_place": "sandwich", "norm": "rmsnorm"},
     "shift": {"layers": "attn ff flash", "shift_tokens": (2, 0, 1, 1, 3, 0)},
     "sinks": {"layers": "attn(window=3,sinks=2) ff", "pos": ("rotary", "rel_pos")},
     "memory tokens": {"layers": "flash attn gau", "num_memory_tokens": 3, "shift_tokens": 1},

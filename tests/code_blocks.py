@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from xflash.base.registry import activations, norms, positions, residuals
+from xflash.base.registry import activations, joins, norms, positions, reads, scales
 from xflash.base.registry import blocks as registered
 
+KEPT = (registered, norms, positions, reads, scales, joins, activations)
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,7 +28,7 @@ def shrink(code: str, sizes: Mapping[str, str]) -> str:
 @contextmanager
 def registries_kept() -> Iterator[None]:
     """What a page registers is there while it runs: other tests go over everything that is registered."""
-    before = [(registry, dict(registry._parts)) for registry in (registered, norms, positions, residuals, activations)]
+    before = [(registry, dict(registry._parts)) for registry in KEPT]
     try:
         yield
     finally:

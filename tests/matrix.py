@@ -34,12 +34,8 @@ STACK: dict[str, list[dict[str, Any]]] = {
     ],
     "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
     "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
-    "residual": [
-        {"residual": "add"},
-        {"residual": "layerscale", "residual_init": 0.1},
-        {"residual": "rezero"},
-        {"residual": "scaled"},
-    ],
+    "scale": [{}, {"scale": "layerscale", "layerscale_init": 0.1}, {"scale": "rezero"}],
+    "join": [{"join": "add"}, {"join": "scaled"}],
     "pos": [
         {},
         {"pos": "rotary", "rotary_emb_dim": 4, "rotary_interleaved": True, "rotary_base": 500.0},

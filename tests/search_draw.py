@@ -10,13 +10,14 @@ from typing import Any, Literal, Union, get_args, get_origin
 from search_case import Case
 
 import xflash
-from xflash import activations, blocks, norms, positions, residuals
-from xflash.flags.aliases import SWITCHES
+from xflash import activations, blocks, joins, norms, positions, reads, scales
+from xflash.flags.aliases import SWITCHES, names
 from xflash.flags.flag import REQUIRED, Flag, flags_of
 from xflash.stack.config import StackConfig, slot_prefix
+from xflash.stack.held import parts_of
 
 # What the outline of a case decides; everything else is drawn by its type.
-OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos")
+OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos", "reads", "scale")
 STACKS = ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder")
 # A default above this is a size that has to be drawn: a search has to be quick.
 LARGE = 16
@@ -60,7 +61,7 @@ def drawn(hint: Any, spec: Flag, chance: Random, layers: int) -> Any:
     if hint is bool:
         return chance.random() < 0.5 if spec.default not in (True, False) else not spec.default
     if hint is str:
-        registry = next((r for r in (norms, residuals, activations) if spec.default in r), None)
+        registry = next((r for r in (norms, joins, activations) if spec.default in r), None)
         return spec.default if registry is None else chance.choice(list(registry))
     makers = {int: number, float: share}
     return makers[hint](spec, chance) if hint in makers else None
@@ -77,6 +78,28 @@ def config_flags(config: type, prefix: str, chance: Random, often: float, layers
         if (prefix or name not in OUTLINE) and (is_size(spec) or chance.random() < often):
             value = drawn(spec.hint, spec, chance, layers)
             found[prefix + name] = value if value != spec.default else drawn(spec.hint, spec, chance, layers)
+    return found
+
+
+def held(block: str, field: str, chance: Random) -> Any:
+    """A choice of the parts that a block holds, now and then one that it refuses."""
+    registry = blocks[block].holds[field]
+    fit = [name for name in registry if not blocks[block].refuses(registry[name])]
+    fit = list(registry) if chance.random() < 0.05 else fit
+    if flags_of(blocks[block].Config)[field].hint is str:
+        return chance.choice(fit)
+    return tuple(chance.sample(fit, min(len(fit), chance.choice((1, 1, 1, 2, 3))))) or None
+
+
+def held_flags(block: str, chance: Random, often: float) -> dict[str, Any]:
+    """Parts that a block holds, and some of their flags."""
+    found = {}
+    for field in blocks[block].holds:
+        if chance.random() < often:
+            found[slot_prefix(block) + field] = held(block, field, chance)
+    for field, part, config in parts_of(block):
+        if part in names(found.get(slot_prefix(block) + field)):
+            found |= config_flags(config, slot_prefix(f"{block}_{part}"), chance, often)
     return found
 
 
@@ -104,7 +127,8 @@ def layout(chance: Random, names: list[str], needed: list[str]) -> list[tuple[st
         if chance.random() < 0.2:
             specs = flags_of(blocks[name].Config)
             for flag in chance.sample(list(specs), min(len(specs), chance.randint(1, 2))):
-                own[flag] = drawn(specs[flag].hint, specs[flag], chance, 1)
+                part = flag in blocks[name].holds
+                own[flag] = held(name, flag, chance) if part else drawn(specs[flag].hint, specs[flag], chance, 1)
         layers.append((name, own))
     if any(name == "state_read" for name in found) and not any(blocks[name].publishes for name in found):
         layers.append((chance.choice([n for n in blocks if blocks[n].publishes]), {}))
@@ -133,12 +157,19 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     flags |= config_flags(StackConfig, "", chance, often / 2, len(layers) * depth)
     for name in used:
         flags |= config_flags(blocks[name].Config, slot_prefix(name), chance, often)
+        for field in blocks[name].holds:
+            flags.pop(slot_prefix(name) + field, None)
+        flags |= held_flags(name, chance, often)
     for name in pos:
         flags |= config_flags(positions[name].Config, slot_prefix(name), chance, often)
-    for slot, registry in (("norm", norms), ("residual", residuals)):
-        chosen = flags.get(slot, flags_of(StackConfig)[slot].default)
-        if chosen in registry:
-            flags |= config_flags(registry[chosen].Config, slot_prefix(slot), chance, often)
+    for slot, registry in (("reads", reads), ("scale", scales)):
+        if listed := tuple(name for name in registry if chance.random() < often / 2):
+            flags[slot] = listed
+        for name in listed:
+            flags |= config_flags(registry[name].Config, slot_prefix(name), chance, often)
+    for registry, name, prefix in ((norms, flags.get("norm", "layernorm"), "norm"), (joins, flags.get("join"), None)):
+        if name in registry:
+            flags |= config_flags(registry[name].Config, slot_prefix(prefix or name), chance, often)
     return {prefix + name: value for name, value in unusual(flags, chance).items()}
 
 

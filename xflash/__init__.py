@@ -4,7 +4,7 @@ import sys
 
 from . import flops as flops
 from .base.moved import Moved
-from .base.registry import activations, blocks, norms, positions, residuals
+from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales
 from .base.state import may_be_loaded
 from .generation.sampling import min_p, top_a, top_k, top_p
 from .layers.blocks.attention import Attention
@@ -16,6 +16,10 @@ from .layers.blocks.feedforward import FeedForward
 from .layers.blocks.flash import MixedChunkAttention
 from .layers.blocks.gau import GatedAttention
 from .layers.blocks.recurrent import Recurrent
+from .layers.joins.join import Join
+from .layers.norms import Norm
+from .layers.reads.read import Read
+from .layers.scales.scale import Scale
 from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
@@ -48,13 +52,17 @@ __all__ = [
     "FLASHTransformer",
     "FeedForward",
     "GatedAttention",
+    "Join",
     "MaskedLMWrapper",
     "MixedChunkAttention",
     "NonAutoregressiveWrapper",
+    "Norm",
     "PrefixDecoder",
+    "Read",
     "Recurrent",
     "RecurrentMemoryWrapper",
     "RecurrentTrainerWrapper",
+    "Scale",
     "SegmentWrapper",
     "Site",
     "TransformerWrapper",
@@ -64,12 +72,15 @@ __all__ = [
     "activations",
     "blocks",
     "from_config",
+    "joins",
     "load",
     "min_p",
     "norms",
     "positions",
+    "reads",
     "residuals",
     "save",
+    "scales",
     "top_a",
     "top_k",
     "top_p",

@@ -11,7 +11,7 @@ import torch
 
 import xflash
 
-from .base.registry import Registry, blocks, nearest, norms, positions, residuals
+from .base.registry import Registry, blocks, joins, nearest, norms, positions, reads, scales
 from .flags.aliases import ALIASES, SWITCHES, spoken
 from .flags.flag import REQUIRED, Flag, flag_table, flags_of, hint_text
 from .flags.layout import LETTERS
@@ -27,6 +27,8 @@ SAMPLES: dict[str, Any] = {
     "pre_norm_has_final_norm": False,
     "rotary_xpos": True,
     "layerscale_init_value": 0.1,
+    "residual": "layerscale",
+    "residual_init": 0.1,
     "attn_max_attend_past": 63,
 }
 
@@ -60,12 +62,17 @@ def sentence(part: Any) -> str:
 def groups() -> Iterator[Group]:
     """Every flag of every registered part, the stack's own first."""
     yield Group("the stack", "", list(flags_of(StackConfig).items()))
-    for kind, registry in (("block", blocks), ("position", positions)):
+    for registry in (blocks, positions, reads, scales, joins):
         for name, part in registry.items():
             own = [(slot_prefix(name) + flag, spec) for flag, spec in flags_of(part.Config).items()]
-            yield Group(f"{kind} {name!r}", sentence(part), own)
+            yield Group(f"{registry.kind} {name!r}", sentence(part), own)
+    for field, registry in {f: r for block in blocks.values() for f, r in block.holds.items()}.items():
+        for name, part in registry.items():
+            takers = [b for b, block in blocks.items() if field in block.holds and not block.refuses(part)]
+            rows = [(f"{name}_{flag}", spec) for flag, spec in flags_of(part.Config).items()]
+            begin = f"; flags begin with the block, as {takers[0]}_{rows[0][0]}" if rows else ""
+            yield Group(f"{registry.kind} {name!r}", f"{sentence(part)} For {', '.join(takers)}{begin}.", rows)
     yield slot("norm", norms)
-    yield slot("residual", residuals)
 
 
 def slot(name: str, registry: Registry) -> Group:

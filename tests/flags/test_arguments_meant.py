@@ -129,7 +129,8 @@ def test_length_penalty_from_short_to_long():
 
 
 def test_an_empty_list_is_none():
-    assert same(stack(pos=()), stack(), X) and same(stack(pos=""), stack(), X)
+    for several in ("pos", "reads", "scale"):
+        assert same(stack(**{several: ()}), stack(), X) and same(stack(**{several: ""}), stack(), X)
     plain = xflash.BlockRecurrentTransformer(**{**recurrent(), "recurrent_layers": ()})
     assert not any(block.publishes for block in plain.attn_layers.blocks())
     block = xflash.BlockRecurrentTransformer(**recurrent()).eval()

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
-from xflash.base.registry import blocks, positions
+from xflash.base.registry import blocks, joins, positions, reads, scales
 from xflash.flags.aliases import ALIASES
 from xflash.flags.flag import Owner, build, flag, flag_table, flags_of, route
 from xflash.stack.config import known_flags
@@ -35,9 +35,14 @@ SPELLINGS = [
     ({"rotary_xpos": True, "rotary_pos_emb": True}, {"pos": "rotary", "rotary_xpos": True}),
     ({"rotary_pos_emb": True, "alibi_pos_bias": True}, {"pos": "rotary alibi"}),
     ({"pos": "rotary", "rel_pos_bias": True}, {"pos": ("rotary", "rel_pos")}),
-    ({"use_layerscale": True, "layerscale_init_value": 0.5}, {"residual": "layerscale", "residual_init": 0.5}),
-    ({"use_rezero": True}, {"residual": "rezero"}),
-    ({"scale_residual": True}, {"residual": "scaled"}),
+    ({"use_layerscale": True, "layerscale_init_value": 0.5}, {"scale": "layerscale", "layerscale_init": 0.5}),
+    ({"use_rezero": True}, {"scale": "rezero"}),
+    ({"scale_residual": True}, {"join": "scaled"}),
+    ({"use_layerscale": True, "scale_residual": True}, {"scale": ("layerscale",), "join": "scaled"}),
+    ({"residual": "layerscale", "residual_init": 0.5}, {"scale": "layerscale", "layerscale_init": 0.5}),
+    ({"residual": "rezero"}, {"scale": "rezero"}),
+    ({"residual": "scaled"}, {"join": "scaled"}),
+    ({"residual": "add"}, {}),
     ({"attn_one_kv_head": True}, {"attn_kv_heads": 1}),
     ({"attn_one_kv_head": False, "attn_kv_heads": 2}, {"attn_kv_heads": 2}),
     ({"attn_max_attend_past": 0}, {"attn_window": 1}),
@@ -92,7 +97,7 @@ SAVED = [
     {},
     {"norm_place": "post", "norm": "rmsnorm", "norm_eps": 1e-7, "final_norm": True},
     {"attn_flash": False, "attn_window": 5, "attn_kv_heads": 2, "attn_qk_norm": True, "attn_qk_norm_scale": 7},
-    {"shift_tokens": (1, 0, 2, 0), "layer_dropout": (0, 0.1, 0, 0.2), "residual": "layerscale", "residual_init": 1},
+    {"shift_tokens": (1, 0, 2, 0), "layer_dropout": (0, 0.1, 0, 0.2), "scale": "layerscale", "layerscale_init": 1},
     {"pos": ("rotary", "alibi"), "rotary_emb_dim": 8, "alibi_num_heads": 3, "num_memory_tokens": 2},
     {"layers": "attn(window=4) ff(glu=True)"},
     {"layers": ("attn", ("ff", {"mult": 2}), "gau"), "gau_query_key_dim": 6},
@@ -127,12 +132,13 @@ def test_a_model_survives_json():
 
 
 def test_the_table_shows_every_flag():
-    stack = Decoder(dim=24, depth=1, layers=" ".join(blocks), pos=tuple(positions), ff_mult=2)
+    chosen = {"pos": tuple(positions), "reads": tuple(reads), "scale": tuple(scales)}
+    stack = Decoder(dim=24, depth=2, layers=" ".join(blocks), ff_mult=2, **chosen)
     lines = stack.flag_table().splitlines()
     shown = {line.split()[0]: line for line in lines[1:]}
     assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
     assert shown.keys() == stack.arguments.keys() | {"causal"}
-    assert {name for name in known_flags() if name.split("_")[0] not in ("residual", "norm")} <= shown.keys()
+    assert {name for name in known_flags() if name.split("_")[0] not in ("norm", *joins)} <= shown.keys()
     assert "2.0 *" in shown["ff_mult"]
     assert "inner width as a multiple of dim" in shown["ff_mult"]
     assert "*" not in shown["attn_dim_head"]

@@ -6,7 +6,7 @@ from code_blocks import ROOT
 
 import xflash
 from xflash import __main__ as command
-from xflash.base.registry import blocks, norms, positions, residuals
+from xflash.base.registry import blocks, joins, norms, positions, reads, scales
 from xflash.flags.aliases import ALIASES
 from xflash.stack.config import known_flags
 
@@ -31,11 +31,11 @@ def test_without_settings_every_flag_of_every_part_is_listed(name, capsys):
 
 def test_parts_are_headings(capsys):
     text = printed(capsys, "flags", "Decoder")
-    for kind, registry in (("block", blocks), ("position", positions)):
+    for registry in (blocks, positions, reads, scales, joins):
         for name in registry:
             if known := [flag for flag in known_flags() if flag.startswith(f"{name}_")]:
-                assert f"{kind} {name!r}: " in text, known
-    for name in (*norms, *residuals):
+                assert f"{registry.kind} {name!r}: " in text, known
+    for name in norms:
         assert name in text
     assert "(layernorm)" in next(line for line in text.splitlines() if line.startswith("norm_bias"))
 

@@ -1,4 +1,4 @@
-"""A block, a norm, a position, a residual and an activation of one's own: a few lines each, then like any other."""
+"""A part of one's own of every kind: a few lines each, then like any other."""
 
 import json
 from dataclasses import dataclass
@@ -10,13 +10,29 @@ import torch.nn.functional as F
 from torch import nn
 
 import xflash
-from xflash import Block, Decoder, Encoder, TransformerWrapper, activations, blocks, norms, positions, residuals
+from xflash import (
+    Block,
+    Decoder,
+    Encoder,
+    Join,
+    Norm,
+    Read,
+    Scale,
+    TransformerWrapper,
+    activations,
+    blocks,
+    joins,
+    norms,
+    positions,
+    reads,
+    residuals,
+    scales,
+)
 from xflash.flags.flag import flag
-from xflash.layers.norms import Norm
-from xflash.layers.positions.relative import Bias
-from xflash.layers.residuals import Residual
+from xflash.layers.positions.position import Bias
 
 DIM = 26
+REGISTRIES = (blocks, norms, positions, reads, scales, joins, activations)
 
 
 class EMA(Block):
@@ -42,12 +58,12 @@ class TanhNorm(Norm):
     class Config:
         start: float = flag(0.5, "what a starts at", above=0)
 
-    def __init__(self, config, dim):
-        super().__init__(config, dim)
+    def __init__(self, config, site):
+        super().__init__(config, site)
         self.slope = nn.Parameter(torch.tensor(config.start))
-        self.gain = nn.Parameter(torch.ones(dim))
+        self.gain = nn.Parameter(torch.ones(site.dim))
 
-    def forward(self, x):
+    def forward(self, x, ctx):
         return torch.tanh(self.slope * x) * self.gain
 
 
@@ -64,21 +80,51 @@ class LogBias(Bias):
         return -slopes[:, None] * torch.log1p(self.config.bend * distance.abs())
 
 
-class Halved(Residual):
-    """x + f(x) / 2."""
+class Halved(Scale):
+    """f(x) / 2."""
 
-    def forward(self, x, update):
-        return x + update / 2
+    def forward(self, update, ctx):
+        return update / 2
+
+
+class Turned(Join):
+    """a x + b f(x), a and b cosine and sine of a learned angle."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        angle: float = flag(0.7, "what the angle starts at", above=0)
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.angle = nn.Parameter(torch.tensor(config.angle))
+
+    def forward(self, x, update, ctx):
+        return self.angle.cos() * x + self.angle.sin() * update
+
+
+class Echo(Read):
+    """y + g (y - what the first branch read)."""
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.gain = nn.Parameter(torch.zeros(site.dim))
+
+    def forward(self, y, ctx, place):
+        if place == 0:
+            ctx.relay.leave("first", 0, y)
+        return y + self.gain * (y - ctx.relay.take("first", 0))
 
 
 @pytest.fixture
 def own():
     """The parts, registered for one test: as decorators they would be under every other test of the run too."""
-    before = [(registry, dict(registry._parts)) for registry in (blocks, norms, positions, residuals, activations)]
+    before = [(registry, dict(registry._parts)) for registry in REGISTRIES]
     blocks.register("ema")(EMA)
     norms.register("tanh_norm")(TanhNorm)
     positions.register("log_bias")(LogBias)
-    residuals.register("halved")(Halved)
+    reads.register("echo")(Echo)
+    scales.register("halved")(Halved)
+    residuals.register("turned")(Turned)
     activations.register("mish")(F.mish)
     yield
     for registry, parts in before:
@@ -96,11 +142,14 @@ def build(cls, **flags):
     [
         {"layers": "ema", "ema_decay": 0.7},
         {"layers": "ema ff", "shift_tokens": 1, "num_memory_tokens": 2, "norm": "tanh_norm"},
+        {"layers": "attn ff", "reads": "echo", "weight_tie_layers": True, "residual": "turned", "turned_angle": 0.3},
         {
             "layers": "attn(window=9) ff",
             "attn_dim_head": 6,
             "pos": "log_bias",
-            "residual": "halved",
+            "scale": "halved layerscale",
+            "join": "turned",
+            "reads": "echo",
             "ff_activation": "mish",
         },
         {
@@ -241,11 +290,7 @@ def test_a_name_belongs_to_one_class(own):
             nn.Embedding,
             "the position 'own' must be a subclass of xflash.*Position, not Emb",
         ),
-        (
-            residuals,
-            nn.Identity,
-            "the residual 'own' must be a subclass of xflash.layers.residuals.Residual, not Ident",
-        ),
+        (residuals, nn.Identity, "the join 'own' must be a subclass of xflash.layers.joins.join.Join, not Ident"),
         (activations, nn.GELU, "the activation 'own' must be a function of a tensor, not GELU"),
         (activations, "gelu", "the activation 'own' must be a function of a tensor, not 'gelu'"),
     ],
@@ -257,6 +302,37 @@ def test_what_is_no_such_part_is_not_registered(own, registry, part, match):
         registry.register("own")(part)
     assert "own" not in registry
     build(Decoder)
+
+
+def test_parts_of_the_first_version_are_refused_with_what_is_asked_of_them(own):
+    """Their second argument was the width, and nothing said what is known beside x."""
+
+    class Old(Norm):
+        def forward(self, x):
+            return x
+
+    from xflash.layers.residuals import Residual
+
+    class Older(Residual):
+        def forward(self, x, update):
+            return x
+
+    match = r"the norm 'old' is built as Old\(config, site\), whose width is site.dim, and called with \(x, ctx\), but"
+    with pytest.raises(TypeError, match=match):
+        norms.register("old")(Old)
+    with pytest.raises(TypeError, match=r"the join 'old' .* called with \(x, update, ctx\), but its forward takes"):
+        residuals.register("old")(Older)
+    build(Decoder)
+
+
+def test_what_nobody_left_is_not_read(own):
+    class Late(Read):
+        def forward(self, y, ctx, place):
+            return ctx.relay.take("first", 5)
+
+    reads.register("late")(Late)
+    with pytest.raises(ValueError, match="no layer has left 'first' at 5 in this call"):
+        build(Decoder, reads="late")(torch.randn(1, 3, DIM))
 
 
 def test_the_config_of_a_part_is_a_dataclass_that_can_be_read(own):

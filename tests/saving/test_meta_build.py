@@ -27,7 +27,7 @@ from xflash import (
     XLAutoregressiveWrapper,
     XTransformer,
 )
-from xflash.base.registry import blocks, norms, positions, residuals
+from xflash.base.registry import blocks, joins, norms, positions, reads, scales
 from xflash.saving.configurable import CLASSES
 
 V, DIM, N = 31, 20, 17
@@ -83,9 +83,9 @@ BUILT = {
 }
 # One stack for each registered part that is in none of the above.
 PARTS = {
-    "positions": {"pos": ("rotary", "rel_pos", "alibi"), "residual": "layerscale", "norm": "layernorm"},
-    "norms": {"norm": "rmsnorm", "residual": "rezero"},
-    "scalenorm": {"norm": "scalenorm", "residual": "scaled", "norm_place": "sandwich"},
+    "positions": {"pos": ("rotary", "rel_pos", "alibi"), "scale": "layerscale", "norm": "layernorm"},
+    "norms": {"norm": "rmsnorm", "scale": "rezero"},
+    "scalenorm": {"norm": "scalenorm", "join": "scaled", "norm_place": "sandwich"},
     "simple": {"norm": "simple_rmsnorm", "layers": "attn cross_attn"},
     "cross_gau": {"layers": "cross_gau ff", "attn_dim_head": None},
     "recurrent": {"layers": "block_attn state_read recurrent ff", "attn_dim_head": None}
@@ -140,14 +140,15 @@ def test_every_class_is_here():
 
 
 def test_every_part():
-    """Each registered block, norm, position and residual."""
+    """Each registered block, norm, position, read, scale and join."""
     seen = set()
     for flags in PARTS.values():
         flags = {name: value for name, value in {"attn_dim_head": 6, **flags}.items() if value is not None}
         found = check(lambda flags=flags: Decoder(**{"dim": DIM, "depth": 1, "heads": 2, "layers": "attn ff", **flags}))
         seen |= {type(module) for module in found.modules()}
     seen |= {type(module) for module in check(BUILT[Encoder]).modules()}
-    parts = [*blocks.values(), *norms.values(), *positions.values(), *residuals.values()]
+    parts = [*blocks.values(), *norms.values(), *positions.values()]
+    parts += [*reads.values(), *scales.values(), *joins.values()]
     missing = {part for part in parts if part.__module__.startswith("xflash.")} - seen
     assert not missing, f"no stack here has {missing}"
 

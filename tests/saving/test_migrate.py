@@ -5,6 +5,7 @@ import json
 import pickle
 from pathlib import Path
 
+import laws
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -104,3 +105,20 @@ def test_a_default_of_the_first_format_is_one_today():
     """States name what their stack has set: those of 0.1.0 go on."""
     old = {"class": "Decoder", "dim": 24, "heads": 2, "depth": 1, "ff_mult": 4.0}
     assert xflash.from_config(old).maker == Decoder(dim=24, heads=2, depth=1).maker
+
+
+@pytest.mark.parametrize(
+    ("residual", "name"), [("layerscale", "scale.layerscale"), ("rezero", "scale.rezero"), ("scaled", "join")]
+)
+def test_a_residual_of_the_second_format(residual, name):
+    """One slot for what scales an update and what joins it to the stream, its flag and its weights named so."""
+    old = {"class": "Decoder", "format": 2, "dim": 12, "heads": 2, "depth": 1, "residual": residual}
+    old |= {"residual_init": 0.3} if residual == "layerscale" else {}
+    stack = laws.live(xflash.from_config(old))
+    weights = {key.replace(f"{name}.gain", "residual.gain"): t for key, t in stack.state_dict().items()}
+    assert "branches.1.residual.gain" in weights
+    again = xflash.from_config(stack.to_config()).double().eval()
+    again.load_state_dict(weights)
+    x = laws.sample(stack, 5)
+    assert torch.equal(again(x), stack(x)) and "residual" not in stack.to_config()
+    assert residual != "layerscale" or stack.to_config()["layerscale_init"] == 0.3

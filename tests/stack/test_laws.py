@@ -1,4 +1,4 @@
-"""The laws over everything that is registered: a new block, norm, position or residual is tested by being there."""
+"""The laws over everything that is registered: a new part of any kind is tested by being there."""
 
 import laws
 import pytest
@@ -20,10 +20,10 @@ def test_laws(flags, causal, tmp_path):
 def test_sane_start(flags, causal):
     flags = {**flags, "shift_tokens": 1 if flags.get("shift_tokens") else 0}
     stack = build(causal=causal, **{"depth": 12, **flags})
-    if flags.get("residual") == "rezero":
+    if "rezero" in flags.get("scale", ""):
         with torch.no_grad():
             for branch in stack.branches:
-                branch.residual.gain.fill_(0.1)
+                branch.scale["rezero"].gain.fill_(0.1)
     laws.sane_start(stack)
 
 

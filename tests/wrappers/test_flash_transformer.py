@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import xflash
-from xflash.layers.positions.relative import Rotary
+from xflash.layers.positions.rotary import Rotary
 from xflash.wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 
 DIM = 14

@@ -9,7 +9,21 @@ from typing import Any, TypeVar
 
 from .checks import shown
 
-__all__ = ["Registry", "activations", "blocks", "excerpt", "nearest", "norms", "positions", "residuals"]
+__all__ = [
+    "Registry",
+    "activations",
+    "blocks",
+    "excerpt",
+    "joins",
+    "nearest",
+    "norms",
+    "positions",
+    "reads",
+    "residuals",
+    "scales",
+    "scores",
+    "weight_fns",
+]
 
 T = TypeVar("T")
 
@@ -75,6 +89,9 @@ class Registry(Mapping[str, Any]):
             raise TypeError(
                 f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {found}"
             )
+        unlike = getattr(part, "unlike", None)
+        if unlike is not None and (reason := unlike()):
+            raise TypeError(f"the {self.kind} {name!r} {reason}")
         config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):
             raise TypeError(f"the {self.kind} {name!r} needs a Config that is a dataclass, its fields made by flag()")
@@ -83,14 +100,20 @@ class Registry(Mapping[str, Any]):
         except NameError as error:
             raise TypeError(f"the Config of the {self.kind} {name!r} has a type that cannot be read: {error}") from None
 
+    def name_of(self, part: type) -> str:
+        """The name a class is registered by; its own where it is not, or not any more."""
+        return next((name for name, known in self._parts.items() if known is part), part.__name__)
+
     def __getitem__(self, name: str) -> Any:
         try:
             return self._parts[name]
         except KeyError:
-            known = ", ".join(map(repr, self._parts))
-            raise ValueError(
-                f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
-            ) from None
+            raise ValueError(self.unknown(name)) from None
+
+    def unknown(self, name: Any) -> str:
+        """The sentence about a name that nothing is registered by."""
+        known = ", ".join(map(repr, self._parts))
+        return f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts
@@ -105,5 +128,11 @@ class Registry(Mapping[str, Any]):
 blocks = Registry("block")
 norms = Registry("norm")
 positions = Registry("position")
-residuals = Registry("residual")
+reads = Registry("read")
+scales = Registry("scale")
+joins = Registry("join")
+# What was one slot is three now; parts of one's own that were registered here join the stream.
+residuals = joins
 activations = Registry("activation")
+scores = Registry("score step")
+weight_fns = Registry("weight function")

@@ -123,10 +123,10 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
     if len(norms) != 1 or not norms <= set(NORMS):
         raise feature("norms", ", ".join(sorted(norms)))
     norm = NORMS[norms.pop()]
-    residual = residual_name(peer)
+    slots = residual_slots(peer)
     layers = [
-        read_layer(peer, slots, layer, res, residual, letter == "c", reader)
-        for letter, (slots, layer, res) in zip(peer.layer_types, peer.layers, strict=True)
+        read_layer(peer, around, layer, res, slots, letter == "c", reader)
+        for letter, (around, layer, res) in zip(peer.layer_types, peer.layers, strict=True)
     ]
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
     final = kind(peer.final_norm) in NORMS
@@ -141,19 +141,18 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
         **({} if norm == "layernorm" else {"norm_eps": TINY}),
         "norm_place": "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post",
         "final_norm": final,
-        "residual": residual,
+        **slots,
         **read_positions(peer, {layer.order for layer in layers if layer.name == "attn"}, reader, weights),
     }
     return flags, weights
 
 
-def residual_name(peer: Any) -> str:
-    """What becomes of the peer's residuals: one kind for the whole stack."""
-    if any(r.residual_scale is not None or r.scale_residual_constant != 1 for _, _, r in peer.layers):
-        return "scaled"
+def residual_slots(peer: Any) -> dict[str, Any]:
+    """What scales the peer's updates and joins them to the stream, alike in the whole stack."""
+    gains = any(r.residual_scale is not None or r.scale_residual_constant != 1 for _, _, r in peer.layers)
     # With a norm between the gain and the sum, the gain belongs to the block.
     scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
-    return "layerscale" if scaled and not peer.sandwich_norm else "add"
+    return {"scale": "layerscale" if scaled and not peer.sandwich_norm else None, "join": "scaled" if gains else "add"}
 
 
 def read_layout(peer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -184,7 +183,7 @@ def common(flags: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_layer(
-    peer: Any, slots: Any, layer: Any, peer_residual: Any, residual: str, cross: bool, reader: Reader
+    peer: Any, around: Any, layer: Any, residual: Any, slots: dict[str, Any], cross: bool, reader: Reader
 ) -> Layer:
     """One layer with its norms and residual, out of whatever its block is wrapped in; `cross`: attends to a context."""
     factor: Any = 1.0
@@ -202,17 +201,18 @@ def read_layer(
     attention = kind(layer) == "Attention"
     flags, weights, order = read_attention(layer, peer, cross, reader) if attention else read_ff(layer, reader)
     weights = {f"block.{name}": t for name, t in weights.items()}
-    for name, norm in zip(("before", "after", "final"), slots, strict=True):
+    for name, norm in zip(("before", "after", "final"), around, strict=True):
         if norm is not None and kind(norm) != "SimpleRMSNorm":
             weights[f"{name}.gain"] = read_gain(norm, reader)
-    if residual == "layerscale":
-        weights["residual.gain"] = weights["block.to_out.weight"].new_ones(peer.dim) if gain is None else gain
+    if slots["scale"]:
+        ones = weights["block.to_out.weight"].new_ones(peer.dim)
+        weights["scale.layerscale.gain"] = ones if gain is None else gain
     else:
         factor = factor if gain is None else factor * gain[:, None]
-    if residual == "scaled":
-        scale, constant = peer_residual.residual_scale, peer_residual.scale_residual_constant
+    if slots["join"] == "scaled":
+        scale, constant = residual.residual_scale, residual.scale_residual_constant
         full = weights["block.to_out.weight"].new_ones(peer.dim) if scale is None else reader.take(scale)
-        weights["residual.gain"] = full * constant
+        weights["join.gain"] = full * constant
     weights["block.to_out.weight"] = weights["block.to_out.weight"] * factor
     if "block.to_out.bias" in weights:
         flat = factor[:, 0] if isinstance(factor, torch.Tensor) else factor

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..base.shapes import Tensor
-from ..layers.positions.relative import inverse_frequencies
+from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
 __all__ = ["read_wrapper"]

@@ -1,9 +1,11 @@
 """The spellings that users of x-transformers and FLASH-pytorch know, and what they are called here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
+from ..base.registry import joins, nearest, scales
 
 __all__ = ["ALIASES", "canonical", "names"]
 
@@ -17,9 +19,9 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "rotary_pos_emb": (True, {"pos": "rotary"}),
     "rel_pos_bias": (True, {"pos": "rel_pos"}),
     "alibi_pos_bias": (True, {"pos": "alibi"}),
-    "use_layerscale": (True, {"residual": "layerscale"}),
-    "use_rezero": (True, {"residual": "rezero"}),
-    "scale_residual": (True, {"residual": "scaled"}),
+    "use_layerscale": (True, {"scale": "layerscale"}),
+    "use_rezero": (True, {"scale": "rezero"}),
+    "scale_residual": (True, {"join": "scaled"}),
     "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
     "ff_swish": (True, {"ff_activation": "silu"}),
     "ff_relu_squared": (True, {"ff_activation": "relu2"}),
@@ -38,18 +40,32 @@ def window(past: Any) -> dict[str, Any]:
     return {"attn_window": past + 1}
 
 
+def residual(name: Any) -> dict[str, Any]:
+    """0.1.0 had one slot for what multiplies an update and for how it joins the stream."""
+    if not isinstance(name, str):
+        raise TypeError(f"residual must be str, the name of a join or a scale, not {shown(name)}")
+    if name not in joins and name not in scales:
+        raise ValueError(f"residual={shown(name)} is no registered join or scale{nearest(name, [*joins, *scales])}")
+    return {"scale" if name in scales else "join": name}
+
+
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "norm_type": lambda name: {"norm": name},
     "pre_norm_has_final_norm": lambda value: {"final_norm": value},
     "rotary_xpos": lambda value: {"rotary_xpos": value, **({"pos": "rotary"} if value is True else {})},
-    "layerscale_init_value": lambda value: {"residual_init": value},
+    "layerscale_init_value": lambda value: {"layerscale_init": value},
+    "residual": residual,
+    "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
 }
 
 ALIASES = (*SWITCHES, *OTHERS)
+EXAMPLES = ("rotary", "alibi")
+# The flags that name several parts, which add up.
+LISTS = frozenset({"pos", "reads", "scale"})
 
 
-def names(value: Any) -> tuple[str, ...]:
+def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable[str] = EXAMPLES) -> tuple[str, ...]:
     """A choice of several: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
     if value is None:
         return ()
@@ -58,12 +74,11 @@ def names(value: Any) -> tuple[str, ...]:
     elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         found = tuple(value)
     else:
-        raise TypeError(
-            f"pos must be names of positions such as 'rotary alibi' or ('rotary', 'alibi'), not {shown(value)}"
-        )
+        some = tuple(islice(known, 2))
+        raise TypeError(f"{flag} must be names of {kind}s such as {' '.join(some)!r} or {some}, not {shown(value)}")
     for name in found:
         if found.count(name) > 1:
-            raise ValueError(f"pos={value!r} names {name!r} twice")
+            raise ValueError(f"{flag}={value!r} names {name!r} twice")
     return found
 
 
@@ -78,13 +93,13 @@ def spoken(name: str, value: Any) -> dict[str, Any]:
 
 
 def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags in xflash's own spelling; `pos` adds up, anything else that is said twice must agree (ValueError)."""
+    """The flags in xflash's own spelling; lists add up, anything else that is said twice must agree (ValueError)."""
     said: dict[str, tuple[Any, str]] = {}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
-            if flag == "pos":
+            if flag in LISTS:
                 before = said[flag][0] if flag in said else ()
-                meant = before + tuple(p for p in names(meant) if p not in before)
+                meant = before + tuple(p for p in names(meant, flag) if p not in before)
             elif flag in said and said[flag][0] != meant:
                 raise ValueError(
                     f"{said[flag][1]} means {flag}={said[flag][0]!r}, but {name}={value!r} means {flag}={meant!r}"
@@ -107,5 +122,5 @@ def check_unsaid(name: str, value: bool, said: Mapping[str, tuple[Any, str]]) ->
     for flag, meant in flags.items():
         if value is said_by or flag not in said:
             continue
-        if meant in said[flag][0] if flag == "pos" else meant == said[flag][0]:
+        if meant in said[flag][0] if flag in LISTS else meant == said[flag][0]:
             raise ValueError(f"{name}={value} contradicts {said[flag][1]}, which means {flag}={said[flag][0]!r}")

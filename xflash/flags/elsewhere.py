@@ -115,7 +115,7 @@ HINTS = {
     "is_causal": "a Decoder is causal, an Encoder is not",
     **dict.fromkeys(("dropout", "drop_rate", "hidden_dropout_prob", "hidden_dropout", "resid_pdrop"), DROPOUTS),
     **dict.fromkeys(("qkv_bias", "attention_bias", "bias", "use_bias", "mlp_bias"), BIASES),
-    **dict.fromkeys(("init_values", "layer_scale_init_value"), "give residual='layerscale', residual_init=..."),
+    **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),
     "rope_scaling": "rotary_interpolation_factor and rotary_base_rescale_factor scale rotary positions",
     "attn_implementation": "attn_flash=True or False says whether the fused softmax kernel is used",
 }
@@ -136,6 +136,16 @@ def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection
     if name in HINTS:
         return f"; {HINTS[name]}"
     return nearest(name, known) or (f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else "")
+
+
+# A block's name that is another library's word for something else.
+ALSO = {"flash": "attn_flash=True asks for the fused softmax kernel"}
+
+
+def meant_block(name: str) -> str:
+    """What is meant by the name of a block that is given as a flag."""
+    also = f"; {ALSO[name]}" if name in ALSO else ""
+    return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{also}"
 
 
 # The calls of a module whose unknown arguments are answered.

@@ -12,7 +12,7 @@ from torch import nn
 from ..base.checks import given
 from ..base.shapes import Bool, Float, Int, Tensor
 from .nets import only_logits
-from .prompts import Prompts
+from .prompts import Prompts, prefix_of
 from .sampling import Draw, seen_tokens
 
 __all__ = ["Recomputed", "advance", "begin", "check_every", "draws", "evaluating", "until_ended"]
@@ -31,7 +31,17 @@ class Recomputed(NamedTuple):
         last = slice(None) if self.window is None else slice(-self.window, None)
         masked = {} if self.mask is None else {"mask": self.mask[:, last]}
         ids = self.ids[:, last]
-        return only_logits(net, net(ids, **masked, **self.kwargs), ids)[:, -1]
+        return only_logits(net, net(ids, **masked, **{**self.kwargs, **self.prefix(ids.shape[1])}), ids)[:, -1]
+
+    def prefix(self, n: int) -> dict[str, Any]:
+        """What is left of a prefix among the last n tokens."""
+        b, read = self.ids.shape
+        prefix = prefix_of(self.kwargs, b)
+        if prefix is None or n == read:
+            return {}
+        gone: Any = read - n if self.mask is None else self.mask[:, : read - n].sum(1)
+        left = prefix - gone
+        return {"prefix_attn_len": left.clamp(min=0) if isinstance(left, torch.Tensor) else max(left, 0)}
 
     def append(self, tokens: Int[Tensor, " b"]) -> "Recomputed":
         """One more token a row."""

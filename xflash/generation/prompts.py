@@ -1,16 +1,26 @@
 """Token ids as callers give them: prompts of any lengths as one tensor, and whether what is to follow them fits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..base.checks import LARGEST, as_mask, describe, integer, is_integral
+from ..base.checks import LARGEST, as_mask, describe, integer, is_integral, widened
 from ..base.looks import within
 from ..base.shapes import Bool, Int, Tensor
 
-__all__ = ["Prompts", "Rows", "check_seq_len", "lengths_to_mask", "read_prompts", "row_lengths", "token_ids", "window"]
+__all__ = [
+    "Prompts",
+    "Rows",
+    "check_seq_len",
+    "lengths_to_mask",
+    "prefix_of",
+    "read_prompts",
+    "row_lengths",
+    "token_ids",
+    "window",
+]
 
 # Token ids in one tensor, or row by row.
 Rows = Int[Tensor, "*b n"] | Sequence[Int[Tensor, " _"]]
@@ -126,3 +136,11 @@ def window(net: Any, prompts: Prompts, seq_len: int, restrict: bool) -> int | No
 def check_seq_len(seq_len: Any) -> int:
     """The number of tokens to make; TypeError or ValueError unless it is an integer of at least 1."""
     return integer("seq_len", seq_len, 1)
+
+
+def prefix_of(beside: Mapping[str, Any], b: int) -> int | Int[Tensor, " b"] | None:
+    """The prefix that a call of b rows is given; None where it has none that a model would take."""
+    prefix: Any = beside.get("prefix_attn_len")
+    if is_integral(prefix) and prefix.shape == (b,):
+        return widened(prefix)
+    return prefix if isinstance(prefix, int) and 0 <= prefix <= LARGEST else None

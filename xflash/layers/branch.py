@@ -1,6 +1,6 @@
-"""One branch of a stack: norm -> shift -> block -> norm -> residual."""
+"""One branch of a stack: read -> norm -> shift -> block -> norm -> scale -> join."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,9 +12,11 @@ from ..base.checks import given
 from ..base.shapes import Float, Tensor
 from ..base.state import BranchState, Ctx, own
 from .blocks.block import Block
+from .joins.join import Join
 from .norms import Norm
 from .reaching import reaching
-from .residuals import Residual
+from .reads.read import Read
+from .scales.scale import Scale
 from .shift import TokenShift
 
 __all__ = ["Branch", "NormPlace"]
@@ -23,16 +25,19 @@ NormPlace = Literal["pre", "post", "sandwich"]
 
 
 class Branch(nn.Module):
-    """`x + f(norm(x))` and its variants as three slots: a norm before the block, one after it, one after the sum.
+    """`x + f(norm(x))` and its variants: what is read of the stream, what multiplies the update, how it joins.
 
-    grad_checkpoint: in training nothing inside is kept for the gradients, it is computed again (1604.06174).
+    Norms stand in three slots: before the block, after it, after the sum. grad_checkpoint: in training nothing inside
+    is kept for the gradients, it is computed again (1604.06174).
     """
 
     def __init__(
         self,
         block: Block,
-        residual: Residual,
+        join: Join,
         *,
+        reads: Mapping[str, Read] | None = None,
+        scale: Mapping[str, Scale] | None = None,
         before: Norm | None = None,
         after: Norm | None = None,
         final: Norm | None = None,
@@ -41,59 +46,77 @@ class Branch(nn.Module):
         grad_checkpoint: bool = False,
     ):
         super().__init__()
-        self.before, self.shift, self.block = before, shift, block
-        self.after, self.residual, self.final = after, residual, final
+        # None rather than an empty dict, which each call would ask for.
+        self.reads = nn.ModuleDict(reads) if reads else None
+        self.before, self.shift, self.block, self.after = before, shift, block, after
+        self.scale = nn.ModuleDict(scale) if scale else None
+        self.join, self.final = join, final
         self.dropout, self.grad_checkpoint = dropout, grad_checkpoint
 
-    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None = None):
-        """The new stream and the branch's state (None unless `ctx.keep_state`)."""
+    def forward(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None = None, place: int = 0):
+        """The new stream and the branch's state (None unless `ctx.keep_state`); `place`: of this call in the column."""
         # A map of the weights is noted while it is computed: it would be noted twice.
         if self.grad_checkpoint and self.training and torch.is_grad_enabled() and ctx.maps is None:
-            return recomputed(self.run, x, ctx, state)
-        return self.run(x, ctx, state)
+            return recomputed(self.run, x, ctx, state, place)
+        return self.run(x, ctx, state, place)
 
-    def run(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None):
+    def run(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None, place: int):
         """`forward`, each tensor that gradients need kept."""
-        last, inner = state if state is not None else (None, None)
-        y = x if self.before is None else self.before(x)
+        last, before = state if state is not None else (None, None)
+        join = self.join
+        read, x = (x, x) if self.reads is None and not join.wide else self.reading(x, ctx, place)
+        y = read if self.before is None else self.before(read, ctx)
         if self.shift is not None:
             y, last = self.shift(y, ctx, last)
-        before = inner
-        y, inner = update_of(self.block, self.block(y, ctx, inner), x)
+        y, inner = update_of(self.block, self.block(y, ctx, before), read)
         if names := self.block.optional(before):
             y = reaching(y, (p for name, p in self.block.named_parameters() if name.startswith(names)))
         if self.after is not None:
-            y = self.after(y)
+            y = self.after(y, ctx)
+        if self.scale is not None:
+            for scale in self.scale.values():
+                y = scale(y, ctx)
         if self.dropout and self.training:
             y = drop_rows(y, self.dropout)
-        x = self.residual(x, y)
+        x = join(x, y, ctx)
         if self.final is not None:
-            x = self.final(x)
+            x = self.final(x, ctx)
         return x, own(BranchState(last, inner), state) if ctx.keep_state else None
 
+    def reading(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, place: int) -> tuple[Float[Tensor, "b n d"], Any]:
+        """What the branch reads of the stream, and what the join is given of it."""
+        reads: Any = () if self.reads is None else self.reads.values()
+        for read in reads:
+            x = read.enter(x, ctx, place)
+        y, x = self.join.take(x, ctx)
+        for read in reads:
+            y = read(y, ctx, place)
+        return y, x
 
-def recomputed(run: Callable, x: Float[Tensor, "b n d"], ctx: Ctx, state: BranchState | None) -> Any:
+
+def recomputed(run: Callable, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None, place: int) -> Any:
     """What `run` gives, computed again with the same chance when gradients are wanted, instead of being kept.
 
-    Each time it begins with what was shared among layers before it: what it shares first is made in both, and no
-    later layer's tensors are held, which would tie the graph to itself.
+    Each time it begins with what was shared among layers and left for it before: what it shares first is made in both,
+    and no later layer's tensors are held, which would tie the graph to itself.
     """
-    shared = dict(ctx.memo)
+    shared, left = dict(ctx.memo), ctx.relay.copy()
 
     def once(x: Tensor, state: BranchState | None) -> Any:
-        memo = dict(shared)
-        return *run(x, replace(before, memo=memo), state), memo
+        memo, relay = dict(shared), left.copy()
+        return *run(x, replace(before, memo=memo, relay=relay), state, place), memo, relay.held
 
-    before = replace(ctx, memo=shared)
-    y, after, memo = checkpoint(once, x, state, use_reentrant=False)
+    before = replace(ctx, memo=shared, relay=left)
+    y, after, memo, held = checkpoint(once, x, state, use_reentrant=False)
     ctx.memo.update(memo)
+    ctx.relay.held.update(held)
     return y, after
 
 
 def update_of(block: Block, out: Any, x: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n d"], Any]:
     """What a block gave; TypeError or ValueError unless it is a pair of an update in the shape of x and a state.
 
-    A tensor of two rows would be taken apart into a pair, and one of another shape be broadcast by the residual.
+    A tensor of two rows would be taken apart into a pair, and one of another shape be broadcast by the join.
     """
     if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], torch.Tensor):
         shown = f"({', '.join(given(part) for part in out)})" if isinstance(out, tuple) else type(out).__name__

@@ -1,19 +1,22 @@
 """Token shift: part of the channels of each token come from its neighbours (https://github.com/BlinkDL/RWKV-LM)."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx, document_positions
+from ..flags.flag import flag
+from .blocks.block import Site
+from .part import Part
 
 __all__ = ["ShiftStyle", "TokenShift"]
 
 ShiftStyle = Literal["second_half", "first_half"]
 
 
-class TokenShift(nn.Module):
+class TokenShift(Part):
     """Delays chunks of the channels by 0, 1 .. `amount` tokens, zeros before the start.
 
     second_half (x-transformers): chunk i of amount + 1 comes from i tokens before; in a bidirectional stack there are
@@ -21,8 +24,16 @@ class TokenShift(nn.Module):
     first_half (FLASH-pytorch): the first half of the channels comes from the token before, whatever the direction.
     """
 
-    def __init__(self, amount: int, style: ShiftStyle, causal: bool, dim: int):
-        super().__init__()
+    calls = ("x", "ctx", "last")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        amount: int = flag(1, "tokens by which channels are delayed", at_least=1)
+        style: ShiftStyle = flag("second_half", "which channels are delayed")
+
+    def __init__(self, config: Config, site: Site):
+        super().__init__(config, site)
+        amount, style, causal, dim = config.amount, config.style, site.causal, site.dim
         chunks = (amount + 1 if causal else 2 * amount + 1) if style == "second_half" else 2
         if style == "first_half" and amount != 1:
             raise ValueError(f"shift_tokens={amount} with shift_style='first_half': it delays by exactly 1 token")
@@ -35,9 +46,6 @@ class TokenShift(nn.Module):
         else:
             first = 0 if causal else -amount
             self.moves = [(i * width, (i + 1) * width, first + i) for i in range(chunks) if first + i]
-
-    def extra_repr(self) -> str:
-        return f"{self.amount}, style={self.style!r}, causal={self.causal}"
 
     def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x with its chunks delayed, and the last `amount` tokens (b, amount, d) for the next call."""

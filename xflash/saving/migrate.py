@@ -13,7 +13,7 @@ from ..layers.projection import group_rows
 __all__ = ["ARGUMENTS", "FORMAT", "WEIGHTS", "Argument", "Weight", "read_arguments", "read_weights"]
 
 # Of configs: 1 is that of xflash 0.1.0, which don't say so.
-FORMAT = 2
+FORMAT = 3
 
 
 class Argument(NamedTuple):
@@ -54,6 +54,12 @@ WEIGHTS: tuple[Weight, ...] = (
     Weight("to_qkv", "query_key_value", queries_keys_values),
     Weight("to_kv", "key_value", keys_values),
     Weight("state_to_kv", "state_key_value", keys_values),
+)
+# Names of tensors of one module that only were renamed; which of several new ones, the module says that has it.
+RENAMED: tuple[tuple[str, str], ...] = (
+    ("residual.gain", "join.gain"),
+    ("residual.gain", "scale.layerscale.gain"),
+    ("residual.gain", "scale.rezero.gain"),
 )
 
 
@@ -102,3 +108,11 @@ def read_weights(root: nn.Module, weights: MutableMapping[str, Tensor], prefix: 
             if moved.new in module._modules and f"{at}{moved.old}.weight" in weights:
                 old = weights.pop(f"{at}{moved.old}.weight")
                 weights[f"{at}{moved.new}.weight"] = moved.lay(module, old)
+        for old_name, name in RENAMED:
+            if f"{at}{old_name}" in weights and has(module, name):
+                weights[f"{at}{name}"] = weights.pop(f"{at}{old_name}")
+
+
+def has(module: nn.Module, name: str) -> bool:
+    """Whether the module has a tensor of this name."""
+    return any(name == known for known, _ in module.named_parameters())

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..base.checks import describe, shown
 from ..base.files import replacing
-from ..base.registry import activations, blocks, norms, positions, residuals
+from ..base.registry import activations, blocks, joins, norms, positions, reads, scales
 from .configurable import CLASSES, Configurable, from_config, is_ours, kind
 from .migrate import read_weights
 from .weights import blueprint, check_model, entries, fill_ties, gathered, misfit, on_one_rank, plain
@@ -80,7 +80,7 @@ def own_parts(config: Mapping[str, Any]) -> dict[str, str]:
 def origins() -> dict[str, str]:
     """The module of each part that a config can name: registered ones, and classes."""
     found = {name: cls.__module__ for name, cls in CLASSES.items()}
-    for registry in (blocks, norms, positions, residuals, activations):
+    for registry in (blocks, norms, positions, reads, scales, joins, activations):
         found |= registry.origins
     return found
 

@@ -1,56 +1,64 @@
 """`BlockByBlock`: the way of a stack whose layers read what a layer above wrote in the block before."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 
-from ..base.pieces import Piecewise, borders, fills
+from ..base.pieces import borders, fills
 from ..base.shapes import Tensor
 from ..base.state import StackState
+from .column import Column
 
 __all__ = ["BlockByBlock"]
 
 
-class BlockByBlock(Piecewise):
-    """The part of a stack that goes through all its layers with one block of tokens, then with the next."""
+class BlockByBlock(Column):
+    """A column through all of whose layers one block of tokens goes, then the next."""
 
-    piece_width: int | None
+    def __init__(self, stack: Any):
+        super().__init__(stack)
+        self.publishers: list[int] = stack.publishers
+        self.piece_width: int = stack.piece_width
+        self.next_piece = stack.next_piece
 
-    def through(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
+    def run(
+        self,
+        x: Tensor,
+        state: StackState | None,
+        new: Tensor | None,
+        fields: Mapping[str, Any],
+        *,
+        keep_state: bool = False,
+        maps: list | None = None,
     ) -> tuple[Tensor, StackState | None]:
-        """Packed tokens, layer after layer, see the stack."""
-        raise NotImplementedError
-
-    def in_pieces(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, w: int, maps: Any
-    ) -> tuple[Tensor, StackState]:
-        """Packed tokens block after block of w, for layers that read what a layer above wrote in the block before."""
+        """As `Column.run`, piece after piece; ValueError where `maps` are asked for."""
         if maps is not None:
             raise ValueError(
                 "a stack whose layers read each other's state vectors runs in blocks: it has no whole maps"
             )
         outputs = []
-        for start, end in cuts(x.shape[1], w, state):
+        for start, end in cuts(x.shape[1], self.piece_width, state):
             here = None if new is None else (new - start).clamp(0, end - start)
             y, state = self.next_piece(state, x[:, start:end], here, fields)
             # From now on the state holds the context.
             fields = {name: None if name.startswith("context") else value for name, value in fields.items()}
             outputs.append(y)
-        return torch.cat(outputs, 1), cast(StackState, state)
+        return torch.cat(outputs, 1), cast(StackState, state) if keep_state else None
 
-    @property
-    def goes_in_pieces(self) -> bool:
-        return self.piece_width is not None
-
-    def one_piece(
-        self, state: StackState | None, x: Tensor, new: Tensor | None, fields: dict
+    def piece(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: Mapping[str, Any]
     ) -> tuple[Tensor, StackState | None]:
         """Packed tokens without a border of blocks between them."""
-        return self.through(x, state, new, fields, True, None)
+        return super().run(x, state, new, fields, keep_state=True)
 
-    def room(self, *piece: Any) -> tuple[Any, int]:
-        return self, piece[0].shape[1]
+    def given(self, fields: Mapping[str, Any], x: Tensor, before: tuple) -> Mapping[str, Any]:
+        """`fields` with the state vectors that publishing layers had before this piece, by their number from 1."""
+        states, blocks = {}, self.blocks()
+        for number, place in enumerate(self.publishers, 1):
+            held = None if before[place] is None else before[place].block
+            states[number] = blocks[self.order[place]].published(held, x)
+        return {**fields, "states": states}
 
 
 def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:

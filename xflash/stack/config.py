@@ -5,25 +5,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, excerpt, norms, positions, residuals
+from ..base.registry import blocks, excerpt, norms, positions
 from ..flags.aliases import ALIASES, canonical, names
-from ..flags.elsewhere import meant
-from ..flags.flag import Flag, Owner, build, flag, flags_of, route
-from ..flags.layout import MOST_LAYERS, LayerSpec, layout_text, parse_layout
+from ..flags.elsewhere import meant, meant_block
+from ..flags.flag import Flag, build, flag, flags_of, route
+from ..flags.layout import MOST_LAYERS, LayerSpec, default_layout, layout_text, parse_layout
 from ..layers.blocks.block import Block
 from ..layers.branch import NormPlace
-from ..layers.positions.relative import Alibi, Rotary
+from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import homes
+from .held import layer_config, parts_of, with_choices
+from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
 __all__ = [
     "Resolved",
     "StackConfig",
-    "check_keys",
     "check_known",
+    "check_uses",
     "check_widths",
     "known_flags",
     "resolve",
+    "slot_prefix",
 ]
 
 
@@ -40,7 +43,9 @@ class StackConfig:
     norm: str = flag("layernorm", "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...")
     norm_place: NormPlace = flag("pre", "norms before each block, after each sum, or before and after each block")
     final_norm: bool | None = flag(None, "a norm behind the last layer (None: unless norm_place is 'post')")
-    residual: str = flag("add", "a registered residual: add, layerscale, rezero, scaled, ...")
+    reads: str | tuple[str, ...] | None = flag(None, "what branches read of the stream beside itself: any registered")
+    scale: str | tuple[str, ...] | None = flag(None, "what multiplies updates: any of layerscale, rezero, ...")
+    join: str = flag("add", "how updates join the stream, a registered join: add, scaled, ...")
     pos: str | tuple[str, ...] | None = flag(None, "relative positions: any of rotary, rel_pos, alibi, ...")
     shift_tokens: int | tuple[int, ...] | bool = flag(
         0, "tokens by which channels are delayed, or one number a layer", at_least=0
@@ -57,14 +62,17 @@ class StackConfig:
 
 
 class Resolved(NamedTuple):
-    """What a stack is built of; `layers` has a block Config for each layer of the whole column."""
+    """What a stack is built of; for each layer of the whole column its block's Config, and those of what it holds."""
 
     config: StackConfig
     layers: tuple[tuple[str, Any], ...]
+    held: tuple[Mapping[str, Any], ...]
     period: int
     text: str
     norm: Any
-    residual: Any
+    join: Any
+    reads: dict[str, Any]
+    scale: dict[str, Any]
     positions: dict[str, Any]
     shifts: tuple[int, ...]
     dropouts: tuple[float, ...]
@@ -83,7 +91,7 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
         return parse_layout(config.custom_layers), 1
     if config.depth is None:
         raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
-    default = "cross_attn ff" if config.only_cross else "attn cross_attn ff" if config.cross_attend else "attn ff"
+    default = default_layout(bool(config.cross_attend), config.only_cross)
     specs = parse_layout(default if config.layers is None else config.layers)
     if len(specs) * config.depth > MOST_LAYERS:
         raise ValueError(
@@ -100,40 +108,22 @@ def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
         raise ValueError(f"cross_attend=True, but no block of the layout {text} attends to a context ({able})")
     if config.cross_attend is False and crossing:
         raise ValueError(f"cross_attend=False contradicts the layout {text}, which has {crossing[0]!r}")
-    if config.only_cross:
-        others = [name for name in used if name not in crossing and name != "ff"]
-        if others or not crossing:
-            raise ValueError(f"only_cross=True contradicts the layout {text}; leave out one of them")
+    if config.only_cross and (not crossing or any(blocks[name].mixes_tokens for name in used)):
+        raise ValueError(f"only_cross=True contradicts the layout {text}; leave out one of them")
 
 
-def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]) -> None:
+def check_widths(blocks_here: Sequence[Block]) -> None:
     """ValueError when blocks expect contexts of different widths: there is only one context."""
-    found = {width: name for (name, _), width in zip(layers, widths, strict=False) if width is not None}
+    found = {w: blocks.name_of(type(block)) for block in blocks_here if (w := block.context_width()) is not None}
     if len(found) > 1:
         said = ", ".join(f"{name} one of width {width}" for width, name in found.items())
-        raise ValueError(f"there is one context for all layers, but {said}; give them the same dim_context")
+        raise ValueError(f"there is one context for all layers, but {said}; give them the same width")
 
 
-def check_keys(layers: Sequence[tuple[str, Block]], modules: Iterable[tuple[str, Any]]) -> None:
-    """ValueError for settings of positions that no block of the stack is wide enough for."""
-    for name, position in modules:
-        users = [(kind, block) for kind, block in layers if type(position).family() in families(kind)]
-        if isinstance(position, Rotary):
-            widths = {width: kind for kind, block in users if (width := block.key_width()) is not None}
-            wanted = position.config.emb_dim
-            if 1 in widths:
-                raise ValueError(f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel")
-            if wanted is not None and widths and wanted > max(widths):
-                widest = max(widths)
-                raise ValueError(
-                    f"{name}_emb_dim={wanted}, but the widest keys, those of {widths[widest]!r}, have {widest} channels"
-                )
-        if isinstance(position, Alibi):
-            most = max((block.bias_heads() or 0 for _, block in users), default=0)
-            if (position.config.num_heads or 0) > most:
-                raise ValueError(
-                    f"{name}_num_heads={position.config.num_heads}, but no layer has more than {most} heads"
-                )
+def check_uses(blocks_here: Sequence[Block], here: Iterable[Position]) -> None:
+    """ValueError for settings of positions that the blocks that use them cannot follow."""
+    for position in here:
+        position.check([block for block in blocks_here if position.fits(type(block))])
 
 
 def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
@@ -149,39 +139,11 @@ def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
     return value
 
 
-def slot_prefix(name: str) -> str:
-    return name + "_"
-
-
-def owners(used: Sequence[str], pos: Sequence[str], norm: str, residual: str, text: str) -> list[Owner]:
-    """Every part that could own a flag, and why it is absent where it is."""
-    found = [Owner("", StackConfig)]
-    for name, block in blocks.items():
-        absent = "" if name in used else f"the layout {text} has no {name!r}"
-        found.append(Owner(slot_prefix(name), block.Config, absent))
-    for name, position in positions.items():
-        absent = "" if name in pos else f"pos={' '.join(pos) or None!r} has no {name!r}"
-        found.append(Owner(slot_prefix(name), position.Config, absent))
-    for slot, registry, chosen in (("norm", norms, norm), ("residual", residuals, residual)):
-        registry[chosen]
-        found.append(Owner(slot_prefix(slot), registry[chosen].Config))
-        for name, part in registry.items():
-            if name != chosen:
-                found.append(Owner(slot_prefix(slot), part.Config, f"{slot}={chosen!r} has no such flag"))
-    return found
-
-
-def families(block: str) -> set[type]:
-    """What kinds of positions a block can use, those registered by users among them."""
-    return {positions[name].family() for name in blocks[block].positions}
-
-
 def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
     """ValueError for a position that no block of the layout can use."""
     for name in pos:
-        family = positions[name].family()
-        if not any(family in families(block) for block in used):
-            able = ", ".join(block for block in blocks if family in families(block))
+        if not any(positions[name].fits(blocks[block]) for block in used):
+            able = ", ".join(block for block in blocks if positions[name].fits(blocks[block]))
             raise ValueError(
                 f"pos has {name!r}, but no block of the layout {text} can use it (blocks that can: {able})"
             )
@@ -192,22 +154,25 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     check_every(flags)
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
-    stack = build(StackConfig, {**own, "pos": names(own.get("pos")) or None})
+    listed = {slot.name: names(own.get(slot.name), slot.name) or None for slot in SLOTS if slot.several}
+    stack = build(StackConfig, {**own, **listed})
     specs, depth = column(stack)
     used = list(dict.fromkeys(spec.name for spec in specs))
     whole = layout_text(specs)
     text = excerpt(whole)
-    pos = names(stack.pos)
-    check_positions(pos, used, text)
+    chosen = choices(stack)
+    check_positions(chosen["pos"], used, text)
     check_cross(stack, used, text)
     for name in used:
         if blocks[name].causal_only and not stack.causal:
             raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
-    all_owners = owners(used, pos, stack.norm, stack.residual, text)
+    said, specs = with_choices(said, specs, stack.causal)
+    all_owners = owners(StackConfig, said, specs, chosen, stack.norm, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
-    layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
+    made = [layer_config(spec, parts, routed) for spec in specs]
+    layers = tuple((spec.name, config) for spec, (config, _) in zip(specs, made, strict=True)) * depth
     for place, (name, _) in enumerate(layers):
         layers = tuple(blocks[name].arrange(place, layers))
     if stack.weight_tie_layers and depth == 1:
@@ -221,24 +186,19 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     return Resolved(
         config=stack,
         layers=layers,
+        held=tuple(held for _, held in made) * depth,
         period=len(specs),
         text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=parts["norm_"],
-        residual=parts["residual_"],
-        positions={name: parts[slot_prefix(name)] for name in pos},
+        join=parts[slot_prefix(stack.join)],
+        reads={name: parts[slot_prefix(name)] for name in chosen["reads"]},
+        scale={name: parts[slot_prefix(name)] for name in chosen["scale"]},
+        positions={name: parts[slot_prefix(name)] for name in chosen["pos"]},
         shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), distinct),
         dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), distinct),
         flat={name: value for name, value, _ in rows},
         rows=rows,
     )
-
-
-def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The Config of one layer: the block's flags with the layout's overrides on top."""
-    if not spec.overrides:
-        return shared
-    given = {**routed[slot_prefix(spec.name)], **spec.overrides}
-    return build(blocks[spec.name].Config, given, where=f" in the layout entry {excerpt(layout_text([spec]))}")
 
 
 def check_every(flags: Mapping[str, Any]) -> None:
@@ -255,17 +215,17 @@ def check_parts(flags: Mapping[str, Any]) -> None:
     for name in ("layers", "custom_layers"):
         if isinstance(flags.get(name), (str, tuple)):
             parse_layout(flags[name])
-    for name, registry in (("norm", norms), ("residual", residuals), ("pos", positions)):
-        chosen = flags.get(name)
-        for part in names(chosen) if isinstance(chosen, (str, tuple)) else ():
-            registry[part]
+    for slot in (Slot("norm", norms, False), *SLOTS):
+        chosen = flags.get(slot.name)
+        readable = isinstance(chosen, (str, tuple) if slot.several else str)
+        for part in names(chosen, slot.name) if readable else ():
+            slot.registry[part]
 
 
 def answer(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
     if name in blocks:
-        fused = "; attn_flash=True asks for the fused softmax kernel" if name == "flash" else ""
-        return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{fused}"
+        return meant_block(name)
     return meant(name, known, homes(but="AttentionLayers", ending=", not of a stack"))
 
 
@@ -280,6 +240,8 @@ def check_known(flags: Iterable[str], cls: type) -> None:
 
 def known_flags() -> list[str]:
     """Every flag that some stack has, aliases not counted."""
-    parts = [("", StackConfig), *((slot_prefix(n), b.Config) for n, b in [*blocks.items(), *positions.items()])]
-    parts += [("norm_", p.Config) for p in norms.values()] + [("residual_", p.Config) for p in residuals.values()]
+    named = [*blocks.items(), *(item for slot in SLOTS for item in slot.registry.items())]
+    parts = [("", StackConfig), *((slot_prefix(name), part.Config) for name, part in named)]
+    parts += [(slot_prefix(f"{name}_{part}"), config) for name in blocks for _, part, config in parts_of(name)]
+    parts += [("norm_", part.Config) for part in norms.values()]
     return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))

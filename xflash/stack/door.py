@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..base.checks import as_mask, given
 from ..base.shapes import Bool, Float, Int, Tensor
 
-__all__ = ["Plan", "pack", "pack_mask", "plan_rows", "unpack", "unpack_columns", "unpack_rows"]
+__all__ = ["Plan", "check_stream", "pack", "pack_mask", "plan_rows", "unpack", "unpack_columns", "unpack_rows"]
 
 
 class Plan(NamedTuple):
@@ -21,6 +22,20 @@ class Plan(NamedTuple):
     order: Int[Tensor, "b n"]
     dest: Int[Tensor, "b n"]
     new: Int[Tensor, " b"]
+
+
+def check_stream(dim: int, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The mask as booleans; ValueError or TypeError for what is no stream of width `dim`."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise TypeError(
+            f"x must be a floating-point tensor (batch, tokens, {dim}), not {given(x)}; token ids go into "
+            "TransformerWrapper"
+        )
+    if x.dim() != 3 or x.shape[-1] != dim:
+        raise ValueError(f"x must be (batch, tokens, {dim}), not {tuple(x.shape)}")
+    if x.shape[1] < 1:
+        raise ValueError("x has no tokens; give at least one")
+    return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
 
 
 def plan_rows(mask: Bool[Tensor, "b n"]) -> Plan:

@@ -1,34 +1,37 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
-import torch
 from torch import nn
 
-from ..base.checks import as_mask, as_rows, given
-from ..base.registry import norms, positions
+from ..base.checks import as_rows
+from ..base.pieces import Piecewise
+from ..base.registry import blocks, norms, positions
 from ..base.shapes import Bool, Float, Int, Tensor, typed
-from ..base.state import AttentionMap, BranchState, Ctx, StackState
+from ..base.state import AttentionMap, StackState
 from ..flags.aliases import ALIASES
 from ..flags.flag import flag_table
 from ..layers.blocks.block import Block, Site
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
-from ..layers.positions.relative import Position, Relative
+from ..layers.positions.position import Position
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
-from .config import check_keys, check_widths, known_flags, resolve
-from .door import pack, plan_rows, unpack
+from .column import Column
+from .config import check_uses, check_widths, known_flags, resolve
+from .door import check_stream, pack, plan_rows, unpack
+from .dtypes import explained
 from .parts import make_branch, publishing, unpacked
 from .side_inputs import SideInputs, check_prefix
-from .stepping import Stepping
+from .stepping import check_state, opened, reset, shorten, weighed
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
 
-class AttentionLayers(Stepping, BlockByBlock, Configurable):
+class AttentionLayers(Piecewise, Configurable):
     """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
 
     Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;
@@ -53,22 +56,22 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
         count = len(plan.layers)
-        site = Site(self.dim, plan.config.heads, self.causal, count)
         distinct = plan.period if plan.config.weight_tie_layers else count
-        self.branches = nn.ModuleList(make_branch(plan, i, site) for i in range(distinct))
-        check_widths(plan.layers, [block.context_width() for block in self.blocks()])
+        site = Site(self.dim, plan.config.heads, self.causal, count, period=plan.period)
+        sites = [replace(site, places=tuple(range(i, count, distinct))) for i in range(distinct)]
+        self.branches = nn.ModuleList(make_branch(plan, i, site) for i, site in enumerate(sites))
+        check_widths(self.blocks())
         self.order = [i % distinct for i in range(count)]
         self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
+        self.way = Column if self.piece_width is None else BlockByBlock
         last = plan.config.final_norm
         keep_last = plan.config.norm_place != "post" if last is None else last
-        self.final_norm = norms[plan.config.norm](plan.norm, self.dim) if keep_last else None
+        self.final_norm = norms[plan.config.norm](plan.norm, site) if keep_last else None
         heads = sorted({h for b in self.blocks() if (h := b.bias_heads()) is not None})
         self.positions = nn.ModuleDict(
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
         )
-        check_keys(
-            [(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions.items()
-        )
+        check_uses(self.blocks(), cast("list[Position]", list(self.positions.values())))
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
@@ -76,6 +79,11 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
     @classmethod
     def takes(cls) -> list[str]:
         return [*known_flags(), *ALIASES]
+
+    @property
+    def column(self) -> Column:
+        """What is behind the door, put together of what the stack has now."""
+        return self.way(self)
 
     def blocks(self) -> list[Block]:
         """The distinct blocks of the column, top to bottom."""
@@ -128,10 +136,10 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
         prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).
         """
-        mask = self.check_input(x, mask)
+        mask = check_stream(self.dim, x, mask)
         beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos, prefix_attn_len)
         beside = beside.check(self, x, stepping=False)
-        return self.explained(x, None, mask, beside)[0]
+        return explained(self, x, None, mask, beside)[0]
 
     def step(
         self,
@@ -151,7 +159,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         `reset` names the rows that start anew, with their context, while their neighbours go on.
         """
         self.check_steppable()
-        mask = self.check_input(x, mask)
+        mask = check_stream(self.dim, x, mask)
         beside = SideInputs(None, None, context, context_mask, context_pos, prefix_attn_len)
         beside = beside.check(self, x, stepping=state is not None)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
@@ -159,7 +167,7 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        return cast("tuple[Tensor, StackState]", self.explained(x, state, mask, beside, keep_state=True))
+        return cast("tuple[Tensor, StackState]", explained(self, x, state, mask, beside, keep_state=True))
 
     def attention_maps(self, x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, list[Tensor]]:
         """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
@@ -167,11 +175,12 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
         Memory slots are left out. ValueError when no block of the stack has a matrix.
         """
         self.check_maps()
-        mask = self.check_input(x, mask)
+        mask = check_stream(self.dim, x, mask)
         maps: list[AttentionMap] = []
-        y, _ = self.explained(x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
+        y, _ = explained(self, x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
         if not maps:
-            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
+            able = ", ".join(name for name, block in blocks.items() if block.has_matrix)
+            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (have one: {able})")
         return y, [weights for weights, _ in maps]
 
     def check_maps(self) -> None:
@@ -201,77 +210,61 @@ class AttentionLayers(Stepping, BlockByBlock, Configurable):
             x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
         new = None if plan is None else plan.new + memory
         fields = beside.fields(plan, memory, x.device)
-        y, new_state = self.packed(x, state, new, fields, keep_state, maps)
+        y, new_state = self.column.run(x, state, new, fields, keep_state=keep_state, maps=maps)
         y = y[:, memory:] if memory else y
         if maps is not None:
             maps[:] = [unpacked(found, plan, memory) for found in maps]
         return (y if plan is None else unpack(y, plan)), new_state
 
-    def packed(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
-    ) -> tuple[Tensor, StackState | None]:
-        """Rows behind the door, layer after layer unless layers read each other's state vectors."""
-        if self.piece_width is None:
-            return self.through(x, state, new, fields, keep_state, maps)
-        y, carried = self.in_pieces(x, state, new, fields, self.piece_width, maps)
-        return y, carried if keep_state else None
-
-    def through(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: dict, keep_state: bool, maps: Any
-    ) -> tuple[Tensor, StackState | None]:
-        """Packed tokens, layer after layer."""
-        state, in_place = self.open(state, x.shape[1])
-        branches = None if state is None else state.branches
-        if self.piece_width is not None:
-            held = [None if branches is None else branches[place].block for place in self.publishers]
-            blocks_here = [self.blocks()[self.order[place]] for place in self.publishers]
-            pairs = zip(blocks_here, held, strict=True)
-            fields = {**fields, "states": {i: block.published(kept, x) for i, (block, kept) in enumerate(pairs, 1)}}
-        ctx = self.context(x, state, new, fields, keep=keep_state, in_place=in_place, maps=maps)
-        y, carried = self.descend(x, ctx, branches)
-        return y, self.close(carried, ctx, x.shape[1], None if state is None else state.lease) if keep_state else None
-
-    def descend(
-        self, x: Tensor, ctx: Ctx, before: Sequence[BranchState] | None
-    ) -> tuple[Tensor, list[BranchState | None]]:
-        """Through the branches, top to bottom, and the last norm."""
-        carried = []
-        branches = list(self.branches)
-        for place, index in enumerate(self.order):
-            x, after = branches[index](x, ctx, None if before is None else before[place])
-            carried.append(after)
-        return (x if self.final_norm is None else self.final_norm(x)), carried
-
-    def check_input(self, x: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """The mask as booleans; ValueError or TypeError for what is no stream of this stack."""
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            raise TypeError(
-                f"x must be a floating-point tensor (batch, tokens, {self.dim}), not {given(x)}; token ids go into "
-                "TransformerWrapper"
+    def check_steppable(self) -> None:
+        """ValueError with the reason when the stack cannot be stepped."""
+        if not self.causal:
+            raise ValueError(
+                f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences"
             )
-        if x.dim() != 3 or x.shape[-1] != self.dim:
-            raise ValueError(f"x must be (batch, tokens, {self.dim}), not {tuple(x.shape)}")
-        if x.shape[1] < 1:
-            raise ValueError("x has no tokens; give at least one")
-        return None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))
+        for block in self.blocks():
+            if block.refuses_step():
+                raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
 
-    def context(
-        self,
-        x: Tensor,
-        state: StackState | None,
-        new: Tensor | None,
-        fields: dict,
-        *,
-        keep: bool,
-        in_place: bool,
-        maps: Any,
-    ) -> Ctx:
-        """What goes down beside x, `fields` of it given."""
-        past, length = (0, None) if state is None else (state.bound, state.length)
-        where = torch.arange(x.shape[1], device=x.device)[None]
-        where = where + past if length is None else where + length[:, None]
-        relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
-        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, **fields)
+    def check_state(self, state: StackState, batch: int | None = None) -> None:
+        """TypeError or ValueError when `state` is not one of this stack's, or has another batch size (None: any)."""
+        check_state(self.column, state, batch)
+
+    def open(self, state: StackState, n: int) -> tuple[StackState, bool]:
+        """The state with room for n more slots, and whether a call may write into its buffers."""
+        return cast("tuple[StackState, bool]", opened(self.column, state, n))
+
+    def reset(self, state: StackState, rows: Bool[Tensor, " b"]) -> StackState:
+        """`state` with the named rows as fresh as before their first token; a context they attend to stays theirs."""
+        return reset(self.column, state, rows, self.memory_tokens)
+
+    def shorten(self, state: StackState, tokens: int) -> StackState:
+        """`state` with the keys and values of each row's last `tokens` tokens only, and of its memory tokens.
+
+        Transformer-XL's memory (https://arxiv.org/abs/1901.02860), once it is detached: what a token sees then depends
+        on where a sequence is cut. Blocks whose state is bounded keep it.
+        """
+        return shorten(self.column, state, tokens, 0 if self.memory_tokens is None else len(self.memory_tokens))
+
+    def auxiliary_loss(self, state: StackState, since: StackState | None = None) -> Float[Tensor, ""]:
+        """What the layers lose beside the model's own loss (block_attn_compress_loss), to be added to it in training.
+
+        The mean over the tokens read between `since` (None: the beginning) and `state`, and over the layers that have
+        such a loss. ValueError when none has.
+        """
+        return weighed(self.column, state, since)
+
+    @property
+    def goes_in_pieces(self) -> bool:
+        return self.piece_width is not None
+
+    def one_piece(
+        self, state: StackState | None, x: Tensor, new: Tensor | None, fields: dict
+    ) -> tuple[Tensor, StackState | None]:
+        return cast(BlockByBlock, self.column).piece(x, state, new, fields)
+
+    def room(self, *piece: Any) -> tuple[Any, int]:
+        return self, piece[0].shape[1]
 
 
 class Encoder(AttentionLayers):
@@ -294,7 +287,7 @@ class PrefixDecoder(AttentionLayers):
 
     def __init__(self, **flags: Any):
         super().__init__(**flags)
-        check_prefix(self.blocks(), self.positions)
+        check_prefix(self.blocks(), cast("list[Position]", list(self.positions.values())))
 
 
 class CrossAttender(AttentionLayers):

@@ -1,12 +1,14 @@
 """What a stack is put together from, and what it does with a state or a map, apart from the way of a tensor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..base.registry import blocks, excerpt, norms, residuals
+from ..base.registry import blocks as registered
+from ..base.registry import excerpt, joins, norms, reads, scales
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import AttentionMap, StackState
 from ..layers.blocks.block import Block, Site
@@ -25,18 +27,20 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
     for number, place in enumerate(places, 1):
         if number not in wanted and not blocks[order[place]].reads_own:
             raise ValueError(
-                f"no layer of the layout {excerpt(layout)} reads the state vectors of its recurrent layer {number}"
+                f"no layer of the layout {excerpt(layout)} reads the state vectors of its "
+                f"{registered.name_of(type(blocks[order[place]]))} layer {number}"
             )
     if not wanted:
         return places, None
     if max(wanted) > len(places):
+        able = " or ".join(name for name, block in registered.items() if block.publishes)
         raise ValueError(
-            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
+            f"the state vectors of {able} layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
             f"{len(places)}"
         )
-    widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
+    widths = {blocks[order[places[number - 1]]].publishes_every() for number in wanted}
     if len(widths) > 1:
-        raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
+        raise ValueError(f"layers that others read must publish after equally many tokens, not after {sorted(widths)}")
     return places, widths.pop()
 
 
@@ -68,9 +72,8 @@ def auxiliary_loss(
         if total is not None:
             sums.append(total if known is None else total - known)
     if not sums:
-        raise ValueError(
-            f"no block of the layout {excerpt(layout)} has a loss of its own (block_attn_compress_loss=True gives one)"
-        )
+        able = " or ".join(f"{name}_{block.auxiliary_by}" for name, block in registered.items() if block.auxiliary_by)
+        raise ValueError(f"no block of the layout {excerpt(layout)} has a loss of its own ({able} gives one)")
     rows = sums[0].shape[0]
     read = [s.bound * rows if s.length is None else s.length.sum() for s in (state, since) if s is not None]
     tokens = read[0] - read[1] if len(read) > 1 else read[0]
@@ -95,27 +98,24 @@ def sized(t: Tensor, like: Tensor) -> Tensor:
 
 
 def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
-    """Layer i of the column with its norms, shift and residual."""
+    """Layer i of the column with its norms, shift and residual slots."""
     name, config = plan.layers[i]
-    stack = plan.config
+    stack, shift = plan.config, plan.shifts[i]
 
     def norm(wanted: bool):
-        return norms[stack.norm](plan.norm, stack.dim) if wanted else None
+        return norms[stack.norm](plan.norm, site) if wanted else None
 
-    shift = plan.shifts[i]
-    # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
-    after = (
-        norms[stack.norm](plan.norm, stack.dim).start_at(site.branches**-0.5)
-        if stack.norm_place == "sandwich"
-        else None
-    )
+    after = norm(stack.norm_place == "sandwich")
     return Branch(
-        blocks[name](config, site),
-        residuals[stack.residual](plan.residual, stack.dim),
+        registered[name](config, replace(site, parts=plan.held[i])),
+        joins[stack.join](plan.join, site),
+        reads={n: reads[n](c, site) for n, c in plan.reads.items() if reads[n].stands(c, site)},
+        scale={n: scales[n](c, site) for n, c in plan.scale.items()},
         before=norm(stack.norm_place != "post"),
-        after=after,
+        # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
+        after=after and after.start_at(site.branches**-0.5),
         final=norm(stack.norm_place == "post"),
-        shift=TokenShift(shift, stack.shift_style, stack.causal, stack.dim) if shift else None,
+        shift=TokenShift(TokenShift.Config(amount=shift, style=stack.shift_style), site) if shift else None,
         dropout=plan.dropouts[i],
         grad_checkpoint=stack.grad_checkpoint,
     )

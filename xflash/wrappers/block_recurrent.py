@@ -17,7 +17,7 @@ from ..base.checks import (
     main_weight,
 )
 from ..base.shapes import Float, Int, Tensor
-from ..base.state import BranchState, StackState
+from ..base.state import BranchState, StackState, State
 from ..flags.layout import MOST_LAYERS
 from ..generation.prompts import token_ids
 from ..layers.blocks.block_attention import BlockAttention
@@ -36,10 +36,16 @@ from .transformer import ModelState, TransformerWrapper
 __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
 
 
-class Memories(NamedTuple):
-    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
+class MemoriesFields(NamedTuple):
+    """What memories hold."""
 
     state: ModelState
+
+
+class Memories(State, MemoriesFields):
+    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
+
+    __slots__ = ()
 
 
 class BlockRecurrentTransformer(TransformerWrapper):

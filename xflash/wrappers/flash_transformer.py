@@ -8,11 +8,11 @@ from torch import nn
 
 from ..base.checks import check_switch, check_switches, shown
 from ..base.shapes import Float, Tensor, typed
-from ..base.state import StackState
+from ..base.state import Ctx, StackState
 from ..flags.flag import check_value, flags_of
 from ..layers.embeddings import ScaledSinusoidal
+from ..layers.joins.join import Join
 from ..layers.norms import LayerNorm
-from ..layers.residuals import Residual
 from ..saving.configurable import Configurable
 from ..stack.config import StackConfig, check_known
 from ..stack.face import AttentionLayers, Decoder, Encoder
@@ -106,7 +106,7 @@ class FLASHTransformer(TransformerWrapper):
             },
         )
         super().__init__(num_tokens=num_tokens, attn_layers=stack, scaled_sinu_pos_emb=True, logits_bias=True)
-        self.final_norm = LayerNorm(LayerNorm.Config(bias=True), dim)
+        self.final_norm = LayerNorm.of(dim, bias=True)
         # Tokens and sinusoids start in FLASH-pytorch's proportion, but small, so that what layers add soon counts.
         nn.init.normal_(self.embedding.token_emb.weight, std=SMALL)
         with torch.no_grad():
@@ -118,10 +118,10 @@ class FLASHTransformer(TransformerWrapper):
         return self.final_norm(y)
 
 
-class NoResidual(Residual):
+class NoJoin(Join):
     """f(x) alone."""
 
-    def forward(self, x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         return update
 
 
@@ -203,7 +203,7 @@ class GAU(WholeLayer):
             **flags,
         )
         if not add_residual:
-            self.stack.branches[0].residual = NoResidual(None, dim)
+            self.stack.branches[0].join = NoJoin(NoJoin.Config(), self.stack.blocks()[0].site)
 
 
 class FLASH(WholeLayer):

@@ -106,7 +106,7 @@ class InputEmbedding(nn.Module):
         self.embeds = nn.ModuleDict(
             {f"{name}_embed": TokenEmbedding(count, width) for name, count in self.embed_num_tokens.items()}
         )
-        self.post_emb_norm = LayerNorm(LayerNorm.Config(), width) if post_emb_norm else None
+        self.post_emb_norm = LayerNorm.of(width) if post_emb_norm else None
         self.emb_dropout = emb_dropout
         self.project_emb = projection(width, dim) if width != dim else None
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..base.shapes import Float, Tensor, typed
 from ..layers.norms import LayerNorm
-from ..layers.positions.relative import angle_dtype
+from ..layers.positions.angles import angle_dtype
 
 __all__ = ["LearnedGrid", "PatchEmbedding", "SinCosGrid", "patchify", "resize_grid", "sincos_grid"]
 
@@ -45,9 +45,9 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.patch = patch
         width = channels * patch[0] * patch[1]
-        self.before = LayerNorm(LayerNorm.Config(), width)
+        self.before = LayerNorm.of(width)
         self.project = nn.Linear(width, dim)
-        self.after = LayerNorm(LayerNorm.Config(), dim)
+        self.after = LayerNorm.of(dim)
 
     @typed
     def forward(self, img: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:

@@ -76,7 +76,7 @@ class ViTransformerWrapper(Configurable):
         self.pos_emb: nn.Module | None = None
         if pos_emb is not None:
             self.pos_emb = SinCosGrid() if pos_emb == "sincos2d" else LearnedGrid(*self.grid, self.dim)
-        self.post_emb_norm = LayerNorm(LayerNorm.Config(), self.dim) if post_emb_norm else None
+        self.post_emb_norm = LayerNorm.of(self.dim) if post_emb_norm else None
         self.emb_dropout = emb_dropout
         self.cls_token = small(1, self.dim) if pool == "cls" else None
         self.register_tokens = small(registers, self.dim) if registers else None

@@ -2,14 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ...base.registry import blocks
+from ...base.registry import Registry, blocks
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
 
@@ -23,13 +23,20 @@ MOST = 10**6
 
 @dataclass(frozen=True)
 class Site:
-    """Where a block stands: the width, heads and direction of its stack, and how many branches the stack runs."""
+    """Where a part stands: the width, heads and direction of its stack, and its places in the column.
+
+    branches: how many branches the stack runs, the column's length.  places: all those, from 0, at which this one
+    module stands: several where layers are tied.  period: the layers in one repetition of the layout.  parts: the
+    Configs of the parts that a block holds, by name; those that are not there have their defaults.
+    """
 
     dim: int
-    heads: int
-    causal: bool
+    heads: int = 1
+    causal: bool = False
     branches: int = 1
-    positions: frozenset[str] = frozenset()
+    places: tuple[int, ...] = (0,)
+    period: int = 1
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:
         """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.
@@ -71,7 +78,10 @@ class Block(nn.Module, ABC):
     token, and `shorten` bounds it. A block that `takes_context` reads `ctx.context` when it has no state yet, and is
     refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
     state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
-    its tokens.
+    its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
+    which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
+    with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
+    otherwise.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -81,7 +91,11 @@ class Block(nn.Module, ABC):
     mixes_tokens: ClassVar[bool] = True
     keeps_tokens: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
+    holds: ClassVar[Mapping[str, Registry]] = {}
+    borrows: ClassVar[str | None] = None
     reads_own: bool = True
+    has_matrix: ClassVar[bool] = False
+    auxiliary_by: ClassVar[str] = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -108,6 +122,14 @@ class Block(nn.Module, ABC):
         """The width of the context the block attends to; None when it attends to none."""
         return None
 
+    def check_context(self, context: Tensor, batch: int, otherwise: str = "") -> None:
+        """ValueError unless the context is (batch, at least one token, its width); `otherwise`: how to have another."""
+        width = self.context_width()
+        if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width or context.shape[1] < 1:
+            raise ValueError(
+                f"context must be ({batch}, at least one token, {width}), not {tuple(context.shape)}{otherwise}"
+            )
+
     def reads_states(self) -> tuple[int, ...]:
         """Which publishing layers' state vectors the block reads from `ctx.states`, counted from 1 down the column."""
         return ()
@@ -115,6 +137,20 @@ class Block(nn.Module, ABC):
     def published(self, state: Any, x: Tensor) -> Float[Tensor, "b s d"]:
         """What the tokens of other layers may read of this one's state, which may be None."""
         raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    def publishes_every(self) -> int:
+        """After how many tokens of a row the state vectors change that a block that `publishes` lets others read."""
+        raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    @classmethod
+    def refuses(cls, part: type) -> str:
+        """Why the block cannot hold a part of a registry that it `holds`, or ''."""
+        return ""
+
+    @classmethod
+    def takes_over(cls, part: type) -> bool:
+        """Whether the block takes a part over that the block it borrows from has."""
+        return not cls.refuses(part)
 
     @classmethod
     def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:

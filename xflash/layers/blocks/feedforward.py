@@ -53,7 +53,7 @@ class FeedForward(Block):
         self.inner = inner = inner_width(config, site)
         self.activation = activations[config.activation]
         self.to_inner = nn.Linear(site.dim, inner * (2 if config.glu else 1), bias=not config.no_bias)
-        self.norm = LayerNorm(LayerNorm.Config(), inner) if config.post_act_ln else None
+        self.norm = LayerNorm.of(inner) if config.post_act_ln else None
         self.to_out = site.linear_out(inner, bias=not config.no_bias)
 
     @typed

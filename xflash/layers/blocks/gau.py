@@ -13,7 +13,7 @@ from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx, document_starts
 from ...flags.flag import flag
 from ..kernels.relative import distances, scores_bias
-from ..positions.relative import own_bias
+from ..positions.distance import own_bias
 from ..projection import whole
 from .block import Site
 from .gated_unit import GatedUnit
@@ -34,6 +34,7 @@ class GatedAttention(GatedUnit):
     kind = "gau"
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
+    has_matrix = True
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class GatedAttention(GatedUnit):
         for name in ("doc_ids", "attn_mask"):
             if getattr(ctx, name) is not None:
                 raise ValueError(f"{name} cannot be given to GatedAttention together with a state")
-        all_k, all_v, state = append(state, k, v, ctx)
+        (all_k, all_v), state = append(state, k, v, ctx)
         return all_k.to(k.dtype), all_v.to(v.dtype), state if ctx.keep_state else None
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n e"]:

@@ -1,0 +1,1 @@
+"""How what a block gives joins the stream, by name."""

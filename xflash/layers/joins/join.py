@@ -1,0 +1,46 @@
+"""`Join`: the interface of how a branch's update joins the stream; `add`, the plain one."""
+
+from typing import Any, ClassVar
+
+from ...base.registry import joins
+from ...base.shapes import Float, Tensor
+from ...base.state import Ctx
+from ..part import Part
+
+__all__ = ["Add", "Join", "Residual"]
+
+
+class Join(Part):
+    """Base of the joins: forward(x, update, ctx) gives the new stream.
+
+    One that is `wide` has the stream in another shape (b, n, ..., d): `widen` makes it at the top of the column,
+    `narrow` ends it at the bottom, and `take` says what a branch reads of it and what `forward` is given as x.
+    """
+
+    calls = ("x", "update", "ctx")
+    wide: ClassVar[bool] = False
+
+    def widen(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n *_ d"]:
+        """The stream as the branches hand it on; asked of the first branch."""
+        return x
+
+    def narrow(self, x: Float[Tensor, "b n *_ d"]) -> Float[Tensor, "b n d"]:
+        """What the last norm reads of it."""
+        return x
+
+    def take(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx) -> tuple[Float[Tensor, "b n d"], Any]:
+        """What the branch reads, and the x of `forward`."""
+        return x, x
+
+
+joins.base = Join
+# The name that 0.1.0 had for the base of what is registered here.
+Residual = Join
+
+
+@joins.register("add")
+class Add(Join):
+    """x + f(x)."""
+
+    def forward(self, x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
+        return x + update

@@ -1,0 +1,1 @@
+"""What a branch reads of the stream, by name."""

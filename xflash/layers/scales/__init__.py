@@ -1,0 +1,1 @@
+"""What multiplies the update of a branch, by name."""

@@ -1,0 +1,86 @@
+"""`Column`: what a tensor goes down behind the door of a stack, and the one way of going."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..base.relay import Relay
+from ..base.shapes import Tensor
+from ..base.state import BranchState, Ctx, StackState
+from ..layers.blocks.block import Block
+from ..layers.branch import Branch
+from ..layers.norms import Norm
+from ..layers.positions.position import Position
+from ..layers.positions.relative import Relative
+from .stepping import closed, opened
+
+__all__ = ["Column"]
+
+
+class Column:
+    """The branches of a stack in the order in which a tensor meets them, its positions and its last norm.
+
+    A value that a stack puts together for each call out of what it owns, so that parameters have the stack's names and
+    what is replaced in the stack is replaced here.
+    """
+
+    def __init__(self, stack: Any):
+        self.maker: str = stack.maker
+        self.layout: str = stack.layout
+        self.order: list[int] = stack.order
+        self.branches: list[Branch] = list(stack.branches)
+        self.last_norm: Norm | None = stack.final_norm
+        self.positions: nn.ModuleDict = stack.positions
+
+    def blocks(self) -> list[Block]:
+        """The distinct blocks, top to bottom."""
+        return [branch.block for branch in self.branches]
+
+    def run(
+        self,
+        x: Tensor,
+        state: StackState | None,
+        new: Tensor | None,
+        fields: Mapping[str, Any],
+        *,
+        keep_state: bool = False,
+        maps: list | None = None,
+    ) -> tuple[Tensor, StackState | None]:
+        """Packed tokens down the branches and through the last norm, and the state behind them if it is asked for.
+
+        new: (b,) the real tokens of each row, None where all are.  fields: more of what goes into the Ctx.
+        """
+        n = x.shape[1]
+        state, in_place = opened(self, state, n)
+        before = (None,) * len(self.order) if state is None else state.branches
+        ctx = self.context(x, state, new, self.given(fields, x, before), (keep_state, in_place, maps))
+        carried: list[BranchState | None] = []
+        join = self.branches[0].join
+        if join.wide:
+            x = join.widen(x)
+        for place, index in enumerate(self.order):
+            x, after = self.branches[index](x, ctx, before[place], place)
+            carried.append(after)
+        if join.wide:
+            x = join.narrow(x)
+        if self.last_norm is not None:
+            x = self.last_norm(x, ctx)
+        return x, closed(self, carried, ctx, n, state and state.lease) if keep_state else None
+
+    def given(self, fields: Mapping[str, Any], x: Tensor, before: tuple) -> Mapping[str, Any]:
+        """`fields` with what this way of running adds to them; `before`: the states of the branches."""
+        return fields
+
+    def context(
+        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: Mapping[str, Any], how: tuple
+    ) -> Ctx:
+        """What goes down beside x; how: whether a state is kept, whether it is written in place, where maps go."""
+        keep, in_place, maps = how
+        past, length = (0, None) if state is None else (state.bound, state.length)
+        where = torch.arange(x.shape[1], device=x.device)[None]
+        where = where + past if length is None else where + length[:, None]
+        relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
+        # The relay is made here, not by default, for Dynamo does not know factories.
+        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, relay=Relay(), **fields)
