@@ -2,9 +2,9 @@
 
 from . import embeddings, norms
 from .blocks import attention, feedforward, flash, gau
-from .joins import join, scaled
+from .joins import gru, hyper, join, scaled
 from .positions import relative
-from .reads import read
+from .reads import lime, read, unet
 from .scales import scale
 
 __all__ = [
@@ -13,10 +13,14 @@ __all__ = [
     "feedforward",
     "flash",
     "gau",
+    "gru",
+    "hyper",
     "join",
+    "lime",
     "norms",
     "read",
     "relative",
     "scale",
     "scaled",
+    "unet",
 ]
