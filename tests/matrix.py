@@ -4,15 +4,16 @@ Layouts hold every block, so that no flag lacks its block; a combination that xf
 is to blame is found, and the other pairs it would have covered are covered by further combinations.
 """
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import covering
 import torch
-from allpairspy import AllPairs
+from covering import merged
+from matrix_models import SEQ2SEQ, VIT, WRAPPER, build_model, build_seq2seq, build_vit
 
-from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, XTransformer
+from xflash import AttentionLayers, Decoder, Encoder
 
 FILE = Path(__file__).with_name("covering.json")
 
@@ -110,33 +111,6 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "flash_expansion": [{}, {"flash_expansion_factor": 1.5}],
 }
 
-WRAPPER: dict[str, list[dict[str, Any]]] = {
-    "stack": [{}, {"pos": "rotary"}, {"num_memory_tokens": 3}, {"shift_tokens": 1}],
-    "use_abs_pos_emb": [{}, {"use_abs_pos_emb": True}, {"use_abs_pos_emb": False}],
-    "scaled_sinu_pos_emb": [{}, {"scaled_sinu_pos_emb": True}],
-    "l2norm_embed": [{}, {"l2norm_embed": True}],
-    "post_emb_norm": [{}, {"post_emb_norm": True}],
-    "emb_dropout": [{}, {"emb_dropout": 0.1}],
-    "head": [
-        {},
-        {"tie_embedding": True},
-        {"tie_embedding": True, "tie_embedding_scale": 0.5},
-        {"logits_bias": True},
-        {"logits_dim": 7},
-        {"return_only_embed": True},
-    ],
-    "emb_dim": [{}, {"emb_dim": 20}],
-    "num_memory_tokens": [{}, {"num_memory_tokens": 3}],
-    "embed_num_tokens": [{}, {"embed_num_tokens": {"segment": 2, "type": 5}}],
-    "pooling": [
-        {},
-        {"average_pool_embed": True},
-        {"attn_pool": True},
-        {"use_cls_token": True},
-        {"use_cls_token": True, "num_cls_tokens": 2},
-    ],
-    "memory": [{}, {"max_mem_len": 29}],
-}
 
 # Blocks that attend to a context, beside what reaches every block.
 CROSS: dict[str, list[dict[str, Any]]] = {
@@ -233,46 +207,6 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
     "vectors": [{"recurrent_num_state_vectors": 3}, {"recurrent_num_state_vectors": 1}],
 }
 
-VIT: dict[str, list[dict[str, Any]]] = {
-    "layout": [
-        {"layers": "attn ff", "attn_dim_head": 6},
-        {"layers": "flash gau", "flash_group_size": 5, "gau_query_key_dim": 8, "flash_query_key_dim": 8},
-        {"layers": "attn gau", "attn_dim_head": 6, "num_memory_tokens": 2, "gau_query_key_dim": 8},
-        {"layers": "attn ff", "attn_dim_head": 6, "pos": "rotary", "shift_tokens": 1},
-    ],
-    "size": [{}, {"image_size": (12, 20), "patch_size": (4, 5)}],
-    "pos_emb": [{}, {"pos_emb": "sincos2d"}, {"pos_emb": None}],
-    "pool": [{}, {"pool": "cls"}, {"pool": "attn"}],
-    "num_register_tokens": [{}, {"num_register_tokens": 3}],
-    "post_emb_norm": [{}, {"post_emb_norm": True}],
-    "emb_dropout": [{}, {"emb_dropout": 0.1}],
-    "num_classes": [{}, {"num_classes": None}],
-    "channels": [{}, {"channels": 1}],
-}
-
-# The flags of each side have their kind; here the two sides meet.
-SEQ2SEQ: dict[str, list[dict[str, Any]]] = {
-    "encoder": [
-        {"enc_layers": "attn ff"},
-        {"enc_layers": "flash", "enc_flash_group_size": 5, "enc_flash_query_key_dim": 8},
-        {"enc_layers": "gau ff", "enc_gau_query_key_dim": 8, "enc_shift_tokens": 1},
-    ],
-    "decoder": [
-        {"dec_layers": "attn cross_attn ff"},
-        {"dec_layers": "attn cross_gau", "dec_cross_gau_query_key_dim": 8},
-        {"dec_layers": "cross_attn flash", "dec_flash_group_size": 3, "dec_flash_query_key_dim": 8},
-        {"dec_layers": "cross_attn recurrent", "dec_recurrent_block_width": 4, "dec_recurrent_num_state_vectors": 2},
-        {"dec_layers": "attn cross_attn ff", "dec_shift_tokens": 1},
-    ],
-    "enc_pos": [{}, {"enc_pos": "rotary"}, {"enc_scaled_sinu_pos_emb": True}],
-    "dec_pos": [{}, {"dec_pos": "rotary"}, {"dec_use_abs_pos_emb": False}],
-    "tie_token_emb": [{}, {"tie_token_emb": True}],
-    "enc_memory": [{}, {"enc_num_memory_tokens": 2}],
-    "dec_memory": [{}, {"dec_num_memory_tokens": 2}],
-    "dropout": [{}, {"cross_attn_tokens_dropout": 0.2}],
-    "labels": [{}, {"ignore_index": 0, "pad_value": 1, "loss_chunk": 5}],
-    "embeddings": [{}, {"enc_emb_dim": 20, "dec_emb_dim": 20}, {"enc_post_emb_norm": True, "dec_tie_embedding": True}],
-}
 
 SMALL_BLOCKS = {"block_attn_dim_head": 6, "recurrent_dim_head": 6, "state_read_dim_head": 6, "state_read_source": 1}
 FIXED = {
@@ -283,11 +217,6 @@ FIXED = {
     "flash_query_key_dim": 10,
 }
 SMALL_CROSS = {"cross_attn_dim_head": 6, "cross_gau_query_key_dim": 8}
-STACK_FLAGS = ("pos", "shift_tokens")
-
-
-def merged(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {flag: value for choice in row.values() for flag, value in choice.items()}
 
 
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
@@ -313,48 +242,6 @@ def build_recurrent(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLa
     return Decoder(**{"dim": 24, "heads": 4, **small(row), **SMALL_BLOCKS, **merged(row)})
 
 
-def build_vit(causal: bool, row: dict[str, dict[str, Any]]) -> ViTransformerWrapper:
-    torch.manual_seed(0)
-    stack = (Decoder if causal else Encoder)(dim=24, depth=1, heads=4, **row["layout"])
-    rest = merged({name: choice for name, choice in row.items() if name != "layout"})
-    return ViTransformerWrapper(**{"image_size": 12, "patch_size": 4, "num_classes": 7, "attn_layers": stack, **rest})
-
-
-def build_seq2seq(causal: bool, row: dict[str, dict[str, Any]]) -> XTransformer:
-    torch.manual_seed(0)
-    small = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in (("depth", 1), ("heads", 4))}
-    small |= {"enc_num_tokens": 31, "dec_num_tokens": 31, "enc_max_seq_len": 23, "dec_max_seq_len": 23}
-    return XTransformer(dim=24, **small, **merged(row))
-
-
-def build_model(causal: bool, row: dict[str, dict[str, Any]]) -> TransformerWrapper:
-    torch.manual_seed(0)
-    small = {"attn_dim_head": 6, "flash_group_size": 5, "flash_query_key_dim": 10}
-    stack = (Decoder if causal else Encoder)(dim=24, depth=1, heads=4, layers="flash attn ff", **small, **row["stack"])
-    rest = merged({name: choice for name, choice in row.items() if name != "stack"})
-    return TransformerWrapper(num_tokens=31, max_seq_len=67, attn_layers=stack, **rest)
-
-
-def refusal(build, causal: bool, row: dict[str, dict[str, Any]]) -> str:
-    """Why a combination is refused, or ''."""
-    try:
-        with torch.device("meta"):
-            build(causal, row)
-    except (TypeError, ValueError) as error:
-        return str(error)
-    return ""
-
-
-def culprits(build, causal: bool, row: dict, defaults: dict) -> tuple[tuple[str, int], ...]:
-    """The least part of a refused combination that is refused beside defaults."""
-    kept = dict(row)
-    for name in row:
-        trial = {**kept, name: defaults[name]}
-        if refusal(build, causal, trial):
-            kept = trial
-    return tuple((name, id(kept[name])) for name in row if kept[name] is not defaults[name])
-
-
 DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]] = {
     "stack": (STACK, build_stack, (True, False)),
     "cross": (CROSS, build_cross, (True, False)),
@@ -369,50 +256,9 @@ def domain_of(what: str) -> tuple[dict[str, list[dict[str, Any]]], Any]:
     return DOMAINS[what][:2]
 
 
-def cover(what: str, causal: bool) -> dict[str, list[list[int]]]:
-    """Accepted and refused combinations, as indices of choices, that cover every pair that is not refused."""
-    domain, build = domain_of(what)
-    names = list(domain)
-    defaults = {name: options[0] for name, options in domain.items()}
-    accepted: list[tuple[int, ...]] = []
-    refused: list[tuple[int, ...]] = []
-    barred: set[tuple[tuple[str, int], ...]] = set()
-    for at, name in enumerate(names):
-        for i, choice in enumerate(domain[name]):
-            if refusal(build, causal, {**defaults, name: choice}):
-                refused.append(tuple(i if j == at else 0 for j in range(len(names))))
-                barred.add(((name, id(choice)),))
-
-    def allowed(values) -> bool:
-        present = {(name, id(domain[name][i])) for name, i in zip(names, values, strict=False)}
-        return not any(present.issuperset(blame) for blame in barred)
-
-    # Each round bars the pairs that turned out to be refused, and covers what the refused combinations left open.
-    while True:
-        live = [[i for i, c in enumerate(domain[n]) if ((n, id(c)),) not in barred] for n in names]
-        found = [tuple(row) for row in AllPairs(live, filter_func=allowed, previously_tested=accepted)]
-        fresh = [row for row in found if refusal(build, causal, as_row(what, row))]
-        accepted += [row for row in found if row not in fresh]
-        refused += fresh
-        barred.update(culprits(build, causal, as_row(what, row), defaults) for row in fresh)
-        if not fresh:
-            break
-    # What the filter kept from being joined with anything stands beside defaults.
-    for pair in itertools.combinations(range(len(names)), 2):
-        for values in itertools.product(*(range(len(domain[names[i]])) for i in pair)):
-            row = [0] * len(names)
-            for i, value in zip(pair, values, strict=True):
-                row[i] = value
-            held = any(all(r[i] == v for i, v in zip(pair, values, strict=True)) for r in accepted)
-            if not held and not refusal(build, causal, as_row(what, row)):
-                accepted.append(tuple(row))
-    return {"accepted": [list(r) for r in accepted], "refused": [list(r) for r in refused]}
-
-
 def as_row(what: str, indices) -> dict[str, dict[str, Any]]:
     """A combination from the indices of its choices."""
-    domain, _ = domain_of(what)
-    return {name: domain[name][i] for name, i in zip(domain, indices, strict=True)}
+    return covering.as_row(domain_of(what)[0], indices)
 
 
 def pairs(what: str, rows) -> set:
@@ -428,8 +274,8 @@ def stored() -> dict[str, dict[str, list[list[int]]]]:
 
 if __name__ == "__main__":
     kinds = {
-        f"{what} {'causal' if causal else 'bidirectional'}": cover(what, causal)
-        for what, (_, _, directions) in DOMAINS.items()
+        f"{what} {'causal' if causal else 'bidirectional'}": covering.cover(domain, build, causal)
+        for what, (domain, build, directions) in DOMAINS.items()
         for causal in directions
     }
     FILE.write_text(

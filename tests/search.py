@@ -20,7 +20,7 @@ import search_masks  # noqa: F401
 from search_case import Case, built, inputs, layouts, sentence
 from search_measure import LAWS, forward
 from search_mutants import MUTANTS
-from search_shrink import ROUNDING, Wrong, outcome, shown, shrunk
+from search_shrink import Wrong, outcome, shown, shrunk
 
 from xflash import positions
 
@@ -36,7 +36,6 @@ class Count:
     refused: int = 0
     checked: int = 0
     wrong: int = 0
-    rounding: int = 0
     by_law: collections.Counter = field(default_factory=collections.Counter)
     checks: collections.Counter = field(default_factory=collections.Counter)
     shown: list[Wrong] = field(default_factory=list)
@@ -44,7 +43,7 @@ class Count:
     def __str__(self) -> str:
         return (
             f"random search: {self.tried} configurations tried, {self.refused} refused, {self.checked} laws checked, "
-            f"{self.wrong} wrong ({self.rounding} more are off by no more than rounding moves them)"
+            f"{self.wrong} wrong"
         )
 
 
@@ -132,10 +131,7 @@ def search(seed: int, number: int, count: Count, every: bool = False) -> list[Wr
     for name in able if every else able[:EACH]:
         count.checked += 1
         count.checks[name] += 1
-        reason = outcome(case, name, model)
-        if reason.startswith(ROUNDING):
-            count.rounding += 1
-        elif reason:
+        if reason := outcome(case, name, model):
             found.append(Wrong(case, name, reason))
     return found
 

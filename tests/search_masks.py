@@ -5,7 +5,7 @@ from search_checks import rebuilt
 from search_measure import Call, by_length, forward, law, measure, real_tokens, same, same_document, stack_of
 
 import xflash
-from xflash.layers.positions.relative import T5Bias
+from xflash.layers.positions.distance import T5Bias
 
 
 def attends_only(stack) -> bool:

@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from search_case import BY_CONTEXT, BY_TOKEN, Case, built, inputs, layouts, sentence, spoken
-from search_measure import LAWS, Off, forward, rounding
+from search_measure import LAWS, forward
 
-# How a reason begins that is none: the law is broken by no more than rounding moves what it compares, times so many.
-ROUNDING, TIMES = "rounding alone", 100
 SIZES = ("dim", "depth", "heads", "num_tokens")
 
 
@@ -46,9 +44,6 @@ def outcome(case: Case, name: str, model: Any = None) -> str:
         return ""
     try:
         check(model, x, call, case.plan)
-    except Off as error:
-        moved = rounding(check, model, x, call, case.plan)
-        return f"{ROUNDING}: {error}" if error.gap <= TIMES * moved else f"{error}"
     except AssertionError as error:
         return f"{error}"
     except Exception as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xflash.layers.positions.relative import inverse_frequencies
+from xflash.layers.positions.angles import inverse_frequencies
 
 try:
     with warnings.catch_warnings():

@@ -22,7 +22,7 @@ from x_transformers_cases import (
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, from_config, load
 from xflash.base.state import tensors
 from xflash.convert.x_transformers import from_x_transformers
-from xflash.layers.positions.relative import Alibi
+from xflash.layers.positions.alibi import Alibi
 
 CLOSE = 1e-8
 LENGTH = 23

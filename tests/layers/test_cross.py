@@ -421,7 +421,7 @@ REFUSED = [
     ({}, {"context": CONTEXT[0]}, ValueError, r"context must be \(3, at least one token, 26\), not \(7, 26\)"),
     ({}, {"context": CONTEXT[:1]}, ValueError, r"context must be \(3, .* not \(1, 7, 26\)"),
     ({}, {"context": CONTEXT[:, :0]}, ValueError, r"at least one token, 26\), not \(3, 0, 26\)"),
-    ({}, {"context": source(OUTSIDE)}, ValueError, r"not \(3, 7, 22\); cross_attn_dim_context \(cross_gau_dim_context"),
+    ({}, {"context": source(OUTSIDE)}, ValueError, r"not \(3, 7, 22\); cross_attn_dim_context sets"),
     (
         {}, {"context": CONTEXT, "context_mask": torch.ones(BATCH, C + 1).bool()}, ValueError,
         r"context_mask has shape \(3, 8\), but the tokens it stands for have \(3, 7\)",

@@ -19,7 +19,7 @@ from xflash.layers.kernels.mixed_chunk import (
     packed,
     read,
 )
-from xflash.layers.positions.relative import own_bias
+from xflash.layers.positions.distance import own_bias
 
 B, W, K, E = 3, 5, 7, 11
 LENGTHS = (1, 5, 13)

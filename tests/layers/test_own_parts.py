@@ -29,7 +29,7 @@ from xflash import (
     scales,
 )
 from xflash.flags.flag import flag
-from xflash.layers.positions.relative import Bias
+from xflash.layers.positions.position import Bias
 
 DIM = 26
 REGISTRIES = (blocks, norms, positions, reads, scales, joins, activations)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from xflash.layers.kernels import tiled
+from xflash.layers.kernels import tiled, tiles
 from xflash.layers.kernels.gated import Between, gated_attention, gated_attention_slow, gated_weights, laplace
 from xflash.layers.kernels.relative import toeplitz_slow
 from xflash.layers.kernels.tiled import gated_tiles, tiled_attention
@@ -15,8 +15,8 @@ B, H, K, E = 3, 2, 7, 11
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Three query rows and few scores a tile, so that rows, batch rows and keys are all cut."""
-    monkeypatch.setitem(tiled.ROWS, "cpu", 3)
-    monkeypatch.setitem(tiled.SCORES, "cpu", 70)
+    monkeypatch.setitem(tiles.ROWS, "cpu", 3)
+    monkeypatch.setitem(tiles.SCORES, "cpu", 70)
 
 
 def inputs(n, m, heads=H, dtype=torch.float64):

@@ -2,8 +2,10 @@
 
 import itertools
 
+import covering
 import laws
 import matrix
+import model_laws
 import pytest
 
 from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer
@@ -70,19 +72,19 @@ def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
 def test_wrapper(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     model = matrix.build_model(causal, matrix.as_row("wrapper", row))
-    laws.model_laws(model, tmp_path)
+    model_laws.model_laws(model, tmp_path)
 
 
 @pytest.mark.parametrize(("causal", "row"), cases("vit", "accepted"))
 def test_vit(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
-    laws.vit_laws(matrix.build_vit(causal, matrix.as_row("vit", row)), tmp_path)
+    model_laws.vit_laws(matrix.build_vit(causal, matrix.as_row("vit", row)), tmp_path)
 
 
 @pytest.mark.parametrize(("causal", "row"), cases("seq2seq", "accepted"))
 def test_seq2seq(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
-    laws.seq2seq_laws(matrix.build_seq2seq(causal, matrix.as_row("seq2seq", row)), tmp_path)
+    model_laws.seq2seq_laws(matrix.build_seq2seq(causal, matrix.as_row("seq2seq", row)), tmp_path)
 
 
 @pytest.mark.parametrize("what", matrix.DOMAINS)
@@ -92,7 +94,7 @@ def test_refusals(what, record_property):
     record_property("refused", len(refused))
     _, build = matrix.domain_of(what)
     for causal, row in refused:
-        assert len(matrix.refusal(build, causal, matrix.as_row(what, row))) > 30
+        assert len(covering.refusal(build, causal, matrix.as_row(what, row))) > 30
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -108,7 +110,7 @@ def test_the_set_covers_every_pair(kind):
         for x, y in itertools.product(range(len(domain[names[i]])), range(len(domain[names[j]]))):
             if ((names[i], x), (names[j], y)) not in covered:
                 row = {**defaults, names[i]: domain[names[i]][x], names[j]: domain[names[j]][y]}
-                if not matrix.refusal(build, direction == "causal", row):
+                if not covering.refusal(build, direction == "causal", row):
                     open_pairs.append(row)
     assert not open_pairs, f"{len(open_pairs)} pairs are not covered; run python tests/matrix.py"
 

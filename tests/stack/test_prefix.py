@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from xflash import AutoregressiveWrapper, Decoder, PrefixDecoder, TransformerWrapper
+from xflash import AutoregressiveWrapper, Decoder, PrefixDecoder, SegmentWrapper, TransformerWrapper
 from xflash.layers.kernels import gated
 
 DIM, BATCH, N, HEADS = 26, 3, 13, 2
@@ -131,7 +131,9 @@ def test_attn_mask_is_heeded_too():
 
 
 def model(name="attn", **arguments):
-    return laws.live(TransformerWrapper(num_tokens=31, max_seq_len=40, attn_layers=stack(name), **arguments))
+    return laws.live(
+        TransformerWrapper(**{"num_tokens": 31, "max_seq_len": 40, "attn_layers": stack(name), **arguments})
+    )
 
 
 @pytest.mark.parametrize("name", ["attn", "gau", "shift, memory tokens"])
@@ -149,6 +151,40 @@ def test_generating_goes_on_from_the_prefix(name):
         assert torch.equal(beams, made[:, :3])
     loss = wrapper(prompts, prefix_attn_len=3)
     assert loss.isfinite()
+
+
+def test_a_prefix_moves_out_of_the_window_with_its_tokens():
+    wrapper = AutoregressiveWrapper(model("attn", max_seq_len=7)).eval()
+    prompts = torch.randint(31, (BATCH, 6), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(6) >= torch.arange(BATCH)[:, None] % 3
+    options = {"temperature": 0.0, "restrict_to_max_seq_len": True}
+    for prefix in (0, 5, torch.tensor([6, 0, 3])):
+        made = wrapper.generate(prompts, 8, prefix_attn_len=prefix, **options)
+        ids = prompts
+        for gone in (0, 0, 1, 2, 3, 4, 5, 6):
+            left = torch.as_tensor(prefix - gone).clamp(min=0).expand(BATCH)
+            ids = torch.cat((ids, wrapper.net(ids[:, -7:], prefix_attn_len=left)[:, -1:].argmax(-1)), 1)
+        assert torch.equal(made, ids[:, 6:])
+    made = wrapper.generate(prompts, 8, prefix_attn_len=3, mask=mask, **options)
+    for row in range(BATCH):
+        # Alone a shorter prompt fills the window later: its first tokens are shown longer.
+        shown = wrapper.generate(prompts[row : row + 1, mask[row]], 2, prefix_attn_len=3, temperature=0.0)
+        assert torch.equal(made[row, :2], shown[0])
+
+
+def test_a_prefix_longer_than_a_rows_first_segment_is_refused():
+    net = model()
+    ids = torch.randint(31, (BATCH, 12), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones(BATCH, 12, dtype=torch.bool)
+    mask[1, 1:4] = False
+    whole, parts = AutoregressiveWrapper(net), SegmentWrapper(net, 6)
+    laws.close(parts(ids, mask, prefix_attn_len=3), whole(ids, mask=mask, prefix_attn_len=3), "inside")
+    with pytest.raises(
+        ValueError, match=r"prefix_attn_len goes beyond the 3 real tokens .* in row 1: a prefix is read"
+    ):
+        parts(ids, mask, prefix_attn_len=4)
+    mask[1, 4:] = False
+    laws.close(parts(ids, mask, prefix_attn_len=4), whole(ids, mask=mask, prefix_attn_len=4), "nothing follows")
 
 
 def test_embeddings_in_front_belong_to_the_prefix():

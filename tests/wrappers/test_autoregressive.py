@@ -291,7 +291,7 @@ def test_looking_seldom_for_the_end_changes_nothing(model, prompts, ending, monk
     eos, _, _ = ending
     expected = model.generate(prompts, 31, temperature=0.0, eos_token=eos)
     beams = model.beam_search(prompts, 31, eos_token=eos)
-    for module in ("wrappers.autoregressive", "generation.beam"):
+    for module in ("generation.decoding", "generation.beam"):
         monkeypatch.setattr(f"xflash.{module}.check_every", lambda device: 7)
     assert torch.equal(model.generate(prompts, 31, temperature=0.0, eos_token=eos), expected)
     assert torch.equal(model.beam_search(prompts, 31, eos_token=eos), beams)

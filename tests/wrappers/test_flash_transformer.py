@@ -2,13 +2,14 @@ import itertools
 import json
 
 import laws
+import model_laws
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import xflash
-from xflash.layers.positions.relative import Rotary
+from xflash.layers.positions.rotary import Rotary
 from xflash.wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 
 DIM = 14
@@ -46,7 +47,7 @@ def test_the_calls_of_flash_pytorchs_readme():
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("flags", [{}, {"norm_type": "layernorm", "shift_tokens": False, "laplace_attn_fn": True}])
 def test_laws_of_a_model(flags, causal, tmp_path):
-    laws.model_laws(model(causal=causal, **flags), tmp_path)
+    model_laws.model_laws(model(causal=causal, **flags), tmp_path)
 
 
 @pytest.mark.parametrize(

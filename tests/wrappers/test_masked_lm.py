@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import xflash
 from xflash import Decoder, Encoder, MaskedLMWrapper, NonAutoregressiveWrapper, TransformerWrapper
-from xflash.wrappers.masked_lm import SCHEDULES, random_subset, reveal
+from xflash.wrappers.hiding import SCHEDULES, random_subset, reveal
 
 VOCABULARY, N, B = 23, 37, 5
 HIDDEN, PAD, CLS, SEP = 22, 0, 20, 21

@@ -82,11 +82,11 @@ def names_before(module: str) -> list[str]:
     return [was for was, now in MOVED.items() if now == module.partition(".")[2]]
 
 
-def lent(package: str, module: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that has the name of what is now a module in it."""
+def lent(package: str, *modules: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a package that has the name of what is now modules in it."""
 
     def getattr_(name: str) -> Any:
-        if not name.startswith("__"):
+        for module in () if name.startswith("__") else modules:
             found = importlib.import_module(f"{package}.{module}")
             if hasattr(found, name):
                 return getattr(found, name)

@@ -98,6 +98,10 @@ class Registry(Mapping[str, Any]):
         except NameError as error:
             raise TypeError(f"the Config of the {self.kind} {name!r} has a type that cannot be read: {error}") from None
 
+    def name_of(self, part: type) -> str:
+        """The name a class is registered by; its own where it is not, or not any more."""
+        return next((name for name, known in self._parts.items() if known is part), part.__name__)
+
     def __getitem__(self, name: str) -> Any:
         try:
             return self._parts[name]

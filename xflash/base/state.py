@@ -1,18 +1,17 @@
 """What goes down beside x (`Ctx`), and what is carried on from call to call (`StackState`)."""
 
-import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 
 from .checks import as_order
-from .looks import transformed
 from .moved import names_before
 from .relay import Relay
 from .shapes import Bool, Float, Int, Tensor
+from .values import again, first_tensor, own, row_count, tensors, tree_map
 
 __all__ = [
     "TAKEN",
@@ -21,6 +20,7 @@ __all__ = [
     "Ctx",
     "Lease",
     "StackState",
+    "State",
     "document_positions",
     "document_starts",
     "first_tensor",
@@ -30,77 +30,6 @@ __all__ = [
     "tensors",
     "tree_map",
 ]
-
-# What a state may hold beside tensors.
-PLAIN = (bool, int, float, str, torch.dtype, torch.device)
-
-
-def tree_map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """Applies `fn` to every tensor of a state made of (named) tuples, None and plain values."""
-    if isinstance(state, torch.Tensor):
-        return fn(state)
-    if isinstance(state, tuple):
-        return again(state, [tree_map(fn, part) for part in state])
-    return state
-
-
-def again(state: tuple, parts: list) -> Any:
-    """A (named) tuple of the kind of `state` with other parts."""
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
-
-
-def own(state: Any, before: Any = None) -> Any:
-    """`state` with nothing else in the storages of its tensors: what is part of something bigger is copied.
-
-    Parts that are those of `before`, the state that was gone on from, are not looked at. TypeError for a part that
-    would not be reordered, moved or detached with the others.
-    """
-    if state is None or state is before:
-        return state
-    if torch.compiler.is_dynamo_compiling() or transformed():
-        return tree_map(Tensor.contiguous, state)
-    if isinstance(state, torch.Tensor):
-        return state if alone(state) else state.clone(memory_format=torch.contiguous_format)
-    if isinstance(state, tuple):
-        known = before if isinstance(before, tuple) and len(before) == len(state) else (None,) * len(state)
-        if all(map(operator.is_, state, known)):
-            return state
-        parts = [own(part, held) for part, held in zip(state, known, strict=True)]
-        return state if all(map(operator.is_, parts, state)) else again(state, parts)
-    if isinstance(state, PLAIN):
-        return state
-    raise TypeError(f"a state is made of tensors and plain values in (named) tuples, not of {type(state).__name__}")
-
-
-def alone(t: Tensor) -> bool:
-    """Whether nothing else is in the storage of `t`; where a transform of torch.func hides it, what is most likely."""
-    if torch._C._are_functorch_transforms_active():
-        return t.is_contiguous()
-    return t.untyped_storage().nbytes() == t.nbytes
-
-
-def tensors(state: Any) -> list[Tensor]:
-    """The tensors of a state, in order."""
-    found: list[Tensor] = []
-    tree_map(lambda t: (found.append(t), t)[1], state)
-    return found
-
-
-def first_tensor(state: Any) -> Tensor | None:
-    """The first of `tensors(state)`, the others not looked at."""
-    if isinstance(state, torch.Tensor):
-        return state
-    if isinstance(state, tuple):
-        for part in state:
-            if (found := first_tensor(part)) is not None:
-                return found
-    return None
-
-
-def row_count(state: Any) -> int | None:
-    """How many rows a state has; None when it holds no tensor that would say so."""
-    held = first_tensor(state)
-    return None if held is None else held.shape[0]
 
 
 class Lease:
@@ -148,36 +77,35 @@ class BranchState(NamedTuple):
     block: Any
 
 
-class StackState(NamedTuple):
-    """A value: what a causal stack carries from one call to the next; None stands for nothing seen yet.
+S = TypeVar("S", bound="State")
 
-    `bound` is the number of slots used, an upper bound when rows differ, `length` then is each row's own (b,).
+
+class State:
+    """What every state can do: a value made of tensors and plain values in named tuples, the batch first.
+
+    A state of one's own derives from it and from the NamedTuple that has its fields.
     """
 
-    maker: str
-    bound: int
-    length: Tensor | None
-    lease: Lease | None
-    branches: tuple[BranchState, ...]
+    __slots__ = ()
 
-    def map(self, fn: Callable[[Tensor], Tensor]) -> "StackState":
+    def map(self: S, fn: Callable[[Tensor], Tensor]) -> S:
         """A state of its own with `fn` applied to every tensor."""
-        moved = tree_map(fn, self._replace(lease=None))
-        return moved
+        parts = cast("tuple", self)
+        return again(parts, [part.map(fn) if isinstance(part, State) else tree_map(fn, part) for part in parts])
 
-    def __deepcopy__(self, memo: dict) -> "StackState":
+    def __deepcopy__(self: S, memo: dict) -> S:
         return self.map(torch.clone)
 
-    def reorder(self, index: Int[Tensor, " b2"]) -> "StackState":
+    def reorder(self: S, index: Int[Tensor, " b2"]) -> S:
         """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
-        index = as_order(index, row_count(self))
+        index = as_order(index, self.rows)
         return self.map(lambda t: t.index_select(0, index))
 
-    def detach(self) -> "StackState":
+    def detach(self: S) -> S:
         """The same values, cut from the graph that made them."""
         return tree_map(Tensor.detach, self)
 
-    def to(self, *args, **kwargs) -> "StackState":
+    def to(self: S, *args, **kwargs) -> S:
         """Moved or cast like a tensor; integer tensors keep their dtype."""
 
         def move(t: Tensor) -> Tensor:
@@ -186,11 +114,46 @@ class StackState(NamedTuple):
 
         return self.map(move)
 
+    @property
+    def rows(self) -> int | None:
+        """The number of rows the state has; None where it holds no tensor, and so fits any."""
+        return row_count(self)
+
+
+class StackFields(NamedTuple):
+    """What a stack carries."""
+
+    maker: str
+    bound: int
+    length: Tensor | None
+    lease: Lease | None
+    branches: tuple[BranchState, ...]
+
+
+class StackState(State, StackFields):
+    """A value: what a causal stack carries from one call to the next; None stands for nothing seen yet.
+
+    `bound` is the number of slots used, an upper bound when rows differ, `length` then is each row's own (b,).
+    """
+
+    __slots__ = ()
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "StackState":
+        return State.map(self._replace(lease=None), fn)
+
+
+def tuples(kind: type = tuple) -> Iterator[type]:
+    """The classes of tuples of this package that are imported so far."""
+    for cls in kind.__subclasses__():
+        yield from tuples(cls)
+        if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            yield cls
+
 
 def may_be_loaded() -> None:
     """Lets torch.load, which by default builds only what it knows, build the states of all that is imported so far."""
     package = __name__.partition(".")[0]
-    own: list[Any] = [Lease, *(kind for kind in tuple.__subclasses__() if kind.__module__.partition(".")[0] == package)]
+    own: list[Any] = [Lease, *tuples()]
     torch.serialization.add_safe_globals(own)
     # Before 2.6 torch knows no class under another name than its own.
     if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6):

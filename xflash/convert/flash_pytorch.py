@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..base.shapes import Tensor
-from ..layers.positions.relative import inverse_frequencies
+from ..layers.positions.angles import inverse_frequencies
 from ..wrappers.flash_transformer import FLASH, GAU, FLASHTransformer, rotary_flags
 
 __all__ = ["from_flash_pytorch"]

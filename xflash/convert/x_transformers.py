@@ -8,12 +8,12 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..flags.layout import LayerSpec, layout_text
-from ..layers.positions.relative import inverse_frequencies
 from ..stack.face import AttentionLayers, CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
 from .x_transformers_blocks import read_attention, read_ff, read_positions
+from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain
 from .x_transformers_vit import read_vit
 
@@ -104,92 +104,6 @@ def read_model(
     arguments = read_wrapper(module, reader, weights, tied)
     memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
     return flags, arguments if memory is None else {**arguments, "max_mem_len": memory}, weights
-
-
-def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | None = None) -> dict[str, Any]:
-    """The arguments of the wrapper; its weights are added to `weights`."""
-    if kind(module.token_emb) != "TokenEmbedding":
-        raise feature("token_emb", kind(module.token_emb))
-    if module.token_emb.l2norm_embed != module.l2norm_embed:
-        raise feature("l2norm_embed", "of the tokens differs from that of the positions")
-    arguments = {
-        "num_tokens": module.num_tokens,
-        "max_seq_len": module.max_seq_len or None,
-        "emb_dim": module.emb_dim if module.emb_dim != module.attn_layers.dim else None,
-        "l2norm_embed": module.l2norm_embed,
-        "emb_dropout": module.emb_dropout.p,
-        "num_memory_tokens": module.num_memory_tokens or None,
-        **read_absolute(module.pos_emb, reader, weights),
-        **read_embeds(module.embeds, reader, weights),
-        **read_pooling(module, reader, weights),
-    }
-    taken = reader.take(module.token_emb.emb.weight) if tied is None else tied
-    weights["embedding.token_emb.weight"] = taken
-    if kind(module.post_emb_norm) == "LayerNorm":
-        arguments["post_emb_norm"] = True
-        weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
-    if isinstance(module.project_emb, nn.Linear):
-        weights["embedding.project_emb.weight"] = reader.take(module.project_emb.weight)
-        weights["embedding.project_emb.bias"] = reader.take(module.project_emb.bias)
-    if module.num_memory_tokens:
-        weights["attn_layers.memory_tokens.tokens"] = reader.take(module.memory_tokens)
-    return {**arguments, **read_head(module, reader, weights)}
-
-
-def read_absolute(pos_emb: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
-    """The arguments that say which absolute positions there are."""
-    if kind(pos_emb) == "always":
-        return {"use_abs_pos_emb": False}
-    if kind(pos_emb) == "ScaledSinusoidalEmbedding":
-        own = inverse_frequencies(2 * len(pos_emb.inv_freq), 10000.0, pos_emb.inv_freq.device)
-        if not torch.allclose(reader.take(pos_emb.inv_freq).float(), own, rtol=1e-6):
-            raise feature("scaled_sinu_pos_emb", "with a base other than 10000, or with frequencies that were rounded")
-        weights["embedding.pos_emb.scale"] = reader.take(pos_emb.scale).reshape(())
-        return {"scaled_sinu_pos_emb": True}
-    if kind(pos_emb) != "AbsolutePositionalEmbedding":
-        raise feature("pos_emb", kind(pos_emb))
-    weights["embedding.pos_emb.weight"] = reader.take(pos_emb.emb.weight) * pos_emb.scale
-    return {"use_abs_pos_emb": True}
-
-
-def read_embeds(embeds: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
-    """The argument that says which further embeddings there are."""
-    counts = {}
-    for key, table in ({} if embeds is None else embeds).items():
-        if type(table) is not nn.Embedding or table.max_norm is not None:
-            raise feature("embed_num_tokens", f"with {key} a {kind(table)}")
-        counts[key.removesuffix("_embed")] = table.num_embeddings
-        weights[f"embedding.embeds.{key}.weight"] = reader.take(table.weight)
-    return {"embed_num_tokens": counts} if counts else {}
-
-
-def read_pooling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
-    """The arguments that say how the outputs of a row are pooled."""
-    if module.average_pool_embed:
-        return {"average_pool_embed": True}
-    if module.cls_token is None:
-        return {}
-    if module.attn_layers.causal:
-        raise feature("use_cls_token", "in a causal stack, where it sees no other token")
-    weights["pooled.cls_tokens.tokens"] = reader.take(module.cls_token)
-    return {"use_cls_token": True, "num_cls_tokens": module.num_cls_tokens}
-
-
-def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
-    """The arguments of the projection to logits."""
-    head = module.to_logits
-    if head is None:
-        return {"return_only_embed": True}
-    if not isinstance(head, nn.Module) and "tie_embedding_scale" in vars(module):
-        scale = module.tie_embedding_scale
-        return {"return_only_embed": False, "tie_embedding": True, "tie_embedding_scale": scale}
-    if type(head) is not nn.Linear:
-        raise feature("to_logits", kind(head))
-    weights["to_logits.weight"] = reader.take(head.weight)
-    if head.bias is not None:
-        weights["to_logits.bias"] = reader.take(head.bias)
-    width = head.out_features if head.out_features != module.num_tokens else None
-    return {"return_only_embed": False, "logits_dim": width, "logits_bias": head.bias is not None}
 
 
 class Layer(NamedTuple):

@@ -12,7 +12,8 @@ from ..base.shapes import Tensor
 from ..layers.blocks.attention import Attention
 from ..layers.blocks.cross_attention import CrossAttention
 from ..layers.blocks.feedforward import FeedForward
-from ..layers.positions.relative import alibi_slopes, inverse_frequencies
+from ..layers.positions.alibi import alibi_slopes
+from ..layers.positions.angles import inverse_frequencies
 from ..layers.projection import group_rows
 from .x_transformers_parts import Reader, feature, kind, read_gain
 

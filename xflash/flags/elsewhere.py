@@ -138,6 +138,16 @@ def meant(name: str, known: Iterable[str], places: Iterable[tuple[str, Collectio
     return nearest(name, known) or (f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else "")
 
 
+# A block's name that is another library's word for something else.
+ALSO = {"flash": "attn_flash=True asks for the fused softmax kernel"}
+
+
+def meant_block(name: str) -> str:
+    """What is meant by the name of a block that is given as a flag."""
+    also = f"; {ALSO[name]}" if name in ALSO else ""
+    return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{also}"
+
+
 # The calls of a module whose unknown arguments are answered.
 CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode")
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ..base.checks import shown
 from ..base.registry import blocks, excerpt
 
-__all__ = ["LETTERS", "MOST_LAYERS", "LayerSpec", "layout_text", "parse_layout"]
+__all__ = ["LETTERS", "MOST_LAYERS", "LayerSpec", "default_layout", "layout_text", "parse_layout"]
 
 LETTERS = {"a": "attn", "c": "cross_attn", "f": "ff"}
 
@@ -19,6 +19,11 @@ MOST_BRACKETS = 100
 
 NAME = re.compile(r"\s*(?P<name>[A-Za-z_]\w*)\s*")
 TIMES = re.compile(r"\s*\*\s*(?P<times>-?\d+)")
+
+
+def default_layout(cross_attend: bool, only_cross: bool) -> str:
+    """The layout of a stack that is given none."""
+    return "cross_attn ff" if only_cross else "attn cross_attn ff" if cross_attend else "attn ff"
 
 
 class LayerSpec(NamedTuple):

@@ -7,7 +7,9 @@ import torch
 
 from ..base.checks import integer, number
 from ..base.shapes import Bool, Float, Int, Tensor
-from .decoding import Prompts, advance, begin, check_eos, check_every, check_seq_len, window
+from .decoding import advance, begin, check_every
+from .nets import check_eos
+from .prompts import Prompts, check_seq_len, window
 from .sampling import wide
 
 __all__ = ["Beams", "beam_search", "widen"]

@@ -3,11 +3,12 @@
 from . import embeddings, norms
 from .blocks import attention, feedforward, flash, gau
 from .joins import gru, hyper, join, scaled
-from .positions import relative
+from .positions import alibi, rel_pos, relative, rotary
 from .reads import lime, read, unet
 from .scales import scale
 
 __all__ = [
+    "alibi",
     "attention",
     "embeddings",
     "feedforward",
@@ -19,7 +20,9 @@ __all__ = [
     "lime",
     "norms",
     "read",
+    "rel_pos",
     "relative",
+    "rotary",
     "scale",
     "scaled",
     "unet",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.shapes import Float, Int, Tensor
-from .positions.relative import angle_dtype, inverse_frequencies
+from .positions.angles import angle_dtype, inverse_frequencies
 
 __all__ = ["LearnedPositions", "MemoryTokens", "ScaledSinusoidal", "TokenEmbedding"]
 

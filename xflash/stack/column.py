@@ -12,7 +12,8 @@ from ..base.state import BranchState, Ctx, StackState
 from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.norms import Norm
-from ..layers.positions.relative import Position, Relative
+from ..layers.positions.position import Position
+from ..layers.positions.relative import Relative
 from .stepping import closed, opened
 
 __all__ = ["Column"]

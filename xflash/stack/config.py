@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from ..base.registry import blocks, excerpt, norms, positions
 from ..flags.aliases import ALIASES, canonical, names
-from ..flags.elsewhere import meant
+from ..flags.elsewhere import meant, meant_block
 from ..flags.flag import Flag, build, flag, flags_of, route
-from ..flags.layout import MOST_LAYERS, LayerSpec, layout_text, parse_layout
+from ..flags.layout import MOST_LAYERS, LayerSpec, default_layout, layout_text, parse_layout
 from ..layers.blocks.block import Block
 from ..layers.branch import NormPlace
-from ..layers.positions.relative import Alibi, Rotary
+from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import places
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
@@ -20,8 +20,8 @@ from .slots import SLOTS, Slot, choices, owners, slot_prefix
 __all__ = [
     "Resolved",
     "StackConfig",
-    "check_keys",
     "check_known",
+    "check_uses",
     "check_widths",
     "known_flags",
     "resolve",
@@ -88,7 +88,7 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
         return parse_layout(config.custom_layers), 1
     if config.depth is None:
         raise TypeError("the flag 'depth' (how often the layout is repeated) must be given")
-    default = "cross_attn ff" if config.only_cross else "attn cross_attn ff" if config.cross_attend else "attn ff"
+    default = default_layout(bool(config.cross_attend), config.only_cross)
     specs = parse_layout(default if config.layers is None else config.layers)
     if len(specs) * config.depth > MOST_LAYERS:
         raise ValueError(
@@ -105,40 +105,22 @@ def check_cross(config: StackConfig, used: Sequence[str], text: str) -> None:
         raise ValueError(f"cross_attend=True, but no block of the layout {text} attends to a context ({able})")
     if config.cross_attend is False and crossing:
         raise ValueError(f"cross_attend=False contradicts the layout {text}, which has {crossing[0]!r}")
-    if config.only_cross:
-        others = [name for name in used if name not in crossing and name != "ff"]
-        if others or not crossing:
-            raise ValueError(f"only_cross=True contradicts the layout {text}; leave out one of them")
+    if config.only_cross and (not crossing or any(blocks[name].mixes_tokens for name in used)):
+        raise ValueError(f"only_cross=True contradicts the layout {text}; leave out one of them")
 
 
-def check_widths(layers: Sequence[tuple[str, Any]], widths: Sequence[int | None]) -> None:
+def check_widths(blocks_here: Sequence[Block]) -> None:
     """ValueError when blocks expect contexts of different widths: there is only one context."""
-    found = {width: name for (name, _), width in zip(layers, widths, strict=False) if width is not None}
+    found = {w: blocks.name_of(type(block)) for block in blocks_here if (w := block.context_width()) is not None}
     if len(found) > 1:
         said = ", ".join(f"{name} one of width {width}" for width, name in found.items())
-        raise ValueError(f"there is one context for all layers, but {said}; give them the same dim_context")
+        raise ValueError(f"there is one context for all layers, but {said}; give them the same width")
 
 
-def check_keys(layers: Sequence[tuple[str, Block]], modules: Iterable[tuple[str, Any]]) -> None:
-    """ValueError for settings of positions that no block of the stack is wide enough for."""
-    for name, position in modules:
-        users = [(kind, block) for kind, block in layers if type(position).family() in families(kind)]
-        if isinstance(position, Rotary):
-            widths = {width: kind for kind, block in users if (width := block.key_width()) is not None}
-            wanted = position.config.emb_dim
-            if 1 in widths:
-                raise ValueError(f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel")
-            if wanted is not None and widths and wanted > max(widths):
-                widest = max(widths)
-                raise ValueError(
-                    f"{name}_emb_dim={wanted}, but the widest keys, those of {widths[widest]!r}, have {widest} channels"
-                )
-        if isinstance(position, Alibi):
-            most = max((block.bias_heads() or 0 for _, block in users), default=0)
-            if (position.config.num_heads or 0) > most:
-                raise ValueError(
-                    f"{name}_num_heads={position.config.num_heads}, but no layer has more than {most} heads"
-                )
+def check_uses(blocks_here: Sequence[Block], here: Iterable[Position]) -> None:
+    """ValueError for settings of positions that the blocks that use them cannot follow."""
+    for position in here:
+        position.check([block for block in blocks_here if position.fits(type(block))])
 
 
 def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
@@ -154,17 +136,11 @@ def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
     return value
 
 
-def families(block: str) -> set[type]:
-    """What kinds of positions a block can use, those registered by users among them."""
-    return {positions[name].family() for name in blocks[block].positions}
-
-
 def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
     """ValueError for a position that no block of the layout can use."""
     for name in pos:
-        family = positions[name].family()
-        if not any(family in families(block) for block in used):
-            able = ", ".join(block for block in blocks if family in families(block))
+        if not any(positions[name].fits(blocks[block]) for block in used):
+            able = ", ".join(block for block in blocks if positions[name].fits(blocks[block]))
             raise ValueError(
                 f"pos has {name!r}, but no block of the layout {text} can use it (blocks that can: {able})"
             )
@@ -251,8 +227,7 @@ def check_parts(flags: Mapping[str, Any]) -> None:
 def answer(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
     if name in blocks:
-        fused = "; attn_flash=True asks for the fused softmax kernel" if name == "flash" else ""
-        return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{fused}"
+        return meant_block(name)
     return meant(name, known, places(but="AttentionLayers", ending=", not of a stack"))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..base.checks import as_rows
 from ..base.pieces import Piecewise
-from ..base.registry import norms, positions
+from ..base.registry import blocks, norms, positions
 from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import AttentionMap, StackState
 from ..flags.aliases import ALIASES
@@ -16,11 +16,12 @@ from ..flags.flag import flag_table
 from ..layers.blocks.block import Block, Site
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
+from ..layers.positions.position import Position
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
 from .column import Column
-from .config import check_keys, check_widths, known_flags, resolve
+from .config import check_uses, check_widths, known_flags, resolve
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
 from .parts import make_branch, publishing, unpacked
@@ -59,7 +60,7 @@ class AttentionLayers(Piecewise, Configurable):
         site = Site(self.dim, plan.config.heads, self.causal, count, period=plan.period)
         sites = [replace(site, places=tuple(range(i, count, distinct))) for i in range(distinct)]
         self.branches = nn.ModuleList(make_branch(plan, i, site) for i, site in enumerate(sites))
-        check_widths(plan.layers, [block.context_width() for block in self.blocks()])
+        check_widths(self.blocks())
         self.order = [i % distinct for i in range(count)]
         self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
@@ -70,9 +71,7 @@ class AttentionLayers(Piecewise, Configurable):
         self.positions = nn.ModuleDict(
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
         )
-        check_keys(
-            [(name, b) for (name, _), b in zip(plan.layers, self.blocks(), strict=False)], self.positions.items()
-        )
+        check_uses(self.blocks(), cast("list[Position]", list(self.positions.values())))
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
@@ -180,7 +179,8 @@ class AttentionLayers(Piecewise, Configurable):
         maps: list[AttentionMap] = []
         y, _ = explained(self, x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
         if not maps:
-            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (attn and gau have one)")
+            able = ", ".join(name for name, block in blocks.items() if block.has_matrix)
+            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (have one: {able})")
         return y, [weights for weights, _ in maps]
 
     def check_maps(self) -> None:
@@ -287,7 +287,7 @@ class PrefixDecoder(AttentionLayers):
 
     def __init__(self, **flags: Any):
         super().__init__(**flags)
-        check_prefix(self.blocks(), self.positions)
+        check_prefix(self.blocks(), cast("list[Position]", list(self.positions.values())))
 
 
 class CrossAttender(AttentionLayers):

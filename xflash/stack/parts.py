@@ -6,7 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..base.registry import blocks, excerpt, joins, norms, reads, scales
+from ..base.registry import blocks as registered
+from ..base.registry import excerpt, joins, norms, reads, scales
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import AttentionMap, StackState
 from ..layers.blocks.block import Block, Site
@@ -25,18 +26,20 @@ def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tu
     for number, place in enumerate(places, 1):
         if number not in wanted and not blocks[order[place]].reads_own:
             raise ValueError(
-                f"no layer of the layout {excerpt(layout)} reads the state vectors of its recurrent layer {number}"
+                f"no layer of the layout {excerpt(layout)} reads the state vectors of its "
+                f"{registered.name_of(type(blocks[order[place]]))} layer {number}"
             )
     if not wanted:
         return places, None
     if max(wanted) > len(places):
+        able = " or ".join(name for name, block in registered.items() if block.publishes)
         raise ValueError(
-            f"the state vectors of recurrent layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
+            f"the state vectors of {able} layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
             f"{len(places)}"
         )
-    widths = {blocks[order[places[number - 1]]].config.block_width for number in wanted}
+    widths = {blocks[order[places[number - 1]]].publishes_every() for number in wanted}
     if len(widths) > 1:
-        raise ValueError(f"recurrent layers that others read must have one recurrent_block_width, not {sorted(widths)}")
+        raise ValueError(f"layers that others read must publish after equally many tokens, not after {sorted(widths)}")
     return places, widths.pop()
 
 
@@ -68,9 +71,8 @@ def auxiliary_loss(
         if total is not None:
             sums.append(total if known is None else total - known)
     if not sums:
-        raise ValueError(
-            f"no block of the layout {excerpt(layout)} has a loss of its own (block_attn_compress_loss=True gives one)"
-        )
+        able = " or ".join(f"{name}_{block.auxiliary_by}" for name, block in registered.items() if block.auxiliary_by)
+        raise ValueError(f"no block of the layout {excerpt(layout)} has a loss of its own ({able} gives one)")
     rows = sums[0].shape[0]
     read = [s.bound * rows if s.length is None else s.length.sum() for s in (state, since) if s is not None]
     tokens = read[0] - read[1] if len(read) > 1 else read[0]
@@ -104,7 +106,7 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
 
     after = norm(stack.norm_place == "sandwich")
     return Branch(
-        blocks[name](config, site),
+        registered[name](config, site),
         joins[stack.join](plan.join, site),
         reads={n: reads[n](c, site) for n, c in plan.reads.items() if reads[n].stands(c, site)},
         scale={n: scales[n](c, site) for n, c in plan.scale.items()},

@@ -9,9 +9,10 @@ import torch
 from ..base.checks import as_attn_mask, as_doc_ids, as_mask, given, is_integral, shown, widened
 from ..base.looks import within
 from ..base.registry import blocks as registered
+from ..base.registry import positions
 from ..base.shapes import Int, Tensor
 from ..base.state import document_starts
-from ..layers.positions.relative import Rotary
+from ..layers.positions.position import Position
 from .door import Plan, pack_mask
 
 __all__ = ["SideInputs", "check_prefix"]
@@ -117,12 +118,7 @@ class SideInputs:
         if not isinstance(context, torch.Tensor) or not context.is_floating_point():
             raise TypeError(f"context must be a floating-point tensor (batch, tokens, width), not {given(context)}")
         for block in takers:
-            width = block.context_width()
-            if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width or context.shape[1] < 1:
-                raise ValueError(
-                    f"context must be ({batch}, at least one token, {width}), not {tuple(context.shape)}; "
-                    "cross_attn_dim_context (cross_gau_dim_context) sets another width"
-                )
+            block.check_context(context, batch)
         mask = self.context_mask
         if mask is not None:
             mask = as_mask(mask, tuple(context.shape[:2]), "context_mask")
@@ -135,19 +131,18 @@ class SideInputs:
         """`context_pos` as (1 | b, c)."""
         where = self.context_pos
         if where is None:
-            if "rotary" in stack.positions and all(b.takes_context or not b.positions for b in stack.blocks()):
+            if idle := unplaced(stack):
                 raise ValueError(
-                    f"pos='rotary' has nothing to turn in the layout {stack.layout!r} unless the context's tokens have "
+                    f"pos={idle!r} has nothing to turn in the layout {stack.layout!r} unless the context's tokens have "
                     "positions: give context_pos"
                 )
             return None
-        if "rotary" not in stack.positions:
-            raise ValueError("context_pos is for rotary positions, and this stack has none")
-        if any(isinstance(p, Rotary) and p.config.xpos for p in stack.positions.values()):
-            raise ValueError(
-                "context_pos and rotary_xpos=True exclude each other: tokens of the context ahead of a query would be "
-                "amplified without bound"
-            )
+        if not any(p.places_context for p in stack.positions.values()):
+            able = " or ".join(name for name in positions if positions[name].places_context)
+            raise ValueError(f"context_pos is for {able} positions, and this stack has none")
+        for p in stack.positions.values():
+            if refused := p.refuses_ahead():
+                raise ValueError(f"context_pos and {refused[0]} exclude each other: {refused[1]} without bound")
         if not is_integral(where):
             raise TypeError(f"context_pos must be an integer tensor ({c},) or ({batch}, {c}), not {given(where)}")
         if tuple(where.shape) not in ((c,), (1, c), (batch, c)):
@@ -192,7 +187,16 @@ class SideInputs:
         return torch.where(prefix > 0, prefix + memory, 0)
 
 
-def check_prefix(blocks: Iterable[Any], positions: Any) -> None:
+def unplaced(stack: Any) -> str:
+    """A position of the stack that has only a context's tokens to place, and is not told where they stand; or ''."""
+    for name, position in stack.positions.items():
+        users = [block for block in stack.blocks() if position.fits(type(block))]
+        if position.places_context and all(block.takes_context for block in users):
+            return name
+    return ""
+
+
+def check_prefix(blocks: Iterable[Any], here: Iterable[Position]) -> None:
     """ValueError for a block or a position that cannot honour a prefix."""
     able = ", ".join(name for name in registered if "prefix" in registered[name].honours)
     for block in blocks:
@@ -200,7 +204,6 @@ def check_prefix(blocks: Iterable[Any], positions: Any) -> None:
             raise ValueError(
                 f"{type(block).__name__} cannot honour the prefix of a PrefixDecoder; blocks that can: {able}"
             )
-    if any(isinstance(p, Rotary) and p.config.xpos for p in positions.values()):
-        raise ValueError(
-            "rotary_xpos=True in a PrefixDecoder: its decay has a direction, and keys ahead would be amplified"
-        )
+    for position in here:
+        if refused := position.refuses_ahead():
+            raise ValueError(f"{refused[0]} in a PrefixDecoder: {refused[1]}")

@@ -9,26 +9,18 @@ from torch import nn
 from ..base.checks import LARGEST, as_mask, check_switch, check_switches, integer
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..generation.beam import beam_search
-from ..generation.decoding import (
-    Prompts,
+from ..generation.decoding import draws, evaluating, until_ended
+from ..generation.nets import check_causal, check_eos, check_gives_logits, check_token, only_logits
+from ..generation.prompts import (
     Rows,
-    advance,
-    begin,
-    check_causal,
-    check_eos,
-    check_every,
-    check_gives_logits,
     check_seq_len,
-    check_token,
-    evaluating,
     lengths_to_mask,
-    only_logits,
     read_prompts,
     row_lengths,
     token_ids,
     window,
 )
-from ..generation.sampling import Draw, seen_tokens
+from ..generation.sampling import Draw
 from ..saving.configurable import Configurable
 from .losses import check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_loss_chunk, check_tokens_only, without_last
@@ -86,20 +78,9 @@ class AutoregressiveWrapper(Configurable):
         `embed_ids` and `attn_mask`, which are of all n tokens, without the last.
         """
         check_switch("return_outputs", return_outputs)
-        x = token_ids("x", x)
-        if x.ndim != 2 or x.shape[1] < 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
-        b, n = x.shape
-        labels = x if labels is None else token_ids("labels", labels)
-        doc_ids = None if doc_ids is None else token_ids("doc_ids", doc_ids)
-        for name, ids in (("labels", labels), ("doc_ids", doc_ids)):
-            if ids is not None and ids.shape != x.shape:
-                raise ValueError(f"{name} has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
-        if mask is not None:
-            mask = as_mask(mask, (b, n))
-        if lens is not None:
-            rows = lengths_to_mask(row_lengths("lens", lens, x), n)
-            mask = rows if mask is None else mask & rows
+        x, labels, doc_ids = labelled(x, labels, doc_ids)
+        n = x.shape[1]
+        mask = which_are_real(x, mask, lens)
         inputs = x[:, :-1].masked_fill(x[:, :-1] == self.ignore_index, self.pad_value)
         check_handed_on("the loss", kwargs, AutoregressiveWrapper.forward, self.net.forward)
         kwargs = without_last(kwargs, x)
@@ -149,31 +130,13 @@ class AutoregressiveWrapper(Configurable):
         restrict_to_max_seq_len: go on beyond the learned positions by reading only the last tokens, anew for each one.
         cache_kv: False reads everything anew for each token. kwargs: for the first `net.step` (`context=`, ...).
         """
-        self._check_sampling("generate", kwargs)
-        draw = Draw(
-            eos_token=check_eos(self.net, eos_token),
-            temperature=temperature,
-            filter_logits_fn=filter_logits_fn,
-            filter_kwargs=filter_kwargs,
-            filter_thres=filter_thres,
-            repetition_penalty=repetition_penalty,
-            min_tokens=min_tokens,
-            generator=generator,
-        )
-        check_switches(restrict_to_max_seq_len=restrict_to_max_seq_len, cache_kv=cache_kv)
-        read = read_prompts(prompts, prompt_lens, mask)
-        last = window(self.net, read, check_seq_len(seq_len), restrict_to_max_seq_len)
-        steps = self._draws(read, seq_len, draw, kwargs, last, cache_kv)
-        tokens, unended = [], torch.zeros((), dtype=torch.long, device=read.ids.device)
+        chance: dict[str, Any] = {"eos_token": eos_token, "temperature": temperature, "generator": generator}
+        chance |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs, "filter_thres": filter_thres}
+        chance |= {"repetition_penalty": repetition_penalty, "min_tokens": min_tokens}
+        reading = {"restrict_to_max_seq_len": restrict_to_max_seq_len, "cache_kv": cache_kv}
+        steps = self._draws("generate", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
         with evaluating(self):
-            for token, ended in steps:
-                tokens.append(token)
-                unended = unended + ~ended.all()
-                if eos_token is not None and len(tokens) % check_every(token.device) == 0 and bool(ended.all()):
-                    break
-        made = torch.stack(tokens, dim=-1)
-        # How long it took to notice that all rows had ended must not show in the result.
-        return made if eos_token is None else made[..., : int(unended) + 1]
+            return until_ended(steps, eos_token is not None)
 
     def stream(
         self,
@@ -198,21 +161,11 @@ class AutoregressiveWrapper(Configurable):
 
         The model is in eval mode while a token is made and in its own mode in between.
         """
-        self._check_sampling("stream", kwargs)
-        draw = Draw(
-            eos_token=check_eos(self.net, eos_token),
-            temperature=temperature,
-            filter_logits_fn=filter_logits_fn,
-            filter_kwargs=filter_kwargs,
-            filter_thres=filter_thres,
-            repetition_penalty=repetition_penalty,
-            min_tokens=min_tokens,
-            generator=generator,
-        )
-        check_switches(restrict_to_max_seq_len=restrict_to_max_seq_len, cache_kv=cache_kv)
-        read = read_prompts(prompts, prompt_lens, mask)
-        last = window(self.net, read, check_seq_len(seq_len), restrict_to_max_seq_len)
-        steps = self._draws(read, seq_len, draw, kwargs, last, cache_kv)
+        chance: dict[str, Any] = {"eos_token": eos_token, "temperature": temperature, "generator": generator}
+        chance |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs, "filter_thres": filter_thres}
+        chance |= {"repetition_penalty": repetition_penalty, "min_tokens": min_tokens}
+        reading = {"restrict_to_max_seq_len": restrict_to_max_seq_len, "cache_kv": cache_kv}
+        steps = self._draws("stream", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
 
         def each() -> Iterator[Tensor]:
             while True:
@@ -234,22 +187,23 @@ class AutoregressiveWrapper(Configurable):
             check_handed_on(how, kwargs, getattr(AutoregressiveWrapper, how), step)
 
     def _draws(
-        self, prompts: Prompts, seq_len: int, draw: Draw, kwargs: Mapping[str, Any], last: int | None, cache_kv: bool
+        self,
+        how: str,
+        prompts: tuple[Rows, Any, Any],
+        seq_len: int,
+        chance: Mapping[str, Any],
+        reading: Mapping[str, bool],
+        kwargs: Mapping[str, Any],
     ) -> Iterator[tuple[Int[Tensor, "*b"], Bool[Tensor, " b"]]]:
-        """Token after token, the batch shaped as the prompts', and which rows have ended with it."""
-        logits, state = begin(self.net, prompts, kwargs, last=last, cache_kv=cache_kv)
-        seen = None if draw.repetition_penalty == 1 else seen_tokens(prompts.ids, prompts.mask, logits.shape[-1])
-        ended = torch.zeros(len(prompts.ids), dtype=torch.bool, device=logits.device)
-        for made in range(seq_len):
-            if made:
-                logits, state = advance(self.net, token, state)
-            token = draw(logits, seen, made)
-            shown = token.masked_fill(ended, self.pad_value)
-            if draw.eos_token is not None:
-                ended = ended | (token == draw.eos_token)
-            if seen is not None:
-                seen = seen.scatter(1, token[:, None], True)
-            yield shown.reshape(prompts.lead), ended
+        """`draws` for the arguments of `how`, once they are checked."""
+        self._check_sampling(how, kwargs)
+        check_eos(self.net, chance["eos_token"])
+        draw = Draw(**chance)
+        check_switches(**reading)
+        read = read_prompts(*prompts)
+        last = window(self.net, read, check_seq_len(seq_len), reading["restrict_to_max_seq_len"])
+        cache_kv = reading["cache_kv"]
+        return draws(self.net, read, seq_len, draw, kwargs, last=last, cache_kv=cache_kv, pad_value=self.pad_value)
 
     def beam_search(
         self,
@@ -301,3 +255,28 @@ class AutoregressiveWrapper(Configurable):
             return found[:, 0].reshape(*read.lead, -1)
         a, n = found.shape[1:]
         return found.transpose(0, 1).reshape(a, *read.lead, n), scores.T.reshape(a, *read.lead)
+
+
+def labelled(
+    x: Any, labels: Any, doc_ids: Any
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b n"], Int[Tensor, "b n"] | None]:
+    """The ids of a loss, the labels (x itself unless given) and the documents; TypeError or ValueError for others."""
+    x = token_ids("x", x)
+    if x.ndim != 2 or x.shape[1] < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
+    labels = x if labels is None else token_ids("labels", labels)
+    doc_ids = None if doc_ids is None else token_ids("doc_ids", doc_ids)
+    for name, ids in (("labels", labels), ("doc_ids", doc_ids)):
+        if ids is not None and ids.shape != x.shape:
+            raise ValueError(f"{name} has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
+    return x, labels, doc_ids
+
+
+def which_are_real(x: Int[Tensor, "b n"], mask: Any, lens: Any) -> Bool[Tensor, "b n"] | None:
+    """What a mask and lengths say together; None where neither is given."""
+    if mask is not None:
+        mask = as_mask(mask, (x.shape[0], x.shape[1]))
+    if lens is None:
+        return mask
+    rows = lengths_to_mask(row_lengths("lens", lens, x), x.shape[1])
+    return rows if mask is None else mask & rows

@@ -1,6 +1,5 @@
 """`BlockRecurrentTransformer` and its trainer, with the calls of block-recurrent-transformer-pytorch."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,90 +13,39 @@ from ..base.checks import (
     check_switch,
     check_switches,
     describe,
-    given,
     integer,
     main_weight,
-    number,
-    shown,
 )
 from ..base.shapes import Float, Int, Tensor
-from ..base.state import BranchState, StackState
+from ..base.state import BranchState, StackState, State
 from ..flags.layout import MOST_LAYERS
-from ..generation.decoding import token_ids
-from ..layers.blocks.block import MOST, SLACK
+from ..generation.prompts import token_ids
 from ..layers.blocks.block_attention import BlockAttention
 from ..layers.blocks.recurrent import RecurrentState
 from ..saving.configurable import Configurable
 from ..stack.config import check_known
 from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
+from .block_recurrent_flags import FF_MULT, columns, gated_width, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens
 from .options import check_handed_on
 from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
+from .state_vectors import check_memories, with_vectors
 from .transformer import ModelState, TransformerWrapper
 
 __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
 
-FF_MULT = 4
 
-
-class Memories(NamedTuple):
-    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
+class MemoriesFields(NamedTuple):
+    """What memories hold."""
 
     state: ModelState
 
 
-def columns(
-    depth: int,
-    recurrent_layers: tuple[int, ...] | None,
-    read_recurrent_layers: tuple[int, ...] | None,
-    all_cosine: bool,
-) -> tuple[Any, ...]:
-    """The column of attention and feed-forward layers; layers are counted from 1. ValueError for what cannot be."""
-    for name, given_layers in (
-        ("recurrent_layers", recurrent_layers),
-        ("read_recurrent_layers", read_recurrent_layers),
-    ):
-        if given_layers is not None and not isinstance(given_layers, (tuple, list)):
-            raise TypeError(f"{name} must be whole numbers, layers counted from 1, not {shown(given_layers)}")
-    writers = (depth // 2 or 1,) if recurrent_layers is None else tuple(recurrent_layers)
-    readers = writers if read_recurrent_layers is None else tuple(read_recurrent_layers)
-    for name, layers in (("recurrent_layers", writers), ("read_recurrent_layers", readers)):
-        for layer in layers:
-            if not isinstance(layer, int) or isinstance(layer, bool):
-                raise TypeError(f"{name} must be whole numbers, layers counted from 1, not {shown(layer)}")
-            if not 1 <= layer <= depth:
-                raise ValueError(f"{name} are counted from 1 to the depth {depth}, not {shown(layer)}")
-    if len(set(writers)) != len(writers):
-        raise ValueError(f"recurrent_layers names a layer twice: {writers}")
-    if len(readers) != len(writers):
-        raise ValueError(f"read_recurrent_layers has {len(readers)} entries, but recurrent_layers {len(writers)}")
-    for reader, writer in zip(readers, writers, strict=True):
-        if reader > writer:
-            raise ValueError(
-                f"read_recurrent_layers={readers}: layer {writer} cannot be read above itself, at {reader}"
-            )
-    numbers = {writer: number for number, writer in enumerate(sorted(writers), 1)}
-    column: list[Any] = []
-    for layer in range(1, depth + 1):
-        others = tuple(numbers[w] for r, w in zip(readers, writers, strict=True) if r == layer != w)
-        flags: dict[str, Any] = {"read_from": others} if others else {}
-        if layer in writers:
-            own = any(r == w == layer for r, w in zip(readers, writers, strict=True))
-            column.append(("recurrent", flags if own else {"reads": False, **flags}))
-        else:
-            column.append(("block_attn", {"qk_norm": True, **flags} if all_cosine else flags))
-        column.append(("ff", {}))
-    return tuple(column)
+class Memories(State, MemoriesFields):
+    """What attention layers carry from call to call; the state vectors, which are handed on beside it, count apart."""
 
-
-def gated_width(dim: int, ff_mult: float, flags: Mapping[str, Any]) -> int:
-    """The inner width of the feed-forward layers; ValueError when ff_mult and ff_dim are both given."""
-    if flags.get("ff_dim") is None:
-        return math.floor(dim * number("ff_mult", ff_mult, above=0, at_most=MOST) * 2 / 3 + SLACK)
-    if ff_mult != FF_MULT:
-        raise ValueError(f"ff_mult={ff_mult} and ff_dim={flags['ff_dim']} both say how wide the layers are; give one")
-    return flags["ff_dim"]
+    __slots__ = ()
 
 
 class BlockRecurrentTransformer(TransformerWrapper):
@@ -136,47 +84,24 @@ class BlockRecurrentTransformer(TransformerWrapper):
         check_count("dim", dim)
         integer("depth", depth, 1, MOST_LAYERS)
         integer("ignore_index", ignore_index, -LARGEST)
-        check_count("max_seq_len", max_seq_len)
-        check_count("block_width", block_width)
-        check_count("compressed_mem_factor", compressed_mem_factor)
-        ff_mult = number("ff_mult", ff_mult, above=0)
-        check_switches(
-            all_layers_qk_rmsnorm=all_layers_qk_rmsnorm,
-            use_flash_attn=True if use_flash_attn is None else use_flash_attn,
-            use_compressed_mem=use_compressed_mem,
-        )
-        if compressed_mem_factor != 4 and not use_compressed_mem:
-            raise ValueError(f"compressed_mem_factor={compressed_mem_factor} is set, but use_compressed_mem is False")
-        for name in ("layers", "custom_layers"):
-            if name in flags:
-                raise ValueError(f"{name} cannot be set: depth and recurrent_layers say what the layers are")
+        sizes = {"max_seq_len": max_seq_len, "block_width": block_width, "compressed_mem_factor": compressed_mem_factor}
+        for name, size in sizes.items():
+            check_count(name, size)
+        use_flash_attn = True if use_flash_attn is None else use_flash_attn
+        check_switches(all_layers_qk_rmsnorm=all_layers_qk_rmsnorm, use_flash_attn=use_flash_attn)
+        check_switch("use_compressed_mem", use_compressed_mem)
+        check_fits(max_seq_len, block_width, compressed_mem_factor, use_compressed_mem, flags)
         inner = gated_width(dim, ff_mult, flags)
-        if max_seq_len % block_width:
-            raise ValueError(f"block_width={block_width} does not divide max_seq_len={max_seq_len}")
         column = columns(depth, recurrent_layers, read_recurrent_layers, all_layers_qk_rmsnorm)
-        shared: dict[str, Any] = {"block_width": block_width, "dim_head": dim_head, "kv_heads": 1}
-        shared["flash"] = use_flash_attn is not False
-        if use_compressed_mem:
-            shared |= {"compress": "conv", "compress_factor": compressed_mem_factor}
-            shared["compress_blocks"] = max(compressed_mem_factor // 2, 1)
-        used = {entry[0] for entry in column} - {"ff"}
-        given_flags = {f"{block}_{name}": value for block in used for name, value in shared.items()}
-        if "recurrent" in used:
-            given_flags["recurrent_num_state_vectors"] = block_width if num_state_vectors is None else num_state_vectors
-        stack = Decoder(
-            **{
-                "dim": dim,
-                "heads": heads,
-                "custom_layers": column,
-                "pos": "rotary",
-                "rotary_xpos": True,
-                "ff_glu": True,
-                "ff_no_bias": True,
-                "ff_dim": inner,
-                **given_flags,
-                **flags,
-            }
+        own = stack_flags(
+            column,
+            dim_head=dim_head,
+            block_width=block_width,
+            num_state_vectors=num_state_vectors,
+            fused=use_flash_attn,
+            compress_factor=compressed_mem_factor if use_compressed_mem else None,
         )
+        stack = Decoder(**{"dim": dim, "heads": heads, "ff_dim": inner, **own, **flags})
         super().__init__(num_tokens=num_tokens, attn_layers=stack)
         self.max_seq_len = self.segment = max_seq_len
         self.block_width, self.ignore_index = block_width, ignore_index
@@ -242,45 +167,20 @@ class BlockRecurrentTransformer(TransformerWrapper):
         else:
             state = memories.state
             self.attn_layers.check_state(state.stack, ids.shape[0])
-            self.check_dtype(state.stack)
+            check_memories(state.stack, self.like())
         branches = list(state.stack.branches)
         given_states = [None] * len(places) if states is None else list(states)
         if len(given_states) != len(places):
             raise ValueError(f"states has {len(given_states)} entries, but there are {len(places)} recurrent layers")
         for place, vectors in zip(places, given_states, strict=True):
             before = cast(RecurrentState, branches[place].block)
-            branches[place] = branches[place]._replace(block=self.with_vectors(before, vectors))
+            branches[place] = branches[place]._replace(block=with_vectors(before, vectors))
         return state._replace(stack=state.stack._replace(branches=tuple(branches)))
-
-    def check_dtype(self, state: StackState) -> None:
-        """ValueError for memories of another dtype than the model's, but under autocast, which casts them."""
-        wanted = self.like()
-        # The first layer is one of attention, with state vectors or without.
-        held = state.branches[0].block
-        found = (held.window if isinstance(held, RecurrentState) else held).open_k
-        if found.dtype != wanted.dtype and not torch.is_autocast_enabled(wanted.device.type):
-            raise ValueError(
-                f"xl_memories are {found.dtype}, but the model is {wanted.dtype}: cast them with memories.state.to"
-            )
 
     def like(self) -> Tensor:
         """A tensor of the dtype and on the device of what the model computes."""
         weight = main_weight(self)
         return torch.empty(0) if weight is None else weight
-
-    def with_vectors(self, before: RecurrentState, vectors: Tensor | None) -> RecurrentState:
-        """The state of a recurrent layer with other state vectors; None: the learned ones it starts with."""
-        if vectors is None:
-            return before._replace(writes=torch.zeros_like(before.writes))
-        if not isinstance(vectors, torch.Tensor) or not vectors.is_floating_point():
-            raise TypeError(
-                f"states must be floating-point tensors of {tuple(before.vectors.shape)}, not {given(vectors)}"
-            )
-        if vectors.shape != before.vectors.shape:
-            raise ValueError(f"states must be of shape {tuple(before.vectors.shape)}, not {tuple(vectors.shape)}")
-        if vectors.dtype != before.vectors.dtype:
-            raise ValueError(f"states must be {before.vectors.dtype}, as this model keeps them, not {vectors.dtype}")
-        return before._replace(vectors=vectors, writes=before.writes.clamp(min=1))
 
     def without_memories(self, batch: int) -> ModelState:
         """A state that has seen nothing."""
@@ -387,3 +287,14 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     ) -> Iterator[Int[Tensor, " b"]]:
         """`generate` one token a row at a time, as each is drawn."""
         return self.transformer.stream(prime, length, **options)
+
+
+def check_fits(width: int, block_width: int, factor: int, compressed: bool, flags: Mapping[str, Any]) -> None:
+    """ValueError for arguments that contradict each other; `width`: max_seq_len."""
+    if factor != 4 and not compressed:
+        raise ValueError(f"compressed_mem_factor={factor} is set, but use_compressed_mem is False")
+    for name in ("layers", "custom_layers"):
+        if name in flags:
+            raise ValueError(f"{name} cannot be set: depth and recurrent_layers say what the layers are")
+    if width % block_width:
+        raise ValueError(f"block_width={block_width} does not divide max_seq_len={width}")

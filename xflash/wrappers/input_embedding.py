@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.checks import as_mask, check_count, check_dtype, given, is_integral, shown, widened
+from ..base.checks import (
+    as_mask,
+    check_count,
+    check_dtype,
+    check_share,
+    check_switches,
+    given,
+    is_integral,
+    shown,
+    widened,
+)
 from ..base.looks import has_values, within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
@@ -79,6 +89,13 @@ class InputEmbedding(nn.Module):
         embed_num_tokens: Mapping[str, int] | None,
     ):
         super().__init__()
+        check_switches(
+            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
+            use_abs_pos_emb=False if use_abs_pos_emb is None else use_abs_pos_emb,
+            l2norm_embed=l2norm_embed,
+            post_emb_norm=post_emb_norm,
+        )
+        check_share("emb_dropout", emb_dropout)
         self.num_tokens, self.dim = num_tokens, dim
         self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
         self.pos_emb = absolute_positions(

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch.utils.checkpoint import checkpoint
 
-from ..base.checks import LARGEST, is_integral, widened
 from ..base.looks import transformed, within
 from ..base.shapes import Bool, Float, Int, Tensor
+from ..generation.prompts import prefix_of
 from ..generation.sampling import wide
 from ..layers.kernels.operators import as_autocast, gradients_of, operators_work
 
@@ -53,11 +53,11 @@ def unseen_targets(
     beside: what the model is given beside its tokens; a prefix counts real tokens, embeddings in front included.
     """
     b, n = targets.shape
-    prefix: Any = beside.get("prefix_attn_len")
-    if is_integral(prefix) and prefix.shape == (b,):
-        prefix = widened(prefix)[:, None].to(targets.device)
-    elif not (isinstance(prefix, int) and 0 <= prefix <= LARGEST):
-        return targets  # there is none, or the model refuses it
+    prefix = prefix_of(beside, b)
+    if prefix is None:
+        return targets
+    if isinstance(prefix, torch.Tensor):
+        prefix = prefix[:, None].to(targets.device)
     read = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)
     # What follows the last real token is not among those that the call is given.
     shown = (read < read[:, -1:]) & (read + in_front(beside) < prefix)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..base.shapes import Float, Tensor, typed
 from ..layers.norms import LayerNorm
-from ..layers.positions.relative import angle_dtype
+from ..layers.positions.angles import angle_dtype
 
 __all__ = ["LearnedGrid", "PatchEmbedding", "SinCosGrid", "patchify", "resize_grid", "sincos_grid"]
 

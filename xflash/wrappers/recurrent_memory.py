@@ -5,10 +5,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from ..base.checks import as_order, as_rows, check_count
+from ..base.checks import as_rows, check_count
 from ..base.pieces import Piecewise, borders, fills
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..base.state import StackState, tree_map
+from ..base.state import StackState, State
 from ..layers.norms import RMSNorm
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
@@ -18,42 +18,22 @@ from .transformer import TransformerWrapper
 __all__ = ["RecurrentMemoryState", "RecurrentMemoryWrapper"]
 
 
-class RecurrentMemoryState(NamedTuple):
-    """The memory that the open segment was begun with, what the stack has read of it, and how many tokens that was.
-
-    `bound` is an upper bound of them, `length` each row's own number (b,) where rows differ.
-    """
+class RecurrentMemoryFields(NamedTuple):
+    """What a recurrent memory model carries."""
 
     memory: Float[Tensor, "b t d"]
     stack: StackState | None
     bound: int
     length: Int[Tensor, " b"] | None
 
-    def map(self, fn) -> "RecurrentMemoryState":
-        """A state of its own with `fn` applied to every tensor."""
-        stack = None if self.stack is None else self.stack.map(fn)
-        return RecurrentMemoryState(fn(self.memory), stack, self.bound, tree_map(fn, self.length))
 
-    def __deepcopy__(self, memo: dict) -> "RecurrentMemoryState":
-        return self.map(torch.clone)
+class RecurrentMemoryState(State, RecurrentMemoryFields):
+    """The memory that the open segment was begun with, what the stack has read of it, and how many tokens that was.
 
-    def reorder(self, index: Int[Tensor, " b2"]) -> "RecurrentMemoryState":
-        """The rows that `index` names, in its order; a row may be named more than once (beam search)."""
-        index = as_order(index, len(self.memory))
-        return self.map(lambda t: t.index_select(0, index))
+    `bound` is an upper bound of them, `length` each row's own number (b,) where rows differ.
+    """
 
-    def detach(self) -> "RecurrentMemoryState":
-        """The same values, cut from the graph that made them."""
-        return tree_map(Tensor.detach, self)
-
-    def to(self, *args, **kwargs) -> "RecurrentMemoryState":
-        """Moved or cast like a tensor; integer tensors keep their dtype."""
-
-        def move(t: Tensor) -> Tensor:
-            moved = t.to(*args, **kwargs)
-            return moved if t.is_floating_point() else moved.to(t.dtype)
-
-        return self.map(move)
+    __slots__ = ()
 
 
 class RecurrentMemoryWrapper(Piecewise, Configurable):

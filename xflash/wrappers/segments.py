@@ -8,12 +8,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..base.checks import as_binary, as_mask, check_count, check_share, check_switch, given, is_integral
-from ..base.looks import has_values
+from ..base.looks import has_values, may_look
 from ..base.pieces import Piecewise, borders
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import token_ids
+from ..generation.prompts import prefix_of, token_ids
 from .autoregressive import AutoregressiveWrapper
-from .losses import check_targets, next_token_loss, next_tokens, unseen_targets
+from .losses import check_targets, in_front, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_tokens_only
 
 __all__ = [
@@ -134,8 +134,24 @@ def unseen(text: Text, segment_len: int, first: Mapping[str, Any], ignore_index:
     if not first:
         return text
     mask = None if text.mask is None else text.mask[:, :segment_len]
+    check_prefix_inside(text.mask, segment_len, first)
     targets = unseen_targets(text.targets[:, :segment_len], mask, first, ignore_index)
     return text._replace(targets=torch.cat((targets, text.targets[:, segment_len:]), 1))
+
+
+def check_prefix_inside(mask: Bool[Tensor, "b n"] | None, segment_len: int, first: Mapping[str, Any]) -> None:
+    """ValueError for a prefix that some row's first segment has too few real tokens for, while more of them follow."""
+    if mask is None or (prefix := prefix_of(first, mask.shape[0])) is None:
+        return
+    real = mask[:, :segment_len].sum(1, keepdim=True)
+    prefix = prefix[:, None].to(mask.device) if isinstance(prefix, Tensor) else prefix
+    short = (real + in_front(first) < prefix) & (mask.sum(1, keepdim=True) > real)
+    if may_look(short) and short.any():
+        row = int(short.nonzero()[0, 0])
+        raise ValueError(
+            f"prefix_attn_len goes beyond the {int(real[row])} real tokens that the first segment has in row {row}: "
+            "a prefix is read in one piece; make segment_len larger, or leave out masked tokens in front of it"
+        )
 
 
 class SegmentsReader(Piecewise):

@@ -3,10 +3,18 @@
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.checks import number, shown
 from ..base.shapes import Float, Tensor, typed
 from .input_embedding import InputEmbedding
 
-__all__ = ["TokenHead"]
+__all__ = ["TokenHead", "scale_of_tied"]
+
+
+def scale_of_tied(tied: bool, scale: float | None) -> float:
+    """What a head that is the token embedding multiplies by; TypeError or ValueError for another head that has one."""
+    if scale is not None and not tied:
+        raise ValueError(f"tie_embedding_scale={shown(scale)} is set, but tie_embedding is False")
+    return number("tie_embedding_scale", 1.0 if scale is None else scale, above=0)
 
 
 class TokenHead(nn.Module):

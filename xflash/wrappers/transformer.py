@@ -10,22 +10,19 @@ from ..base.checks import (
     as_rows,
     check_count,
     check_counts,
-    check_share,
     check_switches,
     count_or_none,
-    number,
-    shown,
 )
-from ..base.registry import blocks as registered
 from ..base.shapes import Float, Int, Tensor
-from ..base.state import StackState
 from ..saving.configurable import Configurable
 from ..stack.face import AttentionLayers
 from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
-from .model_state import ModelState
+from .model_state import ModelState, stack_state
 from .pooled_output import pooled_output
-from .token_head import TokenHead
+from .stack_given import check_stack, memory_length
+from .token_head import TokenHead, scale_of_tied
+from .wanted import Wanted
 
 __all__ = ["ModelState", "TransformerWrapper"]
 
@@ -77,43 +74,20 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         check_count("num_tokens", num_tokens)
         self.max_mem_len = memory_length(max_mem_len, attn_layers)
         check_counts(emb_dim=emb_dim, logits_dim=logits_dim)
-        check_switches(
-            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
-            use_abs_pos_emb=False if use_abs_pos_emb is None else use_abs_pos_emb,
-            l2norm_embed=l2norm_embed,
-            post_emb_norm=post_emb_norm,
-            tie_embedding=tie_embedding,
-            logits_bias=logits_bias,
-            return_only_embed=return_only_embed,
-        )
-        check_share("emb_dropout", emb_dropout)
-        self.attn_layers = attn_layers
-        self.num_tokens, self.dim = num_tokens, attn_layers.dim
+        check_switches(tie_embedding=tie_embedding, logits_bias=logits_bias, return_only_embed=return_only_embed)
+        self.attn_layers, self.num_tokens, self.dim = attn_layers, num_tokens, attn_layers.dim
         memory_tokens = count_or_none("num_memory_tokens", num_memory_tokens)
         if memory_tokens is not None:
             attn_layers.set_memory_tokens(memory_tokens)
-        width = emb_dim or self.dim
         self.max_seq_len = count_or_none("max_seq_len", max_seq_len)
-        self.embedding = InputEmbedding(
-            num_tokens,
-            width,
-            self.dim,
-            use_abs_pos_emb=use_abs_pos_emb,
-            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
-            relative=attn_layers.has_relative_positions,
-            max_seq_len=self.max_seq_len,
-            l2norm_embed=l2norm_embed,
-            post_emb_norm=post_emb_norm,
-            emb_dropout=emb_dropout,
-            embed_num_tokens=embed_num_tokens,
-        )
-        self.tie_embedding = tie_embedding
-        if tie_embedding_scale is not None and not tie_embedding:
-            raise ValueError(f"tie_embedding_scale={shown(tie_embedding_scale)} is set, but tie_embedding is False")
-        scale = 1.0 if tie_embedding_scale is None else tie_embedding_scale
-        self.tie_embedding_scale = number("tie_embedding_scale", scale, above=0)
-        self.return_only_embed = return_only_embed
-        self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, width)
+        absolute: dict[str, Any] = {"use_abs_pos_emb": use_abs_pos_emb, "scaled_sinu_pos_emb": scaled_sinu_pos_emb}
+        absolute |= {"relative": attn_layers.has_relative_positions, "max_seq_len": self.max_seq_len}
+        looks: dict[str, Any] = {"l2norm_embed": l2norm_embed, "post_emb_norm": post_emb_norm}
+        looks |= {"emb_dropout": emb_dropout, "embed_num_tokens": embed_num_tokens}
+        self.embedding = InputEmbedding(num_tokens, emb_dim or self.dim, self.dim, **absolute, **looks)
+        self.tie_embedding, self.return_only_embed = tie_embedding, return_only_embed
+        self.tie_embedding_scale = scale_of_tied(tie_embedding, tie_embedding_scale)
+        self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, emb_dim or self.dim)
         self.pooled = pooled_output(
             self.dim, attn_layers.causal, average_pool_embed, use_cls_token, num_cls_tokens, attn_pool
         )
@@ -162,46 +136,41 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         embeddings in front included, see each other. `mems`: what a call with `return_mems`, which gives (logits,
         mems), has left of the segment before.
         """
-        check_switches(
-            return_embeddings=return_embeddings,
-            return_logits_and_embeddings=return_logits_and_embeddings,
-            return_attn=return_attn,
-            return_mems=return_mems,
-        )
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems)
+        wanted.check(mems, attn_mask=attn_mask, doc_ids=doc_ids)
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len}
         if mems is not None or return_mems:
-            refused = {"attn_mask": attn_mask, "doc_ids": doc_ids, "return_embeddings": return_embeddings}
-            refused |= {"return_logits_and_embeddings": return_logits_and_embeddings, "return_attn": return_attn}
-            check_alone("mems and return_mems", **refused)
             logits, state = self.step(x, mems, mask, **front, **beside)
             return (logits, self.remember(state)) if return_mems else logits
-        if return_embeddings and return_logits_and_embeddings:
-            raise ValueError("return_embeddings and return_logits_and_embeddings exclude each other; give one of them")
-        x, mask = self.embedding.check_ids(x, mask)
-        if doc_ids is not None:
-            doc_ids = as_doc_ids(doc_ids, (x.shape[0], x.shape[1]))
-        embedded, mask = self.embedding(x, mask, doc_ids=doc_ids, **front)
-        if self.pooled is not None:
-            if doc_ids is not None:
-                raise ValueError(
-                    f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
-                )
-            embedded, mask, attn_mask = self.pooled.front(embedded, mask, attn_mask)
-        beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids}
-        maps = None
-        if return_attn:
-            y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
-        else:
-            y = self.attn_layers(embedded, mask, **beside)
-        if self.pooled is not None:
-            y = self.pooled(y, mask)
+        y, maps = self.outputs(x, mask, front, {**beside, "attn_mask": attn_mask, "doc_ids": doc_ids}, return_attn)
         if return_logits_and_embeddings:
             out: Any = (self.logits(y), y)
         else:
             out = y if return_embeddings else self.logits(y)
         return (out, maps) if return_attn else out
+
+    def outputs(
+        self, x: Int[Tensor, "b n"], mask: Tensor | None, front: dict[str, Any], beside: dict[str, Any], with_maps: bool
+    ) -> tuple[Float[Tensor, "b *n d"], Any]:
+        """What the head reads of whole sequences, and the attention matrices if asked for."""
+        x, mask = self.embedding.check_ids(x, mask)
+        if beside["doc_ids"] is not None:
+            beside["doc_ids"] = as_doc_ids(beside["doc_ids"], (x.shape[0], x.shape[1]))
+        embedded, mask = self.embedding(x, mask, doc_ids=beside["doc_ids"], **front)
+        if self.pooled is not None:
+            if beside["doc_ids"] is not None:
+                raise ValueError(
+                    f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
+                )
+            embedded, mask, beside["attn_mask"] = self.pooled.front(embedded, mask, beside["attn_mask"])
+        maps = None
+        if with_maps:
+            y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
+        else:
+            y = self.attn_layers(embedded, mask, **beside)
+        return (y if self.pooled is None else self.pooled(y, mask)), maps
 
     def step(
         self,
@@ -289,41 +258,3 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         if self.max_mem_len is None:
             return state
         return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))
-
-
-def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None:
-    """`max_mem_len`, None for 0; TypeError or ValueError where it cannot be one of the stack."""
-    max_mem_len = count_or_none("max_mem_len", max_mem_len)
-    if max_mem_len is None:
-        return None
-    if not stack.causal:
-        raise ValueError(f"max_mem_len={max_mem_len}: a bidirectional stack carries nothing on; use a Decoder")
-    if not any(block.keeps_tokens for block in stack.blocks()):
-        able = ", ".join(name for name in registered if registered[name].keeps_tokens)
-        raise ValueError(
-            f"max_mem_len={max_mem_len}, but the state of the layout {stack.layout!r} is bounded anyway (blocks that "
-            f"keep every token: {able})"
-        )
-    return max_mem_len
-
-
-def check_alone(reason: str, **given: Any) -> None:
-    """ValueError for an argument that is given although it cannot be."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise ValueError(f"{name} cannot be given together with {reason}")
-
-
-def check_stack(attn_layers: Any) -> None:
-    """TypeError unless it is a stack."""
-    if not isinstance(attn_layers, AttentionLayers):
-        raise TypeError(
-            f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
-        )
-
-
-def stack_state(state: Any) -> StackState:
-    """The stack's part of what step() gave; TypeError for anything else."""
-    if not isinstance(state, ModelState):
-        raise TypeError(f"state must be what step() gave, a ModelState, not {type(state).__name__}")
-    return state.stack

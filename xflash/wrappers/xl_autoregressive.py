@@ -8,6 +8,7 @@ from torch import nn
 
 from ..base.checks import check_switch, given
 from ..base.shapes import Float, Int, Tensor
+from ..base.state import State
 from ..saving.configurable import Configurable
 from .autoregressive import AutoregressiveWrapper
 from .model_state import ModelState
@@ -18,15 +19,17 @@ from .transformer import TransformerWrapper
 __all__ = ["SegmentState", "SegmentedReader", "XLAutoregressiveWrapper"]
 
 
-class SegmentState(NamedTuple):
-    """The state of the net, and how many tokens the open segment has."""
+class SegmentFields(NamedTuple):
+    """What a model that reads in segments carries."""
 
     inner: ModelState
     filled: int
 
-    def reorder(self, index: Int[Tensor, " b2"]) -> "SegmentState":
-        """The rows that `index` names, in its order."""
-        return SegmentState(self.inner.reorder(index), self.filled)
+
+class SegmentState(State, SegmentFields):
+    """The state of the net, and how many tokens the open segment has."""
+
+    __slots__ = ()
 
 
 class SegmentedReader(nn.Module):

@@ -12,7 +12,8 @@ from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.aliases import ALIASES
 from ..flags.elsewhere import ELSEWHERE
 from ..flags.flag import Flag, flag_table
-from ..generation.decoding import Rows, evaluating, token_ids
+from ..generation.decoding import evaluating
+from ..generation.prompts import Rows, token_ids
 from ..saving.configurable import Configurable
 from ..stack.config import known_flags
 from ..stack.face import AttentionLayers, Decoder, Encoder

@@ -28,6 +28,7 @@ class Attention(MultiHead):
     kind = "attn"
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
+    has_matrix = True
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)

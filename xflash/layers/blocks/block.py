@@ -76,7 +76,8 @@ class Block(nn.Module, ABC):
     token, and `shorten` bounds it. A block that `takes_context` reads `ctx.context` when it has no state yet, and is
     refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
     state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
-    its tokens.
+    its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
+    which flag: `auxiliary_by`.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -87,6 +88,8 @@ class Block(nn.Module, ABC):
     keeps_tokens: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
     reads_own: bool = True
+    has_matrix: ClassVar[bool] = False
+    auxiliary_by: ClassVar[str] = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -113,12 +116,24 @@ class Block(nn.Module, ABC):
         """The width of the context the block attends to; None when it attends to none."""
         return None
 
+    def check_context(self, context: Tensor, batch: int, otherwise: str = "") -> None:
+        """ValueError unless the context is (batch, at least one token, its width); `otherwise`: how to have another."""
+        width = self.context_width()
+        if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != width or context.shape[1] < 1:
+            raise ValueError(
+                f"context must be ({batch}, at least one token, {width}), not {tuple(context.shape)}{otherwise}"
+            )
+
     def reads_states(self) -> tuple[int, ...]:
         """Which publishing layers' state vectors the block reads from `ctx.states`, counted from 1 down the column."""
         return ()
 
     def published(self, state: Any, x: Tensor) -> Float[Tensor, "b s d"]:
         """What the tokens of other layers may read of this one's state, which may be None."""
+        raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    def publishes_every(self) -> int:
+        """After how many tokens of a row the state vectors change that a block that `publishes` lets others read."""
         raise NotImplementedError(f"{type(self).__name__} publishes nothing")
 
     @classmethod

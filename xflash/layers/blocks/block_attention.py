@@ -15,7 +15,7 @@ from ..kernels.buffers import emptied
 from ..kernels.groups import Padded, Scattered, join_groups, part_groups
 from ..kernels.softmax import shared_attention
 from ..kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
-from ..positions.relative import own_bias
+from ..positions.distance import own_bias
 from ..projection import key_and_value, whole
 from .block import Block, Site
 from .compress import Compressor, build_compressor, reconstruction
@@ -39,6 +39,7 @@ class BlockAttention(Block):
 
     kind: ClassVar[str] = "block_attn"
     causal_only = True
+    auxiliary_by = "compress_loss=True"
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)

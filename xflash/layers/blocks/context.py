@@ -31,11 +31,16 @@ class TakesContext(Block):
     positions = frozenset({"rotary"})
     takes_context = True
     mixes_tokens = False
+    has_matrix = True
+    kind: ClassVar[str]
     # How the names of the parameters begin that read the context, in the first call only.
     reading: ClassVar[tuple[str, ...]]
 
     def context_width(self) -> int:
         return self.config.dim_context or self.site.dim
+
+    def check_context(self, context: Tensor, batch: int, otherwise: str = "") -> None:
+        super().check_context(context, batch, f"; {self.kind}_dim_context sets another width")
 
     def kept_on_reset(self, state: Context | None) -> Context | None:
         return state

@@ -18,7 +18,7 @@ from ..kernels.groups import Documents, document_groups
 from ..kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
 from ..kernels.operators import operators_work
 from ..kernels.relative import distances
-from ..positions.relative import own_bias
+from ..positions.distance import own_bias
 from ..projection import whole
 from .block import MOST, Block, Site
 
@@ -120,7 +120,7 @@ class MixedChunkAttention(Block):
         if self.rel_pos_bias is not None:
             gaps = ctx.once(("gaps in a group", w), lambda: distances(w, w, hidden.device))
             vector = self.rel_pos_bias.at(gaps, ctx, ("whole group", w))
-        if ctx.relative is not None and ctx.relative.rotaries:
+        if ctx.relative is not None and ctx.relative.turns:
             turn = Turn(*ctx.relative.pairs(ctx, self.config.query_key_dim, hidden.dtype))
         y, closed = fused_groups(
             hidden,

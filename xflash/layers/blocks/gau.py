@@ -13,7 +13,7 @@ from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx, document_starts
 from ...flags.flag import flag
 from ..kernels.relative import distances, scores_bias
-from ..positions.relative import own_bias
+from ..positions.distance import own_bias
 from ..projection import whole
 from .block import Site
 from .gated_unit import GatedUnit
@@ -34,6 +34,7 @@ class GatedAttention(GatedUnit):
     kind = "gau"
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
+    has_matrix = True
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)

@@ -211,6 +211,9 @@ class Recurrent(BlockAttention):
         # A copy: a state must not hold the parameter itself.
         return start.clone() if state is None else torch.where((state.writes > 0)[:, None, None], state.vectors, start)
 
+    def publishes_every(self) -> int:
+        return self.config.block_width
+
     def published(self, state: RecurrentState | None, x: Tensor) -> Float[Tensor, "b s d"]:
         return self.named(self.known(state, x))
 

@@ -2,4 +2,4 @@
 
 from ...base.moved import lent
 
-__getattr__ = lent(__name__, "relative")
+__getattr__ = lent(__name__, "position", "rotary", "distance", "rel_pos", "alibi", "relative", "angles")

@@ -1,0 +1,91 @@
+"""`Position`: the interface of the relative positions of a stack, and what the two families of them give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ...base.registry import positions
+from ...base.shapes import Float, Int, Tensor
+from ..blocks.block import Block
+
+__all__ = ["Bias", "Position", "Turn"]
+
+
+class Position(nn.Module):
+    """Base of the positions: built from a Config, the direction of the stack, and the head counts that take a bias.
+
+    A class that derives from it directly is a family of its own: what it gives is between it and the blocks that name
+    it, or another one of its family, in their `positions`; they find it as `ctx.relative.of(Family)`.
+    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`).
+    """
+
+    places_context: ClassVar[bool] = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""
+
+    def __init__(self, config: Any, causal: bool, heads: tuple[int, ...] = ()):
+        super().__init__()
+        self.config = config
+        self.causal = causal
+
+    @classmethod
+    def family(cls) -> type["Position"]:
+        """The class whose interface this one has (`Turn`, `Bias`): a block that can use one member can use all."""
+        return next(c for c in cls.__mro__ if issubclass(c, Position) and Position in c.__bases__)
+
+    @classmethod
+    def fits(cls, block: type[Block]) -> bool:
+        """Whether blocks of this class can use it: those that name it or another of its family."""
+        return any(positions[name].family() is cls.family() for name in block.positions)
+
+    def check(self, users: Sequence[Block]) -> None:
+        """ValueError for settings that the blocks of the stack that use it cannot follow."""
+
+    def refuses_ahead(self) -> tuple[str, str] | None:
+        """The setting that keeps keys ahead of a query (of a context, a prefix) out, and why; None without one."""
+        return None
+
+
+positions.base = Position
+
+
+class Turn(Position):
+    """Base of the positions that change queries and keys by where they stand."""
+
+    places_context = True
+
+    @property
+    def alike(self) -> bool:
+        """Whether queries and keys are changed alike, so that both can be at once."""
+        return False
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether its table is cosines, signed sines and None, by which pairs are turned, and that is all."""
+        return False
+
+    @property
+    def neighbours(self) -> bool:
+        """Of one that turns pairs: whether they are neighbours rather than halves."""
+        return False
+
+    def table(self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype) -> Any:
+        """What depends on the places only: made once for all layers whose keys have this width."""
+        raise NotImplementedError
+
+    def turn(self, t: Float[Tensor, "b *h n k"], table: Any, inverse: bool = False) -> Float[Tensor, "b *h n k"]:
+        """Queries, or keys (`inverse`), as they are at the places of the table."""
+        raise NotImplementedError
+
+
+class Bias(Position):
+    """Base of the positions that add something to the scores by the distance between key and query."""
+
+    def by_distance(self, distance: Int[Tensor, " l"], heads: int, dtype: torch.dtype) -> Float[Tensor, "h l"]:
+        """The bias of each head at each distance (key minus query position), for scores of `dtype`."""
+        raise NotImplementedError
