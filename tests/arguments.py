@@ -209,7 +209,8 @@ MEANINGS: dict[str, Callable[[Tried], Any]] = {
     "the end of a filter": lambda f: f.argument in ENDS | {"filter_kwargs"} and f.words in ("0", "{'thres': 0}"),
     "short or long": lambda f: f.argument == "length_penalty" and f.words in ("-1", "-1.5", "0"),
     "an empty list is none": lambda f: (
-        (f.words in ("[]", "''") and f.argument in EMPTY) or f.argument.endswith("read_from")
+        (f.words in ("[]", "''") and (f.argument in EMPTY or f.argument.endswith("_scores")))
+        or f.argument.endswith("read_from")
     ),
     "none inside is not given": lambda f: (
         f.words in ("{'k': None}", "[None, ...]") and f.argument in ("filter_kwargs", "states")

@@ -11,9 +11,10 @@ from search_case import Case
 
 import xflash
 from xflash import activations, blocks, joins, norms, positions, reads, scales
-from xflash.flags.aliases import SWITCHES
+from xflash.flags.aliases import SWITCHES, names
 from xflash.flags.flag import REQUIRED, Flag, flags_of
 from xflash.stack.config import StackConfig, slot_prefix
+from xflash.stack.held import parts_of
 
 # What the outline of a case decides; everything else is drawn by its type.
 OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos", "reads", "scale")
@@ -80,6 +81,28 @@ def config_flags(config: type, prefix: str, chance: Random, often: float, layers
     return found
 
 
+def held(block: str, field: str, chance: Random) -> Any:
+    """A choice of the parts that a block holds, now and then one that it refuses."""
+    registry = blocks[block].holds[field]
+    fit = [name for name in registry if not blocks[block].refuses(registry[name])]
+    fit = list(registry) if chance.random() < 0.05 else fit
+    if flags_of(blocks[block].Config)[field].hint is str:
+        return chance.choice(fit)
+    return tuple(chance.sample(fit, min(len(fit), chance.choice((1, 1, 1, 2, 3))))) or None
+
+
+def held_flags(block: str, chance: Random, often: float) -> dict[str, Any]:
+    """Parts that a block holds, and some of their flags."""
+    found = {}
+    for field in blocks[block].holds:
+        if chance.random() < often:
+            found[slot_prefix(block) + field] = held(block, field, chance)
+    for field, part, config in parts_of(block):
+        if part in names(found.get(slot_prefix(block) + field)):
+            found |= config_flags(config, slot_prefix(f"{block}_{part}"), chance, often)
+    return found
+
+
 def able(cls: str, causal: bool, chance: Random) -> list[str]:
     """Blocks that a stack can have, as their classes say, often those that honour something; now and then all."""
     names = list(blocks)
@@ -104,7 +127,8 @@ def layout(chance: Random, names: list[str], needed: list[str]) -> list[tuple[st
         if chance.random() < 0.2:
             specs = flags_of(blocks[name].Config)
             for flag in chance.sample(list(specs), min(len(specs), chance.randint(1, 2))):
-                own[flag] = drawn(specs[flag].hint, specs[flag], chance, 1)
+                part = flag in blocks[name].holds
+                own[flag] = held(name, flag, chance) if part else drawn(specs[flag].hint, specs[flag], chance, 1)
         layers.append((name, own))
     if any(name == "state_read" for name in found) and not any(blocks[name].publishes for name in found):
         layers.append((chance.choice([n for n in blocks if blocks[n].publishes]), {}))
@@ -133,6 +157,9 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     flags |= config_flags(StackConfig, "", chance, often / 2, len(layers) * depth)
     for name in used:
         flags |= config_flags(blocks[name].Config, slot_prefix(name), chance, often)
+        for field in blocks[name].holds:
+            flags.pop(slot_prefix(name) + field, None)
+        flags |= held_flags(name, chance, often)
     for name in pos:
         flags |= config_flags(positions[name].Config, slot_prefix(name), chance, often)
     for slot, registry in (("reads", reads), ("scale", scales)):

@@ -68,6 +68,12 @@ def groups() -> Iterator[Group]:
         for name, part in registry.items():
             own = [(slot_prefix(name) + flag, spec) for flag, spec in flags_of(part.Config).items()]
             yield Group(f"{registry.kind} {name!r}", sentence(part), own)
+    for field, registry in {f: r for block in blocks.values() for f, r in block.holds.items()}.items():
+        for name, part in registry.items():
+            takers = [b for b, block in blocks.items() if field in block.holds and not block.refuses(part)]
+            rows = [(f"{name}_{flag}", spec) for flag, spec in flags_of(part.Config).items()]
+            begin = f"; flags begin with the block, as {takers[0]}_{rows[0][0]}" if rows else ""
+            yield Group(f"{registry.kind} {name!r}", f"{sentence(part)} For {', '.join(takers)}{begin}.", rows)
     yield slot("norm", norms)
 
 

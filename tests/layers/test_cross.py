@@ -1,69 +1,30 @@
 """cross_attn and cross_gau: what they compute, and what becomes of the context in padding, states and maps."""
 
 import copy
-from dataclasses import replace
 
 import laws
 import pytest
 import torch
-import torch.nn.functional as F
+from cross_stacks import (
+    BATCH,
+    BLOCKS,
+    CTX,
+    DIM,
+    HEADS,
+    OUTSIDE,
+    SETTINGS,
+    C,
+    N,
+    context_masks,
+    draw,
+    every_block,
+    every_setting,
+    source,
+    stack,
+    tokens,
+)
 
-from xflash import AttentionLayers, AutoregressiveWrapper, CrossAttender, Decoder, Encoder, TransformerWrapper
-from xflash.base.state import Ctx
-from xflash.layers.blocks.block import Site
-from xflash.layers.blocks.cross_attention import CrossAttention
-from xflash.layers.blocks.cross_gau import CrossGatedAttention
-from xflash.layers.kernels.gated import laplace
-
-DIM, OUTSIDE, HEADS, BATCH, N, C = 26, 22, 2, 3, 11, 7
-CTX = Ctx(0, None, None, torch.arange(N)[None])
-BLOCKS = {
-    "cross_attn": {"cross_attn_dim_head": 6},
-    "cross_gau": {"cross_gau_query_key_dim": 10},
-}
-SETTINGS = {
-    "cross_attn": ("cross_attn", {}),
-    "cross_attn, shared heads": ("cross_attn", {"cross_attn_kv_heads": 1, "cross_attn_qk_norm": True}),
-    "cross_attn, gates": ("cross_attn", {"cross_attn_gate_values": True, "cross_attn_head_scale": True}),
-    "cross_gau": ("cross_gau", {}),
-    "cross_gau, relu2": ("cross_gau", {"cross_gau_attn_fn": "relu2"}),
-    "cross_gau, laplace": ("cross_gau", {"cross_gau_attn_fn": "laplace", "cross_gau_heads": 2}),
-    "cross_gau, row_sum": ("cross_gau", {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "row_sum"}),
-    "cross_gau, softmax_plus": ("cross_gau", {"cross_gau_attn_fn": "softmax_plus"}),
-    "cross_gau, fixed": (
-        "cross_gau",
-        {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 19},
-    ),
-}
-every_block = pytest.mark.parametrize("block", BLOCKS)
-every_setting = pytest.mark.parametrize("setting", SETTINGS)
-
-
-def stack(block="cross_attn", cls=Decoder, layers="{} ff", outside=False, **flags):
-    torch.manual_seed(0)
-    own = {f"{block}_dim_context": OUTSIDE} if outside else {}
-    small = {"attn_dim_head": 6} if "attn" in layers.split() else {}
-    flags = {"dim": DIM, "depth": 2, "heads": HEADS, **BLOCKS[block], **small, **own, **flags}
-    return laws.live(cls(layers=layers.format(block), **flags))
-
-
-def draw(n, width, seed):
-    return torch.randn(BATCH, n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def tokens(n=N):
-    return draw(n, DIM, 1)
-
-
-def source(width=DIM, c=C):
-    return draw(c, width, 2)
-
-
-def context_masks():
-    """Padded to the right, to the left, with holes; a row whose context is all padding in each."""
-    right = torch.arange(C) < torch.tensor([[C], [3], [0]])
-    holes = torch.tensor([[1, 0, 1, 1, 0, 0, 1], [0, 1, 0, 0, 0, 0, 0], [0] * 7]).bool()
-    return {"right": right, "left": right.flip(1), "holes": holes}
+from xflash import AutoregressiveWrapper, CrossAttender, Decoder, Encoder, TransformerWrapper
 
 
 @every_setting
@@ -221,30 +182,6 @@ def test_gradients_through_the_state_reach_the_context():
         assert torch.autograd.grad(y.square().sum(), context, allow_unused=True) == (None,)
 
 
-def heads(linear, t, count):
-    return linear(t).unflatten(-1, (count, -1)).transpose(1, 2)
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_maps_are_the_softmax_by_hand(padded):
-    net, x, context = stack(cross_attn_num_mem_kv=2, num_memory_tokens=3, depth=1), tokens(), source()
-    seen = context_masks()["holes"] if padded else torch.ones(BATCH, C).bool()
-    mask = torch.arange(N) < torch.tensor([[N], [4], [6]]) if padded else None
-    y, (weights,) = net.attention_maps(x, mask, context=context, context_mask=seen)
-    assert weights.shape == (BATCH, HEADS, N, C)
-    laws.close(y, net(x, mask, context=context, context_mask=seen), "with and without maps")
-    block = net.branches[0].block
-    q = heads(block.to_q, net.branches[0].before(x), HEADS)
-    k = block.key_value(context).unflatten(-1, (HEADS, 2, 6))[..., 0, :].transpose(1, 2)
-    k = torch.cat((block.mem_kv[0].expand(BATCH, -1, -1, -1), k), 2)
-    scores = q @ k.mT / 6**0.5
-    scores = scores.masked_fill(~F.pad(seen, (2, 0), value=True)[:, None, None], -torch.inf)
-    expected = scores.softmax(-1)[..., 2:]
-    if mask is not None:
-        expected = expected.masked_fill(~mask[:, None, :, None], 0)
-    laws.close(weights, expected, "softmax")
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["attn", "cross_attn"])
 def test_normed_keys_of_padding_are_finite_in_half_precision(name, dtype):
@@ -265,79 +202,6 @@ def test_maps_come_layer_by_layer_each_with_its_keys():
     net = stack("cross_gau", layers="attn {} ff", cls=Encoder, depth=1)
     _, maps = net.attention_maps(tokens(), context=source())
     assert [tuple(m.shape) for m in maps] == [(BATCH, HEADS, N, N), (BATCH, 1, N, C)]
-
-
-def by_hand(block, x, context, mask, fn, divisor):
-    """to_out(u * (A v)) a head at a time, with A = fn(q k^T / sqrt(width)) / divisor."""
-    config = block.config
-    u, zq = F.silu(block.to_hidden(x)).split(block.widths, -1)
-    v, zk = F.silu(block.to_source(context)).split(block.widths, -1)
-    q, k = zq * block.gamma[0] + block.beta[0], zk * block.gamma[1] + block.beta[1]
-    outputs = []
-    for q_h, k_h, v_h in zip(*(t.chunk(config.heads, -1) for t in (q, k, v)), strict=True):
-        scores = q_h @ k_h.mT / (config.query_key_dim / config.heads) ** 0.5
-        weights = fn(scores).masked_fill(~mask[:, None], 0)
-        outputs.append(weights / divisor(weights, mask) @ v_h)
-    return block.to_out(u * torch.cat(outputs, -1))
-
-
-def real(weights, mask):
-    return mask.sum(1).clamp(min=1)[:, None, None]
-
-
-RELU2 = {"attn_fn": "relu2"}
-FORMULAS = {
-    "softmax": ({}, torch.exp, lambda w, m: w.sum(-1, keepdim=True) + 1e-300),
-    "relu2 over the real tokens": (RELU2, lambda s: s.relu() ** 2, real),
-    "laplace over the real tokens": ({"attn_fn": "laplace"}, laplace, real),
-    "two heads": ({**RELU2, "heads": 2}, lambda s: s.relu() ** 2, real),
-    "fixed": ({**RELU2, "normaliser": "fixed", "fixed_length": 5}, lambda s: s.relu() ** 2, lambda w, m: 5),
-    "row_sum": (
-        {**RELU2, "normaliser": "row_sum"}, lambda s: s.relu() ** 2, lambda w, m: w.sum(-1, keepdim=True) + 1e-300,
-    ),
-    "none": ({**RELU2, "normaliser": "none"}, lambda s: s.relu() ** 2, lambda w, m: 1),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("formula", FORMULAS)
-def test_cross_gau_by_hand(formula):
-    flags, fn, divisor = FORMULAS[formula]
-    torch.manual_seed(0)
-    config = CrossGatedAttention.Config(query_key_dim=10, dim_context=OUTSIDE, **flags)
-    block = laws.live(CrossGatedAttention(config, Site(DIM, 1, True)))
-    x, context = tokens(), source(OUTSIDE)
-    for mask in (torch.ones(BATCH, C).bool(), *context_masks().values()):
-        zeroed = context.masked_fill(~mask[..., None], 0)
-        ctx = replace(CTX, context=zeroed, context_mask=mask, memo={})
-        laws.close(block(x, ctx)[0], by_hand(block, x, context, mask, fn, divisor), formula)
-
-
-def turned(t, where, base=10000.0):
-    """Channel i and i + width / 2 as a complex number, times exp(i * position * frequency)."""
-    half = t.shape[-1] // 2
-    angle = where[..., None] * (1.0 / (base ** (torch.arange(0, 2 * half, 2).float() / (2 * half)))).double()
-    z = torch.polar(torch.ones_like(angle), angle) * torch.complex(t[..., :half], t[..., half:])
-    return torch.cat((z.real, z.imag), -1)
-
-
-@pytest.mark.parametrize("memory", [0, 3])
-@pytest.mark.parametrize("per_row", [False, True])
-def test_context_pos_is_a_rotation_by_hand(per_row, memory):
-    net, x, context = stack(depth=1, pos="rotary", num_memory_tokens=memory), tokens(), source()
-    where = torch.tensor([4, 1, 0, 7, 2, 3, 40])
-    given = torch.stack([where, where + 2, where.flip(0)]) if per_row else where
-    block = net.branches[0].block
-    q = heads(block.to_q, net.branches[0].before(x), HEADS)
-    k, v = (t.transpose(1, 2) for t in block.key_value(context).unflatten(-1, (HEADS, 2, 6)).unbind(-2))
-    q, k = turned(q, torch.arange(N).double()), turned(k, given.double().reshape(-1, 1, C))
-    expected = x + block.to_out(((q @ k.mT / 6**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
-    ff = net.branches[1]
-    expected = net.final_norm(expected + ff.block(ff.before(expected), CTX)[0])
-    laws.close(net(x, context=context, context_pos=given), expected, "rotation")
-    laws.close(net(x, context=context, context_pos=given.int()), expected, "int32")
-    # Only the distance counts.
-    prompt, state = net.step(x[:, :3], context=context, context_pos=given)
-    laws.close(torch.cat((prompt, net.step(x[:, 3:], state)[0]), 1), expected, "stepped")
 
 
 @every_block
@@ -405,116 +269,3 @@ def test_generation_takes_the_context_along(block, cache_kv):
     assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(pair, found[0], strict=True))
     one = {"context": context[2:], "context_mask": context_masks()["left"][2:], "context_pos": where}
     assert torch.equal(wrapper.beam_search(prompts[2], 4, 5, cache_kv=cache_kv, **one), found[0][1][2])
-
-
-X, CONTEXT = tokens(), source()
-REFUSED = [
-    ({}, {}, ValueError, r"the layout '\(cross_attn ff\) x 2' attends to a context: give context=, of width 26"),
-    ({}, {"context_mask": torch.ones(BATCH, C).bool()}, ValueError, "context_mask is given without context"),
-    ({}, {"context_pos": torch.arange(C)}, ValueError, "context_pos is given without context"),
-    (
-        {"layers": "ff"}, {"context": CONTEXT}, ValueError,
-        r"no block of the layout '\(ff\) x 2' attends to one \(blocks that do: cross_attn, cross_gau; cross_att",
-    ),
-    ({}, {"context": CONTEXT.long()}, TypeError, "context must be a floating-point tensor .* not torch.int64"),
-    ({}, {"context": [1.0]}, TypeError, r"context must be a floating-point tensor \(batch, tokens, width\), not list"),
-    ({}, {"context": CONTEXT[0]}, ValueError, r"context must be \(3, at least one token, 26\), not \(7, 26\)"),
-    ({}, {"context": CONTEXT[:1]}, ValueError, r"context must be \(3, .* not \(1, 7, 26\)"),
-    ({}, {"context": CONTEXT[:, :0]}, ValueError, r"at least one token, 26\), not \(3, 0, 26\)"),
-    ({}, {"context": source(OUTSIDE)}, ValueError, r"not \(3, 7, 22\); cross_attn_dim_context sets"),
-    (
-        {}, {"context": CONTEXT, "context_mask": torch.ones(BATCH, C + 1).bool()}, ValueError,
-        r"context_mask has shape \(3, 8\), but the tokens it stands for have \(3, 7\)",
-    ),
-    ({}, {"context": CONTEXT, "context_mask": torch.ones(BATCH, C)}, TypeError, "context_mask must be boolean"),
-    (
-        {}, {"context": CONTEXT, "context_pos": torch.arange(C)}, ValueError,
-        "context_pos is for rotary positions, and this stack has none",
-    ),
-    (
-        {"pos": "rotary"}, {"context": CONTEXT}, ValueError,
-        "pos='rotary' has nothing to turn in the layout .* unless the context's tokens have positions: give context",
-    ),
-    (
-        {"pos": "rotary"}, {"context": CONTEXT, "context_pos": torch.arange(C).double()}, TypeError,
-        r"context_pos must be an integer tensor \(7,\) or \(3, 7\), not torch.float64",
-    ),
-    ({"pos": "rotary"}, {"context": CONTEXT, "context_pos": 3}, TypeError, "context_pos must be .* not int"),
-    (
-        {"pos": "rotary"}, {"context": CONTEXT, "context_pos": torch.arange(C + 1)}, ValueError,
-        r"context_pos must be \(7,\) or \(3, 7\), not \(8,\)",
-    ),
-    (
-        {"pos": "rotary", "rotary_xpos": True, "layers": "attn cross_attn"},
-        {"context": CONTEXT, "context_pos": torch.arange(C)}, ValueError,
-        "context_pos and rotary_xpos=True exclude each other",
-    ),
-    (
-        {}, {"context": CONTEXT, "attn_mask": torch.ones(N, N).bool()}, ValueError,
-        r"attn_mask is given, but in the layout '\(cross_attn ff\) x 2' tokens never attend to each other",
-    ),
-    (
-        {}, {"context": CONTEXT, "doc_ids": torch.zeros(BATCH, N).long()}, ValueError,
-        "CrossAttention cannot honour doc_ids; blocks that can: attn, ff, flash, gau",
-    ),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("flags", "given", "error", "match"), REFUSED, ids=[f"{i} {row[3][:30]}" for i, row in enumerate(REFUSED)]
-)
-def test_what_a_call_is_refused_for(flags, given, error, match):
-    flags = {"layers": "cross_attn ff", **flags}
-    small = {f"{name}_dim_head": 6 for name in ("attn", "cross_attn") if name in flags["layers"].split()}
-    net = Decoder(dim=DIM, depth=2, heads=HEADS, **small, **flags).double()
-    with pytest.raises(error, match=match) as caught:
-        net(X, **given)
-    assert type(caught.value) is error
-    if not {"attn_mask", "doc_ids"} & set(given):
-        with pytest.raises(error, match=match):
-            net.step(X, **given)
-
-
-@every_block
-def test_the_context_is_not_given_twice(block):
-    net = stack(block)
-    _, state = net.step(X, context=CONTEXT)
-    with pytest.raises(ValueError, match="the state holds the context already: give context in the first call only"):
-        net.step(X, state, context=CONTEXT)
-    with pytest.raises(ValueError, match="context_mask is given without context"):
-        net.step(X, state, context_mask=context_masks()["right"])
-
-
-def test_one_context_has_one_width():
-    with pytest.raises(
-        ValueError,
-        match=r"one context for all layers, but cross_attn one of width 22, cross_gau one of width 26; give them the",
-    ):
-        Decoder(dim=DIM, depth=1, layers="cross_attn cross_gau", cross_attn_dim_context=OUTSIDE)
-    with pytest.raises(ValueError, match="cross_attn one of width 26, cross_attn one of width 22"):
-        AttentionLayers(dim=DIM, custom_layers="c cross_attn(dim_context=22)")
-
-
-@pytest.mark.parametrize(
-    ("flags", "match"),
-    [
-        ({"layers": "attn ff"}, "only_cross=True contradicts the layout 'attn ff'; leave out one of them"),
-        ({"layers": "ff"}, "only_cross=True contradicts the layout 'ff'"),
-        (
-            {"only_cross": False},
-            r"only_cross=False contradicts CrossAttender; use AttentionLayers\(only_cross",
-        ),
-        ({"causal": True}, "causal=True contradicts CrossAttender"),
-        ({"cross_attend": False}, "only_cross=True contradicts cross_attend=False"),
-    ],
-)
-def test_a_cross_attender_only_crosses(flags, match):
-    with pytest.raises(ValueError, match=match):
-        CrossAttender(dim=DIM, depth=1, **flags)
-
-
-def test_a_block_by_itself_says_that_it_has_no_context():
-    for cls in (CrossAttention, CrossGatedAttention):
-        block = cls(cls.Config(), Site(DIM, HEADS, True)).double()
-        with pytest.raises(ValueError, match="this block attends to a context, but the call has none"):
-            block(X, CTX)

@@ -1,3 +1,5 @@
+"""What is generated from a causal model, token by token, and how."""
+
 import inspect
 import itertools
 import math
@@ -17,16 +19,6 @@ def _seed():
     torch.manual_seed(17)
 
 
-@pytest.fixture
-def model():
-    return AutoregressiveWrapper(TinyLM().double()).eval()
-
-
-@pytest.fixture
-def prompts():
-    return torch.randint(0, 11, (B, N))
-
-
 def seeded(seed=5):
     return torch.Generator().manual_seed(seed)
 
@@ -39,103 +31,6 @@ def greedy_by_hand(model, prompt, seq_len, eos_token=None):
         if ids[-1] == eos_token:
             break
     return ids[len(prompt) :]
-
-
-# the loss
-
-
-def row_loss(model, row):
-    """Sum and number of the cross-entropies of one row without padding."""
-    logits = model.net(row[None, :-1])[0]
-    return -logits.log_softmax(-1)[range(len(row) - 1), row[1:]].sum(), len(row) - 1
-
-
-def test_loss_is_the_mean_over_all_next_tokens(model, prompts):
-    total, count = (sum(part) for part in zip(*(row_loss(model, row) for row in prompts), strict=True))
-    torch.testing.assert_close(model(prompts), total / count)
-    assert model.net.calls[-1] == ("forward", N - 1, [])
-
-
-@pytest.mark.parametrize("kind", ["right", "left", "holes"])
-def test_loss_with_padding_is_that_of_the_rows_alone(model, kind):
-    n, lens = 13, [13, 7, 2, 1, 0]
-    x, mask = torch.full((5, n), -100), torch.zeros(5, n, dtype=torch.bool)
-    parts = []
-    for i, length in enumerate(lens):
-        anywhere = torch.randperm(n)[:length].sort().values
-        places = {"right": torch.arange(length), "left": torch.arange(n - length, n), "holes": anywhere}[kind]
-        row = torch.randint(0, 11, (length,))
-        x[i, places], mask[i, places] = row, True
-        if length > 1:
-            parts.append(row_loss(model, row))
-    total, count = (sum(part) for part in zip(*parts, strict=True))
-    torch.testing.assert_close(model(x, mask), total / count)
-    torch.testing.assert_close(model(x, mask.long()), total / count)
-    if kind == "right":
-        torch.testing.assert_close(model(x, lens=torch.tensor(lens)), total / count)
-        torch.testing.assert_close(model(x, lens=lens), total / count)
-    x[~mask] = torch.randint(-100, 11, (int((~mask).sum()),))
-    torch.testing.assert_close(model(x, mask), total / count)
-
-
-def test_mask_and_lens_both_count(model, prompts):
-    mask = torch.ones(B, N, dtype=torch.bool)
-    mask[:, 0] = False
-    torch.testing.assert_close(model(prompts, mask, lens=[4, 4, 4]), model(prompts[:, 1:4]))
-
-
-def test_ignore_index_is_no_target_and_is_read_as_pad_value(prompts):
-    model = AutoregressiveWrapper(TinyLM().double(), ignore_index=-3, pad_value=7).eval()
-    prompts[0, 2] = -3
-    filled = prompts.masked_fill(prompts == -3, 7)
-    log_probs = model.net(filled[:, :-1]).log_softmax(-1)
-    losses = -log_probs.gather(-1, filled[:, 1:, None])[..., 0]
-    losses[0, 1] = 0
-    torch.testing.assert_close(model(prompts), losses.sum() / (B * (N - 1) - 1))
-
-
-def test_labels_stand_where_their_token_stands(model, prompts):
-    labels = prompts.clone()
-    labels[:, :3] = -100
-    log_probs = model.net(prompts[:, :-1]).log_softmax(-1)
-    expected = -log_probs.gather(-1, prompts[:, 1:, None])[:, 2:].mean()
-    torch.testing.assert_close(model(prompts, labels=labels), expected)
-
-
-def test_documents_don_t_predict_each_other(model):
-    class Packed(TinyLM):
-        def forward(self, ids, mask=None, doc_ids=None):
-            assert doc_ids.shape == ids.shape
-            return torch.cat((super().forward(ids[:, :3]), super().forward(ids[:, 3:])), 1)
-
-    packed = Packed().double().eval()
-    packed.load_state_dict(model.net.state_dict())
-    x = torch.randint(0, 11, (2, 8))
-    docs = torch.tensor([[4] * 3 + [6] * 5] * 2)
-    first, second = model(x[:, :3]), model(x[:, 3:])
-    torch.testing.assert_close(AutoregressiveWrapper(packed)(x, doc_ids=docs), (2 * first + 4 * second) / 6)
-
-
-def test_loss_without_targets_is_zero_and_differentiable(model, prompts):
-    loss = model(prompts, torch.zeros(B, N, dtype=torch.bool))
-    loss.backward()
-    assert loss.item() == 0
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_return_outputs_gives_the_logits_too(model, prompts):
-    loss, logits = model(prompts, return_outputs=True)
-    assert torch.equal(loss, model(prompts))
-    assert torch.equal(logits, model.net(prompts[:, :-1]))
-
-
-def test_kwargs_of_the_loss_reach_the_net(model, prompts):
-    context = torch.randn(B, 7, dtype=torch.double)
-    assert model(prompts, context=context) != model(prompts)
-    assert model.net.calls[-2] == ("forward", N - 1, ["context"])
-
-
-# generation
 
 
 def test_greedy_is_the_likeliest_token_each_time(model, prompts):
@@ -256,9 +151,6 @@ def test_repetition_penalty_spares_what_has_not_been_seen(model):
             ids = torch.cat((ids, token[None]))
 
 
-# the end token
-
-
 @pytest.fixture
 def ending(model, prompts):
     """An end token that a greedy run meets in every row, at different places, and the run without it."""
@@ -309,9 +201,6 @@ def test_min_tokens_holds_the_end_back(model, prompts, ending):
     assert not (found[:, :17] == eos).any()
 
 
-# streaming
-
-
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"repetition_penalty": 1.3, "prompt_lens": [5, 1, 3]}])
 @pytest.mark.parametrize("eos_token", [None, 6])
 def test_the_stream_is_what_is_generated(model, prompts, settings, eos_token):
@@ -331,9 +220,6 @@ def test_a_stream_makes_what_is_asked_for(model, prompts):
     next(stream)
     next(stream)
     assert len(model.net.calls) == 2
-
-
-# modes
 
 
 def modes(model):
@@ -380,9 +266,6 @@ def test_dropout_is_off_while_generating(prompts):
     assert torch.equal(*(model.generate(prompts, NEW, temperature=0.0) for _ in range(2)))
 
 
-# learned positions
-
-
 def test_what_fits_is_given_with_a_state(prompts):
     model = AutoregressiveWrapper(TinyLM(max_seq_len=17).double()).eval()
     assert model.generate(prompts, 13, temperature=0.0).shape == (B, 13)
@@ -418,123 +301,12 @@ def test_restricting_reads_the_last_tokens_anew(prompts, lens):
     assert torch.equal(model.beam_search(prompts, NEW, 3, cache_kv=False, **options), wide)
 
 
-# bad input
-
-IDS = torch.zeros(B, N, dtype=torch.long)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "match"),
-    [
-        (lambda m: m(IDS.float()), TypeError, "x must hold integer token ids, not torch.float32"),
-        (lambda m: m([1, 2]), TypeError, r"x must be a tensor of integer token ids, not \[1, 2\] of type list"),
-        (lambda m: m(IDS[0]), ValueError, r"x has shape \(5,\), but a loss needs \(b, n\)"),
-        (lambda m: m(IDS[:, :1]), ValueError, r"x has shape \(3, 1\), but a loss needs .* at least n = 2 tokens"),
-        (lambda m: m(IDS + 11), ValueError, "ids out of range"),
-        (lambda m: m(torch.cat((IDS, IDS[:, :1] + 11), 1)), ValueError, "the target 11 is not in the vocabulary"),
-        (lambda m: m(IDS, labels=IDS[:, 1:]), ValueError, r"labels has shape \(3, 4\), but x has \(3, 5\)"),
-        (lambda m: m(IDS, doc_ids=IDS[:1]), ValueError, r"doc_ids has shape \(1, 5\), but x has \(3, 5\)"),
-        (lambda m: m(IDS, doc_ids=IDS.float()), TypeError, "doc_ids must hold integer token ids"),
-        (lambda m: m(IDS, IDS.float()), TypeError, "mask must be boolean .* not torch.float32"),
-        (lambda m: m(IDS, IDS[:, 1:] == 0), ValueError, r"mask has shape \(3, 4\)"),
-        (lambda m: m(IDS, lens=[5, 6, 1]), ValueError, r"lens must be from 0 to 5, .* not 6"),
-        (lambda m: m(IDS, lens=[5, 4]), ValueError, r"lens has shape \(2,\), but there are 3 rows"),
-        (lambda m: m(IDS, lens=5), TypeError, "lens must be a tensor or a list of 3 lengths, not 5 of type int"),
-        (lambda m: m(IDS, lens=[5.0, 4.0, 3.0]), TypeError, r"lens\[0\] must be a whole number, not 5.0"),
-        (
-            lambda m: AutoregressiveWrapper("net"),
-            TypeError,
-            "net must be a model from token ids .* such as Transf.*not 'net'",
-        ),
-        (lambda m: AutoregressiveWrapper(m.net, pad_value=0.5), TypeError, "pad_value must be a whole number, not 0.5"),
-        (lambda m: AutoregressiveWrapper(m.net, ignore_index=None), TypeError, "ignore_index must be a whole number"),
-    ],
-)
-def test_errors_of_the_loss(model, call, error, match):
-    with pytest.raises(error, match=match):
-        call(model)
-
-
-@pytest.mark.parametrize("method", ["generate", "stream", "beam_search"])
-@pytest.mark.parametrize(
-    ("prompts", "options", "error", "match"),
-    [
-        (IDS, {"seq_len": 0}, ValueError, "seq_len must be at least 1, not 0"),
-        (IDS, {"seq_len": 2.0}, TypeError, "seq_len must be a whole number, not 2.0 of type float"),
-        (IDS, {"temperature": -1.0}, ValueError, "temperature must be .* not -1.0"),
-        (IDS, {"temperature": "hot"}, TypeError, "temperature must be a number, not 'hot' of type str"),
-        (IDS, {"eos_token": 11}, ValueError, r"eos_token=11 is not in the model's vocabulary of 11 tokens \(0 to 10\)"),
-        (IDS, {"eos_token": -1}, ValueError, "eos_token must be at least 0, not -1"),
-        (
-            IDS,
-            {"eos_token": torch.tensor(3)},
-            TypeError,
-            "must be a whole number, not a tensor of torch.int64",
-        ),
-        (IDS.float(), {}, TypeError, "prompts must hold integer token ids, not torch.float32"),
-        (IDS.bool(), {}, TypeError, "prompts must hold integer token ids, not torch.bool"),
-        ("text", {}, TypeError, "prompts must be a tensor of integer token ids, not 'text' of type str"),
-        (IDS[0, 0], {}, ValueError, r"prompts has no dimension: give \(n,\) for one prompt"),
-        (IDS[:, :0], {}, ValueError, r"prompts of shape \(3, 0\) are empty: a prompt needs at least one token"),
-        (IDS[:0], {}, ValueError, r"prompts of shape \(0, 5\) are empty"),
-        ([], {}, ValueError, "prompts is an empty list: give at least one prompt"),
-        ([IDS[0], IDS[0, :0]], {}, ValueError, "the prompt in row 1 is empty: a prompt needs at least one token"),
-        ([IDS[0, :0]], {}, ValueError, r"prompts of shape \(1, 0\) are empty"),
-        ([IDS], {}, ValueError, r"prompts\[0\] has shape \(3, 5\): in a list each prompt is 1-D"),
-        ([[1, 2]], {}, TypeError, r"prompts\[0\] must be a tensor of integer token ids, not \[1, 2\]"),
-        (list(IDS), {"prompt_lens": [1, 2, 3]}, ValueError, "in a list each has its own length"),
-        (IDS, {"prompt_lens": [5, 0, 3]}, ValueError, "the prompt in row 1 is empty"),
-        (IDS, {"prompt_lens": [5, 6, 3]}, ValueError, r"prompt_lens must be from 0 to 5, .* not 6"),
-        (IDS, {"prompt_lens": [5]}, ValueError, r"prompt_lens has shape \(1,\), but there are 3 rows"),
-        (IDS, {"prompt_lens": [5, 5, 5], "mask": IDS == 0}, ValueError, "prompt_lens and mask both say which"),
-        (IDS, {"mask": IDS == 1}, ValueError, "the prompt in row 0 is empty"),
-        (IDS, {"mask": IDS.float()}, TypeError, "mask must be boolean"),
-        (IDS, {"mask": IDS[:, 1:] == 0}, ValueError, r"mask has shape \(3, 4\)"),
-    ],
-)
-def test_errors_of_generation(model, method, prompts, options, error, match):
-    options = {"seq_len": NEW, **options}
-    with pytest.raises(error, match=match):
-        getattr(model, method)(prompts, **options)
-
-
-@pytest.mark.parametrize("method", ["generate", "beam_search"])
-def test_an_unknown_option_goes_to_the_net(model, method):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'restrict'"):
-        getattr(model, method)(IDS, NEW, restrict=True)
-
-
-@pytest.mark.parametrize("method", ["generate", "stream"])
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
-        ({"filter_logits_fn": "top_q"}, ValueError, "unknown filter 'top_q'; did you mean 'top_[kpa]'"),
-        ({"filter_kwargs": {"kk": 3}}, TypeError, "the filter 'top_k' takes no 'kk'; did you mean 'k'"),
-        ({"filter_logits_fn": "min_p", "filter_thres": 0.9}, TypeError, "the filter 'min_p' takes no 'thres'"),
-        ({"filter_thres": 1.5}, ValueError, "thres must be at most 1, not 1.5"),
-        ({"repetition_penalty": 0}, ValueError, "repetition_penalty must be above 0, not 0"),
-        ({"min_tokens": 3}, ValueError, "min_tokens=3 holds back the end token, but eos_token is not given"),
-        ({"generator": 3}, TypeError, "generator must be a torch.Generator, not 3"),
-    ],
-)
-def test_errors_of_drawing(model, method, options, error, match):
-    with pytest.raises(error, match=match):
-        getattr(model, method)(IDS, NEW, **options)
-
-
-def test_a_bidirectional_net_is_refused():
-    net = TinyLM()
-    net.causal = False
-    with pytest.raises(ValueError, match="TinyLM is bidirectional, so it sees what it is to predict"):
-        AutoregressiveWrapper(net)
-
-
 def test_a_net_without_step_needs_no_state():
     class Plain(nn.Module):
         def forward(self, ids):
             return nn.functional.one_hot((ids + 1) % 11, 11).float()
 
-    model = AutoregressiveWrapper(Plain())
+    model, ids = AutoregressiveWrapper(Plain()), torch.zeros(B, N, dtype=torch.long)
     with pytest.raises(TypeError, match=r"Plain has no step\(ids, state, mask=\): give cache_kv=False"):
-        model.generate(IDS, 3)
-    assert model.generate(IDS, 3, temperature=0.0, cache_kv=False).tolist() == [[1, 2, 3]] * B
+        model.generate(ids, 3)
+    assert model.generate(ids, 3, temperature=0.0, cache_kv=False).tolist() == [[1, 2, 3]] * B

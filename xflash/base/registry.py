@@ -21,6 +21,8 @@ __all__ = [
     "reads",
     "residuals",
     "scales",
+    "scores",
+    "weight_fns",
 ]
 
 T = TypeVar("T")
@@ -106,10 +108,12 @@ class Registry(Mapping[str, Any]):
         try:
             return self._parts[name]
         except KeyError:
-            known = ", ".join(map(repr, self._parts))
-            raise ValueError(
-                f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
-            ) from None
+            raise ValueError(self.unknown(name)) from None
+
+    def unknown(self, name: Any) -> str:
+        """The sentence about a name that nothing is registered by."""
+        known = ", ".join(map(repr, self._parts))
+        return f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts
@@ -130,3 +134,5 @@ joins = Registry("join")
 # What was one slot is three now; parts of one's own that were registered here join the stream.
 residuals = joins
 activations = Registry("activation")
+scores = Registry("score step")
+weight_fns = Registry("weight function")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import einx
 import torch
 from torch import nn
 
@@ -33,7 +34,11 @@ def from_block_recurrent(module: nn.Module) -> BlockRecurrentTransformer:
     with torch.device("meta"):
         model = BlockRecurrentTransformer(**arguments)
     weights = read_weights(module, model)
-    model.load_state_dict({name: t.detach().clone() for name, t in weights.items()}, strict=True, assign=True)
+    model.load_state_dict(
+        {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in weights.items()},
+        strict=True,
+        assign=True,
+    )
     return model.train(module.training)
 
 
@@ -127,14 +132,15 @@ def gains(name: str, attention: Any) -> Weights:
 
 def read_container(container: Any, own: bool) -> Weights:
     """The state vectors and their update; the two linear maps of the update become one."""
-    heads = container.heads
     # There the outputs of both attentions stand side by side in each head; here all heads of the one come first.
-    mixed = container.to_state_out.weight.unflatten(1, (heads, 2, -1)).transpose(1, 2).flatten(1)
+    mixed = einx.id("d (h both k) -> d (both h k)", container.to_state_out.weight, h=container.heads, both=2)
     found = {
         "state_norm.gain": container.state_norm.gamma,
         "names": container.state_pos_ids,
         "start": container.init_state,
-        "state_to_q.weight": torch.cat((container.state_to_q.weight, container.q_from_state.weight)),
+        "state_to_q.weight": einx.id(
+            "a d, w d -> (a + w) d", container.state_to_q.weight, container.q_from_state.weight
+        ),
         "state_key_value.weight": container.state_to_kv.weight,
         "gate.to_update.weight": container.state_out_to_gate.weight @ mixed,
         "gate.to_update.bias": container.state_out_to_gate.bias,

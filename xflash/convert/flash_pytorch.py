@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import einx
 import torch
 from torch import nn
 
@@ -49,7 +50,11 @@ def from_flash_pytorch(module: nn.Module) -> GAU | FLASH | FLASHTransformer:
     # On meta nothing is drawn from the generator, and a weight that was forgotten cannot go unnoticed.
     with torch.device("meta"):
         model: Any = build(**flags)
-    model.load_state_dict({name: t.detach().clone() for name, t in weights.items()}, strict=True, assign=True)
+    model.load_state_dict(
+        {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in weights.items()},
+        strict=True,
+        assign=True,
+    )
     return model.train(module.training)
 
 
@@ -89,16 +94,17 @@ def read_bias(bias: Any) -> Tensor:
         raise ValueError(
             f"the relative bias has {bias.num_buckets} buckets up to {bias.max_distance}; xflash has 32 up to 128"
         )
-    return bias.relative_attention_bias.weight.mT * bias.scale
+    return einx.id("buckets h -> h buckets", bias.relative_attention_bias.weight) * bias.scale
 
 
 def read_projections(module: Any, scales: Any, out: nn.Linear) -> Weights:
     """Their two input projections as one: gate, values and z in this order; the scales and offsets of z; the output."""
     hidden, z = module.to_hidden[0], module.to_qk[0]
-    (v, gate), (v_bias, gate_bias) = hidden.weight.chunk(2), hidden.bias.chunk(2)
+    v, gate = einx.id("(v + u) d -> v d, u d", hidden.weight, v=out.in_features)
+    v_bias, gate_bias = einx.id("(v + u) -> v, u", hidden.bias, v=out.in_features)
     return {
-        "to_hidden.weight": torch.cat((gate, v, z.weight)),
-        "to_hidden.bias": torch.cat((gate_bias, v_bias, z.bias)),
+        "to_hidden.weight": einx.id("u d, v d, z d -> (u + v + z) d", gate, v, z.weight),
+        "to_hidden.bias": einx.id("u, v, z -> (u + v + z)", gate_bias, v_bias, z.bias),
         "gamma": scales.gamma,
         "beta": scales.beta,
         "to_out.weight": out.weight,

@@ -67,6 +67,7 @@ def from_x_transformers(
             model = STACKS[kind(module)](**flags)
         else:
             model = WRAPPERS[kind(module)](attn_layers=STACKS[kind(peer.attn_layers)](**flags), **arguments)
+    weights = {name: t.contiguous() for name, t in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     return model.train(module.training)
 

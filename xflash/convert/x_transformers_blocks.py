@@ -4,6 +4,7 @@ from collections.abc import Collection
 from functools import partial
 from typing import Any
 
+import einx
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +15,6 @@ from ..layers.blocks.cross_attention import CrossAttention
 from ..layers.blocks.feedforward import FeedForward
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
-from ..layers.projection import group_rows
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
 __all__ = ["read_attention", "read_ff", "read_positions"]
@@ -36,32 +36,29 @@ def read_attention(
     heads, kv_heads = attn.heads, attn.kv_heads
     width = attn.to_q.out_features // heads
     check_attention(attn, peer, cross, width)
-    order = head_order(heads, kv_heads)
-    index = torch.tensor(order, device=attn.to_q.weight.device)
-
-    def by_head(t: Tensor, axis: int = 0) -> Tensor:
-        return t.unflatten(axis, (heads, -1)).index_select(axis, index).flatten(axis, axis + 1)
-
+    groups = {"g": kv_heads, "r": heads // kv_heads}
+    q, k, v = (reader.take(linear.weight) for linear in (attn.to_q, attn.to_k, attn.to_v))
     if isinstance(attn.to_out, nn.Linear):
         out = reader.take(attn.to_out.weight)
     else:
         out = torch.eye(peer.dim, dtype=attn.to_q.weight.dtype, device=attn.to_q.weight.device)
-    q, *kv = by_head(reader.take(attn.to_q.weight)), reader.take(attn.to_k.weight), reader.take(attn.to_v.weight)
-    weights = {"to_out.weight": by_head(out, 1)}
+    weights = {"to_out.weight": einx.id("d (r g k) -> d (g r k)", out, **groups)}
     if cross:
-        weights |= {"to_q.weight": q, "key_value.weight": group_rows(kv, kv_heads)}
+        weights["to_q.weight"] = einx.id("(r g k) d -> (g r k) d", q, **groups)
+        weights["key_value.weight"] = einx.id("(g k) d, (g k) d -> (g (k + k)) d", k, v, **groups)
     else:
-        weights["query_key_value.weight"] = group_rows((q, *kv), kv_heads)
+        fused = "(r g k) d, (g k) d, (g k) d -> (g ((r k) + k + k)) d"
+        weights["query_key_value.weight"] = einx.id(fused, q, k, v, **groups)
     if attn.num_mem_kv:
-        weights["mem_kv"] = torch.stack((reader.take(attn.mem_k), reader.take(attn.mem_v)))
+        weights["mem_kv"] = einx.id("g t k, g t k -> (1 + 1) g t k", reader.take(attn.mem_k), reader.take(attn.mem_v))
     if attn.to_v_gate is not None:
-        weights["to_gate.weight"] = by_head(reader.take(attn.to_v_gate.weight))
+        weights["to_gate.weight"] = einx.id("(r g k) d -> (g r k) d", reader.take(attn.to_v_gate.weight), **groups)
     if attn.head_scale:
-        weights["head_gain"] = reader.take(attn.head_scale_params)[0].index_select(0, index)
+        weights["head_gain"] = einx.id("1 (r g) n k -> (g r) n k", reader.take(attn.head_scale_params), **groups)
     if attn.qk_norm and attn.qk_norm_dim_scale:
-        weights["q_gain"] = reader.take(attn.qk_norm_q_scale).index_select(0, index)
+        weights["q_gain"] = einx.id("(r g) n k -> (g r) n k", reader.take(attn.qk_norm_q_scale), **groups)
         weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
-    return attention_flags(attn, cross, width), weights, order
+    return attention_flags(attn, cross, width), weights, head_order(heads, kv_heads)
 
 
 def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
@@ -147,8 +144,9 @@ def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int
             zeros = linear.weight.new_zeros(linear.out_features)
             weights[f"{key}.bias"] = zeros if linear.bias is None else reader.take(linear.bias)
     if glu and isinstance(first.mult_bias, torch.Tensor):
-        scale = torch.cat((reader.take(first.mult_bias), weights["to_inner.weight"].new_ones(outward.in_features)))
-        weights["to_inner.weight"] = weights["to_inner.weight"] * scale[:, None]
+        plain = weights["to_inner.weight"].new_ones(outward.in_features)
+        scale = einx.id("gate, value -> (gate + value)", reader.take(first.mult_bias), plain)
+        weights["to_inner.weight"] = einx.multiply("o d, o -> o d", weights["to_inner.weight"], scale)
         weights["to_inner.bias"] = weights["to_inner.bias"] * scale
     if norm is not None:
         weights["norm.gain"] = read_gain(norm, reader)
@@ -175,7 +173,8 @@ def read_positions(peer: Any, orders: Collection[tuple], reader: Reader, weights
                 raise feature("rel_pos_bias", "shared by layers that group their heads differently")
             table = reader.take(peer.rel_pos.relative_attention_bias.weight) * peer.rel_pos.scale
             order = torch.tensor(next(iter(orders), own), device=table.device)
-            weights[f"positions.rel_pos.tables.{peer.attn_heads}.weight"] = table.T.index_select(0, order)
+            table = einx.get_at("buckets [h], j -> j buckets", table, order)
+            weights[f"positions.rel_pos.tables.{peer.attn_heads}.weight"] = table
             flags["rel_pos_num_buckets"] = peer.rel_pos.num_buckets
             flags["rel_pos_max_distance"] = peer.rel_pos.max_distance
     return {"pos": " ".join(pos) or None, **flags}

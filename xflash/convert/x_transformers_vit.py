@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import einx
+
 from ..base.shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
@@ -20,7 +22,7 @@ def read_vit(module: Any, reader: Reader, weights: dict[str, Tensor]) -> dict[st
     weights["patch_emb.project.weight"] = reader.take(project.weight)
     weights["patch_emb.project.bias"] = reader.take(project.bias)
     weights["patch_emb.after.gain"] = read_gain(after, reader)
-    weights["pos_emb.weight"] = reader.take(module.pos_embedding)[0].unflatten(0, (side, side))
+    weights["pos_emb.weight"] = einx.id("1 (y x) d -> y x d", reader.take(module.pos_embedding), y=side)
     arguments = {
         "image_size": side * size,
         "patch_size": size,

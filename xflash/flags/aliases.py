@@ -1,6 +1,7 @@
 """The spellings that users of x-transformers and FLASH-pytorch know, and what they are called here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
@@ -71,14 +72,13 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 ALIASES = (*SWITCHES, *OTHERS)
+EXAMPLES = ("rotary", "alibi")
+# The flags that name several parts, which add up.
+LISTS = frozenset({"pos", "reads", "scale"})
 
 
-# The flags that name several parts, and what two of them would be.
-LISTS = {"pos": ("rotary", "alibi"), "reads": ("unet", "lime"), "scale": ("layerscale", "rezero")}
-
-
-def names(value: Any, flag: str = "pos") -> tuple[str, ...]:
-    """A choice of several for `flag`: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
+def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable[str] = EXAMPLES) -> tuple[str, ...]:
+    """A choice of several: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -86,8 +86,8 @@ def names(value: Any, flag: str = "pos") -> tuple[str, ...]:
     elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         found = tuple(value)
     else:
-        example = LISTS[flag]
-        raise TypeError(f"{flag} must be names such as {' '.join(example)!r} or {example}, not {shown(value)}")
+        some = tuple(islice(known, 2))
+        raise TypeError(f"{flag} must be names of {kind}s such as {' '.join(some)!r} or {some}, not {shown(value)}")
     for name in found:
         if found.count(name) > 1:
             raise ValueError(f"{flag}={value!r} names {name!r} twice")

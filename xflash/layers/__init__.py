@@ -1,6 +1,6 @@
-"""The parts of a stack; importing them registers the blocks, norms, positions, reads, scales and joins by name."""
+"""The parts of a stack; importing them registers the built-in ones by name."""
 
-from . import embeddings, norms
+from . import embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau
 from .joins import gru, hyper, join, scaled
 from .positions import alibi, rel_pos, relative, rotary
@@ -25,5 +25,6 @@ __all__ = [
     "rotary",
     "scale",
     "scaled",
+    "scores",
     "unet",
 ]

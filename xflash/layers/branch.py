@@ -97,8 +97,8 @@ class Branch(nn.Module):
 def recomputed(run: Callable, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None, place: int) -> Any:
     """What `run` gives, computed again with the same chance when gradients are wanted, instead of being kept.
 
-    Each time it begins with what was shared among layers before it: what it shares first is made in both, and no
-    later layer's tensors are held, which would tie the graph to itself.
+    Each time it begins with what was shared among layers and left for it before: what it shares first is made in both,
+    and no later layer's tensors are held, which would tie the graph to itself.
     """
     shared, left = dict(ctx.memo), ctx.relay.copy()
 

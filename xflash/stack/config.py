@@ -15,6 +15,7 @@ from ..layers.branch import NormPlace
 from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import places
+from .held import layer_config, parts_of, with_choices
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "check_widths",
     "known_flags",
     "resolve",
+    "slot_prefix",
 ]
 
 
@@ -60,10 +62,11 @@ class StackConfig:
 
 
 class Resolved(NamedTuple):
-    """What a stack is built of; `layers` has a block Config for each layer of the whole column."""
+    """What a stack is built of; for each layer of the whole column its block's Config, and those of what it holds."""
 
     config: StackConfig
     layers: tuple[tuple[str, Any], ...]
+    held: tuple[Mapping[str, Any], ...]
     period: int
     text: str
     norm: Any
@@ -163,11 +166,13 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     for name in used:
         if blocks[name].causal_only and not stack.causal:
             raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
-    all_owners = owners(StackConfig, used, chosen, stack.norm, text)
+    said, specs = with_choices(said, specs, stack.causal)
+    all_owners = owners(StackConfig, said, specs, chosen, stack.norm, text)
     routed = route(said, all_owners, ALIASES)
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
-    layers = tuple((spec.name, layer_config(spec, parts[slot_prefix(spec.name)], routed)) for spec in specs) * depth
+    made = [layer_config(spec, parts, routed) for spec in specs]
+    layers = tuple((spec.name, config) for spec, (config, _) in zip(specs, made, strict=True)) * depth
     for place, (name, _) in enumerate(layers):
         layers = tuple(blocks[name].arrange(place, layers))
     if stack.weight_tie_layers and depth == 1:
@@ -181,6 +186,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     return Resolved(
         config=stack,
         layers=layers,
+        held=tuple(held for _, held in made) * depth,
         period=len(specs),
         text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=parts["norm_"],
@@ -193,14 +199,6 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
         flat={name: value for name, value, _ in rows},
         rows=rows,
     )
-
-
-def layer_config(spec: LayerSpec, shared: Any, routed: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The Config of one layer: the block's flags with the layout's overrides on top."""
-    if not spec.overrides:
-        return shared
-    given = {**routed[slot_prefix(spec.name)], **spec.overrides}
-    return build(blocks[spec.name].Config, given, where=f" in the layout entry {excerpt(layout_text([spec]))}")
 
 
 def check_every(flags: Mapping[str, Any]) -> None:
@@ -244,5 +242,6 @@ def known_flags() -> list[str]:
     """Every flag that some stack has, aliases not counted."""
     named = [*blocks.items(), *(item for slot in SLOTS for item in slot.registry.items())]
     parts = [("", StackConfig), *((slot_prefix(name), part.Config) for name, part in named)]
+    parts += [(slot_prefix(f"{name}_{part}"), config) for name in blocks for _, part, config in parts_of(name)]
     parts += [("norm_", part.Config) for part in norms.values()]
     return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))

@@ -1,6 +1,7 @@
 """What a stack is put together from, and what it does with a state or a map, apart from the way of a tensor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
 
     after = norm(stack.norm_place == "sandwich")
     return Branch(
-        registered[name](config, site),
+        registered[name](config, replace(site, parts=plan.held[i])),
         joins[stack.join](plan.join, site),
         reads={n: reads[n](c, site) for n, c in plan.reads.items() if reads[n].stands(c, site)},
         scale={n: scales[n](c, site) for n, c in plan.scale.items()},

@@ -3,34 +3,40 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, joins, norms, positions, reads, scales
+from ..base.registry import Registry, blocks, joins, norms, positions, reads, scales
 from ..flags.aliases import names
 from ..flags.flag import Owner
+from ..flags.layout import LayerSpec
+from .held import held_owners, slot_prefix
 
 __all__ = ["SLOTS", "Slot", "choices", "owners", "slot_prefix"]
-
-
-def slot_prefix(name: str) -> str:
-    return name + "_"
 
 
 class Slot(NamedTuple):
     """A flag that names parts of a registry, and whether it names several."""
 
     name: str
-    registry: Mapping[str, Any]
+    registry: Registry
     several: bool = True
 
 
 SLOTS = (Slot("pos", positions), Slot("reads", reads), Slot("scale", scales), Slot("join", joins, False))
 
 
-def owners(stack: type, used: Sequence[str], chosen: Mapping[str, Sequence[str]], norm: str, text: str) -> list[Owner]:
+def owners(
+    stack: type,
+    said: Mapping[str, Any],
+    specs: Sequence[LayerSpec],
+    chosen: Mapping[str, Sequence[str]],
+    norm: str,
+    text: str,
+) -> list[Owner]:
     """Every part that could own a flag, and why it is absent where it is; `stack`: the Config of a stack's own."""
-    found = [Owner("", stack)]
+    found, used = [Owner("", stack)], {spec.name for spec in specs}
     for name, block in blocks.items():
         absent = "" if name in used else f"the layout {text} has no {name!r}"
         found.append(Owner(slot_prefix(name), block.Config, absent))
+        found += held_owners(name, said, specs, absent)
     for slot in SLOTS:
         here = chosen[slot.name]
         for name, part in slot.registry.items():
@@ -46,7 +52,7 @@ def choices(config: Any) -> dict[str, tuple[str, ...]]:
     chosen = {}
     for slot in SLOTS:
         named = getattr(config, slot.name)
-        chosen[slot.name] = names(named, slot.name) if slot.several else (named,)
+        chosen[slot.name] = names(named, slot.name, slot.registry.kind, slot.registry) if slot.several else (named,)
         for name in chosen[slot.name]:
             slot.registry[name]
     return chosen

@@ -1,5 +1,6 @@
 """`attn`: softmax attention among the tokens of the stack, with the variations people mix in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,9 @@ from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
 from ..projection import split_groups
+from ..scores.step import Read
 from .block import Site
-from .key_values import KV, Slots, append, begin, fits, place, reserve, shorten
+from .key_values import KV, Slots, append, begin, fits, last, place, reserve, shorten
 from .masks import visible
 from .multi_head import MultiHead
 
@@ -30,6 +32,7 @@ class Attention(MultiHead):
     keeps_tokens = True
     has_matrix = True
     positions = frozenset({"rotary", "rel_pos", "alibi"})
+    offers = frozenset({"buffers", "causal", "relay"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
@@ -62,27 +65,46 @@ class Attention(MultiHead):
         qk = self.normed(qk, "q", "k")
         q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
         q, k, v = (t.flatten(1, 2) for t in (q, k, v))
-        k, v, state = self.remember(k, v, ctx, state)
-        y = self.joined(self.look(q, k, v, ctx, place(state, ctx, k.shape[2])), x)
+        fresh = self.bring(x, ctx, state) if self.reader.brings else ()
+        (k, v, *brought), state = self.remember(k, v, ctx, state, *fresh)
+        slots = place(state, ctx, k.shape[2])
+        read = None if self.reader.plain else Read(q, k, ctx, slots.at, slots.keys)
+        if read is not None:
+            read.buffers, read.fresh = (dict(zip(self.reader.brings, held, strict=True)) for held in (brought, fresh))
+        y = self.joined(self.look(q, k, v, ctx, slots, read), x)
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
 
-    def remember(self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, Tensor, KV | None]:
-        """All keys and values there are, the new ones written behind the old, and the state that holds them."""
-        if not ctx.keep_state:
-            return k, v, None
-        return (k, v, begin(k, v, ctx)) if state is None else append(state, k, v, ctx)
+    def bring(self, x: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, ...]:
+        """The buffers of these tokens that the steps on the scores ask for."""
+        names = self.reader.brings
+        before = None if state is None else dict(zip(names, last(state, ctx), strict=True))
+        found = self.reader.bring(x, ctx, before)
+        return tuple(found[name] for name in names)
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n k"]:
+    def remember(
+        self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None, *brought: Tensor
+    ) -> tuple[Sequence[Tensor], KV | None]:
+        """What is kept of all tokens there are, the new ones' written behind the old, and the state that holds it."""
+        if not ctx.keep_state:
+            return (k, v, *brought), None
+        if state is None:
+            return (k, v, *brought), begin(k, v, ctx, *brought)
+        return append(state, k, v, ctx, *brought)
+
+    def look(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots, read: Read | None
+    ) -> Float[Tensor, "b h n k"]:
         """What the queries read from the tokens they may see."""
         view = seen = (self.config.window, self.config.sinks)
         if self.config.window is not None and self.sees_the_last(ctx, slots):
             # A view of what the token sees, rather than a mask over all there is.
             first = max(k.shape[2] - self.config.window, 0)
             k, v, seen = k[:, :, first:], v[:, :, first:], (None, 0)
+            read = None if read is None else read.since(first)
         m = k.shape[2]
         sight = visible(ctx, slots, m, self.site.causal, *seen)
         bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
-        return self.read(q, k, v, sight, bias=bias, maps=ctx.maps)
+        return self.read(q, k, v, sight, bias=bias, read=read, maps=ctx.maps)
 
     def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
         """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""

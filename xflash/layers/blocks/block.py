@@ -2,14 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ...base.registry import blocks
+from ...base.registry import Registry, blocks
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
 
@@ -26,7 +26,8 @@ class Site:
     """Where a part stands: the width, heads and direction of its stack, and its places in the column.
 
     branches: how many branches the stack runs, the column's length.  places: all those, from 0, at which this one
-    module stands: several where layers are tied.  period: the layers in one repetition of the layout.
+    module stands: several where layers are tied.  period: the layers in one repetition of the layout.  parts: the
+    Configs of the parts that a block holds, by name; those that are not there have their defaults.
     """
 
     dim: int
@@ -35,6 +36,7 @@ class Site:
     branches: int = 1
     places: tuple[int, ...] = (0,)
     period: int = 1
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:
         """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.
@@ -77,7 +79,9 @@ class Block(nn.Module, ABC):
     refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
     state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
     its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
-    which flag: `auxiliary_by`.
+    which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
+    with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
+    otherwise.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -87,6 +91,8 @@ class Block(nn.Module, ABC):
     mixes_tokens: ClassVar[bool] = True
     keeps_tokens: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
+    holds: ClassVar[Mapping[str, Registry]] = {}
+    borrows: ClassVar[str | None] = None
     reads_own: bool = True
     has_matrix: ClassVar[bool] = False
     auxiliary_by: ClassVar[str] = ""
@@ -135,6 +141,16 @@ class Block(nn.Module, ABC):
     def publishes_every(self) -> int:
         """After how many tokens of a row the state vectors change that a block that `publishes` lets others read."""
         raise NotImplementedError(f"{type(self).__name__} publishes nothing")
+
+    @classmethod
+    def refuses(cls, part: type) -> str:
+        """Why the block cannot hold a part of a registry that it `holds`, or ''."""
+        return ""
+
+    @classmethod
+    def takes_over(cls, part: type) -> bool:
+        """Whether the block takes a part over that the block it borrows from has."""
+        return not cls.refuses(part)
 
     @classmethod
     def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:

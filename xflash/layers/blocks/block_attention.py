@@ -1,7 +1,7 @@
 """`block_attn`: softmax attention to a token's own block and the one before, with bounded memory."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from einops import rearrange
@@ -13,14 +13,16 @@ from ...base.state import Ctx
 from ...flags.flag import flag
 from ..kernels.buffers import emptied
 from ..kernels.groups import Padded, Scattered, join_groups, part_groups
-from ..kernels.softmax import shared_attention
 from ..kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
 from ..positions.distance import own_bias
 from ..projection import key_and_value, whole
-from .block import Block, Site
+from ..scores.read import ReadFlags, SoftmaxRead, rows_of
+from ..scores.step import Read
+from .block import Site
 from .compress import Compressor, build_compressor, reconstruction
 from .cosine import Cosine
 from .multi_head import count_heads
+from .reading import Reading
 from .retrieve import Memory, build_retriever
 from .state_read import StateReader
 
@@ -28,7 +30,7 @@ __all__ = ["BlockAttention"]
 
 
 @blocks.register("block_attn")
-class BlockAttention(Block):
+class BlockAttention(Reading):
     """Each token attends to its own block of w tokens, up to itself, and to the whole block before (sliding: w tokens).
 
     The local attention of the block-recurrent transformer (https://arxiv.org/abs/2203.07852), whose state is bounded:
@@ -37,13 +39,13 @@ class BlockAttention(Block):
     xPos stay small however long the text is. The paper's W is our w.
     """
 
-    kind: ClassVar[str] = "block_attn"
+    kind = "block_attn"
     causal_only = True
     auxiliary_by = "compress_loss=True"
     positions = frozenset({"rotary", "rel_pos", "alibi"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ReadFlags):
         block_width: int = flag(512, "tokens in a block", at_least=1)
         dim_head: int = flag(64, "width of a head", at_least=1)
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
@@ -87,13 +89,26 @@ class BlockAttention(Block):
         reads += len(config.read_from) + (self.retriever is not None)
         self.to_out = site.linear_out((1 + reads) * inner)
         self.cosine = Cosine(width, f"{self.kind}_qk_norm") if config.qk_norm else None
+        self.reader = self.softmax_read(config, self.scale, config.dropout)
+        for name in ("retrieve", "compress_loss"):
+            if getattr(config, name) and not self.reader.plain:
+                raise ValueError(
+                    f"{self.kind}_{name}={getattr(config, name)} reads by a plain softmax: leave out "
+                    f"{self.kind}_scores and {self.kind}_weight_fn, or that"
+                )
         read_scale = config.read_qk_norm_scale if config.read_qk_norm else width**-0.5
         read_cosine = f"{self.kind}_read_qk_norm" if config.read_qk_norm else None
         self.readers = nn.ModuleList(
-            StateReader(site.dim, self.heads, self.kv_heads, width, read_cosine, read_scale) for _ in config.read_from
+            StateReader(self.softmax_read(config, read_scale), site.dim, self.heads, self.kv_heads, width, read_cosine)
+            for _ in config.read_from
         )
         self.rel_pos_bias = own_bias(config.rel_pos_bias, self.heads, True, 0)
         self.compressor = build_compressor(self.kind, config, self.kv_heads)
+
+    def softmax_read(self, config: Any, scale: float, dropout: float = 0.0) -> SoftmaxRead:
+        """One of the layer's reads, with the steps that the flags ask for."""
+        flash = None if config.flash else False
+        return SoftmaxRead(self.kind, config, self.site, self.heads, scale, dropout=dropout, flash=flash)
 
     def bias_heads(self) -> int:
         return self.heads
@@ -140,7 +155,7 @@ class BlockAttention(Block):
     def read_others(self, x: Float[Tensor, "b n d"], ctx: Ctx) -> list[Float[Tensor, "b n _"]]:
         """What the tokens read from the state vectors of other layers."""
         pairs = zip(self.readers, self.config.read_from, strict=True)
-        return [reader(x, ctx.states[number].to(x.dtype)) for reader, number in pairs]
+        return [reader(x, ctx.states[number].to(x.dtype), ctx) for reader, number in pairs]
 
     def fold(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Window | None) -> Blocks:
         """The keys and values of the tokens, in blocks behind what the state holds."""
@@ -236,7 +251,7 @@ class BlockAttention(Block):
         where = torch.arange(w, device=q.device)[None]
         mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled[:, :, None]
         mask = join_groups(mask.expand(q.shape[0], -1, -1, -1))
-        y = self.read(*map(join_groups, (queries, k, v)), mask, where + (extra + w), ctx)
+        y = self.read(*map(join_groups, (queries, k, v)), mask, where + (extra + w), ctx, queries.shape[1])
         return layout.take(part_groups(y, *queries.shape[:2]))
 
     def alone(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
@@ -263,8 +278,12 @@ class BlockAttention(Block):
         mask: Bool[Tensor, "_ r s"],
         where: Int[Tensor, "_ r"],
         ctx: Ctx,
+        g: int = 1,
     ) -> Float[Tensor, "b r _"]:
-        """Softmax attention of queries that stand at `where` among the slots of their window, heads joined."""
+        """What queries read that stand at `where` among the slots of their window, heads joined.
+
+        g: how many of the batch are windows of one row.
+        """
         q, k, v = (
             rearrange(t, "b n (h k) -> b h n k", h=h)
             for t, h in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads))
@@ -277,8 +296,11 @@ class BlockAttention(Block):
             view = (self.config.block_width, self.compressor and (self.compressor.factor, self.compressor.blocks))
             q, k = ctx.relative.turn(q, where, ctx, view), ctx.relative.turn(k, slots, ctx, view, inverse=True)
         bias = self.bias(where, slots, ctx, q.dtype)
-        dropout = self.config.dropout if self.training else 0.0
-        y = shared_attention(q, k, v, mask[:, None], bias, scale=self.scale, dropout=dropout, fused=self.config.flash)
+        read = None
+        if not self.reader.plain:
+            read = Read(q, k, ctx, where, slots, rows_of(q, g))
+            bias = self.reader.biased(bias, read)
+        y, _ = self.reader(q, k, v, mask[:, None], bias, read=read)
         return rearrange(y, "b h n k -> b n (h k)")
 
     def bias(

@@ -9,6 +9,7 @@ from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
 from ..projection import split_groups
+from ..scores.step import Read
 from .block import Site
 from .context import Context, TakesContext, context_mask, source
 from .masks import sight
@@ -27,6 +28,7 @@ class CrossAttention(TakesContext, MultiHead):
     """
 
     kind = "cross_attn"
+    offers = frozenset({"relay"})
     reading = ("key_value", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ class CrossAttention(TakesContext, MultiHead):
         if held.k.shape[1] != self.kv_heads:
             self.check_shard(held.k.shape[1], ctx)
         q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
-        y = self.read(q, held.k, held.v, sight(context_mask(held)), maps=ctx.maps, over_tokens=False)
+        read = None if self.reader.plain else Read(q, held.k, ctx)
+        y = self.read(q, held.k, held.v, sight(context_mask(held)), read=read, maps=ctx.maps, over_tokens=False)
         return self.joined(y, x), held if ctx.keep_state else None
 
     def keys_and_values(self, context: Float[Tensor, "b c _"]) -> tuple[Float[Tensor, "b h c k"], Tensor]:

@@ -90,7 +90,7 @@ class GatedAttention(GatedUnit):
         for name in ("doc_ids", "attn_mask"):
             if getattr(ctx, name) is not None:
                 raise ValueError(f"{name} cannot be given to GatedAttention together with a state")
-        all_k, all_v, state = append(state, k, v, ctx)
+        (all_k, all_v), state = append(state, k, v, ctx)
         return all_k.to(k.dtype), all_v.to(v.dtype), state if ctx.keep_state else None
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots) -> Float[Tensor, "b h n e"]:

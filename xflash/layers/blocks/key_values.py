@@ -1,5 +1,6 @@
-"""What softmax attention and GAU carry: the keys and values of the tokens seen, or of the last of them only."""
+"""What softmax attention and GAU carry: keys, values and named buffers of the tokens seen, or of the last of them."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,12 +10,13 @@ from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
 from ..kernels.buffers import SPARE, emptied, grow, write
 
-__all__ = ["KV", "Slots", "append", "begin", "fits", "place", "reserve", "shorten"]
+__all__ = ["KV", "Slots", "append", "begin", "fits", "last", "place", "reserve", "shorten"]
 
 
 class KV(NamedTuple):
     """Keys and values of the tokens a row remembers, in buffers (b, h, slots, width) that grow by doubling.
 
+    brought: further buffers of the same slots, what score steps bring.
     gone: (b,) how many tokens behind the first `front` each row has given up: slot j >= front holds token j + gone,
     a slot before it token j.  spared: how many slots fewer than tokens the longest row takes, `gone` where all rows
     are alike.
@@ -25,6 +27,21 @@ class KV(NamedTuple):
     gone: Tensor
     spared: int = 0
     front: int = 0
+    brought: tuple[Tensor, ...] = ()
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that is kept a token, in slots."""
+        return self.k, self.v, *self.brought
+
+    def holding(self, buffers: Sequence[Tensor]) -> "KV":
+        """The state with other buffers, in their order."""
+        k, v, *brought = buffers
+        return KV(k, v, self.gone, self.spared, self.front, tuple(brought))
+
+    def each(self, fn: Callable[[Tensor], Tensor]) -> "KV":
+        """The state with what `fn` makes of every buffer."""
+        return self.holding([fn(t) for t in self.buffers])
 
     def renewed(self, rows: Bool[Tensor, " b"], fresh: "KV | None", bound: int) -> "KV":
         """The state with the named rows as in `fresh` (None: as before their first token), `bound` tokens seen at most.
@@ -32,14 +49,14 @@ class KV(NamedTuple):
         What `fresh` holds, all of its slots, may be more than a window has left of the others.
         """
         gone = torch.where(rows, 0 if fresh is None else fresh.gone, self.gone)
+        chosen = rows[:, None, None, None]
         if fresh is None:
-            k, v = (t.masked_fill(rows[:, None, None, None], 0) for t in (self.k, self.v))
-            return self._replace(k=k, v=v, gone=gone)
+            return self.each(lambda t: t.masked_fill(chosen, 0))._replace(gone=gone)
         spared = min(self.spared, bound - fresh.k.shape[2])
         room = max(self.k.shape[2], bound - spared)
-        ours, new = ([F.pad(t, (0, 0, 0, room - t.shape[2])) for t in (kv.k, kv.v)] for kv in (self, fresh))
-        k, v = (torch.where(rows[:, None, None, None], a, b) for a, b in zip(new, ours, strict=True))
-        return KV(k, v, gone, spared, max(self.front, fresh.front))
+        ours, new = ([F.pad(t, (0, 0, 0, room - t.shape[2])) for t in kv.buffers] for kv in (self, fresh))
+        mixed = self.holding([torch.where(chosen, a, b) for a, b in zip(new, ours, strict=True)])
+        return mixed._replace(gone=gone, spared=spared, front=max(self.front, fresh.front))
 
 
 class Slots(NamedTuple):
@@ -54,21 +71,35 @@ class Slots(NamedTuple):
     alike: bool
 
 
-def begin(k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) -> KV:
+def begin(k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx, *brought: Tensor) -> KV:
     """The state behind a row's first tokens."""
     none = ctx.once("none gone", lambda: torch.zeros(k.shape[0], dtype=torch.long, device=k.device))
-    return KV(k, v, none)
+    return KV(k, v, none, brought=brought)
 
 
-def append(kv: KV, k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx) -> tuple[Tensor, Tensor, KV]:
-    """Keys and values of all slots there are, the new ones written behind the old, and the state that holds them."""
+def append(
+    kv: KV, k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx, *brought: Tensor
+) -> tuple[list[Tensor], KV]:
+    """What all slots hold that there are, the new tokens' written behind the old, and the state that holds it."""
     start = ctx.past - kv.spared
     index = None if ctx.uniform else ctx.positions - kv.gone[:, None]
-    all_k, all_v = write(kv.k, k, start, index, ctx.in_place), write(kv.v, v, start, index, ctx.in_place)
+    pairs = zip(kv.buffers, (k, v, *brought), strict=True)
+    every = [write(buffer, t, start, index, ctx.in_place) for buffer, t in pairs]
     if not ctx.in_place:
-        kv = kv._replace(k=all_k, v=all_v)
+        kv = kv.holding(every)
     m = start + k.shape[2]
-    return all_k[:, :, :m], all_v[:, :, :m], kv
+    return [t[:, :, :m] for t in every], kv
+
+
+def last(kv: KV, ctx: Ctx) -> list[Float[Tensor, "b _ 1 _"]]:
+    """What score steps have brought of each row's last token before this call, zeros where it has none."""
+    if ctx.length is None:
+        end = ctx.past - kv.spared
+        return [t[:, :, end - 1 : end] for t in kv.brought]
+    slot = (ctx.length - kv.gone - 1).clamp(min=0)[:, None, None, None]
+    none = (ctx.length == 0)[:, None, None, None]
+    found = (t.gather(2, slot.expand(-1, t.shape[1], 1, t.shape[3])) for t in kv.brought)
+    return [t.masked_fill(none, 0) for t in found]
 
 
 def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
@@ -97,10 +128,11 @@ def reserve(kv: KV, used: int, need: int, copy: bool, length: Int[Tensor, " b"] 
     if fits(kv, need) and not copy:
         return kv
     used, need = used - kv.spared, need - kv.spared
-    k, v = grow(kv.k, used, need, copy), grow(kv.v, used, need, copy)
+    kv = kv.each(lambda t: grow(t, used, need, copy))
     if copy and length is not None:
-        k, v = (emptied(t, length - kv.gone) for t in (k, v))
-    return kv._replace(k=k, v=v)
+        ends = length - kv.gone
+        kv = kv.each(lambda t: emptied(t, ends))
+    return kv
 
 
 def shorten(kv: KV, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> KV:
@@ -114,10 +146,10 @@ def shorten(kv: KV, tokens: int, front: int, bound: int, length: Int[Tensor, " b
         return kv
     if length is None:
         extra = used - left
-        k, v = (torch.cat((t[:, :, :front], t[:, :, front + extra : used]), 2) for t in (kv.k, kv.v))
-        return KV(k, v, kv.gone + extra, kv.spared + extra, front)
+        kv = kv.each(lambda t: torch.cat((t[:, :, :front], t[:, :, front + extra : used]), 2))
+        return kv._replace(gone=kv.gone + extra, spared=kv.spared + extra, front=front)
     more = (length - kv.gone - left).clamp(min=0)
     slot = torch.arange(left, device=length.device)
     index = torch.where(slot < front, slot, slot + more[:, None])[:, None, :, None]
-    k, v = (t.gather(2, index.expand(-1, t.shape[1], -1, t.shape[3])) for t in (kv.k, kv.v))
-    return KV(k, v, kv.gone + more, bound - left, front)
+    kv = kv.each(lambda t: t.gather(2, index.expand(-1, t.shape[1], -1, t.shape[3])))
+    return kv._replace(gone=kv.gone + more, spared=bound - left, front=front)

@@ -1,19 +1,22 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from torch import nn
 
 from ...base.shapes import Float, Tensor
 from ...base.state import AttentionMap, Ctx
+from ...flags.aliases import names
 from ...flags.flag import flag
-from ..kernels.softmax import attend, attend_slow, unit
-from .block import Block, Site
+from ..kernels.softmax import unit
+from ..scores.read import ReadFlags, SoftmaxRead, in_front
+from ..scores.step import Read
+from .block import Site
 from .masks import Sight
+from .reading import Reading
 
 __all__ = ["MultiHead", "count_heads", "split_heads"]
 
@@ -34,21 +37,11 @@ def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n 
     return t.reshape(b, n, channels // width, width).transpose(1, 2)
 
 
-def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:
-    """What belongs to one query a head as r queries a key/value head, whose keys then need not be repeated."""
-    return t if t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, t.shape[1] // kv_heads, t.shape[3])
-
-
-class MultiHead(Block):
-    """Heads, memory keys and values, gates and the kernel; query head h uses key/value head h // r, r to each.
-
-    `kind` is the name that the block is registered by.
-    """
-
-    kind: ClassVar[str]
+class MultiHead(Reading):
+    """Heads, memory keys and values, gates and the read; query head h uses key/value head h // r, r to each."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ReadFlags):
         dim_head: int = flag(64, "width of a head", at_least=1)
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
         kv_heads: int | None = flag(
@@ -69,8 +62,9 @@ class MultiHead(Block):
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head
         self.to_out = site.linear_out(inner)
-        self.scale = width**-0.5
-        self.build_qk_norm(config)
+        self.reader = SoftmaxRead(
+            self.kind, config, site, self.heads, self.build_qk_norm(config), dropout=config.dropout, flash=config.flash
+        )
         if config.num_mem_kv:
             self.mem_kv = nn.Parameter(torch.randn(2, self.kv_heads, config.num_mem_kv, width))
         if config.gate_values:
@@ -84,13 +78,15 @@ class MultiHead(Block):
             return ""
         return f"{self.kind}_flash=True: the fused kernel never makes them; leave it out, and it is used where possible"
 
-    def build_qk_norm(self, config: Config) -> None:
+    def build_qk_norm(self, config: Config) -> float:
+        """What scores are multiplied by."""
+        plain = config.dim_head**-0.5
         if not config.qk_norm:
             for name in ("qk_norm_groups", "qk_norm_scale", "qk_norm_dim_scale"):
                 if getattr(config, name) != MultiHead.Config.__dataclass_fields__[name].default:
                     kind = self.kind
                     raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {kind}_qk_norm is False")
-            return
+            return plain
         if config.dim_head % config.qk_norm_groups or config.dim_head // config.qk_norm_groups < 3:
             raise ValueError(
                 f"{self.kind}_qk_norm_groups={config.qk_norm_groups} must cut {self.kind}_dim_head={config.dim_head} "
@@ -105,8 +101,8 @@ class MultiHead(Block):
             start = config.dim_head**0.25
             self.q_gain = nn.Parameter(torch.full((self.heads, 1, config.dim_head), start))
             self.k_gain = nn.Parameter(torch.full((self.kv_heads, 1, config.dim_head), start))
-        else:
-            self.scale = config.qk_norm_scale
+            return plain
+        return config.qk_norm_scale
 
     def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
@@ -134,6 +130,8 @@ class MultiHead(Block):
             "qk_norm_dim_scale": config.qk_norm and config.qk_norm_dim_scale,
         }
         said = [f"{self.kind}_{name}={value}" for name, value in for_all.items() if value]
+        if next(self.reader.parameters(), None) is not None:
+            said.append(f"{self.kind}_scores={' '.join(names(self.config.scores))!r}")
         if ctx.relative is not None and ctx.relative.biases and self.bias_heads() is not None:
             said.append("a bias by position")
         if mask is not None and mask.shape[1] > 1:
@@ -152,36 +150,29 @@ class MultiHead(Block):
         sight: Sight,
         *,
         bias: Float[Tensor, "_ h n m"] | None = None,
+        read: Read | None = None,
         maps: list[AttentionMap] | None = None,
         over_tokens: bool = True,
     ) -> Float[Tensor, "b h n k"]:
         """What the queries read from keys and values, memory ones included.
 
-        `maps`, when there, gets the weights, `over_tokens` saying whether the keys are the stack's own tokens.
+        `read` is what the steps on the scores may know, where there are any. `maps`, when there, gets the weights,
+        `over_tokens` saying whether the keys are the stack's own tokens.
         """
+        if read is not None:
+            bias = self.reader.biased(bias, read)
         if self.config.num_mem_kv:
             k, v, sight, bias = self.with_memory(k, v, sight, bias, q.shape[2])
+            if read is not None:
+                read.k, read.memory = k, self.config.num_mem_kv
         mask, causal, blind = sight
         if mask is not None and blind is not None:
             # A softmax over nothing is NaN, in gradients too: what is read of everything is hidden below.
             mask = mask | blind
-        r = self.heads // self.kv_heads
-        shared = r > 1 and q.shape[2] == 1 and not causal and maps is None
-        if shared:
-            q = share(q, k.shape[1])
-            mask, bias = (None if t is None else share(t, k.shape[1]) for t in (mask, bias))
-        elif r > 1:
-            k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
-        dropout = self.config.dropout if self.training else 0.0
-        if self.config.flash is False or maps is not None:
-            y, weights = attend_slow(q, k, v, mask, bias, causal, self.scale, dropout)
-            if maps is not None:
-                weights = weights if blind is None else weights.masked_fill(blind, 0)
-                maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
-        else:
-            y = attend(q, k, v, mask, bias, causal, self.scale, dropout)
-        if shared:
-            y = y.flatten(1, 2).unsqueeze(2)
+        y, weights = self.reader(q, k, v, mask, bias, causal, read, maps is not None)
+        if maps is not None and weights is not None:
+            weights = weights if blind is None else weights.masked_fill(blind, 0)
+            maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
         if blind is not None:
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
@@ -193,15 +184,9 @@ class MultiHead(Block):
 
         No query is blind beside them.
         """
-        t, m = self.config.num_mem_kv, k.shape[2]
+        t = self.config.num_mem_kv
+        mask = in_front(t, sight.mask, sight.causal, n, k)
         mem_k, mem_v = self.mem_kv.to(k.dtype)
         mem_k = self.normed(mem_k[None], "k")[0]
         k, v = (torch.cat((a.expand(k.shape[0], -1, -1, -1), b), 2) for a, b in ((mem_k, k), (mem_v, v)))
-        mask = sight.mask
-        if sight.causal:
-            mask = torch.ones(1, 1, n, m, dtype=torch.bool, device=k.device).tril(m - n)
-        if mask is not None:
-            mask = F.pad(mask, (t, 0), value=True)
-        if bias is not None:
-            bias = F.pad(bias, (t, 0))
-        return k, v, Sight(mask), bias
+        return k, v, Sight(mask), None if bias is None else F.pad(bias, (t, 0))

@@ -76,7 +76,8 @@ def recurrence(
 
 def describe(kind: str, config: Any, site: Site) -> str:
     """What a layer that an operator computes with is built from."""
-    return json.dumps({"kind": kind, "config": asdict(config), "site": [site.dim, site.heads]})
+    parts = {name: asdict(part) for name, part in site.parts.items()}
+    return json.dumps({"kind": kind, "config": asdict(config), "site": [site.dim, site.heads], "parts": parts})
 
 
 def outline(layer: nn.Module) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
@@ -99,15 +100,21 @@ def renewing(layer: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in layer.named_parameters() if name.startswith(layer.renewing)}
 
 
+def as_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Config holds, from JSON."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+
+
 @functools.lru_cache(maxsize=64)
 def skeleton(built: str, thread: int) -> tuple[Renewal, list[str]]:
     """The module for weights that are handed in, and their names; each thread its own, since they are put into it."""
     parts: Mapping[str, Any] = json.loads(built)
     kind = blocks[parts["kind"]]
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in parts["config"].items()}
     dim, heads = parts["site"]
+    held = {name: part for registry in kind.holds.values() for name, part in registry.items()}
+    configs = {name: held[name].Config(**as_config(values)) for name, values in parts["parts"].items()}
     with torch.device("meta"):
-        layer = kind(kind.Config(**values), Site(dim, heads, True))
+        layer = kind(kind.Config(**as_config(parts["config"])), Site(dim, heads, True, parts=configs))
     renewal = Renewal(layer)
     for module in renewal.modules():
         # Nobody's hooks on all modules (FlopCounterMode has such): autograd, which they may ask, is off in an operator.

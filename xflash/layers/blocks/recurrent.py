@@ -14,10 +14,10 @@ from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
 from ..kernels.groups import join_groups, part_groups
-from ..kernels.softmax import shared_attention
 from ..kernels.windows import Blocks, Window, valid
 from ..norms import LayerNorm
 from ..projection import key_and_value
+from ..scores.read import SoftmaxRead
 from .block import Site
 from .block_attention import BlockAttention
 from .cosine import Cosine
@@ -96,6 +96,8 @@ class Recurrent(BlockAttention):
         "state_key_value",
         "state_cosines.among",
         "state_cosines.write",
+        "state_reads.among",
+        "state_reads.write",
         "mixer",
         "gate",
     )
@@ -129,14 +131,11 @@ class Recurrent(BlockAttention):
         self.start = nn.Parameter(0.1 * torch.randn(config.num_state_vectors, dim))
         self.state_to_q = nn.Linear(dim, 2 * inner, bias=False)
         self.state_key_value = nn.Linear(dim, 2 * self.kv_heads * width, bias=False)
+        roles = ("read", "among", "write")[not self.reads_own :]
+        self.state_reads = nn.ModuleDict({role: self.softmax_read(config, self.scale) for role in roles})
         self.state_cosines = nn.ModuleDict()
         if config.qk_norm:
-            self.state_cosines = nn.ModuleDict(
-                {
-                    name: Cosine(width, f"{self.kind}_qk_norm")
-                    for name in ("read", "among", "write")[not self.reads_own :]
-                }
-            )
+            self.state_cosines = nn.ModuleDict({role: Cosine(width, f"{self.kind}_qk_norm") for role in roles})
         self.mixer = Mixer(2 * inner, dim) if config.update == "single" else None
         self.gate = Gate(config.gate, dim if config.update == "single" else 2 * inner, dim)
         if config.update == "dual":
@@ -169,7 +168,9 @@ class Recurrent(BlockAttention):
         folded = self.fold(x, ctx, window)
         y, window = self.local(x, folded, ctx, window)
         before, after = self.vectors(folded, state, x, ctx.keep_state)
-        own = [self.read_states(self.projected("to_state_q", x, self.heads), before, folded)] if self.reads_own else []
+        own = []
+        if self.reads_own:
+            own = [self.read_states(self.projected("to_state_q", x, self.heads), before, folded, ctx)]
         y = self.to_out(torch.cat((y, *own, *self.read_others(x, ctx)), -1))
         if window is None:
             return y, None
@@ -273,23 +274,25 @@ class Recurrent(BlockAttention):
         """The keys and values that state vectors have for each other and for tokens."""
         return key_and_value(self.projected("state_key_value", named, 2 * self.kv_heads), self.kv_heads)
 
-    def look(self, role: str, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Float[Tensor, "b r _"]:
-        """Softmax attention without positions, heads joined."""
+    def look(
+        self, role: str, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, **about: Any
+    ) -> Float[Tensor, "b r _"]:
+        """What is read without positions, heads joined."""
         q, k, v = (
             rearrange(t, "b n (h k) -> b h n k", h=h)
             for t, h in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads))
         )
         if role in self.state_cosines:
             q, k = self.state_cosines[role](q, k)
-        y = shared_attention(q, k, v, seen, scale=self.scale, fused=self.config.flash)
-        return rearrange(y, "b h n k -> b n (h k)")
+        reader = cast(SoftmaxRead, self.state_reads[role])
+        return rearrange(reader.alone(q, k, v, mask=seen, **about), "b h n k -> b n (h k)")
 
     def read_states(
-        self, q: Float[Tensor, "b n _"], before: Float[Tensor, "b g s d"], folded: Blocks
+        self, q: Float[Tensor, "b n _"], before: Float[Tensor, "b g s d"], folded: Blocks, ctx: Ctx
     ) -> Float[Tensor, "b n _"]:
         """What the tokens read from the state vectors their block began with."""
         k, v = self.state_keys(self.named(join_groups(before)))
         if folded.layout is None:
-            return self.look("read", q, k, v)
-        y = self.look("read", join_groups(folded.layout.put(q)), k, v)
+            return self.look("read", q, k, v, ctx=ctx)
+        y = self.look("read", join_groups(folded.layout.put(q)), k, v, ctx=ctx, g=before.shape[1])
         return folded.layout.take(part_groups(y, *before.shape[:2]))

@@ -10,39 +10,41 @@ from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
-from ..kernels.softmax import shared_attention
 from ..projection import whole
-from .block import Block, Site
+from ..scores.read import ReadFlags, SoftmaxRead
+from .block import Site
 from .cosine import Cosine
+from .reading import Reading
 
 __all__ = ["StateRead", "StateReader"]
 
 
 class StateReader(nn.Module):
-    """Softmax attention of tokens to named state vectors, without positions; heads joined, not yet projected.
+    """What tokens read from named state vectors, without positions; heads joined, not yet projected.
 
     cosine: the flag that asks for cosine attention, None where none does.
     """
 
-    def __init__(self, dim: int, heads: int, kv_heads: int, width: int, cosine: str | None, scale: float):
+    def __init__(self, reader: SoftmaxRead, dim: int, heads: int, kv_heads: int, width: int, cosine: str | None):
         super().__init__()
-        self.heads, self.kv_heads, self.width, self.scale = heads, kv_heads, width, scale
+        self.reader = reader
+        self.heads, self.kv_heads, self.width = heads, kv_heads, width
         self.to_q = nn.Linear(dim, heads * width, bias=False)
         self.key_value = nn.Linear(dim, 2 * kv_heads * width, bias=False)
         self.cosine = Cosine(width, cosine) if cosine else None
 
-    def forward(self, x: Float[Tensor, "b n d"], states: Float[Tensor, "b s d"]) -> Float[Tensor, "b n _"]:
+    def forward(self, x: Float[Tensor, "b n d"], states: Float[Tensor, "b s d"], ctx: Ctx) -> Float[Tensor, "b n _"]:
         q = whole(self.to_q(x), self.heads * self.width, "state_read")
         both = whole(self.key_value(states), 2 * self.kv_heads * self.width, "state_read")
         q = rearrange(q, "b n (h k) -> b h n k", h=self.heads)
         k, v = rearrange(both, "b s (h two k) -> two b h s k", two=2, h=self.kv_heads).unbind(0)
         if self.cosine is not None:
             q, k = self.cosine(q, k)
-        return rearrange(shared_attention(q, k, v, scale=self.scale), "b h n k -> b n (h k)")
+        return rearrange(self.reader.alone(q, k, v, ctx), "b h n k -> b n (h k)")
 
 
 @blocks.register("state_read")
-class StateRead(Block):
+class StateRead(Reading):
     """Feedback: tokens attend to the state vectors of a recurrent layer anywhere in the column.
 
     https://arxiv.org/abs/2203.07852. They read what the full blocks before their own have left, so that the stack runs
@@ -53,7 +55,7 @@ class StateRead(Block):
     causal_only = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ReadFlags):
         source: int = flag(1, "which recurrent layer of the column is read, counted from 1", at_least=1)
         dim_head: int = flag(64, "width of a head", at_least=1)
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
@@ -65,7 +67,8 @@ class StateRead(Block):
         heads, width = config.heads or site.heads, config.dim_head
         scale = config.qk_norm_scale if config.qk_norm else width**-0.5
         cosine = f"{self.kind}_qk_norm" if config.qk_norm else None
-        self.reader = StateReader(site.dim, heads, heads, width, cosine, scale)
+        reader = SoftmaxRead(self.kind, config, site, heads, scale)
+        self.reader = StateReader(reader, site.dim, heads, heads, width, cosine)
         self.to_out = site.linear_out(heads * width)
 
     def reads_states(self) -> tuple[int, ...]:
@@ -73,4 +76,4 @@ class StateRead(Block):
 
     @typed
     def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], None]:
-        return self.to_out(self.reader(x, ctx.states[self.config.source].to(x.dtype))), None
+        return self.to_out(self.reader(x, ctx.states[self.config.source].to(x.dtype), ctx)), None

@@ -1,18 +1,30 @@
 """Softmax attention (https://arxiv.org/abs/1706.03762): PyTorch's fused kernel, and the definition beside it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import repeat
 
 from ...base.looks import transformed, transformed_further
-from ...base.shapes import Float, Tensor
+from ...base.shapes import Bool, Float, Tensor
 from .operators import operators_work
 
-__all__ = ["attend", "attend_slow", "shared_attention", "unit"]
+__all__ = ["attend", "attend_slow", "lower", "shared_attention", "unit"]
 
 # Queries up to which the fused kernel is not worth it on a CPU, from so many bytes of keys on.
 FEW = 4
 LONG = 2**19
+
+
+def lower(n: int, m: int, device: torch.device) -> Bool[Tensor, "n m"]:
+    """What n queries that are the last of m tokens may see, each itself and those before it."""
+    return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
+
+
+def softmax(scores: Float[Tensor, "*_ m"]) -> Float[Tensor, "*_ m"]:
+    """The weights that the fused kernel has, in float32 at least."""
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def attend_slow(
@@ -24,17 +36,28 @@ def attend_slow(
     causal: bool = False,
     scale: float = 1.0,
     dropout: float = 0.0,
+    before: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+    weigh: Callable[[Tensor], Tensor] = softmax,
+    behind: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n m"]]:
-    """softmax(q k^T * scale + bias) v and the matrix itself; the definition of what the fused kernel computes."""
-    n, m = q.shape[2], k.shape[2]
+    """softmax(q k^T * scale + bias) v and the matrix itself; the definition of what the fused kernel computes.
+
+    before: what becomes of the scores, told what may be seen, before the others are hidden.  weigh: their weights.
+    behind: what becomes of those before they meet the values.
+    """
     scores = q @ k.mT * scale
     if bias is not None:
         scores = scores + bias
     if causal:
-        scores = scores.masked_fill(torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1), -torch.inf)
+        below = lower(q.shape[2], k.shape[2], q.device)
+        mask = below if mask is None else mask & below
+    if before is not None:
+        scores = before(scores, mask)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    weights = F.dropout(scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)), dropout)
+    weights = F.dropout(weigh(scores), dropout)
+    if behind is not None:
+        weights = behind(weights)
     return weights.to(v.dtype) @ v, weights
 
 

@@ -1,0 +1,48 @@
+"""`Reading`: what blocks that read by softmax have in common: which steps on the scores they take."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from ...base.registry import Registry, scores, weight_fns
+from ...flags.aliases import names
+from ..scores.read import ReadFlags
+from ..scores.step import ScoreStep
+from .block import Block
+
+__all__ = ["Reading"]
+
+# What a step may need, in words.
+NEEDS = {
+    "buffers": "buffers beside the keys of every token",
+    "causal": "keys that are the row's own tokens, none later than the query",
+    "relay": "one matrix of scores a layer",
+}
+
+
+class Reading(Block):
+    """Base of the blocks that read by softmax; `offers` is what steps may need of it, `kind` its name."""
+
+    kind: ClassVar[str]
+    holds: ClassVar[Mapping[str, Registry]] = {"scores": scores, "weight_fn": weight_fns}
+    offers: ClassVar[frozenset[str]] = frozenset()
+
+    Config = ReadFlags
+
+    @classmethod
+    def refuses(cls, part: type) -> str:
+        if not issubclass(part, ScoreStep):
+            return ""
+        missing = sorted(part.wants() - cls.offers)
+        return f"{cls.kind} has no {NEEDS.get(missing[0], missing[0])}" if missing else ""
+
+    @classmethod
+    def takes_over(cls, part: type) -> bool:
+        return super().takes_over(part) and getattr(part, "shared", True)
+
+    @classmethod
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+        """The column as it is; ValueError where a step would meet what it cannot meet in another layer."""
+        for step in names(layers[place][1].scores):
+            configs = [config for name, config in layers if name == cls.kind and step in names(config.scores)]
+            scores[step].check(cls.kind, configs)
+        return layers

@@ -1,0 +1,201 @@
+"""`SoftmaxRead`: what queries read from keys and values, by the fused kernel where nothing needs the matrix."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from torch import nn
+
+from ...base.registry import scores, weight_fns
+from ...base.shapes import Bool, Float, Int, Tensor
+from ...base.state import Ctx
+from ...flags.aliases import names
+from ...flags.flag import flag
+from ..kernels.softmax import attend, attend_slow, lower
+from .step import Read, ScoreStep
+
+__all__ = ["ReadFlags", "SoftmaxRead", "in_front", "rows_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadFlags:
+    """The flags of every block that reads by softmax."""
+
+    scores: str | tuple[str, ...] | None = flag(None, "registered steps on the scores, in their order: softclamp, ...")
+    weight_fn: str = flag("softmax", "a registered function from scores to weights: softmax, sigmoid, hard, ...")
+
+
+class SoftmaxRead(nn.Module):
+    """scores -> steps -> mask -> weights -> dropout -> steps -> values.
+
+    kind: the name of the block, with which the flags begin.  site: has the Configs of steps and weight functions in
+    `parts`, defaults where it has none.  heads: of queries; of keys and values there may be fewer, query head h then
+    reads head h // r.  flash: the fused kernel wherever no step and no weight function needs the matrix (None), never
+    (False), or always, which is refused beside one that does.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        config: Any,
+        site: Any,
+        heads: int,
+        scale: float,
+        *,
+        dropout: float = 0.0,
+        flash: bool | None = None,
+    ):
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+        chosen = {name: scores[name] for name in names(config.scores, f"{kind}_scores", scores.kind, scores)}
+        self.steps = nn.ModuleDict(
+            {name: step(site.parts.get(name) or step.Config(), site, heads, kind) for name, step in chosen.items()}
+        )
+        fn = weight_fns[config.weight_fn]
+        self.weigh = fn(site.parts.get(config.weight_fn) or fn.Config())
+        matrix = [f"{kind}_scores={' '.join(chosen)!r}" for step in chosen.values() if step.takes_matrix()]
+        matrix += [] if fn.fused else [f"{kind}_weight_fn={config.weight_fn!r}"]
+        if matrix and flash:
+            raise ValueError(f"{kind}_flash=True asks for the fused kernel, which makes no scores for {matrix[0]}")
+        self.fused = not matrix and flash is not False
+        self.plain = not chosen and fn.fused
+        self.brings = tuple(name for step in chosen.values() for name in step.brings)
+        self.extra = any(step.extra_key is not ScoreStep.extra_key for step in chosen.values())
+
+    def ordered(self) -> list[ScoreStep]:
+        """The steps in their order."""
+        return cast("list[ScoreStep]", list(self.steps.values()))
+
+    def bring(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The named buffers of these tokens, of all steps."""
+        found: dict[str, Tensor] = {}
+        for step in self.ordered():
+            found |= step.bring(x, ctx, last)
+        return found
+
+    def biased(self, bias: Float[Tensor, "_ h n m"] | None, read: Read) -> Float[Tensor, "_ h n m"] | None:
+        """What is added to the scores of tokens, that of the steps included."""
+        for step in self.ordered():
+            more = step.bias(read)
+            if more is not None:
+                more = more.to(read.q.dtype)
+                bias = more if bias is None else bias + more
+        return bias
+
+    def forward(
+        self,
+        q: Float[Tensor, "b h n k"],
+        k: Float[Tensor, "b _ m k"],
+        v: Float[Tensor, "b _ m e"],
+        mask: Bool[Tensor, "_ _ _ m"] | None = None,
+        bias: Float[Tensor, "_ _ n m"] | None = None,
+        causal: bool = False,
+        read: Read | None = None,
+        maps: bool = False,
+    ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n m"] | None]:
+        """What the queries read, each of at least one key, and the weights where `maps` asks for them.
+
+        causal: whether it is *also* plainly causal.  read: what the steps may know, needed where there are any.
+        """
+        by_kernel = self.fused and not maps
+        if by_kernel and self.extra:
+            k, v, mask, bias, causal = self.beside(k, v, mask, bias, causal, read)
+        r = q.shape[1] // k.shape[1]
+        shared = r > 1 and q.shape[2] == 1 and not causal and (by_kernel or (self.plain and not maps))
+        if shared:
+            q = share(q, k.shape[1])
+            mask, bias = (None if t is None else share(t, k.shape[1]) for t in (mask, bias))
+        elif r > 1:
+            k, v = (repeat(t, "b h m k -> b (h r) m k", r=r) for t in (k, v))
+        dropout = self.dropout if self.training else 0.0
+        if by_kernel:
+            y, weights = attend(q, k, v, mask, bias, causal, self.scale, dropout), None
+        else:
+            between = () if self.plain else self.between(read, bias)
+            y, weights = attend_slow(q, k, v, mask, bias, causal, self.scale, dropout, *between)
+        return y.flatten(1, 2).unsqueeze(2) if shared else y, weights
+
+    def alone(
+        self,
+        q: Float[Tensor, "b h n k"],
+        k: Float[Tensor, "b _ m k"],
+        v: Float[Tensor, "b _ m e"],
+        ctx: Ctx | None = None,
+        mask: Bool[Tensor, "_ _ _ m"] | None = None,
+        g: int = 1,
+    ) -> Float[Tensor, "b h n e"]:
+        """What is read of keys that are no tokens, so that the steps know of no places; g of the batch are one row."""
+        read = None if self.plain else Read(q, k, ctx, rows=rows_of(q, g))
+        bias = None if read is None else self.biased(None, read)
+        return self(q, k, v, mask, bias, read=read)[0]
+
+    def extra_scores(self, read: Any) -> Float[Tensor, "_ h _ t"]:
+        """The scores of keys that stand beside all others, of all steps."""
+        found = [t for step in self.ordered() if (t := step.extra_key(read)) is not None]
+        return torch.cat(found, -1) if len(found) > 1 else found[0]
+
+    def beside(
+        self, k: Tensor, v: Tensor, mask: Tensor | None, bias: Tensor | None, causal: bool, read: Any
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, bool]:
+        """Keys and values of zero in front of the others for the fused kernel, and a bias that gives them scores."""
+        extra = self.extra_scores(read).to(read.q.dtype)
+        t, n, m = extra.shape[-1], read.q.shape[2], k.shape[2]
+        mask = in_front(t, mask, causal, n, k)
+        bias = extra.new_zeros(1, 1, 1, m) if bias is None else bias
+        rows = torch.broadcast_shapes(extra.shape[:-1], bias.shape[:-1])
+        bias = torch.cat((extra.expand(*rows, t), bias.expand(*rows, m)), -1)
+        k, v = (F.pad(kept, (0, 0, t, 0)) for kept in (k, v))
+        return k, v, mask, bias, False
+
+    def between(self, read: Any, bias: Tensor | None) -> tuple[Callable, Callable, Callable]:
+        """What happens between scores and values, in three parts."""
+        read.bias = bias
+        steps = self.ordered()
+
+        def before(s: Tensor, mask: Tensor | None) -> Tensor:
+            read.mask = mask
+            for step in steps:
+                s = step.before(s, read)
+            return s
+
+        def weigh(s: Tensor) -> Tensor:
+            t = 0
+            if self.extra:
+                extra = self.extra_scores(read).to(s.dtype)
+                t = extra.shape[-1]
+                s = torch.cat((extra.expand(*s.shape[:-1], t), s), -1)
+            fn: Callable = self.weigh
+            for step in reversed(steps):
+                fn = partial(step.around, weigh=fn)
+            return fn(s)[..., t:]
+
+        def behind(weights: Tensor) -> Tensor:
+            for step in steps:
+                weights = step.behind(weights, read)
+            return weights
+
+        return before, weigh, behind
+
+
+def rows_of(q: Float[Tensor, "b h n k"], g: int) -> Int[Tensor, " b"] | None:
+    """Which row each of the batch is part of, g of them to a row."""
+    return None if g == 1 else torch.arange(q.shape[0], device=q.device) // g
+
+
+def share(t: Float[Tensor, "_ h 1 _"], kv_heads: int) -> Float[Tensor, "_ _ r _"]:
+    """What belongs to one query a head as r queries a key/value head, whose keys then need not be repeated."""
+    return t if t.shape[1] == 1 else t.reshape(t.shape[0], kv_heads, t.shape[1] // kv_heads, t.shape[3])
+
+
+def in_front(
+    t: int, mask: Bool[Tensor, "_ _ _ m"] | None, causal: bool, n: int, k: Float[Tensor, "b _ m _"]
+) -> Bool[Tensor, "_ _ _ _"] | None:
+    """What n queries may see where t keys that all see stand in front of those of `k`; causality is part of it."""
+    if causal:
+        below = lower(n, k.shape[2], k.device)
+        mask = below if mask is None else mask & below
+    return None if mask is None else F.pad(mask, (t, 0), value=True)

@@ -1,0 +1,138 @@
+"""`ScoreStep`: what may stand between the scores of a softmax read and its values; `WeightFn`: scores to weights."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ...base.registry import scores, weight_fns
+from ...base.shapes import Bool, Float, Int, Tensor
+from ...base.state import Ctx
+
+__all__ = ["Read", "ScoreStep", "WeightFn"]
+
+
+@dataclass
+class Read:
+    """What a step may know of the read it takes part in.
+
+    ctx: None where state vectors are written.  q, k: as they meet, query head h with key head h // r.
+    at: (1 | b, n) where the queries stand, keys: (1 | b, m) where the keys do, in one count (keys None: key j stands at
+    j); at None where they are no tokens in one row.  rows: (b,) which batch row of the call each row of scores belongs
+    to, None where it is that row.  buffers, fresh: what `bring` has given for the keys, and for the queries' tokens, by
+    name.  memory: how many learned keys stand in front of the others, which are no tokens and which all queries see.
+    bias: what has been added to the scores.  mask: (1 | b, 1 | h, 1 | n, m) which keys each query sees, causality
+    included, None where all are seen.
+    """
+
+    q: Float[Tensor, "b h n k"]
+    k: Float[Tensor, "b _ m k"]
+    ctx: Ctx | None
+    at: Int[Tensor, "_ n"] | None = None
+    keys: Int[Tensor, "_ m"] | None = None
+    rows: Int[Tensor, " b"] | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    fresh: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: int = 0
+    bias: Float[Tensor, "_ _ n m"] | None = None
+    mask: Bool[Tensor, "_ _ _ m"] | None = None
+
+    def since(self, first: int) -> "Read":
+        """The read of the keys from `first` on."""
+        at = None if self.at is None else self.at - first
+        buffers = {name: t[:, :, first:] for name, t in self.buffers.items()}
+        return replace(self, k=self.k[:, :, first:], at=at, buffers=buffers)
+
+
+class ScoreStep(nn.Module):
+    """Base of the steps of a softmax read; a subclass owns a frozen dataclass `Config` and what it changes.
+
+    `before`, `around` and `behind` need the matrix of scores; a step that says what it does as a `bias`, an
+    `extra_key`, or both, leaves the fused kernel in place. `needs` says what a block has to offer: 'causal' (keys are
+    tokens of the row, none of them later), 'relay' (one matrix of tokens by tokens or context a layer); a step that
+    `brings` named buffers a token needs a block that keeps them. `kind` is the block's name, and what the flags of the
+    step begin with. Where not `shared`, a block that takes over another's steps does not take over this one.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    brings: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""
+
+    def __init__(self, config: Any, site: Any, heads: int, kind: str):
+        super().__init__()
+        self.config, self.heads, self.kind = config, heads, kind
+
+    @classmethod
+    def wants(cls) -> frozenset[str]:
+        """What a block has to offer."""
+        return cls.needs | {"buffers"} if cls.brings else cls.needs
+
+    @classmethod
+    def takes_matrix(cls) -> bool:
+        """Whether the step works on the matrix, which the fused kernel never makes."""
+        return any(getattr(cls, name) is not getattr(ScoreStep, name) for name in ("before", "around", "behind"))
+
+    @classmethod
+    def check(cls, kind: str, configs: Sequence[Any]) -> None:
+        """ValueError where layers of one column that have the step, by their blocks' Configs, exclude each other."""
+
+    def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
+        """The scores, biases included, keys that are not seen not yet hidden."""
+        return s
+
+    def around(self, s: Float[Tensor, "b h n m"], weigh: Callable[[Tensor], Tensor]) -> Float[Tensor, "b h n m"]:
+        """The weights of scores, -inf where nothing is seen; `weigh` gives those of the weight function."""
+        return weigh(s)
+
+    def behind(self, weights: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
+        """The weights as they meet the values."""
+        return weights
+
+    def bias(self, read: Read) -> Float[Tensor, "_ h n m"] | None:
+        """What is added to the scores of the tokens (`read.memory` is none yet), or None."""
+        return None
+
+    def extra_key(self, read: Read) -> Float[Tensor, "_ h _ t"] | None:
+        """The scores (1 | b, h, 1 | n, t) of t further keys that all queries see, with values of zero, or None."""
+        return None
+
+    def bring(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """A buffer (b, h, n, k) of the tokens for each name in `brings`, kept beside the keys and never rewritten.
+
+        last: (b, h, 1, k) that of each row's token before these, zeros where there is none; None in a first call.
+        """
+        return {}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in vars(self.config).items())
+
+
+class WeightFn(nn.Module, ABC):
+    """Base of the functions from scores, -inf where a key is not seen, to weights in float32 at least.
+
+    `fused`: whether it is what the fused kernel computes.
+    """
+
+    fused: ClassVar[bool] = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        """Nothing to set."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, s: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
+        """The weights of each query's keys."""
+
+
+scores.base = ScoreStep
+weight_fns.base = WeightFn
