@@ -68,7 +68,7 @@ def read(name: str, path: Path, paths: dict[str, Path]) -> Module:
 def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
     """What runs when a module is imported."""
     for child in ast.iter_child_nodes(node):
-        for_types = isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"
+        for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
         if not for_types and not isinstance(child, (ast.FunctionDef, ast.Lambda)):
             yield child
             yield from outside_functions(child)

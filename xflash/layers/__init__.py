@@ -2,9 +2,9 @@
 
 from . import embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau
-from .joins import join, scaled
+from .joins import gru, hyper, join, scaled
 from .positions import alibi, rel_pos, relative, rotary
-from .reads import read
+from .reads import lime, read, unet
 from .scales import scale
 
 __all__ = [
@@ -14,7 +14,10 @@ __all__ = [
     "feedforward",
     "flash",
     "gau",
+    "gru",
+    "hyper",
     "join",
+    "lime",
     "norms",
     "read",
     "rel_pos",
@@ -23,4 +26,5 @@ __all__ = [
     "scale",
     "scaled",
     "scores",
+    "unet",
 ]
