@@ -4,7 +4,7 @@ import sys
 
 from . import flops as flops
 from .base.moved import Moved
-from .base.registry import activations, blocks, norms, positions, residuals
+from .base.registry import activations, blocks, norms, positions, residuals, scores, weight_fns
 from .base.state import may_be_loaded
 from .generation.sampling import min_p, top_a, top_k, top_p
 from .layers.blocks.attention import Attention
@@ -16,6 +16,7 @@ from .layers.blocks.feedforward import FeedForward
 from .layers.blocks.flash import MixedChunkAttention
 from .layers.blocks.gau import GatedAttention
 from .layers.blocks.recurrent import Recurrent
+from .layers.scores.step import ScoreStep, WeightFn
 from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
@@ -55,10 +56,12 @@ __all__ = [
     "Recurrent",
     "RecurrentMemoryWrapper",
     "RecurrentTrainerWrapper",
+    "ScoreStep",
     "SegmentWrapper",
     "Site",
     "TransformerWrapper",
     "ViTransformerWrapper",
+    "WeightFn",
     "XLAutoregressiveWrapper",
     "XTransformer",
     "activations",
@@ -70,9 +73,11 @@ __all__ = [
     "positions",
     "residuals",
     "save",
+    "scores",
     "top_a",
     "top_k",
     "top_p",
+    "weight_fns",
 ]
 
 __version__ = "0.2.0.dev0"

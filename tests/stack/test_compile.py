@@ -19,7 +19,7 @@ CASES = {
     | {"block_attn_compress_loss": True, "pos": "rel_pos"},
     "window written": {"layers": "recurrent", "recurrent_write_from": "window", "recurrent_update": "dual"},
     "scores by the kernel": {"layers": "attn", "attn_scores": ("forget", "learned_sink")},
-    "scores": {"layers": "attn", "attn_scores": tuple(scores), "attn_num_mem_kv": 2, "attn_kv_heads": 2},
+    "scores": {"layers": "attn", "attn_scores": tuple(scores), "attn_num_mem_kv": 2},
     "scores in blocks": {"layers": "recurrent", "recurrent_scores": ("talking_heads", "softclamp", "learned_sink")},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
