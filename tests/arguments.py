@@ -215,6 +215,7 @@ MEANINGS: dict[str, Callable[[Tried], Any]] = {
     "none inside is not given": lambda f: (
         f.words in ("{'k': None}", "[None, ...]") and f.argument in ("filter_kwargs", "states")
     ),
+    "a logit of any sign": lambda f: f.argument == "attn_forget_start" and f.words in ("-1", "-1.5", "0"),
     "names and places": lambda f: f.argument in ("doc_ids", "context_pos") and odd_entries(f),
     "what is no number stays none": lambda f: odd_entries(f) in ("nans", "infs") and not_finite(f.result),
 }

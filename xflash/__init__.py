@@ -4,7 +4,7 @@ import sys
 
 from . import flops as flops
 from .base.moved import Moved
-from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales
+from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales, scores, weight_fns
 from .base.state import may_be_loaded
 from .generation.sampling import min_p, top_a, top_k, top_p
 from .layers.blocks.attention import Attention
@@ -20,6 +20,7 @@ from .layers.joins.join import Join
 from .layers.norms import Norm
 from .layers.reads.read import Read
 from .layers.scales.scale import Scale
+from .layers.scores.step import ScoreStep, WeightFn
 from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
@@ -63,10 +64,12 @@ __all__ = [
     "RecurrentMemoryWrapper",
     "RecurrentTrainerWrapper",
     "Scale",
+    "ScoreStep",
     "SegmentWrapper",
     "Site",
     "TransformerWrapper",
     "ViTransformerWrapper",
+    "WeightFn",
     "XLAutoregressiveWrapper",
     "XTransformer",
     "activations",
@@ -81,9 +84,11 @@ __all__ = [
     "residuals",
     "save",
     "scales",
+    "scores",
     "top_a",
     "top_k",
     "top_p",
+    "weight_fns",
 ]
 
 __version__ = "0.2.0.dev0"
