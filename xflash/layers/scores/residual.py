@@ -34,8 +34,8 @@ class ResidualScores(ScoreStep):
                 )
 
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
-        left = read.ctx.relay.get(("scores", self.kind))
+        left = read.ctx.relay.find("scores", self.kind)
         return s if left is None else s + left
 
     def settled(self, s: Float[Tensor, "b h n m"], read: Read) -> None:
-        read.ctx.relay["scores", self.kind] = s
+        read.ctx.relay.leave("scores", self.kind, s)
