@@ -22,6 +22,7 @@ __all__ = [
     "residuals",
     "scales",
     "scores",
+    "side_inputs",
     "weight_fns",
 ]
 
@@ -92,6 +93,8 @@ class Registry(Mapping[str, Any]):
         unlike = getattr(part, "unlike", None)
         if unlike is not None and (reason := unlike()):
             raise TypeError(f"the {self.kind} {name!r} {reason}")
+        if not hasattr(base, "Config"):
+            return
         config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):
             raise TypeError(f"the {self.kind} {name!r} needs a Config that is a dataclass, its fields made by flag()")
@@ -135,4 +138,5 @@ joins = Registry("join")
 residuals = joins
 activations = Registry("activation")
 scores = Registry("score step")
+side_inputs = Registry("side input")
 weight_fns = Registry("weight function")

@@ -11,7 +11,6 @@ from ..base.shapes import Bool, Float, Tensor
 from ..base.state import TAKEN, BranchState, Ctx, Lease, StackState, row_count, tensors
 from ..layers.embeddings import MemoryTokens
 from .parts import auxiliary_loss, renewed
-from .side_inputs import SideInputs
 
 if TYPE_CHECKING:
     from .column import Column
@@ -65,8 +64,10 @@ def reserved(column: Column, state: StackState, n: int, copy: bool) -> tuple[Bra
     return tuple(branches)
 
 
-def closed(column: Column, carried: list, ctx: Ctx, n: int, lease: Lease | None) -> StackState:
-    """The state behind a call of n tokens; `lease`: that of the state it went on from."""
+def closed(
+    column: Column, branches: list, ctx: Ctx, n: int, lease: Lease | None, carried: tuple[tuple[str, Tensor], ...]
+) -> StackState:
+    """The state behind a call of n tokens; `lease`: that of the state it went on from; `carried`: its side inputs."""
     bound = ctx.past + n
     # Buffers made or written with grad are part of a graph: nobody may write into them.
     if torch.is_grad_enabled():
@@ -75,7 +76,7 @@ def closed(column: Column, carried: list, ctx: Ctx, n: int, lease: Lease | None)
         lease = Lease(bound)
     elif lease is not TAKEN:
         lease.release(bound)
-    return StackState(column.maker, bound, ctx.ends(n), lease, tuple(carried))
+    return StackState(column.maker, bound, ctx.ends(n), lease, tuple(branches), carried)
 
 
 def reset(
@@ -90,8 +91,7 @@ def reset(
     if memory_tokens is not None:
         x = memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
         begun = StackState(column.maker, 0, None, None, tuple(BranchState(None, held) for held in kept))
-        fields = SideInputs().fields(None, 0, x.device)
-        behind = cast(StackState, column.run(x, begun, None, fields, keep_state=True)[1])
+        behind = cast(StackState, column.run(x, begun, None, {}, keep_state=True)[1])
         fresh, start = behind.branches, behind.bound
     branches = tuple(
         renewed(b, rows, fresh and fresh[i], state.bound)

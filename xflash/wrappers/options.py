@@ -9,7 +9,7 @@ import torch
 
 from ..base.checks import check_count
 from ..base.shapes import Int, Tensor
-from ..flags.elsewhere import answering, meant
+from ..flags.elsewhere import answering, arguments_of, meant
 
 __all__ = [
     "also_called",
@@ -39,8 +39,8 @@ def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: C
     """
     if not options or torch.compiler.is_compiling():
         return
-    kinds = {p.name: p.kind for function in (call, own) for p in inspect.signature(function).parameters.values()}
-    taken = inspect.signature(call).parameters.values()
+    kinds = dict.fromkeys(name for function in (call, own) for name in arguments_of(function))
+    taken = arguments_of(call).values()
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return
     handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - {"state", "mems", "reset"}
