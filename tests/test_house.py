@@ -28,7 +28,7 @@ KERNELS = PACKAGE / "layers" / "kernels"
 
 
 # Until these are moved they may break the limits; a file that keeps them is taken off the list.
-PENDING = {"layers.positions.relative", "layers.blocks.block_attention"}
+PENDING: set[str] = set()
 
 
 class Module(NamedTuple):
