@@ -5,7 +5,8 @@ import sys
 from . import flops as flops
 from .base.moved import Moved
 from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales, scores, weight_fns
-from .base.state import may_be_loaded
+from .base.state import Ctx, may_be_loaded
+from .flags.flag import flag
 from .generation.sampling import min_p, top_a, top_k, top_p
 from .layers.blocks.attention import Attention
 from .layers.blocks.block import Block, Site
@@ -18,6 +19,7 @@ from .layers.blocks.gau import GatedAttention
 from .layers.blocks.recurrent import Recurrent
 from .layers.joins.join import Join
 from .layers.norms import Norm
+from .layers.positions.position import Bias, Position, Turn
 from .layers.reads.read import Read
 from .layers.scales.scale import Scale
 from .layers.scores.step import ScoreStep, WeightFn
@@ -42,12 +44,14 @@ __all__ = [
     "Attention",
     "AttentionLayers",
     "AutoregressiveWrapper",
+    "Bias",
     "Block",
     "BlockAttention",
     "BlockRecurrentTransformer",
     "CrossAttender",
     "CrossAttention",
     "CrossGatedAttention",
+    "Ctx",
     "Decoder",
     "Encoder",
     "FLASHTransformer",
@@ -58,6 +62,7 @@ __all__ = [
     "MixedChunkAttention",
     "NonAutoregressiveWrapper",
     "Norm",
+    "Position",
     "PrefixDecoder",
     "Read",
     "Recurrent",
@@ -68,12 +73,14 @@ __all__ = [
     "SegmentWrapper",
     "Site",
     "TransformerWrapper",
+    "Turn",
     "ViTransformerWrapper",
     "WeightFn",
     "XLAutoregressiveWrapper",
     "XTransformer",
     "activations",
     "blocks",
+    "flag",
     "from_config",
     "joins",
     "load",

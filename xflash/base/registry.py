@@ -87,9 +87,9 @@ class Registry(Mapping[str, Any]):
                 raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {found}")
             return
         if not isinstance(part, type) or not issubclass(part, base) or part is base:
-            raise TypeError(
-                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {found}"
-            )
+            # Bases are public: their users know them by the name of the package.
+            package = base.__module__.partition(".")[0]
+            raise TypeError(f"the {self.kind} {name!r} must be a subclass of {package}.{base.__name__}, not {found}")
         unlike = getattr(part, "unlike", None)
         if unlike is not None and (reason := unlike()):
             raise TypeError(f"the {self.kind} {name!r} {reason}")
