@@ -1,7 +1,6 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -13,7 +12,7 @@ from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import AttentionMap, StackState
 from ..flags.aliases import ALIASES
 from ..flags.flag import flag_table
-from ..layers.blocks.block import Block, Site
+from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
 from ..layers.positions.position import Position
@@ -24,9 +23,9 @@ from .column import Column
 from .config import check_condition, check_uses, check_widths, known_flags, resolve
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
-from .parts import make_branch, publishing, unpacked
+from .parts import make_branch, publishing, sites_of, unpacked
 from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
-from .stepping import check_state, opened, reset, shorten, weighed
+from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
@@ -55,15 +54,10 @@ class AttentionLayers(Piecewise, Configurable):
         self.maker = self.signature()
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
-        count = len(plan.layers)
-        distinct = plan.period if plan.config.weight_tie_layers else count
-        site = Site(
-            self.dim, plan.config.heads, self.causal, count, period=plan.period, dim_condition=plan.config.dim_condition
-        )
-        sites = [replace(site, places=tuple(range(i, count, distinct))) for i in range(distinct)]
-        self.branches = nn.ModuleList(make_branch(plan, i, site) for i, site in enumerate(sites))
+        site, *sites = sites_of(plan)
+        self.branches = nn.ModuleList(make_branch(plan, i, own) for i, own in enumerate(sites))
         check_widths(self.blocks())
-        self.order = [i % distinct for i in range(count)]
+        self.order = [i % len(sites) for i in range(len(plan.layers))]
         self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
         last = plan.config.final_norm
@@ -232,13 +226,7 @@ class AttentionLayers(Piecewise, Configurable):
 
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""
-        if not self.causal:
-            raise ValueError(
-                f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences"
-            )
-        for block in self.blocks():
-            if block.refuses_step():
-                raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
+        check_steppable(self)
 
     def check_state(self, state: StackState, batch: int | None = None) -> None:
         """TypeError or ValueError when `state` is not one of this stack's, or has another batch size (None: any)."""

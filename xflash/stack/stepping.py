@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -15,7 +15,7 @@ from .parts import auxiliary_loss, renewed
 if TYPE_CHECKING:
     from .column import Column
 
-__all__ = ["check_state", "closed", "opened", "reset", "shorten", "weighed"]
+__all__ = ["check_state", "check_steppable", "closed", "opened", "reset", "shorten", "weighed"]
 
 
 def check_state(column: Column, state: StackState, batch: int | None = None) -> None:
@@ -27,6 +27,17 @@ def check_state(column: Column, state: StackState, batch: int | None = None) -> 
     # Not `in`: traced, it does not compare sizes that are symbols.
     if batch is not None and (rows := row_count(state)) is not None and rows != batch:
         raise ValueError(f"the state has {rows} rows, but x has {batch}")
+
+
+def check_steppable(stack: Any) -> None:
+    """ValueError with the reason when the stack cannot be stepped."""
+    if not stack.causal:
+        raise ValueError(
+            f"a bidirectional stack ({type(stack).__name__}) has no state and no step: call it on whole sequences"
+        )
+    for block in stack.blocks():
+        if block.refuses_step():
+            raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
 
 
 def opened(column: Column, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
