@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
-from ..base.registry import joins, nearest, scales
+from ..base.registry import joins, nearest, positions, reads, scales
 
 __all__ = ["ALIASES", "canonical", "names"]
 
@@ -24,7 +24,9 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "scale_residual": (True, {"join": "scaled"}),
     "gate_residual": (True, {"join": "gru"}),
     "unet_skips": (True, {"reads": "unet"}),
-    "integrate_layers": (True, {"reads": "lime"}),
+    "integrate_layers": (True, {"reads": "lime", "lime_views": True}),
+    "add_value_residual": (True, {"attn_value_residual": True}),
+    "learned_value_residual_mix": (False, {"attn_value_residual_learned": False}),
     "layer_integrate_use_softmax": (False, {"lime_weights": "relu"}),
     "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
     "ff_swish": (True, {"ff_activation": "silu"}),
@@ -74,7 +76,7 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 ALIASES = (*SWITCHES, *OTHERS)
 EXAMPLES = ("rotary", "alibi")
 # The flags that name several parts, which add up.
-LISTS = frozenset({"pos", "reads", "scale"})
+LISTS = {"pos": positions, "reads": reads, "scale": scales}
 
 
 def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable[str] = EXAMPLES) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
         for flag, meant in spoken(name, value).items():
             if flag in LISTS:
                 before = said[flag][0] if flag in said else ()
-                meant = before + tuple(p for p in names(meant, flag) if p not in before)
+                meant = before + tuple(p for p in names(meant, flag, LISTS[flag].kind, LISTS[flag]) if p not in before)
             elif flag in said and said[flag][0] != meant:
                 raise ValueError(
                     f"{said[flag][1]} means {flag}={said[flag][0]!r}, but {name}={value!r} means {flag}={meant!r}"

@@ -57,7 +57,8 @@ class AttentionLayers(Piecewise, Configurable):
         self.dim, self.causal = plan.config.dim, plan.config.causal
         count = len(plan.layers)
         distinct = plan.period if plan.config.weight_tie_layers else count
-        site = Site(self.dim, plan.config.heads, self.causal, count, period=plan.period)
+        names = tuple(name for name, _ in plan.layers)
+        site = Site(self.dim, plan.config.heads, self.causal, count, period=plan.period, layers=names)
         sites = [replace(site, places=tuple(range(i, count, distinct))) for i in range(distinct)]
         self.branches = nn.ModuleList(make_branch(plan, i, site) for i, site in enumerate(sites))
         check_widths(self.blocks())

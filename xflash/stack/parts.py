@@ -101,6 +101,7 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
     """Layer i of the column with its norms, shift and residual slots."""
     name, config = plan.layers[i]
     stack, shift = plan.config, plan.shifts[i]
+    site = replace(site, views=registered[name].views)
 
     def norm(wanted: bool):
         return norms[stack.norm](plan.norm, site) if wanted else None
