@@ -50,7 +50,26 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
     "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
     "scale": [{}, {"scale": "layerscale", "layerscale_init": 0.1}, {"scale": "rezero"}],
-    "join": [{"join": "add"}, {"join": "scaled"}],
+    "join": [
+        {"join": "add"},
+        {"join": "scaled"},
+        {"join": "gru"},
+        {"join": "gru", "gru_gain": True, "gru_keep": 1.0},
+        {"join": "hyper"},
+        {"join": "hyper", "hyper_streams": 2, "hyper_mixing": "sum"},
+        {"join": "hyper", "hyper_rounds": 2},
+    ],
+    "reads": [
+        {},
+        {"reads": "lime"},
+        {"reads": "lime", "lime_views": True, "lime_eps": 1e-6},
+        {"reads": "lime", "lime_weights": "relu"},
+    ],
+    "value residual": [
+        {},
+        {"attn_value_residual": True},
+        {"attn_value_residual": True, "attn_value_residual_learned": False},
+    ],
     "pos": [
         {},
         {"pos": "rotary", "rotary_emb_dim": 4, "rotary_interleaved": True, "rotary_base": 500.0},

@@ -99,6 +99,11 @@ STACKS = {
         "integrate_layers": True, "unet_skips": True, "num_residual_streams": 2, "depth": 4, "use_layerscale": True,
         "layerscale_init_value": 0.3,
     },
+    "add_value_residual": {"add_value_residual": True, "learned_value_residual_mix": False, "depth": 3}
+    | {"attn_kv_heads": 2, "attn_num_mem_kv": 3},
+    "add_value_residual tied": {"add_value_residual": True, "depth": 3, "weight_tie_layers": True},
+    "learned_value_residual_mix": {"add_value_residual": True, "depth": 3}
+    | {"macaron": True, "integrate_layers": True, "shift_tokens": 1},
     "layerscale scale_residual": {"use_layerscale": True, "scale_residual": True, "layerscale_init_value": 0.3},
     "sandwich_coef": {"sandwich_coef": 1, "depth": 3},
     "par_ratio": {"par_ratio": 3, "depth": 3},
@@ -144,6 +149,7 @@ CROSS = {
         "custom_layers": ("a", "c", "c", "f", "c"), "depth": None, "cross_attend": True, "use_layerscale": True,
         "layerscale_init_value": 0.3,
     },
+    "value residual": {"cross_attend": True, "add_value_residual": True, "integrate_layers": True},
     "tied, macaron, scaled": {
         "cross_attend": True, "weight_tie_layers": True, "macaron": True, "scale_residual": True, "shift_tokens": 1,
         "depth": 3,
@@ -237,7 +243,6 @@ REFUSED = {
     "cross_attn_tokens_dropout": ({"cross_attn_tokens_dropout": 0.1}, {}),
     "reinject_input": ({"reinject_input": True}, {}),
     "learned_reinject_input_gate": ({"learned_reinject_input_gate": True}, {}),
-    "add_value_residual": ({"add_value_residual": True}, {}),
     "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),
     "alibi_pos_bias": ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {}),
     "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),

@@ -53,12 +53,14 @@ def read_attention(
         weights["mem_kv"] = einx.id("g t k, g t k -> (1 + 1) g t k", reader.take(attn.mem_k), reader.take(attn.mem_v))
     if attn.to_v_gate is not None:
         weights["to_gate.weight"] = einx.id("(r g k) d -> (g r k) d", reader.take(attn.to_v_gate.weight), **groups)
+    if isinstance(mix := attn.to_value_residual_mix, nn.Module):
+        weights |= {f"to_mix.{name}": reader.take(t) for name, t in mix[0].named_parameters()}
     if attn.head_scale:
         weights["head_gain"] = einx.id("1 (r g) n k -> (g r) n k", reader.take(attn.head_scale_params), **groups)
     if attn.qk_norm and attn.qk_norm_dim_scale:
         weights["q_gain"] = einx.id("(r g) n k -> (g r) n k", reader.take(attn.qk_norm_q_scale), **groups)
         weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
-    return attention_flags(attn, cross, width), weights, head_order(heads, kv_heads)
+    return attention_flags(attn, peer, cross, width), weights, head_order(heads, kv_heads)
 
 
 def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
@@ -86,7 +88,7 @@ def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
         raise feature("attn_on_attn", True)
 
 
-def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
+def attention_flags(attn: Any, peer: Any, cross: bool, width: int) -> dict[str, Any]:
     """What differs from the defaults of xflash's attention."""
     flags = {
         "dim_head": width,
@@ -96,6 +98,7 @@ def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
         "num_mem_kv": attn.num_mem_kv,
         "gate_values": attn.to_v_gate is not None,
         "head_scale": attn.head_scale,
+        "value_residual": peer.add_value_residual,
     }
     if attn.qk_norm:
         flags |= {"qk_norm": True, "qk_norm_groups": attn.qk_norm_groups, "qk_norm_dim_scale": attn.qk_norm_dim_scale}
@@ -105,7 +108,10 @@ def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
         inward, stream = attn.to_k.in_features, attn.to_q.in_features
         return set_flags({**flags, "dim_context": None if inward == stream else inward}, CrossAttention.Config)
     window = None if attn.max_attend_past is None else attn.max_attend_past + 1
-    return set_flags({**flags, "window": window}, Attention.Config)
+    # Their first attention has no such weights, ours neither: the flag is alike in all.
+    mixes = [getattr(m, "to_value_residual_mix", None) for m in peer.modules()]
+    learned = not peer.add_value_residual or any(isinstance(mix, nn.Module) for mix in mixes)
+    return set_flags({**flags, "window": window, "value_residual_learned": learned}, Attention.Config)
 
 
 def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:

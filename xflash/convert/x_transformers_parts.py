@@ -24,12 +24,12 @@ KNOWN = {
         num_attn_layers num_cross_attn_layers num_ff_layers cross_attend depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
-        unet_skips num_residual_streams stream_emb""",
+        unet_skips num_residual_streams stream_emb add_value_residual""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
-        split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise to_head_space_dimwise
-        to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn""",
+        qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
+        to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout logit_softclamp_value flash
         sdp_context_manager""",
     "FeedForward": "ff",

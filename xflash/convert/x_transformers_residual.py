@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.shapes import Tensor
@@ -30,10 +31,14 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     elif flags["join"] == "gru" and gains:
         flags["gru_gain"] = True
     elif flags["join"] == "hyper":
+        if any(r.num_input_views != 1 for _, _, r in peer.layers):
+            raise feature("qkv_receive_diff_residuals", "of num_residual_streams")
         # Their balancing is over one row of each matrix, whose entries become ones whatever they were.
         flags |= {"hyper_streams": first.num_residual_streams, "hyper_mixing": "sum"}
     mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
     flags["reads"] = " ".join(["unet"] * bool(peer.unet_skips) + ["lime"] * bool(mixers)) or None
+    if any(mixer.multiple_views for mixer in mixers):
+        flags["lime_views"] = True
     if mixers:
         flags |= {"lime_eps": TINY, "lime_weights": "relu" if kind(mixers[0].to_weights[-1]) == "ReLU" else "softmax"}
     return flags
@@ -66,12 +71,15 @@ def read_reads(peer: Any, i: int, reader: Reader) -> Weights:
     found: Weights = {}
     if (skip := peer.skip_combines[i]) is not None:
         found["unet.combine.weight"] = reader.take(skip.combine.weight)
+    views = any(mixer is not None and mixer.multiple_views for mixer in peer.layer_integrators)
     if (mixer := peer.layer_integrators[i]) is not None:
         norm, score = mixer.to_weights[:2]
         if not isinstance(score, nn.Linear):
             raise feature("integrate_layers", kind(score))
         found["lime.gain"] = read_gain(norm, reader)
-        found |= {f"lime.score.{name}": reader.take(t) for name, t in score.named_parameters()}
+        # Their first attention reads one mixture, which is then that of queries, of keys and of values.
+        times = 3 if peer.layer_types[i] == "a" and views and not mixer.multiple_views else 1
+        found |= {f"lime.score.{name}": torch.cat([reader.take(t)] * times) for name, t in score.named_parameters()}
     return found
 
 
