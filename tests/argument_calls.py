@@ -272,10 +272,10 @@ def flags():
         yield part({"layers": "ff", "norm": name}, "norm_", kind.Config)
     for slot, registry in (("reads", xflash.reads), ("scale", xflash.scales), ("join", xflash.joins)):
         for name, kind in registry.items():
-            yield part({"layers": "ff", slot: name}, f"{name}_", kind.Config)
+            yield part({"layers": "ff", "depth": 2, slot: name}, f"{name}_", kind.Config)
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
-    spelt |= {"residual": str, "residual_init": float}
+    spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
     assert set(spelt) == set(ALIASES)
     whole = {"layers": "attn gau flash ff", "scale": "layerscale", "pos": "rotary"}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)

@@ -27,6 +27,8 @@ SAMPLES: dict[str, Any] = {
     "pre_norm_has_final_norm": False,
     "rotary_xpos": True,
     "layerscale_init_value": 0.1,
+    "num_residual_streams": 4,
+    "hyper_conn_sinkhorn_iters": 20,
     "residual": "layerscale",
     "residual_init": 0.1,
     "attn_max_attend_past": 63,

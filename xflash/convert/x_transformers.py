@@ -14,7 +14,8 @@ from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
 from .x_transformers_blocks import read_attention, read_ff, read_positions
 from .x_transformers_model import read_wrapper
-from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain
+from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
+from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
 from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
@@ -27,9 +28,8 @@ STACKS = {
 }
 WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
+NORMS |= {"AdaptiveLayerNorm": "adaptive_layernorm", "AdaptiveRMSNorm": "adaptive_rmsnorm"}
 
-# Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
-TINY = 1e-24
 
 Weights = dict[str, Tensor]
 
@@ -124,35 +124,30 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
         raise feature("norms", ", ".join(sorted(norms)))
     norm = NORMS[norms.pop()]
     slots = residual_slots(peer)
-    layers = [
-        read_layer(peer, around, layer, res, slots, letter == "c", reader)
-        for letter, (around, layer, res) in zip(peer.layer_types, peer.layers, strict=True)
-    ]
+    layers = [read_layer(peer, i, slots, reader) for i in range(len(peer.layers))]
+    layout = read_layout(peer, layers)
+    if peer.unet_skips:
+        check_skips(peer, layout["depth"])
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
     final = kind(peer.final_norm) in NORMS
-    if final and norm != "simple_rmsnorm":
-        weights["final_norm.gain"] = read_gain(peer.final_norm, reader)
+    if final:
+        weights |= {f"final_norm.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}
+    if slots["join"] == "hyper":
+        weights["branches.0.join.starts"] = reader.take(peer.stream_emb)
     flags = {
         "dim": peer.dim,
         "heads": peer.attn_heads,
         **({"causal": peer.causal} if kind(peer) == "AttentionLayers" else {}),
-        **read_layout(peer, layers),
+        **layout,
         "norm": norm,
-        **({} if norm == "layernorm" else {"norm_eps": TINY}),
+        **({} if norm.endswith("layernorm") else {"norm_eps": TINY}),
         "norm_place": "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post",
         "final_norm": final,
         **slots,
+        **read_condition(peer, norm, slots),
         **read_positions(peer, {layer.order for layer in layers if layer.name == "attn"}, reader, weights),
     }
     return flags, weights
-
-
-def residual_slots(peer: Any) -> dict[str, Any]:
-    """What scales the peer's updates and joins them to the stream, alike in the whole stack."""
-    gains = any(r.residual_scale is not None or r.scale_residual_constant != 1 for _, _, r in peer.layers)
-    # With a norm between the gain and the sum, the gain belongs to the block.
-    scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
-    return {"scale": "layerscale" if scaled and not peer.sandwich_norm else None, "join": "scaled" if gains else "add"}
 
 
 def read_layout(peer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
@@ -182,17 +177,20 @@ def common(flags: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {k: v for k, v in flags[0].items() if all(other.get(k) == v for other in flags)}
 
 
-def read_layer(
-    peer: Any, around: Any, layer: Any, residual: Any, slots: dict[str, Any], cross: bool, reader: Reader
-) -> Layer:
-    """One layer with its norms and residual, out of whatever its block is wrapped in; `cross`: attends to a context."""
+def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Layer:
+    """Layer i with its norms and slots, out of whatever its block is wrapped in."""
+    around, layer, residual = peer.layers[i]
+    cross = peer.layer_types[i] == "c"
     factor: Any = 1.0
     gain, shift = None, 0
-    while kind(layer) in ("Scale", "LayerScale", "ShiftTokens"):
+    adaptive: Weights = {}
+    while kind(layer) in ("Scale", "LayerScale", "AdaptiveLayerScale", "ShiftTokens"):
         if kind(layer) == "Scale":
             factor = factor * (1.0 if layer.scale is None else layer.scale)
         elif kind(layer) == "LayerScale":
             gain = read_gain(layer, reader)
+        elif kind(layer) == "AdaptiveLayerScale":
+            adaptive = {f"to_gain.{name}": reader.take(t) for name, t in layer.to_gamma.named_parameters()}
         else:
             shift = read_shift(layer.shifts, peer.causal)
         layer = layer.fn
@@ -202,17 +200,17 @@ def read_layer(
     flags, weights, order = read_attention(layer, peer, cross, reader) if attention else read_ff(layer, reader)
     weights = {f"block.{name}": t for name, t in weights.items()}
     for name, norm in zip(("before", "after", "final"), around, strict=True):
-        if norm is not None and kind(norm) != "SimpleRMSNorm":
-            weights[f"{name}.gain"] = read_gain(norm, reader)
-    if slots["scale"]:
+        if norm is not None:
+            weights |= {f"{name}.{own}": t for own, t in read_norm(norm, reader).items()}
+    weights |= {f"scale.adaptive_layerscale.{name}": t for name, t in adaptive.items()}
+    if slots["scale"] == "layerscale":
         ones = weights["block.to_out.weight"].new_ones(peer.dim)
         weights["scale.layerscale.gain"] = ones if gain is None else gain
     else:
         factor = factor if gain is None else factor * gain[:, None]
-    if slots["join"] == "scaled":
-        scale, constant = residual.residual_scale, residual.scale_residual_constant
-        full = weights["block.to_out.weight"].new_ones(peer.dim) if scale is None else reader.take(scale)
-        weights["join.gain"] = full * constant
+    joined = read_join(residual, slots, weights["block.to_out.weight"], reader)
+    weights |= {f"join.{name}": t for name, t in joined.items()}
+    weights |= {f"reads.{name}": t for name, t in read_reads(peer, i, reader).items()}
     weights["block.to_out.weight"] = weights["block.to_out.weight"] * factor
     if "block.to_out.bias" in weights:
         flat = factor[:, 0] if isinstance(factor, torch.Tensor) else factor

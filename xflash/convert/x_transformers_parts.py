@@ -6,7 +6,7 @@ from torch import nn
 
 from ..base.shapes import Tensor
 
-__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain"]
+__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain", "read_norm"]
 
 # By class: what is read by the converter, or says nothing about the outputs. Anything else must be unset.
 KNOWN = {
@@ -20,10 +20,12 @@ KNOWN = {
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
-        rotary_pos_emb dim_condition has_custom_layer_types len_default_block layer_types layers_execute_order
+        rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
+        need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
         num_attn_layers num_cross_attn_layers num_ff_layers cross_attend depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
-        can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines""",
+        can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
+        unet_skips num_residual_streams stream_emb""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
@@ -34,10 +36,18 @@ KNOWN = {
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
     "LayerNorm": "unit_offset ln gamma",
+    "AdaptiveLayerNorm": "ln to_gamma",
+    "AdaptiveRMSNorm": "scale to_gamma",
+    "AdaptiveLayerScale": "fn to_gamma",
     "ScaleNorm": "unit_offset scale g",
     "RMSNorm": "unit_offset scale g",
     "SimpleRMSNorm": "scale",
     "Residual": "residual_scale scale_residual_constant",
+    "GRUGating": "gru residual_scale",
+    "HyperConnection": """norm num_residual_streams layer_index static_beta static_alpha dynamic_alpha_fn
+        dynamic_alpha_scale num_input_views dynamic_beta_fn dynamic_beta_scale sinkhorn_iters""",
+    "DynamicLIMe": "num_layers multiple_views to_weights",
+    "ConcatCombine": "prev_layer_ind combine",
     "Scale": "scale fn",
     "LayerScale": "unit_offset fn gamma",
     "ShiftTokens": "fn shifts",
@@ -57,9 +67,6 @@ FLAGS = {
     "output_is_log_prob": "mixture_of_softmax",
     "has_multiple_heads": "num_output_heads",
     "recycled_proj": "recycling",
-    "stream_emb": "num_residual_streams",
-    "norm_need_condition": "use_adaptive_layernorm / use_adaptive_rmsnorm",
-    "post_branch_fn_needs_condition": "use_adaptive_layerscale",
     "to_latent_q": "attn_use_latent_q",
     "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",
@@ -72,12 +79,10 @@ FLAGS = {
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
     "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
     "up_softclamp_value": "ff_glu_softclamp",
-    "GRUGating": "gate_residual",
     "OrthogonalResidualUpdate": "orthog_residual",
     "MVSplitResidualUpdate": "mv_split_residual",
     "GatedMultiResidual": "gated_multi_residual",
     "AttentionResidual": "attn_aggregated_residuals",
-    "DynamicLIMe": "integrate_layers",
     "DynamicPositionBias": "dynamic_pos_bias",
     "DynamicTanh": "use_dynamic_tanh",
     "Derf": "use_derf",
@@ -87,7 +92,7 @@ FLAGS = {
 }
 
 # Settings whose neutral value is not what Python calls false.
-NEUTRAL: dict[str, Any] = {"num_residual_streams": 1, "emb_frac_gradient": 1}
+NEUTRAL: dict[str, Any] = {"emb_frac_gradient": 1}
 ATTENTION = ("Attention", "Attend")
 
 
@@ -155,6 +160,13 @@ class Reader:
         """ValueError when tensors are left."""
         if self.left:
             raise feature("tensors", ", ".join(self.left.values()))
+
+
+def read_norm(norm: Any, reader: Reader) -> dict[str, Tensor]:
+    """The weights of a norm by their names here."""
+    if kind(norm).startswith("Adaptive"):
+        return {"to_gain.weight": reader.take(norm.to_gamma.weight)}
+    return {} if kind(norm) == "SimpleRMSNorm" else {"gain": read_gain(norm, reader)}
 
 
 def read_gain(norm: Any, reader: Reader) -> Tensor:

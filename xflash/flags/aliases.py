@@ -14,6 +14,9 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "use_scalenorm": (True, {"norm": "scalenorm"}),
     "use_rmsnorm": (True, {"norm": "rmsnorm"}),
     "use_simple_rmsnorm": (True, {"norm": "simple_rmsnorm"}),
+    "use_adaptive_layernorm": (True, {"norm": "adaptive_layernorm"}),
+    "use_adaptive_rmsnorm": (True, {"norm": "adaptive_rmsnorm"}),
+    "use_adaptive_layerscale": (True, {"scale": "adaptive_layerscale"}),
     "sandwich_norm": (True, {"norm_place": "sandwich"}),
     "pre_norm": (False, {"norm_place": "post"}),
     "rotary_pos_emb": (True, {"pos": "rotary"}),
@@ -22,6 +25,10 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "use_layerscale": (True, {"scale": "layerscale"}),
     "use_rezero": (True, {"scale": "rezero"}),
     "scale_residual": (True, {"join": "scaled"}),
+    "gate_residual": (True, {"join": "gru"}),
+    "unet_skips": (True, {"reads": "unet"}),
+    "integrate_layers": (True, {"reads": "lime"}),
+    "layer_integrate_use_softmax": (False, {"lime_weights": "relu"}),
     "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
     "ff_swish": (True, {"ff_activation": "silu"}),
     "ff_relu_squared": (True, {"ff_activation": "relu2"}),
@@ -49,11 +56,19 @@ def residual(name: Any) -> dict[str, Any]:
     return {"scale" if name in scales else "join": name}
 
 
+def streams(count: Any) -> dict[str, Any]:
+    """x-transformers says one stream for none of their own."""
+    integer("num_residual_streams", count, 1, LARGEST)
+    return {} if count == 1 else {"join": "hyper", "hyper_streams": count}
+
+
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "norm_type": lambda name: {"norm": name},
     "pre_norm_has_final_norm": lambda value: {"final_norm": value},
     "rotary_xpos": lambda value: {"rotary_xpos": value, **({"pos": "rotary"} if value is True else {})},
     "layerscale_init_value": lambda value: {"layerscale_init": value},
+    "num_residual_streams": streams,
+    "hyper_conn_sinkhorn_iters": lambda value: {"hyper_rounds": integer("hyper_conn_sinkhorn_iters", value, 1)},
     "residual": residual,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,

@@ -121,16 +121,16 @@ HINTS = {
 }
 
 
-def meant(name: str, known: Iterable[str], places: Iterable[tuple[str, Collection[str]]] = ()) -> str:
+def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection[str]]] = ()) -> str:
     """What somebody may have meant by an argument `name` that there is not: what it is called among the `known`, or in
-    one of the other `places` (what to call each, and its arguments), or how else it is said, or the nearest known one.
+    one of the other `homes` (what to call each, and its arguments), or how else it is said, or the nearest known one.
     """
     known = list(known)
     for ours in ELSEWHERE.get(name, ()):
         if ours in known:
             return f"; it is called {ours!r} here{f' ({NOTES[ours]})' if ours in NOTES else ''}"
     for ours in (name, *ELSEWHERE.get(name, ())):
-        for where, arguments in places:
+        for where, arguments in homes:
             if ours in arguments:
                 return f": it is {'' if ours == name else f'called {ours!r} here, '}an argument of {where}"
     if name in HINTS:
@@ -202,6 +202,6 @@ def answer_calls(cls: type) -> None:
 def unknown(cls: type, call: str, name: str) -> str:
     """The sentence about an argument that a call of a class has not."""
     others = [other for other in CALLS if other != call and hasattr(getattr(cls, other, None), "answers")]
-    places = [(f"{cls.__name__}.{other}", arguments_of(getattr(cls, other))) for other in others]
+    homes = [(f"{cls.__name__}.{other}", arguments_of(getattr(cls, other))) for other in others]
     known = list(arguments_of(getattr(cls, call)))[1:]
-    return f"{cls.__name__}.{call} has no argument {name!r}{meant(name, known, places)}"
+    return f"{cls.__name__}.{call} has no argument {name!r}{meant(name, known, homes)}"

@@ -1,20 +1,26 @@
 """The parts of a stack; importing them registers the built-in ones by name."""
 
-from . import embeddings, norms, scores
+from . import adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau
-from .joins import join, scaled
+from .joins import gru, hyper, join, scaled
 from .positions import alibi, rel_pos, relative, rotary
-from .reads import read
-from .scales import scale
+from .reads import lime, read, unet
+from .scales import adaptive_layerscale, scale
 
 __all__ = [
+    "adaptive_layernorm",
+    "adaptive_layerscale",
+    "adaptive_rmsnorm",
     "alibi",
     "attention",
     "embeddings",
     "feedforward",
     "flash",
     "gau",
+    "gru",
+    "hyper",
     "join",
+    "lime",
     "norms",
     "read",
     "rel_pos",
@@ -23,4 +29,5 @@ __all__ = [
     "scale",
     "scaled",
     "scores",
+    "unet",
 ]

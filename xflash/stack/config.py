@@ -14,7 +14,7 @@ from ..layers.blocks.block import Block
 from ..layers.branch import NormPlace
 from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
-from ..saving.configurable import places
+from ..saving.configurable import homes
 from .held import layer_config, parts_of, with_choices
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
@@ -234,7 +234,7 @@ def answer(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
     if name in blocks:
         return meant_block(name)
-    return meant(name, known, places(but="AttentionLayers", ending=", not of a stack"))
+    return meant(name, known, homes(but="AttentionLayers", ending=", not of a stack"))
 
 
 def check_known(flags: Iterable[str], cls: type) -> None:

@@ -1,0 +1,98 @@
+"""What x-transformers' layers read of the stream, and how they join it, as xflash's slots and their weights."""
+
+from typing import Any
+
+from torch import nn
+
+from ..base.shapes import Tensor
+from .x_transformers_parts import Reader, feature, kind, read_gain
+
+__all__ = ["TINY", "check_skips", "read_condition", "read_join", "read_reads", "residual_slots"]
+
+# Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
+TINY = 1e-24
+JOINS = {"Residual": "add", "GRUGating": "gru", "HyperConnection": "hyper"}
+
+Weights = dict[str, Tensor]
+
+
+def residual_slots(peer: Any) -> dict[str, Any]:
+    """The flags of the slots, alike in the whole stack."""
+    first = peer.layers[0][2]
+    gains = any(r.residual_scale is not None for _, _, r in peer.layers if hasattr(r, "residual_scale"))
+    constants = any(getattr(r, "scale_residual_constant", 1) != 1 for _, _, r in peer.layers)
+    # With a norm between the gain and the sum, the gain belongs to the block.
+    scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
+    flags: dict[str, Any] = {"scale": "layerscale" if scaled and not peer.sandwich_norm else None}
+    if peer.post_branch_fn_needs_condition:
+        flags["scale"] = "adaptive_layerscale"
+    flags["join"] = JOINS[kind(first)]
+    if flags["join"] == "add" and (gains or constants):
+        flags["join"] = "scaled"
+    elif flags["join"] == "gru" and gains:
+        flags["gru_gain"] = True
+    elif flags["join"] == "hyper":
+        # Their balancing is over one row of each matrix, whose entries become ones whatever they were.
+        flags |= {"hyper_streams": first.num_residual_streams, "hyper_mixing": "sum"}
+    mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
+    flags["reads"] = " ".join(["unet"] * bool(peer.unet_skips) + ["lime"] * bool(mixers)) or None
+    if mixers:
+        flags |= {"lime_eps": TINY, "lime_weights": "relu" if kind(mixers[0].to_weights[-1]) == "ReLU" else "softmax"}
+    return flags
+
+
+def read_condition(peer: Any, norm: str, slots: dict[str, Any]) -> dict[str, Any]:
+    """The width of the condition; ValueError where what is conditioned is not what it is here."""
+    if not peer.need_condition:
+        return {}
+    if peer.sandwich_norm:
+        raise feature("sandwich_norm", f"with norm={norm!r} and scale={slots['scale']!r}")
+    if kind(peer.adaptive_mlp) != "Identity":
+        raise feature("adaptive_condition_mlp", True)
+    return {"dim_condition": peer.dim_condition}
+
+
+def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader) -> Weights:
+    """The weights of one layer's join; `like`: a weight of the layer."""
+    if slots["join"] == "scaled":
+        scale, constant = residual.residual_scale, residual.scale_residual_constant
+        full = like.new_ones(like.shape[0]) if scale is None else reader.take(scale)
+        return {"gain": full * constant}
+    if slots["join"] == "gru":
+        gain = {} if residual.residual_scale is None else {"gain": reader.take(residual.residual_scale)}
+        gates = {"update.weight": "weight_ih", "update.bias": "bias_ih"}
+        gates |= {"stream.weight": "weight_hh", "stream.bias": "bias_hh"}
+        return gain | {ours: reader.take(getattr(residual.gru, theirs)) for ours, theirs in gates.items()}
+    if slots["join"] == "hyper":
+        # The other columns are those of the matrices that mix streams.
+        found = {"reads": reader.take(residual.static_alpha)[:, 0].contiguous()}
+        found["to_reads"] = reader.take(residual.dynamic_alpha_fn)[:, 0].contiguous()
+        names = {"writes": "static_beta", "to_writes": "dynamic_beta_fn"}
+        names |= {"reads_scale": "dynamic_alpha_scale", "writes_scale": "dynamic_beta_scale"}
+        found |= {ours: reader.take(getattr(residual, theirs)) for ours, theirs in names.items()}
+        return found | {"gain": reader.take(residual.norm.weight)}
+    return {}
+
+
+def read_reads(peer: Any, i: int, reader: Reader) -> Weights:
+    """The weights of what layer i reads beside its stream."""
+    found: Weights = {}
+    if (skip := peer.skip_combines[i]) is not None:
+        found["unet.combine.weight"] = reader.take(skip.combine.weight)
+    if (mixer := peer.layer_integrators[i]) is not None:
+        norm, score = mixer.to_weights[:2]
+        if not isinstance(score, nn.Linear):
+            raise feature("integrate_layers", kind(score))
+        found["lime.gain"] = read_gain(norm, reader)
+        found |= {f"lime.score.{name}": reader.take(t) for name, t in score.named_parameters()}
+    return found
+
+
+def check_skips(peer: Any, depth: int) -> None:
+    """ValueError unless the skips of a peer with `depth` repetitions of its layout are those that xflash has."""
+    period = len(peer.layer_types) // depth
+    for i, skip in enumerate(peer.skip_combines):
+        mirrored = (depth - 1 - i // period) * period
+        wanted = mirrored if i % period == 0 and mirrored < i else None
+        if (None if skip is None else skip.prev_layer_ind) != wanted:
+            raise feature("unet_skips", f"of layer {i}, in a column that repeats its layout {depth} times")

@@ -1,0 +1,59 @@
+"""`lime`: branches read a mixture of what the branches above them read."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...base.registry import reads
+from ...base.shapes import Float, Tensor
+from ...base.state import Ctx
+from ...flags.flag import flag
+from ..blocks.block import Site
+from .read import Read
+
+__all__ = ["LIMe"]
+
+
+@reads.register("lime")
+class LIMe(Read):
+    """Layer-integrated memory: what a branch would read, mixed per token with what those above would have read.
+
+    https://arxiv.org/abs/2502.09245, its weights made from the token.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        weights: Literal["softmax", "relu"] = flag("softmax", "what makes weights of the scores of layers")
+        eps: float = flag(1e-5, "added to the mean square that the scores' norm divides by", above=0)
+
+    @classmethod
+    def stands(cls, config, site: Site) -> bool:
+        if len(site.places) > 1:
+            raise ValueError(
+                "reads='lime' mixes all layers above, a number of its own for each place, but weight_tie_layers=True "
+                "has one module stand at several"
+            )
+        return True
+
+    def __init__(self, config, site):
+        super().__init__(config, site)
+        self.gain = nn.Parameter(torch.ones(site.dim))
+        self.score = nn.Linear(site.dim, site.places[0] + 1)
+        with torch.no_grad():
+            self.score.bias.zero_()
+            # Most of what is read is the layer's own at first.
+            self.score.bias[-1] = 4.0 if config.weights == "softmax" else 1.0
+
+    def forward(self, y: Float[Tensor, "b n d"], ctx: Ctx, place: int) -> Float[Tensor, "b n d"]:
+        ctx.relay.leave("lime", place, y)
+        scores = self.score(F.rms_norm(y, (self.site.dim,), self.gain.to(y.dtype), self.config.eps))
+        weights = scores.softmax(-1) if self.config.weights == "softmax" else scores.relu()
+        *above, own = weights.to(y.dtype).split(1, -1)
+        mixed = y * own
+        # One by one: stacked, all layers would be copied by each.
+        for i, weight in enumerate(above):
+            mixed = mixed + ctx.relay.take("lime", i) * weight
+        return mixed
