@@ -86,7 +86,7 @@ def columns(
             own = any(r == w == layer for r, w in zip(readers, writers, strict=True))
             column.append(("recurrent", flags if own else {"reads": False, **flags}))
         else:
-            column.append(("block_attn", {"qk_norm": True, **flags} if all_cosine else flags))
+            column.append(("block_attn", {"cosine": True, **flags} if all_cosine else flags))
         column.append(("ff", {}))
     return tuple(column)
 
