@@ -93,6 +93,17 @@ READS = [
     ({"sigmoid": True}, {"weight_fn": "sigmoid"}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]
+# What 0.1.0 called otherwise.
+COSINES = [
+    ({"qk_norm": False}, {"cosine": False}),
+    ({"qk_norm": True, "qk_norm_scale": 3}, {"cosine": True, "cosine_scale": 3}),
+    ({"read_qk_norm": False, "read_qk_norm_scale": 4}, {"read_cosine": False, "read_cosine_scale": 4}),
+]
+SPELLINGS += [
+    tuple({"layers": "recurrent state_read block_attn", **{f"{block}_{n}": v for n, v in f.items()}} for f in pair)
+    for block, pairs in (("block_attn", COSINES), ("recurrent", COSINES), ("state_read", COSINES[:2]))
+    for pair in pairs
+]
 SPELLINGS += [
     tuple({"layers": f"{block} ff", **{f"{block}_{name}": value for name, value in flags.items()}} for flags in pair)
     for block in ("attn", "cross_attn")

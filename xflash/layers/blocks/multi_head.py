@@ -51,7 +51,7 @@ class MultiHead(Reading):
         flash: bool | None = flag(None, "the fused softmax kernel (None: where possible; not FLASH, that is the block)")
         dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
         num_mem_kv: int = flag(0, "learned keys and values that every query sees", at_least=0)
-        qk_norm: bool = flag(False, "cosine attention: queries and keys l2-normalised")
+        qk_norm: bool = flag(False, "queries and keys l2-normalised, without gains")
         qk_norm_groups: int = flag(1, "groups of channels that qk_norm normalises each for itself", at_least=1)
         qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0)
         qk_norm_dim_scale: bool = flag(False, "learned scales per head and channel instead of qk_norm_scale")
