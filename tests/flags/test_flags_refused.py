@@ -101,7 +101,7 @@ def test_what_contradicts_is_refused(spelling, match):
         ),
         ({"layerscale_init": 0.1}, ValueError, "layerscale_init is set but scale=None has no 'layerscale'"),
         ({"scale": "rezero", "residual_init": 0.1}, ValueError, "layerscale_init is set but scale='rezero' has no 'la"),
-        ({"scale": 3}, TypeError, "scale must be names such as 'layerscale rezero' or .*, not 3"),
+        ({"scale": 3}, TypeError, "scale must be names of scales such as 'layerscale rezero' or .*, not 3"),
         ({"scale": "layerscal"}, ValueError, "unknown scale 'layerscal'; did you mean 'layerscale'"),
         ({"scale": "rezero rezero"}, ValueError, "scale='rezero rezero' names 'rezero' twice"),
         ({"reads": "unets"}, ValueError, "unknown read 'unets'"),
@@ -117,7 +117,7 @@ def test_what_contradicts_is_refused(spelling, match):
             "pos has 'alibi', but no block of the layout 'flash' can use it",
         ),
         ({"pos": "rotry"}, ValueError, "unknown position 'rotry'; did you mean 'rotary'"),
-        ({"pos": 3}, TypeError, "pos must be names such as 'rotary alibi' or .*, not 3"),
+        ({"pos": 3}, TypeError, "pos must be names of positions such as 'rotary .*, not 3"),
         ({"norm": "layernrom"}, ValueError, "unknown norm 'layernrom'; did you mean 'layernorm'"),
         (
             {"norm_place": "Pre"},
