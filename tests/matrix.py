@@ -232,15 +232,6 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"recurrent_read_cosine": False},
     ],
     "dropout": [{}, {"block_attn_dropout": 0.1, "recurrent_dropout": 0.1}],
-    "scores": [
-        {},
-        *(
-            block | recurrent | reads
-            for block, recurrent, reads in zip(
-                steps("block_attn"), reversed(steps("recurrent")), steps("state_read"), strict=True
-            )
-        ),
-    ],
     "kernel": [{}, {"block_attn_flash": False, "recurrent_flash": False}],
     "compress": [
         {},
@@ -255,6 +246,13 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"recurrent_retrieve": 3, "recurrent_retrieve_len": 80}
         | {"block_attn_retrieve": 1, "block_attn_retrieve_len": 48},
         {"recurrent_retrieve": 2, "block_attn_retrieve": 50},
+        # What is retrieved is read without steps on the scores.
+        *(
+            block | recurrent | reads
+            for block, recurrent, reads in zip(
+                steps("block_attn"), reversed(steps("recurrent")), steps("state_read"), strict=True
+            )
+        ),
     ],
     "gate": [{"recurrent_gate": gate} for gate in ("fixed", "lstm", "gru")],
     "update": [{"recurrent_update": update} for update in ("skip", "single", "dual")],

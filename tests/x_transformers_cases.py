@@ -336,7 +336,7 @@ def exact(peer):
     laws.live(peer)
     for part in peer.modules():
         # Softmax in float32 whatever the model's dtype.
-        if isinstance(part, Attend) and part.attn_fn.keywords.get("dtype") is torch.float32:
+        if isinstance(part, Attend) and getattr(part.attn_fn, "keywords", {}).get("dtype") is torch.float32:
             part.attn_fn = functools.partial(F.softmax, dim=-1)
         # The same frequencies by a formula whose last float32 bit differs from FLASH-pytorch's and xflash's.
         if isinstance(part, ScaledSinusoidalEmbedding):

@@ -1,7 +1,6 @@
 """The blocks and relative positions of x-transformers as xflash's flags and weights."""
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import einx
@@ -11,11 +10,11 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..layers.blocks.attention import Attention
-from ..layers.blocks.cross_attention import CrossAttention
 from ..layers.blocks.feedforward import FeedForward
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
+from .x_transformers_scores import read_scores
 
 __all__ = ["read_attention", "read_ff", "read_positions"]
 
@@ -60,16 +59,13 @@ def read_attention(
     if attn.qk_norm and attn.qk_norm_dim_scale:
         weights["q_gain"] = einx.id("(r g) n k -> (g r) n k", reader.take(attn.qk_norm_q_scale), **groups)
         weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
-    return attention_flags(attn, peer, cross, width), weights, head_order(heads, kv_heads)
+    order = head_order(heads, kv_heads)
+    steps, more = read_scores(attn, peer, cross, torch.tensor(order, device=attn.to_q.weight.device), reader)
+    return attention_flags(attn, peer, steps, cross, width), weights | more, order
 
 
 def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
     """ValueError for settings of an attention block that only their values tell from what xflash has."""
-    fn = attn.attend.attn_fn
-    softmax = isinstance(fn, partial) and fn.func is F.softmax and fn.keywords.get("dim") == -1
-    if not softmax:
-        inner = fn.func if isinstance(fn, partial) else fn
-        raise feature(f"attn_{getattr(inner, '__name__', kind(inner))}", "only the softmax over keys has one")
     if attn.to_v.out_features != width * attn.kv_heads:
         raise feature("attn_value_dim_head", attn.to_v.out_features // attn.kv_heads)
     if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads:
@@ -88,9 +84,10 @@ def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
         raise feature("attn_on_attn", True)
 
 
-def attention_flags(attn: Any, peer: Any, cross: bool, width: int) -> dict[str, Any]:
+def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, width: int) -> dict[str, Any]:
     """What differs from the defaults of xflash's attention."""
     flags = {
+        **steps,
         "dim_head": width,
         "kv_heads": None if attn.kv_heads == attn.heads else attn.kv_heads,
         "flash": attn.attend.flash or None,
@@ -106,7 +103,8 @@ def attention_flags(attn: Any, peer: Any, cross: bool, width: int) -> dict[str, 
             flags["qk_norm_scale"] = attn.qk_norm_scale
     if cross:
         inward, stream = attn.to_k.in_features, attn.to_q.in_features
-        return set_flags({**flags, "dim_context": None if inward == stream else inward}, CrossAttention.Config)
+        # All of them, lest those of the stack's own attention count for it.
+        return {**flags, "dim_context": None if inward == stream else inward}
     window = None if attn.max_attend_past is None else attn.max_attend_past + 1
     # Their first attention has no such weights, ours neither: the flag is alike in all.
     mixes = [getattr(m, "to_value_residual_mix", None) for m in peer.modules()]
@@ -116,7 +114,8 @@ def attention_flags(attn: Any, peer: Any, cross: bool, width: int) -> dict[str, 
 
 def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:
     """The flags that are not at their default."""
-    return {k: v for k, v in flags.items() if v != config.__dataclass_fields__[k].default}
+    own = config.__dataclass_fields__
+    return {k: v for k, v in flags.items() if k not in own or v != own[k].default}
 
 
 def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:

@@ -22,7 +22,8 @@ KNOWN = {
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
         rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
         need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
-        num_attn_layers num_cross_attn_layers num_ff_layers cross_attend depth
+        num_attn_layers num_cross_attn_layers num_ff_layers cross_attend residual_attn
+        cross_residual_attn depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
         unet_skips num_residual_streams stream_emb add_value_residual""",
@@ -30,9 +31,12 @@ KNOWN = {
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
         qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
-        to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn""",
-    "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout logit_softclamp_value flash
-        sdp_context_manager""",
+        to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
+        data_dependent_alibi sparse_topk""",
+    "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
+        flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
+        head_attn_sink""",
+    "DataDependentAlibi": "causal post_log_scale to_forget_gates",
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
     "LayerNorm": "unit_offset ln gamma",
@@ -72,9 +76,6 @@ FLAGS = {
     "to_output_gate": "attn_output_gate",
     "to_v_head_gate": "attn_gate_value_heads",
     "q_rmsnorm": "attn_qk_rmsnorm",
-    "pre_softmax_talking_heads": "attn_pre_talking_heads",
-    "post_softmax_talking_heads": "attn_post_talking_heads",
-    "head_attn_sink": "attn_head_learned_sink",
     "cope": "attn_use_cope",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
     "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",

@@ -90,12 +90,11 @@ class BlockAttention(Reading):
         self.to_out = site.linear_out((1 + reads) * inner)
         self.cosine = Cosine(width, f"{self.kind}_cosine") if config.cosine else None
         self.reader = self.softmax_read(config, self.scale, config.dropout)
-        for name in ("retrieve", "compress_loss"):
-            if getattr(config, name) and not self.reader.plain:
-                raise ValueError(
-                    f"{self.kind}_{name}={getattr(config, name)} reads by a plain softmax: leave out "
-                    f"{self.kind}_scores and {self.kind}_weight_fn, or that"
-                )
+        if config.retrieve and not self.reader.plain:
+            raise ValueError(
+                f"{self.kind}_retrieve={config.retrieve} reads by a plain softmax: leave out {self.kind}_scores and "
+                f"{self.kind}_weight_fn, or that"
+            )
         read_scale = config.read_cosine_scale if config.read_cosine else width**-0.5
         read_cosine = f"{self.kind}_read_cosine" if config.read_cosine else None
         self.readers = nn.ModuleList(
