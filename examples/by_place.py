@@ -45,10 +45,10 @@ def bits_by_place(net: TransformerWrapper, rows: Rows, seq_len: int, device: str
         state = net.remember(state)
         # The byte behind each of the segment, if it is one of the same document.
         after = slice(here.start + 1, here.stop + 1)
-        targets, place = rows.ids[:, after].long(), rows.place[:, after]
-        counts = place > 0
+        targets, offset = rows.ids[:, after].long(), rows.offset[:, after]
+        counts = offset > 0
         lost = F.cross_entropy(logits[:, : targets.shape[1]].float().cpu().transpose(1, 2), targets, reduction="none")
-        octave = torch.bucketize(place[counts], borders, right=True)
+        octave = torch.bucketize(offset[counts], borders, right=True)
         found.bits.index_add_(0, octave, lost[counts].double() / math.log(2))
         found.count.index_add_(0, octave, torch.ones_like(octave, dtype=torch.float64))
     net.train()

@@ -168,7 +168,7 @@ def reading(rows: data.Rows, step: int, options: Options) -> tuple[Tensor, Tenso
     end = min(at + n, targets)
     real = rows.real[:, at : end + 1].clone()
     # The last column is a target only, and none where it begins a document: that has a reset in the next step.
-    real[:, -1] &= rows.place[:, end] > 0
+    real[:, -1] &= rows.offset[:, end] > 0
     starts = rows.starts[:, at // options.seq_len : -(-end // options.seq_len)]
     return rows.ids[:, at : end + 1].long(), real, starts
 

@@ -13,6 +13,7 @@ from xflash.flags.aliases import ALIASES, SWITCHES
 from xflash.flags.flag import flags_of
 from xflash.layers import pooling
 from xflash.stack.config import StackConfig
+from xflash.stack.held import parts_of
 
 B, N, C, DIM, VOCABULARY, LIMIT = 3, 5, 7, 10, 11, 13
 IDS = torch.arange(B * N).reshape(B, N) % VOCABULARY
@@ -266,6 +267,10 @@ def flags():
     yield part({"layers": "ff"}, "", StackConfig)
     for name, block in xflash.blocks.items():
         yield part({"layers": f"{name} recurrent" if name == "state_read" else name}, f"{name}_", block.Config)
+        for _, held, config in parts_of(name):
+            if held in xflash.scores:
+                layers = f"{name} recurrent" if name == "state_read" else name
+                yield part({"layers": layers, f"{name}_scores": held}, f"{name}_{held}_", config)
     for name, position in xflash.positions.items():
         yield part({"layers": "attn", "pos": name}, f"{name}_", position.Config)
     for name, kind in xflash.norms.items():
@@ -276,8 +281,13 @@ def flags():
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
+    for block in ("attn", "cross_attn"):
+        spelt |= {f"{block}_sparse_topk": int | None, f"{block}_logit_softclamp_value": float}
+        booleans = ("pre_talking_heads", "post_talking_heads", "sparse_topk_straight_through")
+        spelt |= {f"{block}_{name}": bool for name in booleans}
     assert set(spelt) == set(ALIASES)
-    whole = {"layers": "attn gau flash ff", "scale": "layerscale", "pos": "rotary"}
+    whole = {"layers": "attn gau flash ff cross_attn", "scale": "layerscale", "pos": "rotary"}
+    whole |= {f"{block}_scores": "talking_heads softclamp topk" for block in ("attn", "cross_attn")}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
 
 
@@ -296,7 +306,7 @@ def saving():
     )
     for fn in (convert.from_x_transformers, convert.from_flash_pytorch, convert.from_block_recurrent):
         yield Call(fn.__name__, fn, {}, hints_of(fn))
-    for name in ("blocks", "norms", "positions", "reads", "scales", "joins", "activations"):
+    for name in ("blocks", "norms", "positions", "reads", "scales", "joins", "scores", "weight_fns", "activations"):
         registry = getattr(xflash, name)
         yield Call(f"{name}.register", registry.register("new"), {}, {"part": Callable})
         yield Call(f"{name}.register", registry.register, {"name": "new"}, {"name": str})

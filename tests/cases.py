@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xflash import AttentionLayers
-from xflash.base.registry import blocks, joins, norms, positions, reads, scales
+from xflash.base.registry import blocks, joins, norms, positions, reads, scales, scores
 
 SMALL = {
     "attn": {"attn_dim_head": 6},
@@ -34,6 +34,19 @@ def able(position: str) -> str:
 
 # What a block needs beside it.
 COMPANY = {"state_read": "state_read recurrent"}
+
+
+def reading(field: str, causal_only: bool) -> dict[str, list[str]]:
+    """The parts of a name that blocks can hold, each with those that look both ways, or back only."""
+    able = [n for n, b in blocks.items() if field in b.holds and b.causal_only == causal_only and n not in COMPANY]
+    registry = {name: part for block in able for name, part in blocks[block].holds[field].items()}
+    return {name: [n for n in able if not blocks[n].refuses(part)] for name, part in registry.items()}
+
+
+def holding(field: str, part: object, names: list[str]) -> dict[str, object]:
+    return {"layers": " ".join(names), **{f"{name}_{field}": part for name in names}}
+
+
 CASES = {
     **{f"block {name}": {"layers": COMPANY.get(name, name)} for name in blocks},
     "a context in pieces": {"layers": "cross_attn state_read recurrent", "shift_tokens": 1, "num_memory_tokens": 7},
@@ -69,6 +82,10 @@ CASES = {
     | {"scale": "layerscale", "hyper_streams": 2},
     "every read and scale": {"layers": "attn ff", "reads": " ".join(reads), "scale": " ".join(scales)}
     | {"join": "scaled", "norm_place": "sandwich", "norm": "rmsnorm"},
+    **{f"scores {name}": holding("scores", name, able) for name, able in reading("scores", False).items() if able},
+    **{f"weights {name}": holding("weight_fn", name, able) for name, able in reading("weight_fn", False).items()},
+    "scores in blocks": holding("scores", tuple(n for n, b in reading("scores", True).items() if b), ["recurrent"]),
+    "weights in blocks": holding("weight_fn", "sigmoid", ["block_attn"]),
     "shift": {"layers": "attn ff flash", "shift_tokens": (2, 0, 1, 1, 3, 0)},
     "sinks": {"layers": "attn(window=3,sinks=2) ff", "pos": ("rotary", "rel_pos")},
     "memory tokens": {"layers": "flash attn gau", "num_memory_tokens": 3, "shift_tokens": 1},
@@ -86,6 +103,14 @@ def both_ways(cases: dict[str, dict]) -> list:
     found = []
     for case, flags in cases.items():
         found.append(pytest.param(flags, True, id=f"{case}-causal"))
+        steps = {
+            part
+            for value in flags.values()
+            for part in scores
+            if value == part or (type(value) is tuple and part in value)
+        }
+        if any("causal" in scores[part].needs for part in steps):
+            continue
         entries = flags["layers"].split()
         gone = [entry for entry in entries if blocks[entry.split("(")[0]].causal_only]
         left = " ".join(entry for entry in entries if entry not in gone)

@@ -17,6 +17,21 @@ from xflash import AttentionLayers, Decoder, Encoder
 
 FILE = Path(__file__).with_name("covering.json")
 
+
+def steps(block: str) -> list[dict[str, Any]]:
+    """Steps on a block's scores, each flag of them with another value, and other weights."""
+    own: list[dict[str, Any]] = [
+        {},
+        {"scores": "softclamp", "softclamp_value": 2.0},
+        {"scores": "talking_heads topk learned_sink", "talking_heads_post": False, "topk_k": 3},
+        {"scores": "topk talking_heads", "talking_heads_pre": False, "topk_k": 2, "topk_straight_through": True},
+        {"scores": "learned_sink"},
+        {"weight_fn": "sigmoid", "scores": "softclamp"},
+        {"weight_fn": "hard"},
+    ]
+    return [{f"{block}_{name}": value for name, value in flags.items()} for flags in own]
+
+
 # A choice is a dict of flags: flags that mean nothing without each other stand together. The first is the default.
 STACK: dict[str, list[dict[str, Any]]] = {
     "layout": [
@@ -77,6 +92,11 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"attn_qk_norm": True},
         {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_scale": 4},
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
+    ],
+    "scores": [
+        *steps("attn"),
+        {"attn_scores": "forget"},
+        {"attn_scores": "residual forget talking_heads softclamp", "attn_forget_start": 1.0},
     ],
     "window": [{}, {"attn_window": 5}, {"attn_window": 3, "attn_sinks": 2}],
     "gate_values": [{}, {"attn_gate_values": True}],
@@ -156,6 +176,7 @@ CROSS: dict[str, list[dict[str, Any]]] = {
         {"cross_attn_qk_norm": True, "cross_attn_qk_norm_groups": 2, "cross_attn_qk_norm_scale": 4},
         {"cross_attn_qk_norm": True, "cross_attn_qk_norm_dim_scale": True},
     ],
+    "cross scores": [*steps("cross_attn"), {"cross_attn_scores": "residual topk"}],
     "cross_gau weights": [
         {},
         {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
@@ -205,6 +226,12 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"recurrent_read_qk_norm": False},
     ],
     "dropout": [{}, {"block_attn_dropout": 0.1, "recurrent_dropout": 0.1}],
+    "scores": [
+        block | recurrent | reads
+        for block, recurrent, reads in zip(
+            steps("block_attn"), reversed(steps("recurrent")), steps("state_read"), strict=True
+        )
+    ],
     "kernel": [{}, {"block_attn_flash": False, "recurrent_flash": False}],
     "compress": [
         {},

@@ -167,9 +167,9 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
             flags[slot] = listed
         for name in listed:
             flags |= config_flags(registry[name].Config, slot_prefix(name), chance, often)
-    for registry, name, prefix in ((norms, flags.get("norm", "layernorm"), "norm"), (joins, flags.get("join"), None)):
+    for registry, name, own in ((norms, flags.get("norm", "layernorm"), "norm"), (joins, flags.get("join"), None)):
         if name in registry:
-            flags |= config_flags(registry[name].Config, slot_prefix(prefix or name), chance, often)
+            flags |= config_flags(registry[name].Config, slot_prefix(own or name), chance, often)
     return {prefix + name: value for name, value in unusual(flags, chance).items()}
 
 

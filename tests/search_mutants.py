@@ -63,7 +63,7 @@ def positions_across_documents():
 @mutant("gau divides by keys that attn_mask hides")
 def hidden_keys_count():
     def change(original, self, ctx, *args):
-        return original(self, replace(ctx, attn_mask=None, memo={}), *args)
+        return original(self, replace(ctx, beside={**ctx.beside, "attn_mask": None}, memo={}), *args)
 
     with around(gau.GatedAttention, "seen", change):
         yield

@@ -4,8 +4,9 @@ import sys
 
 from . import flops as flops
 from .base.moved import Moved
-from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales
-from .base.state import may_be_loaded
+from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales, scores, weight_fns
+from .base.state import Ctx, may_be_loaded
+from .flags.flag import flag
 from .generation.sampling import min_p, top_a, top_k, top_p
 from .layers.blocks.attention import Attention
 from .layers.blocks.block import Block, Site
@@ -18,8 +19,10 @@ from .layers.blocks.gau import GatedAttention
 from .layers.blocks.recurrent import Recurrent
 from .layers.joins.join import Join
 from .layers.norms import Norm
+from .layers.positions.position import Bias, Position, Turn
 from .layers.reads.read import Read
 from .layers.scales.scale import Scale
+from .layers.scores.step import ScoreStep, WeightFn
 from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
@@ -41,12 +44,14 @@ __all__ = [
     "Attention",
     "AttentionLayers",
     "AutoregressiveWrapper",
+    "Bias",
     "Block",
     "BlockAttention",
     "BlockRecurrentTransformer",
     "CrossAttender",
     "CrossAttention",
     "CrossGatedAttention",
+    "Ctx",
     "Decoder",
     "Encoder",
     "FLASHTransformer",
@@ -57,20 +62,25 @@ __all__ = [
     "MixedChunkAttention",
     "NonAutoregressiveWrapper",
     "Norm",
+    "Position",
     "PrefixDecoder",
     "Read",
     "Recurrent",
     "RecurrentMemoryWrapper",
     "RecurrentTrainerWrapper",
     "Scale",
+    "ScoreStep",
     "SegmentWrapper",
     "Site",
     "TransformerWrapper",
+    "Turn",
     "ViTransformerWrapper",
+    "WeightFn",
     "XLAutoregressiveWrapper",
     "XTransformer",
     "activations",
     "blocks",
+    "flag",
     "from_config",
     "joins",
     "load",
@@ -81,9 +91,11 @@ __all__ = [
     "residuals",
     "save",
     "scales",
+    "scores",
     "top_a",
     "top_k",
     "top_p",
+    "weight_fns",
 ]
 
 __version__ = "0.2.0.dev0"

@@ -32,6 +32,17 @@ SAMPLES: dict[str, Any] = {
     "residual": "layerscale",
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
+    **{
+        f"{block}_{name}": value
+        for block in ("attn", "cross_attn")
+        for name, value in (
+            ("pre_talking_heads", True),
+            ("post_talking_heads", True),
+            ("sparse_topk", 8),
+            ("sparse_topk_straight_through", True),
+            ("logit_softclamp_value", 30.0),
+        )
+    },
 }
 
 

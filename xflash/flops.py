@@ -35,13 +35,13 @@ def products(q: Tensor, k: Tensor, v: Tensor, wide_keys: int, wide_values: int) 
     return 2 * prod(q.shape[:3]) * k.shape[2] * (wide_keys * q.shape[3] + wide_values * v.shape[3])
 
 
-def groups(hidden: Tensor, gamma: Tensor, *beside: Any, out_val: Any = None) -> int:
+def groups(hidden: Tensor, gamma: Tensor, *rest: Any, out_val: Any = None) -> int:
     """In each group as attention; across groups a product to make the sum of a full one, and one to read."""
-    return in_groups(hidden, gamma, beside[6], 1, 1, 1)
+    return in_groups(hidden, gamma, rest[6], 1, 1, 1)
 
 
-def groups_backward(dout: Tensor, _: Any, hidden: Tensor, gamma: Tensor, *beside: Any, out_val: Any = None) -> int:
-    return in_groups(hidden, gamma, beside[7], 3, 2, 2)
+def groups_backward(dout: Tensor, _: Any, hidden: Tensor, gamma: Tensor, *rest: Any, out_val: Any = None) -> int:
+    return in_groups(hidden, gamma, rest[7], 3, 2, 2)
 
 
 def in_groups(hidden: Tensor, gamma: Tensor, w: int, wide_keys: int, wide_values: int, times: int) -> int:
@@ -56,9 +56,9 @@ def loss(y: Tensor, weight: Tensor, *_: Any, out_val: Any = None) -> int:
     return 2 * y.shape[0] * prod(weight.shape)
 
 
-def loss_backward(grad: Tensor, y: Tensor, weight: Tensor, *beside: Any, out_val: Any = None) -> int:
+def loss_backward(grad: Tensor, y: Tensor, weight: Tensor, *rest: Any, out_val: Any = None) -> int:
     """The logits again, and a product for each gradient that is wanted."""
-    return (1 + sum(beside[-2:])) * 2 * y.shape[0] * prod(weight.shape)
+    return (1 + sum(rest[-2:])) * 2 * y.shape[0] * prod(weight.shape)
 
 
 def renewal(*given: Any, out_val: Any = None) -> int:

@@ -246,7 +246,7 @@ def test_documents_in_rows():
     ]
     assert rows.real.sum().item() == sum(map(len, pages))
     assert rows.starts.tolist() == [[True, False, False, True, False, False], [True, True, True, False, False, False]]
-    assert rows.place[1].tolist() == [0, 1, 2, 0, 0, 0, *range(10), 0, 0]
+    assert rows.offset[1].tolist() == [0, 1, 2, 0, 0, 0, *range(10), 0, 0]
     shuffled = data.in_rows(pages, 2, 3, torch.Generator().manual_seed(1))
     assert sorted(bytes(shuffled.ids[shuffled.real].tolist())) == sorted(b"".join(pages))
     assert not torch.equal(shuffled.ids[:, :12], rows.ids[:, :12])

@@ -217,7 +217,7 @@ def test_the_steps_lose_what_the_documents_lose_alone(part, train_long, options)
         ids, real, starts = train_long.reading(rows, step, given)
         loss, state = model(ids, real, state=state, reset=starts, return_state=True)
         at = step * given.seq_len * given.segments
-        ours = (real[:, 1:] & (rows.place[:, at + 1 : at + ids.shape[1]] > 0)).sum()
+        ours = (real[:, 1:] & (rows.offset[:, at + 1 : at + ids.shape[1]] > 0)).sum()
         nats, targets = nats + loss * ours, targets + ours
     expected = torch.cat([alone(net, page, given.seq_len) for page in pages()])
     assert targets == len(expected)

@@ -45,8 +45,10 @@ def test_every_public_class_and_function_is_called():
     called = {call.name.split(".")[-1].split(" ")[0] for group in GROUPS for call in getattr(argument_calls, group)()}
     stacks = {"AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"}
     # Of these users write subclasses; stacks build them from flags.
-    blocks = {"Block", "Join", "Norm", "Read", "Scale", "Site", *(block.__name__ for block in xflash.blocks.values())}
-    registries = {"activations", "blocks", "norms", "positions", "reads", "residuals", "scales", "joins"}
+    parts = {"Block", "Join", "Norm", "Read", "Scale", "ScoreStep", "Site", "WeightFn"}
+    blocks = {*parts, *(block.__name__ for block in xflash.blocks.values())}
+    registries = {"activations", "blocks", "norms", "positions", "reads", "residuals", "scales", "joins", "scores"}
+    registries |= {"weight_fns"}
     assert set(xflash.__all__) - called - stacks - blocks - registries == set()
 
 

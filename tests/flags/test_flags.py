@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
-from xflash.base.registry import blocks, joins, positions, reads, scales
+from xflash.base.registry import blocks, joins, positions, reads, scales, scores
 from xflash.flags.aliases import ALIASES
 from xflash.flags.flag import Owner, build, flag, flag_table, flags_of, route
 from xflash.stack.config import known_flags
@@ -68,6 +68,35 @@ SPELLINGS = [
     ({"ff_relu_squared": True}, {"ff_activation": "relu2"}),
     ({"layers": "flash", "flash_laplace_attn_fn": True}, {"layers": "flash", "flash_attn_fn": "laplace"}),
     ({"layers": "gau", "gau_laplace_attn_fn": True}, {"layers": "gau", "gau_attn_fn": "laplace"}),
+    ({"residual_attn": True}, {"attn_scores": "residual"}),
+    ({"layers": "cross_attn", "cross_residual_attn": True}, {"layers": "cross_attn", "cross_attn_scores": "residual"}),
+    ({"attn_data_dependent_alibi": True}, {"attn_scores": "forget"}),
+    (
+        {"attn_sparse_topk": 3, "attn_softclamp_logits": True, "attn_pre_talking_heads": True, "residual_attn": True},
+        {"attn_scores": "residual talking_heads softclamp topk", "attn_talking_heads_post": False, "attn_topk_k": 3},
+    ),
+    ({"attn_softclamp_logits": True, "attn_scores": "topk"}, {"attn_scores": "topk softclamp"}),
+    ({"attn_sparse_topk": None, "attn_sparse_topk_straight_through": False}, {}),
+    ({"attn_pre_talking_heads": False, "attn_softclamp_logits": False}, {}),
+]
+# What blocks of softmax attention are told alike.
+READS = [
+    ({"talking_heads": True}, {"scores": "talking_heads"}),
+    ({"pre_talking_heads": True, "post_talking_heads": True}, {"scores": "talking_heads"}),
+    ({"post_talking_heads": True}, {"scores": "talking_heads", "talking_heads_pre": False}),
+    ({"softclamp_logits": True, "logit_softclamp_value": 30}, {"scores": "softclamp", "softclamp_value": 30}),
+    (
+        {"sparse_topk": 5, "sparse_topk_straight_through": True},
+        {"scores": "topk", "topk_k": 5, "topk_straight_through": True},
+    ),
+    ({"head_learned_sink": True}, {"scores": "learned_sink"}),
+    ({"sigmoid": True}, {"weight_fn": "sigmoid"}),
+    ({"hard": True}, {"weight_fn": "hard"}),
+]
+SPELLINGS += [
+    tuple({"layers": f"{block} ff", **{f"{block}_{name}": value for name, value in flags.items()}} for flags in pair)
+    for block in ("attn", "cross_attn")
+    for pair in READS
 ]
 
 
@@ -147,8 +176,12 @@ def test_a_model_survives_json():
         Decoder.from_config(config["attn_layers"])
 
 
+READING = {name: block for name, block in blocks.items() if "scores" in block.holds}
+
+
 def test_the_table_shows_every_flag():
     chosen = {"pos": tuple(positions), "reads": tuple(reads), "scale": tuple(scales)}
+    chosen |= {f"{name}_scores": [n for n in scores if not block.refuses(scores[n])] for name, block in READING.items()}
     stack = Decoder(dim=24, depth=2, layers=" ".join(blocks), ff_mult=2, **chosen)
     lines = stack.flag_table().splitlines()
     shown = {line.split()[0]: line for line in lines[1:]}

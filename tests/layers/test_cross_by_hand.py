@@ -80,7 +80,7 @@ def test_cross_gau_by_hand(formula):
     x, context = tokens(), source(OUTSIDE)
     for mask in (torch.ones(BATCH, C).bool(), *context_masks().values()):
         zeroed = context.masked_fill(~mask[..., None], 0)
-        ctx = replace(CTX, context=zeroed, context_mask=mask, memo={})
+        ctx = replace(CTX, beside={"context": zeroed, "context_mask": mask}, memo={})
         laws.close(block(x, ctx)[0], by_hand(block, x, context, mask, fn, divisor), formula)
 
 

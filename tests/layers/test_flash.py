@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from xflash import Decoder, Encoder
+from xflash.base.relay import Relay
 from xflash.base.state import Ctx, tensors
 from xflash.layers.blocks.block import Site
 from xflash.layers.blocks.flash import FlashState, MixedChunkAttention
@@ -309,7 +310,7 @@ def test_a_compiled_step_serves_every_position(sizes, ragged):
 
     def step(x, state, past, length):
         where = past + torch.arange(x.shape[1])[None] if length is None else length[:, None] + torch.arange(x.shape[1])
-        return m(x, Ctx(past, length, None, where, keep_state=True), state)
+        return m(x, Ctx(past, length, None, where, keep_state=True, relay=Relay()), state)
 
     compiled = torch.compile(step, fullgraph=True, backend=graphs)
     with torch.no_grad():
@@ -363,7 +364,7 @@ def test_settings_that_are_refused(causal, flags, message):
 def test_calls_that_are_refused():
     ids = torch.zeros(BATCH, 7, dtype=torch.long)
     with pytest.raises(ValueError, match="doc_ids cannot be carried in a state"):
-        block()(tokens(7), context(7, doc_ids=ids, keep_state=True))
+        block()(tokens(7), context(7, beside={"doc_ids": ids}, keep_state=True))
     with pytest.raises(ValueError, match="documents would not be independent"):
         build(False, flash_global_normaliser="padded_length")(tokens(7), doc_ids=ids)
     torch._dynamo.reset()

@@ -129,7 +129,7 @@ def test_documents_and_masks_have_no_state():
         with pytest.raises(
             ValueError, match=f"{next(iter(field))} cannot be given to GatedAttention together with a state"
         ):
-            stack(x, context(LENGTH, **field), state)
+            stack(x, context(LENGTH, beside=field), state)
 
 
 @pytest.mark.parametrize("setting", ["default", "softmax_plus", "row_sum", "two heads"])

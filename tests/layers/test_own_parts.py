@@ -11,6 +11,7 @@ from torch import nn
 
 import xflash
 from xflash import (
+    Bias,
     Block,
     Decoder,
     Encoder,
@@ -21,6 +22,7 @@ from xflash import (
     TransformerWrapper,
     activations,
     blocks,
+    flag,
     joins,
     norms,
     positions,
@@ -28,8 +30,6 @@ from xflash import (
     residuals,
     scales,
 )
-from xflash.flags.flag import flag
-from xflash.layers.positions.position import Bias
 
 DIM = 26
 REGISTRIES = (blocks, norms, positions, reads, scales, joins, activations)
@@ -280,17 +280,17 @@ def test_a_name_belongs_to_one_class(own):
 @pytest.mark.parametrize(
     ("registry", "part", "match"),
     [
-        (blocks, nn.Linear, "the block 'own' must be a subclass of xflash.layers.blocks.block.Block, not Linear"),
+        (blocks, nn.Linear, "the block 'own' must be a subclass of xflash.Block, not Linear"),
         (blocks, TanhNorm, "the block 'own' must be a subclass of .*Block, not TanhNorm"),
         (blocks, Block, "must be a subclass of .*Block, not Block"),
         (blocks, F.gelu, "must be a subclass of .*Block, not <built-in"),
-        (norms, nn.LayerNorm, "the norm 'own' must be a subclass of xflash.layers.norms.Norm, not LayerNorm"),
+        (norms, nn.LayerNorm, "the norm 'own' must be a subclass of xflash.Norm, not LayerNorm"),
         (
             positions,
             nn.Embedding,
-            "the position 'own' must be a subclass of xflash.*Position, not Emb",
+            "the position 'own' must be a subclass of xflash.Position, not Emb",
         ),
-        (residuals, nn.Identity, "the join 'own' must be a subclass of xflash.layers.joins.join.Join, not Ident"),
+        (residuals, nn.Identity, "the join 'own' must be a subclass of xflash.Join, not Ident"),
         (activations, nn.GELU, "the activation 'own' must be a function of a tensor, not GELU"),
         (activations, "gelu", "the activation 'own' must be a function of a tensor, not 'gelu'"),
     ],
@@ -355,3 +355,10 @@ def test_the_config_of_a_part_is_a_dataclass_that_can_be_read(own):
 def test_the_registries_are_left_as_they_were():
     assert "ema" not in blocks
     assert "log_bias" not in positions
+
+
+@pytest.mark.parametrize("registry", [r for r in REGISTRIES if r.base is not None], ids=lambda r: r.kind)
+def test_what_a_part_derives_from_is_public(registry):
+    """Refusals name it, and nothing but the names of the package itself promises to stay."""
+    assert getattr(xflash, registry.base.__name__) is registry.base
+    assert registry.base.__name__ in xflash.__all__

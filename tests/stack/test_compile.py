@@ -6,7 +6,7 @@ import torch
 from cases import both_ways, build
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from xflash.base.registry import blocks, positions
+from xflash.base.registry import blocks, positions, scores
 
 LENGTHS = (7, 8, 11, 13, 16, 5, 21, 3, 25, 30, 17, 18, 10, 29, 12, 6, 9, 14, 15, 19)
 
@@ -18,6 +18,9 @@ CASES = {
     "compressed": {"layers": "block_attn", "block_attn_compress": "conv", "block_attn_compress_factor": 5}
     | {"block_attn_compress_loss": True, "pos": "rel_pos"},
     "window written": {"layers": "recurrent", "recurrent_write_from": "window", "recurrent_update": "dual"},
+    "scores by the kernel": {"layers": "attn", "attn_scores": ("forget", "learned_sink")},
+    "scores": {"layers": "attn", "attn_scores": tuple(scores), "attn_num_mem_kv": 2},
+    "scores in blocks": {"layers": "recurrent", "recurrent_scores": ("talking_heads", "softclamp", "learned_sink")},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
 

@@ -40,7 +40,7 @@ def test_the_mask_of_a_call_keeps_tokens_out():
     mask = torch.arange(N) < lengths[:, None]
     _, _, targets = model(ids, mask.long(), return_outputs=True)
     assert torch.equal(targets != -100, mask)
-    _, both = masked_lm(pad_token_id=PAD).read(ids, torch.arange(N).expand(B, -1) > 0)
+    _, both = masked_lm(pad_token_id=PAD).as_ids(ids, torch.arange(N).expand(B, -1) > 0)
     assert torch.equal(both, mask & (torch.arange(N) > 0))
 
 

@@ -208,7 +208,7 @@ def test_memory_is_all_that_crosses():
     assert model.turn(states[0])[0].stack is None and memories[0].shape == (3, T, D)
     expected = [model.step(after, state)[0] for state in states]
     assert (expected[0] - expected[1]).abs().max() > 1e-3
-    swapped, _ = model.read(after, RecurrentMemoryState(memories[1], None, 0, None), None)
+    swapped, _ = model.by_segments(after, RecurrentMemoryState(memories[1], None, 0, None), None)
     laws.close(model.net.logits(swapped), expected[1], "memory")
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "residuals",
     "scales",
     "scores",
+    "side_inputs",
     "weight_fns",
 ]
 
@@ -86,12 +87,14 @@ class Registry(Mapping[str, Any]):
                 raise TypeError(f"the {self.kind} {name!r} must be a function of a tensor, not {found}")
             return
         if not isinstance(part, type) or not issubclass(part, base) or part is base:
-            raise TypeError(
-                f"the {self.kind} {name!r} must be a subclass of {base.__module__}.{base.__name__}, not {found}"
-            )
+            # Bases are public: their users know them by the name of the package.
+            package = base.__module__.partition(".")[0]
+            raise TypeError(f"the {self.kind} {name!r} must be a subclass of {package}.{base.__name__}, not {found}")
         unlike = getattr(part, "unlike", None)
         if unlike is not None and (reason := unlike()):
             raise TypeError(f"the {self.kind} {name!r} {reason}")
+        if not hasattr(base, "Config"):
+            return
         config: Any = getattr(part, "Config", None)
         if not isinstance(config, type) or not dataclasses.is_dataclass(config):
             raise TypeError(f"the {self.kind} {name!r} needs a Config that is a dataclass, its fields made by flag()")
@@ -135,4 +138,5 @@ joins = Registry("join")
 residuals = joins
 activations = Registry("activation")
 scores = Registry("score step")
+side_inputs = Registry("side input")
 weight_fns = Registry("weight function")

@@ -1,7 +1,7 @@
 """What goes down beside x (`Ctx`), and what is carried on from call to call (`StackState`)."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -128,12 +128,14 @@ class StackFields(NamedTuple):
     length: Tensor | None
     lease: Lease | None
     branches: tuple[BranchState, ...]
+    carried: tuple[tuple[str, Tensor], ...] = ()
 
 
 class StackState(State, StackFields):
     """A value: what a causal stack carries from one call to the next; None stands for nothing seen yet.
 
     `bound` is the number of slots used, an upper bound when rows differ, `length` then is each row's own (b,).
+    `carried`: the side inputs, by name, that the next call has unless it is given others.
     """
 
     __slots__ = ()
@@ -178,7 +180,7 @@ class Ctx:
     new: (b,) each row's real tokens in this call, None when all n are real.
     positions: (1 | b, n) the slot of each token of this call.
     states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
-    prefix: (1 | b,) the slots at the start of each row that see each other (fresh calls only).
+    beside: the side inputs of this call by name, as they are behind the door.
     relay: what layers of this call leave for those below them.
     keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
     """
@@ -189,17 +191,37 @@ class Ctx:
     positions: Int[Tensor, "_ n"]
     keep_state: bool = False
     in_place: bool = False
-    doc_ids: Int[Tensor, "b n"] | None = None
-    attn_mask: Bool[Tensor, "..."] | None = None
-    context: Float[Tensor, "b c _"] | None = None
-    context_mask: Bool[Tensor, "b c"] | None = None
-    context_pos: Int[Tensor, "_ c"] | None = None
-    prefix: Int[Tensor, " _"] | None = None
+    beside: Mapping[str, Any] = field(default_factory=dict)
     relative: Any = None
     states: dict[int, Tensor] = field(default_factory=dict)
     maps: list | None = None
     memo: dict = field(default_factory=dict)
     relay: Relay = field(default_factory=Relay)
+
+    @property
+    def doc_ids(self) -> Int[Tensor, "b n"] | None:
+        return self.beside.get("doc_ids")
+
+    @property
+    def attn_mask(self) -> Bool[Tensor, "..."] | None:
+        return self.beside.get("attn_mask")
+
+    @property
+    def context(self) -> Float[Tensor, "b c _"] | None:
+        return self.beside.get("context")
+
+    @property
+    def context_mask(self) -> Bool[Tensor, "b c"] | None:
+        return self.beside.get("context_mask")
+
+    @property
+    def context_pos(self) -> Int[Tensor, "_ c"] | None:
+        return self.beside.get("context_pos")
+
+    @property
+    def prefix(self) -> Int[Tensor, " _"] | None:
+        """(1 | b,) the slots at the start of each row that see each other (fresh calls only)."""
+        return self.beside.get("prefix_attn_len")
 
     @property
     def uniform(self) -> bool:

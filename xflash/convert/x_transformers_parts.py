@@ -6,7 +6,7 @@ from torch import nn
 
 from ..base.shapes import Tensor
 
-__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain"]
+__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain", "read_norm"]
 
 # By class: what is read by the converter, or says nothing about the outputs. Anything else must be unset.
 KNOWN = {
@@ -20,7 +20,8 @@ KNOWN = {
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
-        rotary_pos_emb dim_condition has_custom_layer_types len_default_block layer_types layers_execute_order
+        rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
+        need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
         num_attn_layers num_cross_attn_layers num_ff_layers cross_attend depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
@@ -35,6 +36,9 @@ KNOWN = {
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
     "LayerNorm": "unit_offset ln gamma",
+    "AdaptiveLayerNorm": "ln to_gamma",
+    "AdaptiveRMSNorm": "scale to_gamma",
+    "AdaptiveLayerScale": "fn to_gamma",
     "ScaleNorm": "unit_offset scale g",
     "RMSNorm": "unit_offset scale g",
     "SimpleRMSNorm": "scale",
@@ -63,8 +67,6 @@ FLAGS = {
     "output_is_log_prob": "mixture_of_softmax",
     "has_multiple_heads": "num_output_heads",
     "recycled_proj": "recycling",
-    "norm_need_condition": "use_adaptive_layernorm / use_adaptive_rmsnorm",
-    "post_branch_fn_needs_condition": "use_adaptive_layerscale",
     "to_latent_q": "attn_use_latent_q",
     "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",
@@ -158,6 +160,13 @@ class Reader:
         """ValueError when tensors are left."""
         if self.left:
             raise feature("tensors", ", ".join(self.left.values()))
+
+
+def read_norm(norm: Any, reader: Reader) -> dict[str, Tensor]:
+    """The weights of a norm by their names here."""
+    if kind(norm).startswith("Adaptive"):
+        return {"to_gain.weight": reader.take(norm.to_gamma.weight)}
+    return {} if kind(norm) == "SimpleRMSNorm" else {"gain": read_gain(norm, reader)}
 
 
 def read_gain(norm: Any, reader: Reader) -> Tensor:

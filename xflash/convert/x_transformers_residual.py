@@ -8,7 +8,7 @@ from torch import nn
 from ..base.shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
-__all__ = ["TINY", "check_skips", "read_join", "read_reads", "residual_slots"]
+__all__ = ["TINY", "check_skips", "read_condition", "read_join", "read_reads", "residual_slots"]
 
 # Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
 TINY = 1e-24
@@ -25,6 +25,8 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     # With a norm between the gain and the sum, the gain belongs to the block.
     scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
     flags: dict[str, Any] = {"scale": "layerscale" if scaled and not peer.sandwich_norm else None}
+    if peer.post_branch_fn_needs_condition:
+        flags["scale"] = "adaptive_layerscale"
     flags["join"] = JOINS[kind(first)]
     if flags["join"] == "add" and (gains or constants):
         flags["join"] = "scaled"
@@ -42,6 +44,17 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     if mixers:
         flags |= {"lime_eps": TINY, "lime_weights": "relu" if kind(mixers[0].to_weights[-1]) == "ReLU" else "softmax"}
     return flags
+
+
+def read_condition(peer: Any, norm: str, slots: dict[str, Any]) -> dict[str, Any]:
+    """The width of the condition; ValueError where what is conditioned is not what it is here."""
+    if not peer.need_condition:
+        return {}
+    if peer.sandwich_norm:
+        raise feature("sandwich_norm", f"with norm={norm!r} and scale={slots['scale']!r}")
+    if kind(peer.adaptive_mlp) != "Identity":
+        raise feature("adaptive_condition_mlp", True)
+    return {"dim_condition": peer.dim_condition}
 
 
 def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader) -> Weights:

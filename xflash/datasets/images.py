@@ -102,9 +102,9 @@ def digits(*, download: bool = True, say: Callable[[str], object] = print) -> Im
     return made
 
 
-def parse(packed: bytes, name: str, licence: str, source: str, top: int) -> Images:
+def parse(compressed: bytes, name: str, licence: str, source: str, top: int) -> Images:
     """A gzipped table of numbers: one line an image, its pixels row by row and its class at the end."""
-    lines = gzip.decompress(packed).split()
+    lines = gzip.decompress(compressed).split()
     table = bytearray(int(number) for line in lines for number in line.split(b","))
     rows = torch.frombuffer(table, dtype=torch.uint8).view(len(lines), -1)
     side = isqrt(rows.shape[1] - 1)

@@ -103,13 +103,13 @@ def articles(data: bytes) -> list[bytes]:
 class Rows(NamedTuple):
     """Documents laid out in rows that are read segment by segment; each begins with a segment, padded to its end.
 
-    ids: (rows, t) bytes.  real: (rows, t), False where there is padding.  place: (rows, t) each byte's distance from
+    ids: (rows, t) bytes.  real: (rows, t), False where there is padding.  offset: (rows, t) each byte's distance from
     the start of its document.  starts: (rows, segments) where a document begins.
     """
 
     ids: Tensor
     real: Tensor
-    place: Tensor
+    offset: Tensor
     starts: Tensor
 
 
@@ -157,7 +157,7 @@ def in_rows(documents: Sequence[bytes], rows: int, segment: int, generator: torc
             span = slice(at, at + len(document))
             laid.ids[row, span] = to_ids(document)
             laid.real[row, span] = True
-            laid.place[row, span] = torch.arange(len(document), dtype=torch.int32)
+            laid.offset[row, span] = torch.arange(len(document), dtype=torch.int32)
             laid.starts[row, at // segment] = True
             at += -(-len(document) // segment) * segment
     return laid
@@ -222,12 +222,12 @@ def _given(path: Path) -> Text:
 
 
 def _unpack(path: Path) -> bytes:
-    packed, suffix = path.read_bytes(), path.suffix.lower()
+    stored, suffix = path.read_bytes(), path.suffix.lower()
     plain = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
     try:
         if suffix == ".zip":
             return _only_member(path)
-        return plain[suffix](packed) if suffix in plain else packed
+        return plain[suffix](stored) if suffix in plain else stored
     except (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as {suffix}: {error}") from error
 

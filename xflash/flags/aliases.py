@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
-from ..base.registry import joins, nearest, positions, reads, scales
+from ..base.registry import joins, nearest, positions, reads, scales, scores
 
 __all__ = ["ALIASES", "canonical", "names"]
 
@@ -14,6 +14,9 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "use_scalenorm": (True, {"norm": "scalenorm"}),
     "use_rmsnorm": (True, {"norm": "rmsnorm"}),
     "use_simple_rmsnorm": (True, {"norm": "simple_rmsnorm"}),
+    "use_adaptive_layernorm": (True, {"norm": "adaptive_layernorm"}),
+    "use_adaptive_rmsnorm": (True, {"norm": "adaptive_rmsnorm"}),
+    "use_adaptive_layerscale": (True, {"scale": "adaptive_layerscale"}),
     "sandwich_norm": (True, {"norm_place": "sandwich"}),
     "pre_norm": (False, {"norm_place": "post"}),
     "rotary_pos_emb": (True, {"pos": "rotary"}),
@@ -33,6 +36,31 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "ff_relu_squared": (True, {"ff_activation": "relu2"}),
     "flash_laplace_attn_fn": (True, {"flash_attn_fn": "laplace"}),
     "gau_laplace_attn_fn": (True, {"gau_attn_fn": "laplace"}),
+    "residual_attn": (True, {"attn_scores": "residual"}),
+    "cross_residual_attn": (True, {"cross_attn_scores": "residual"}),
+    "attn_data_dependent_alibi": (True, {"attn_scores": "forget"}),
+}
+# What a block of softmax attention is told, `attn_` or `cross_attn_` in front of it.
+READS: dict[str, dict[str, Any]] = {
+    "talking_heads": {"scores": "talking_heads"},
+    "softclamp_logits": {"scores": "softclamp"},
+    "head_learned_sink": {"scores": "learned_sink"},
+    "sigmoid": {"weight_fn": "sigmoid"},
+    "hard": {"weight_fn": "hard"},
+}
+READERS = ("attn", "cross_attn")
+SWITCHES |= {
+    f"{block}_{name}": (True, {f"{block}_{flag}": meant for flag, meant in flags.items()})
+    for block in READERS
+    for name, flags in READS.items()
+}
+# Flags that name several parts, which add up, and the order of those that come from other spellings.
+STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink")
+SEVERAL: dict[str, tuple[str, ...]] = {
+    "pos": (),
+    "reads": (),
+    "scale": (),
+    **{f"{block}_scores": STEPS for block in READERS},
 }
 
 
@@ -61,6 +89,27 @@ def streams(count: Any) -> dict[str, Any]:
     return {} if count == 1 else {"join": "hyper", "hyper_streams": count}
 
 
+def talking(block: str, how: str) -> Callable[[Any], dict[str, Any]]:
+    """Heads that talk before ('pre') or behind ('post') the softmax."""
+
+    def spoken(value: Any) -> dict[str, Any]:
+        if not isinstance(value, bool):
+            raise TypeError(f"{block}_{how}_talking_heads must be True or False, not {shown(value)}")
+        return {f"{block}_scores": "talking_heads", f"{block}_talking_heads_{how}": True} if value else {}
+
+    return spoken
+
+
+def renamed(flag: str) -> Callable[[Any], dict[str, Any]]:
+    """Another name; False, with which a spelling is off, says nothing."""
+    return lambda value: {} if value is False else {flag: value}
+
+
+def best(block: str) -> Callable[[Any], dict[str, Any]]:
+    """How many keys a query keeps, None for all."""
+    return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
+
+
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "norm_type": lambda name: {"norm": name},
     "pre_norm_has_final_norm": lambda value: {"final_norm": value},
@@ -72,11 +121,23 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
 }
+for reader in READERS:
+    OTHERS |= {
+        f"{reader}_pre_talking_heads": talking(reader, "pre"),
+        f"{reader}_post_talking_heads": talking(reader, "post"),
+        f"{reader}_sparse_topk": best(reader),
+        f"{reader}_sparse_topk_straight_through": renamed(f"{reader}_topk_straight_through"),
+        f"{reader}_logit_softclamp_value": renamed(f"{reader}_softclamp_value"),
+    }
+# What a spelling leaves unsaid, as long as nothing else says it.
+UNSAID = {
+    f"{reader}_{how}_talking_heads": f"{reader}_talking_heads_{other}"
+    for reader in READERS
+    for how, other in (("pre", "post"), ("post", "pre"))
+}
 
 ALIASES = (*SWITCHES, *OTHERS)
 EXAMPLES = ("rotary", "alibi")
-# The flags that name several parts, which add up.
-LISTS = {"pos": positions, "reads": reads, "scale": scales}
 
 
 def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable[str] = EXAMPLES) -> tuple[str, ...]:
@@ -96,6 +157,12 @@ def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable
     return found
 
 
+def as_names(flag: str, value: Any) -> tuple[str, ...]:
+    """The parts that a flag of several names."""
+    registry = {"pos": positions, "reads": reads, "scale": scales}.get(flag, scores)
+    return names(value, flag, registry.kind, registry)
+
+
 def spoken(name: str, value: Any) -> dict[str, Any]:
     """What one flag says in xflash's own spelling."""
     if name in SWITCHES:
@@ -107,18 +174,25 @@ def spoken(name: str, value: Any) -> dict[str, Any]:
 
 
 def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags in xflash's own spelling; lists add up, anything else that is said twice must agree (ValueError)."""
+    """The flags in xflash's own spelling; parts add up, anything else that is said twice must agree (ValueError)."""
     said: dict[str, tuple[Any, str]] = {}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
-            if flag in LISTS:
+            if flag in SEVERAL:
                 before = said[flag][0] if flag in said else ()
-                meant = before + tuple(p for p in names(meant, flag, LISTS[flag].kind, LISTS[flag]) if p not in before)
+                meant = before + tuple(p for p in as_names(flag, meant) if p not in before)
             elif flag in said and said[flag][0] != meant:
                 raise ValueError(
                     f"{said[flag][1]} means {flag}={said[flag][0]!r}, but {name}={value!r} means {flag}={meant!r}"
                 )
             said[flag] = (meant, f"{name}={value!r}")
+    for name, flag in UNSAID.items():
+        if flags.get(name) is True:
+            said.setdefault(flag, (False, f"{name}=True"))
+    for flag, order in SEVERAL.items():
+        if order and flag in said:
+            own, (every, why) = as_names(flag, flags.get(flag)), said[flag]
+            said[flag] = (own + tuple(sorted(set(every).difference(own), key=order.index)), why)
     for name in flags:
         if name in SWITCHES:
             check_unsaid(name, flags[name], said)
@@ -136,5 +210,5 @@ def check_unsaid(name: str, value: bool, said: Mapping[str, tuple[Any, str]]) ->
     for flag, meant in flags.items():
         if value is said_by or flag not in said:
             continue
-        if meant in said[flag][0] if flag in LISTS else meant == said[flag][0]:
+        if meant in said[flag][0] if flag in SEVERAL else meant == said[flag][0]:
             raise ValueError(f"{name}={value} contradicts {said[flag][1]}, which means {flag}={said[flag][0]!r}")

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from ..base.registry import nearest
+from ..base.registry import nearest, side_inputs
 
 __all__ = ["ELSEWHERE", "HINTS", "answering", "meant"]
 
@@ -121,16 +121,16 @@ HINTS = {
 }
 
 
-def meant(name: str, known: Iterable[str], places: Iterable[tuple[str, Collection[str]]] = ()) -> str:
+def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection[str]]] = ()) -> str:
     """What somebody may have meant by an argument `name` that there is not: what it is called among the `known`, or in
-    one of the other `places` (what to call each, and its arguments), or how else it is said, or the nearest known one.
+    one of the other `homes` (what to call each, and its arguments), or how else it is said, or the nearest known one.
     """
     known = list(known)
     for ours in ELSEWHERE.get(name, ()):
         if ours in known:
             return f"; it is called {ours!r} here{f' ({NOTES[ours]})' if ours in NOTES else ''}"
     for ours in (name, *ELSEWHERE.get(name, ())):
-        for where, arguments in places:
+        for where, arguments in homes:
             if ours in arguments:
                 return f": it is {'' if ours == name else f'called {ours!r} here, '}an argument of {where}"
     if name in HINTS:
@@ -152,6 +152,17 @@ def meant_block(name: str) -> str:
 CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode")
 
 
+def arguments_of(fn: Any) -> dict[str, Any]:
+    """The parameters of a function; the side inputs that there are in place of its `**beside`."""
+    found = dict(inspect.signature(fn).parameters)
+    beside = found.get("beside")
+    if beside is not None and beside.kind is beside.VAR_KEYWORD:
+        del found["beside"]
+        for name in side_inputs:
+            found.setdefault(name, inspect.Parameter(name, beside.KEYWORD_ONLY, default=None))
+    return found
+
+
 def answering(fn: Any) -> Callable:
     """The method `fn`, which answers an argument that it has not with what it is called here (TypeError).
 
@@ -160,13 +171,14 @@ def answering(fn: Any) -> Callable:
     """
     parameters = inspect.signature(fn).parameters
     known = frozenset(parameters)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    open_ended = any(p.kind is p.VAR_KEYWORD and p.name != "beside" for p in parameters.values())
+    further = side_inputs if "beside" in known else ()
     needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(fn)
     def wrapper(*args, **kwargs):
         for name in kwargs:
-            if name not in known:
+            if name not in known and name not in further:
                 missing = set(needed[len(args) :]).difference(kwargs)
                 if not open_ended or missing.intersection(ELSEWHERE.get(name, ())):
                     raise TypeError(unknown(type(args[0]), fn.__name__, name))
@@ -190,6 +202,6 @@ def answer_calls(cls: type) -> None:
 def unknown(cls: type, call: str, name: str) -> str:
     """The sentence about an argument that a call of a class has not."""
     others = [other for other in CALLS if other != call and hasattr(getattr(cls, other, None), "answers")]
-    places = [(f"{cls.__name__}.{other}", inspect.signature(getattr(cls, other)).parameters) for other in others]
-    known = list(inspect.signature(getattr(cls, call)).parameters)[1:]
-    return f"{cls.__name__}.{call} has no argument {name!r}{meant(name, known, places)}"
+    homes = [(f"{cls.__name__}.{other}", arguments_of(getattr(cls, other))) for other in others]
+    known = list(arguments_of(getattr(cls, call)))[1:]
+    return f"{cls.__name__}.{call} has no argument {name!r}{meant(name, known, homes)}"

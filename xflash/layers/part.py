@@ -12,9 +12,13 @@ __all__ = ["Part"]
 
 
 class Part(nn.Module):
-    """Built from its Config and its Site, called with a tensor and the ctx; `calls` are the arguments of forward."""
+    """Built from its Config and its Site, called with a tensor and the ctx; `calls` are the arguments of forward.
+
+    `heeds` names the side inputs in `ctx.beside` that it looks at.
+    """
 
     calls: ClassVar[tuple[str, ...]] = ("x", "ctx")
+    heeds: ClassVar[frozenset[str]] = frozenset()
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

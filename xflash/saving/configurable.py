@@ -142,7 +142,7 @@ def recording(init):
                 known += CLASSES["AttentionLayers"].takes()
             for name in kwargs:
                 if name not in known and (not takes_any or name in ELSEWHERE):
-                    hint = meant(name, known, places(but=type(self).__name__))
+                    hint = meant(name, known, homes(but=type(self).__name__))
                     raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}") from None
             raise TypeError(f"{type(self).__name__}: {error}") from None
         outermost = "arguments" not in self.__dict__
@@ -158,14 +158,14 @@ def recording(init):
 
 
 # What an argument may belong to that is given to something else.
-PLACES = {"AttentionLayers": "the stack (Encoder, Decoder)"} | {
+HOMES = {"AttentionLayers": "the stack (Encoder, Decoder)"} | {
     name: name for name in ("TransformerWrapper", "ViTransformerWrapper")
 }
 
 
-def places(but: str, ending: str = "") -> list[tuple[str, list[str]]]:
-    """Those of `PLACES` whose class is known and not called `but`, as `meant` wants them."""
-    return [(text + ending, CLASSES[name].takes()) for name, text in PLACES.items() if name in CLASSES and name != but]
+def homes(but: str, ending: str = "") -> list[tuple[str, list[str]]]:
+    """Those of `HOMES` whose class is known and not called `but`, as `meant` wants them."""
+    return [(text + ending, CLASSES[name].takes()) for name, text in HOMES.items() if name in CLASSES and name != but]
 
 
 def encode(name: str, value: Any) -> Any:

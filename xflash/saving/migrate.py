@@ -25,11 +25,11 @@ class Argument(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A submodule that has another name now, since its weight's rows lie otherwise; `rows` gives them from the old."""
+    """A submodule that has another name now, since its weight's rows lie otherwise; `lay` gives them from the old."""
 
     old: str
     new: str
-    rows: Callable[[Any, Tensor], Tensor]
+    lay: Callable[[Any, Tensor], Tensor]
 
 
 def keys_values(module: Any, weight: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def read_weights(root: nn.Module, weights: MutableMapping[str, Tensor], prefix: 
         for moved in WEIGHTS:
             if moved.new in module._modules and f"{at}{moved.old}.weight" in weights:
                 old = weights.pop(f"{at}{moved.old}.weight")
-                weights[f"{at}{moved.new}.weight"] = moved.rows(module, old)
+                weights[f"{at}{moved.new}.weight"] = moved.lay(module, old)
         for old_name, name in RENAMED:
             if f"{at}{old_name}" in weights and has(module, name):
                 weights[f"{at}{name}"] = weights.pop(f"{at}{old_name}")

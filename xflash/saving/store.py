@@ -113,10 +113,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
     check_device(device)
     if not file.is_file():
         raise ValueError(f"{folder} has no {WEIGHTS}; give the folder that save() wrote")
-    beside = folder / COPY
-    copied = beside.read_bytes() if beside.is_file() else None  # first, for save() replaces the weights first
+    copy = folder / COPY
+    copied = copy.read_bytes() if copy.is_file() else None  # first, for save() replaces the weights first
     weights, saved = read(file)
-    config, source = (read_copy(beside, copied), beside) if saved.config is None else (saved.config, file)
+    config, source = (read_copy(copy, copied), copy) if saved.config is None else (saved.config, file)
     model = built(config, saved.parts, source).to(device)
     try:
         fill(model, weights, saved.buffers)
@@ -182,16 +182,16 @@ def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:
 
 def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, str] | None) -> None:
     """Puts the weights into the model, whose tensors take their dtypes; ValueError when they don't fit."""
-    places, weights = entries(model), dict(weights)
+    own, weights = entries(model), dict(weights)
     read_weights(model, weights)
-    weights = fill_ties(weights, places)
-    if reason := misfit(weights, places):
+    weights = fill_ties(weights, own)
+    if reason := misfit(weights, own):
         raise ValueError(reason)
     found = {value.dtype for value in weights.values() if value.is_floating_point()}
     if buffers is None and len(found) == 1:  # version 0.1.0 did not write the dtypes of other buffers
         model.to(found.pop())
-    for name, place in places.items():
-        place.data = place.data.to(weights[name].dtype)
+    for name, tensor in own.items():
+        tensor.data = tensor.data.to(weights[name].dtype)
     for name, buffer in model.named_buffers():
         if buffers and name in buffers:
             buffer.data = buffer.data.to(getattr(torch, buffers[name]))

@@ -9,6 +9,7 @@ from ..base.pieces import borders, fills
 from ..base.shapes import Tensor
 from ..base.state import StackState
 from .column import Column
+from .side_inputs import piece
 
 __all__ = ["BlockByBlock"]
 
@@ -27,7 +28,7 @@ class BlockByBlock(Column):
         x: Tensor,
         state: StackState | None,
         new: Tensor | None,
-        fields: Mapping[str, Any],
+        beside: Mapping[str, Any],
         *,
         keep_state: bool = False,
         maps: list | None = None,
@@ -40,25 +41,23 @@ class BlockByBlock(Column):
         outputs = []
         for start, end in cuts(x.shape[1], self.piece_width, state):
             here = None if new is None else (new - start).clamp(0, end - start)
-            y, state = self.next_piece(state, x[:, start:end], here, fields)
-            # From now on the state holds the context.
-            fields = {name: None if name.startswith("context") else value for name, value in fields.items()}
+            y, state = self.next_piece(state, x[:, start:end], here, piece(beside, start, end))
             outputs.append(y)
         return torch.cat(outputs, 1), cast(StackState, state) if keep_state else None
 
     def piece(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: Mapping[str, Any]
+        self, x: Tensor, state: StackState | None, new: Tensor | None, beside: Mapping[str, Any]
     ) -> tuple[Tensor, StackState | None]:
         """Packed tokens without a border of blocks between them."""
-        return super().run(x, state, new, fields, keep_state=True)
+        return super().run(x, state, new, beside, keep_state=True)
 
-    def given(self, fields: Mapping[str, Any], x: Tensor, before: tuple) -> Mapping[str, Any]:
-        """`fields` with the state vectors that publishing layers had before this piece, by their number from 1."""
+    def states(self, x: Tensor, state: StackState | None) -> dict[int, Tensor]:
+        """The state vectors that publishing layers had before this piece, by their number from 1."""
         states, blocks = {}, self.blocks()
         for number, place in enumerate(self.publishers, 1):
-            held = None if before[place] is None else before[place].block
+            held = None if state is None else state.branches[place].block
             states[number] = blocks[self.order[place]].published(held, x)
-        return {**fields, "states": states}
+        return states
 
 
 def cuts(n: int, w: int, state: StackState | None) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from ..layers.branch import Branch
 from ..layers.norms import Norm
 from ..layers.positions.position import Position
 from ..layers.positions.relative import Relative
+from .side_inputs import carried
 from .stepping import closed, opened
 
 __all__ = ["Column"]
@@ -43,38 +44,41 @@ class Column:
         x: Tensor,
         state: StackState | None,
         new: Tensor | None,
-        fields: Mapping[str, Any],
+        beside: Mapping[str, Any],
         *,
         keep_state: bool = False,
         maps: list | None = None,
     ) -> tuple[Tensor, StackState | None]:
         """Packed tokens down the branches and through the last norm, and the state behind them if it is asked for.
 
-        new: (b,) the real tokens of each row, None where all are.  fields: more of what goes into the Ctx.
+        new: (b,) the real tokens of each row, None where all are.  beside: the side inputs, as the door packs them.
         """
         n = x.shape[1]
         state, in_place = opened(self, state, n)
         before = (None,) * len(self.order) if state is None else state.branches
-        ctx = self.context(x, state, new, self.given(fields, x, before), (keep_state, in_place, maps))
-        carried: list[BranchState | None] = []
+        held = () if state is None else state.carried
+        ctx = self.context(x, state, new, {**dict(held), **beside} if held else beside, (keep_state, in_place, maps))
+        after_all: list[BranchState | None] = []
         join = self.branches[0].join
         if join.wide:
             x = join.widen(x)
         for place, index in enumerate(self.order):
             x, after = self.branches[index](x, ctx, before[place], place)
-            carried.append(after)
+            after_all.append(after)
         if join.wide:
             x = join.narrow(x)
         if self.last_norm is not None:
             x = self.last_norm(x, ctx)
-        return x, closed(self, carried, ctx, n, state and state.lease) if keep_state else None
+        if not keep_state:
+            return x, None
+        return x, closed(self, after_all, ctx, n, state and state.lease, carried(beside, held))
 
-    def given(self, fields: Mapping[str, Any], x: Tensor, before: tuple) -> Mapping[str, Any]:
-        """`fields` with what this way of running adds to them; `before`: the states of the branches."""
-        return fields
+    def states(self, x: Tensor, state: StackState | None) -> dict[int, Tensor]:
+        """The state vectors that layers may read of others, by number."""
+        return {}
 
     def context(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, fields: Mapping[str, Any], how: tuple
+        self, x: Tensor, state: StackState | None, new: Tensor | None, beside: Mapping[str, Any], how: tuple
     ) -> Ctx:
         """What goes down beside x; how: whether a state is kept, whether it is written in place, where maps go."""
         keep, in_place, maps = how
@@ -83,4 +87,5 @@ class Column:
         where = where + past if length is None else where + length[:, None]
         relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
         # The relay is made here, not by default, for Dynamo does not know factories.
-        return Ctx(past, length, new, where, keep, in_place, relative=relative, maps=maps, relay=Relay(), **fields)
+        states = self.states(x, state)
+        return Ctx(past, length, new, where, keep, in_place, beside, relative, states, maps, {}, Relay())

@@ -1,7 +1,7 @@
 """From keyword flags to what a stack is built of: its own Config, its layers, and the Config of every part."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,13 +14,14 @@ from ..layers.blocks.block import Block
 from ..layers.branch import NormPlace
 from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
-from ..saving.configurable import places
+from ..saving.configurable import homes
 from .held import layer_config, parts_of, with_choices
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
 __all__ = [
     "Resolved",
     "StackConfig",
+    "check_condition",
     "check_known",
     "check_uses",
     "check_widths",
@@ -57,6 +58,7 @@ class StackConfig:
     weight_tie_layers: bool = flag(False, "one set of weights for all repetitions of the layout")
     cross_attend: bool | None = flag(None, "layers attend to a context too (None: as the layout says)")
     only_cross: bool = flag(False, "the default layout is 'cross_attn ff'")
+    dim_condition: int | None = flag(None, "width of the condition of adaptive parts (None: dim)", at_least=1)
     num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
     grad_checkpoint: bool = flag(False, "layers are computed again for their gradients, not kept, in training")
 
@@ -118,6 +120,12 @@ def check_widths(blocks_here: Sequence[Block]) -> None:
     if len(found) > 1:
         said = ", ".join(f"{name} one of width {width}" for width, name in found.items())
         raise ValueError(f"there is one context for all layers, but {said}; give them the same width")
+
+
+def check_condition(config: StackConfig, taken: Collection[str]) -> None:
+    """ValueError for the width of a condition that no part of the stack takes."""
+    if config.dim_condition is not None and "condition" not in taken:
+        raise ValueError(f"dim_condition={config.dim_condition} is set, but no part of the stack takes a condition")
 
 
 def check_uses(blocks_here: Sequence[Block], here: Iterable[Position]) -> None:
@@ -226,7 +234,7 @@ def answer(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
     if name in blocks:
         return meant_block(name)
-    return meant(name, known, places(but="AttentionLayers", ending=", not of a stack"))
+    return meant(name, known, homes(but="AttentionLayers", ending=", not of a stack"))
 
 
 def check_known(flags: Iterable[str], cls: type) -> None:

@@ -1,6 +1,6 @@
 """What is said about tensors whose dtypes are not the weights', where a call fails for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,13 +10,12 @@ from ..base.checks import check_dtype, main_weight
 from ..base.shapes import Tensor
 from ..base.state import StackState, tensors
 from ..layers.blocks.block import Block
-from .side_inputs import SideInputs
 
 __all__ = ["check_dtypes", "explained"]
 
 
 def explained(
-    stack: Any, x: Tensor, state: StackState | None, mask: Tensor | None, beside: SideInputs, **options: Any
+    stack: Any, x: Tensor, state: StackState | None, mask: Tensor | None, beside: Mapping[str, Any], **options: Any
 ) -> tuple[Tensor, StackState | None]:
     """`stack.run`; where it fails and dtypes differ, a TypeError that says which.
 
@@ -25,13 +24,13 @@ def explained(
     """
     if torch.compiler.is_compiling():
         if plain_weights(stack.blocks()):
-            check_dtypes(stack, x, state, beside.context)
+            check_dtypes(stack, x, state, beside)
         return stack.run(x, state, mask, beside, **options)
     try:
         return stack.run(x, state, mask, beside, **options)
     except RuntimeError:
         try:
-            check_dtypes(stack, x, state, beside.context)
+            check_dtypes(stack, x, state, beside)
         except TypeError as reason:
             raise reason from None
         raise
@@ -43,15 +42,16 @@ def plain_weights(blocks: Iterable[Block]) -> bool:
     return all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in layers)
 
 
-def check_dtypes(stack: nn.Module, x: Tensor, state: StackState | None, context: Tensor | None) -> None:
+def check_dtypes(stack: nn.Module, x: Tensor, state: StackState | None, beside: Mapping[str, Any]) -> None:
     """TypeError for tensors of another dtype than that of the stack's weights; under autocast all will do."""
     weight = main_weight(stack)
     if weight is None or torch.is_autocast_enabled(x.device.type):
         return
     model = weight.dtype
     check_dtype("x is", "x", x.dtype, model)
-    if context is not None:
-        check_dtype("the context is", "context", context.dtype, model)
+    for name, value in beside.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            check_dtype(f"the {name} is", name, value.dtype, model)
     for t in tensors(state):
         # Sums over the sequence are kept in float32 at least.
         if t.is_floating_point() and t.dtype != torch.promote_types(model, torch.float32):

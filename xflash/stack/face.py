@@ -1,7 +1,6 @@
 """`AttentionLayers`: keyword flags become a column of branches; `Encoder` and `Decoder` fix its direction."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from torch import nn
@@ -13,7 +12,7 @@ from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import AttentionMap, StackState
 from ..flags.aliases import ALIASES
 from ..flags.flag import flag_table
-from ..layers.blocks.block import Block, Site
+from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
 from ..layers.positions.position import Position
@@ -21,12 +20,12 @@ from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
 from .column import Column
-from .config import check_uses, check_widths, known_flags, resolve
+from .config import check_condition, check_uses, check_widths, known_flags, resolve
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
-from .parts import make_branch, publishing, unpacked
-from .side_inputs import SideInputs, check_prefix
-from .stepping import check_state, opened, reset, shorten, weighed
+from .parts import make_branch, publishing, sites_of, unpacked
+from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
+from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
@@ -55,14 +54,10 @@ class AttentionLayers(Piecewise, Configurable):
         self.maker = self.signature()
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
-        count = len(plan.layers)
-        distinct = plan.period if plan.config.weight_tie_layers else count
-        names = tuple(name for name, _ in plan.layers)
-        site = Site(self.dim, plan.config.heads, self.causal, count, period=plan.period, layers=names)
-        sites = [replace(site, places=tuple(range(i, count, distinct))) for i in range(distinct)]
-        self.branches = nn.ModuleList(make_branch(plan, i, site) for i, site in enumerate(sites))
+        site, *sites = sites_of(plan)
+        self.branches = nn.ModuleList(make_branch(plan, i, own) for i, own in enumerate(sites))
         check_widths(self.blocks())
-        self.order = [i % distinct for i in range(count)]
+        self.order = [i % len(sites) for i in range(len(plan.layers))]
         self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
         last = plan.config.final_norm
@@ -73,6 +68,9 @@ class AttentionLayers(Piecewise, Configurable):
             {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
         )
         check_uses(self.blocks(), cast("list[Position]", list(self.positions.values())))
+        self.heeded, self.dim_condition = heeded_by(self), plan.config.dim_condition or self.dim
+        check_condition(plan.config, self.heeded)
+        self.asked = asked_by(self)
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
@@ -128,6 +126,8 @@ class AttentionLayers(Piecewise, Configurable):
         context_mask: Tensor | None = None,
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
+        condition: Float[Tensor, "b *n _"] | None = None,
+        **beside: Any,
     ) -> Float[Tensor, "b n d"]:
         """The whole stack on whole sequences.
 
@@ -136,11 +136,14 @@ class AttentionLayers(Piecewise, Configurable):
         context: (b, c, width) what cross_attn and cross_gau attend to, context_mask (b, c), True = real token,
         context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
         prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).
+        condition: (b, width) or (b, n, width) what adaptive norms and scales are conditioned on.
+        beside: further side inputs, by the names that they are registered by.
         """
         mask = check_stream(self.dim, x, mask)
-        beside = SideInputs(attn_mask, doc_ids, context, context_mask, context_pos, prefix_attn_len)
-        beside = beside.check(self, x, stepping=False)
-        return explained(self, x, None, mask, beside)[0]
+        beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids, "context": context, "context_mask": context_mask}
+        beside |= {"context_pos": context_pos, "prefix_attn_len": prefix_attn_len, "condition": condition}
+        given = checked(self, x, given_here(self, beside), None)
+        return explained(self, x, None, mask, given)[0]
 
     def step(
         self,
@@ -152,23 +155,27 @@ class AttentionLayers(Piecewise, Configurable):
         context_mask: Tensor | None = None,
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
+        condition: Float[Tensor, "b *n _"] | None = None,
         reset: Tensor | None = None,
+        **beside: Any,
     ) -> tuple[Float[Tensor, "b n d"], StackState]:
         """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
 
-        Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it.
+        Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it; so
+        it does a condition of rows, until another is given, while one of tokens is given with each call.
         `reset` names the rows that start anew, with their context, while their neighbours go on.
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)
-        beside = SideInputs(None, None, context, context_mask, context_pos, prefix_attn_len)
-        beside = beside.check(self, x, stepping=state is not None)
+        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        given = checked(self, x, given_here(self, beside), state)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        return cast("tuple[Tensor, StackState]", explained(self, x, state, mask, beside, keep_state=True))
+        return cast("tuple[Tensor, StackState]", explained(self, x, state, mask, given, keep_state=True))
 
     def attention_maps(self, x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, list[Tensor]]:
         """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
@@ -178,7 +185,7 @@ class AttentionLayers(Piecewise, Configurable):
         self.check_maps()
         mask = check_stream(self.dim, x, mask)
         maps: list[AttentionMap] = []
-        y, _ = explained(self, x, None, mask, SideInputs(**beside).check(self, x, stepping=False), maps=maps)
+        y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside), None), maps=maps)
         if not maps:
             able = ", ".join(name for name, block in blocks.items() if block.has_matrix)
             raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (have one: {able})")
@@ -196,7 +203,7 @@ class AttentionLayers(Piecewise, Configurable):
         x: Float[Tensor, "b n d"],
         state: StackState | None,
         mask: Bool[Tensor, "b n"] | None,
-        beside: SideInputs,
+        beside: Mapping[str, Any],
         *,
         keep_state: bool = False,
         maps: list | None = None,
@@ -210,8 +217,8 @@ class AttentionLayers(Piecewise, Configurable):
             memory = len(self.memory_tokens) if state is None else 0
             x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
         new = None if plan is None else plan.new + memory
-        fields = beside.fields(plan, memory, x.device)
-        y, new_state = self.column.run(x, state, new, fields, keep_state=keep_state, maps=maps)
+        beside = packed(beside, Door(plan, memory, x.shape[1] - memory, x.device))
+        y, new_state = self.column.run(x, state, new, beside, keep_state=keep_state, maps=maps)
         y = y[:, memory:] if memory else y
         if maps is not None:
             maps[:] = [unpacked(found, plan, memory) for found in maps]
@@ -219,13 +226,7 @@ class AttentionLayers(Piecewise, Configurable):
 
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""
-        if not self.causal:
-            raise ValueError(
-                f"a bidirectional stack ({type(self).__name__}) has no state and no step: call it on whole sequences"
-            )
-        for block in self.blocks():
-            if block.refuses_step():
-                raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
+        check_steppable(self)
 
     def check_state(self, state: StackState, batch: int | None = None) -> None:
         """TypeError or ValueError when `state` is not one of this stack's, or has another batch size (None: any)."""
@@ -260,9 +261,9 @@ class AttentionLayers(Piecewise, Configurable):
         return self.piece_width is not None
 
     def one_piece(
-        self, state: StackState | None, x: Tensor, new: Tensor | None, fields: dict
+        self, state: StackState | None, x: Tensor, new: Tensor | None, beside: Mapping[str, Any]
     ) -> tuple[Tensor, StackState | None]:
-        return cast(BlockByBlock, self.column).piece(x, state, new, fields)
+        return cast(BlockByBlock, self.column).piece(x, state, new, beside)
 
     def room(self, *piece: Any) -> tuple[Any, int]:
         return self, piece[0].shape[1]

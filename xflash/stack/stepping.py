@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -11,12 +11,11 @@ from ..base.shapes import Bool, Float, Tensor
 from ..base.state import TAKEN, BranchState, Ctx, Lease, StackState, row_count, tensors
 from ..layers.embeddings import MemoryTokens
 from .parts import auxiliary_loss, renewed
-from .side_inputs import SideInputs
 
 if TYPE_CHECKING:
     from .column import Column
 
-__all__ = ["check_state", "closed", "opened", "reset", "shorten", "weighed"]
+__all__ = ["check_state", "check_steppable", "closed", "opened", "reset", "shorten", "weighed"]
 
 
 def check_state(column: Column, state: StackState, batch: int | None = None) -> None:
@@ -28,6 +27,17 @@ def check_state(column: Column, state: StackState, batch: int | None = None) -> 
     # Not `in`: traced, it does not compare sizes that are symbols.
     if batch is not None and (rows := row_count(state)) is not None and rows != batch:
         raise ValueError(f"the state has {rows} rows, but x has {batch}")
+
+
+def check_steppable(stack: Any) -> None:
+    """ValueError with the reason when the stack cannot be stepped."""
+    if not stack.causal:
+        raise ValueError(
+            f"a bidirectional stack ({type(stack).__name__}) has no state and no step: call it on whole sequences"
+        )
+    for block in stack.blocks():
+        if block.refuses_step():
+            raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
 
 
 def opened(column: Column, state: StackState | None, n: int) -> tuple[StackState | None, bool]:
@@ -65,8 +75,10 @@ def reserved(column: Column, state: StackState, n: int, copy: bool) -> tuple[Bra
     return tuple(branches)
 
 
-def closed(column: Column, carried: list, ctx: Ctx, n: int, lease: Lease | None) -> StackState:
-    """The state behind a call of n tokens; `lease`: that of the state it went on from."""
+def closed(
+    column: Column, branches: list, ctx: Ctx, n: int, lease: Lease | None, carried: tuple[tuple[str, Tensor], ...]
+) -> StackState:
+    """The state behind a call of n tokens; `lease`: that of the state it went on from; `carried`: its side inputs."""
     bound = ctx.past + n
     # Buffers made or written with grad are part of a graph: nobody may write into them.
     if torch.is_grad_enabled():
@@ -75,7 +87,7 @@ def closed(column: Column, carried: list, ctx: Ctx, n: int, lease: Lease | None)
         lease = Lease(bound)
     elif lease is not TAKEN:
         lease.release(bound)
-    return StackState(column.maker, bound, ctx.ends(n), lease, tuple(carried))
+    return StackState(column.maker, bound, ctx.ends(n), lease, tuple(branches), carried)
 
 
 def reset(
@@ -90,8 +102,7 @@ def reset(
     if memory_tokens is not None:
         x = memory_tokens.tokens[None].expand(rows.shape[0], -1, -1)
         begun = StackState(column.maker, 0, None, None, tuple(BranchState(None, held) for held in kept))
-        fields = SideInputs().fields(None, 0, x.device)
-        behind = cast(StackState, column.run(x, begun, None, fields, keep_state=True)[1])
+        behind = cast(StackState, column.run(x, begun, None, {}, keep_state=True)[1])
         fresh, start = behind.branches, behind.bound
     branches = tuple(
         renewed(b, rows, fresh and fresh[i], state.bound)

@@ -200,10 +200,10 @@ class AutoregressiveWrapper(Configurable):
         check_eos(self.net, chance["eos_token"])
         draw = Draw(**chance)
         check_switches(**reading)
-        read = read_prompts(*prompts)
-        last = window(self.net, read, check_seq_len(seq_len), reading["restrict_to_max_seq_len"])
+        aligned = read_prompts(*prompts)
+        last = window(self.net, aligned, check_seq_len(seq_len), reading["restrict_to_max_seq_len"])
         cache_kv = reading["cache_kv"]
-        return draws(self.net, read, seq_len, draw, kwargs, last=last, cache_kv=cache_kv, pad_value=self.pad_value)
+        return draws(self.net, aligned, seq_len, draw, kwargs, last=last, cache_kv=cache_kv, pad_value=self.pad_value)
 
     def beam_search(
         self,
@@ -235,11 +235,11 @@ class AutoregressiveWrapper(Configurable):
             restrict_to_max_seq_len=restrict_to_max_seq_len,
             cache_kv=cache_kv,
         )
-        read = read_prompts(prompts, prompt_lens, mask)
+        aligned = read_prompts(prompts, prompt_lens, mask)
         with evaluating(self):
             found, scores = beam_search(
                 self.net,
-                read,
+                aligned,
                 seq_len,
                 kwargs,
                 beams=beams,
@@ -252,9 +252,9 @@ class AutoregressiveWrapper(Configurable):
                 cache_kv=cache_kv,
             )
         if not return_beams_and_scores:
-            return found[:, 0].reshape(*read.lead, -1)
+            return found[:, 0].reshape(*aligned.lead, -1)
         a, n = found.shape[1:]
-        return found.transpose(0, 1).reshape(a, *read.lead, n), scores.T.reshape(a, *read.lead)
+        return found.transpose(0, 1).reshape(a, *aligned.lead, n), scores.T.reshape(a, *aligned.lead)
 
 
 def labelled(

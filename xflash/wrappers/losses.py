@@ -58,9 +58,9 @@ def unseen_targets(
         return targets
     if isinstance(prefix, torch.Tensor):
         prefix = prefix[:, None].to(targets.device)
-    read = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)
+    seen = torch.arange(1, n + 1, device=targets.device)[None] if mask is None else mask.cumsum(1)
     # What follows the last real token is not among those that the call is given.
-    shown = (read < read[:, -1:]) & (read + in_front(beside) < prefix)
+    shown = (seen < seen[:, -1:]) & (seen + in_front(beside) < prefix)
     return targets.masked_fill(shown, ignore_index)
 
 

@@ -118,7 +118,7 @@ class MaskedLMWrapper(Configurable):
         """
         check_switch("return_outputs", return_outputs)
         check_handed_on("the loss", kwargs, MaskedLMWrapper.forward, self.net.forward)
-        x, mask = self.read(x, mask)
+        x, mask = self.as_ids(x, mask)
         chosen = self.choose(x, mask, check_generator(generator))
         if mask is not None:
             kwargs["mask"] = mask
@@ -132,7 +132,7 @@ class MaskedLMWrapper(Configurable):
         loss = next_token_loss(logits, targets)
         return (loss, logits, targets) if return_outputs else loss
 
-    def read(self, x: Any, mask: Any) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"] | None]:
+    def as_ids(self, x: Any, mask: Any) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"] | None]:
         """The ids, 0 at masked places, and which are real; TypeError or ValueError for other things."""
         x = token_ids("x", x)
         if x.ndim != 2 or x.shape[1] < 1:
@@ -164,9 +164,9 @@ class MaskedLMWrapper(Configurable):
         y = x.masked_fill(chosen & (fate < self.replace_prob), self.mask_token_id)
         if not self.random_token_prob:
             return y
-        place = (uniform(x, generator) * self.words).long().clamp(max=self.words - 1)
-        # The ordinary token that has `place` ordinary ones before it.
-        drawn = torch.searchsorted(self.ordinary(x.device).cumsum(0), place + 1)
+        nth = (uniform(x, generator) * self.words).long().clamp(max=self.words - 1)
+        # The ordinary token that has `nth` ordinary ones before it.
+        drawn = torch.searchsorted(self.ordinary(x.device).cumsum(0), nth + 1)
         odd = (fate >= self.replace_prob) & (fate < self.replace_prob + self.random_token_prob)
         return torch.where(chosen & odd, drawn, y)
 
@@ -200,7 +200,7 @@ class MaskedLMWrapper(Configurable):
         if ids is not None and (batch_size is not None or seq_len is not None):
             raise ValueError("ids already say how many rows and tokens there are: leave out batch_size and seq_len")
         rows = given if given.ndim != 1 else given[None]
-        x, real = self.read(rows, mask)
+        x, real = self.as_ids(rows, mask)
         if real is not None:
             kwargs["mask"] = real
         x = in_range("ids", x, self.num_tokens)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ..base.checks import check_count
+from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
-from ..flags.elsewhere import answering, meant
+from ..flags.elsewhere import answering, arguments_of, meant
 
 __all__ = [
     "also_called",
@@ -39,8 +40,8 @@ def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: C
     """
     if not options or torch.compiler.is_compiling():
         return
-    kinds = {p.name: p.kind for function in (call, own) for p in inspect.signature(function).parameters.values()}
-    taken = inspect.signature(call).parameters.values()
+    kinds = dict.fromkeys(name for function in (call, own) for name in arguments_of(function))
+    taken = arguments_of(call).values()
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return
     handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - {"state", "mems", "reset"}
@@ -79,6 +80,9 @@ def without_last(kwargs: Mapping[str, Any], x: Int[Tensor, "b n"]) -> dict[str, 
             if isinstance(ids, torch.Tensor) and ids.shape != x.shape:
                 raise ValueError(f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
         cut["embed_ids"] = {k: v[:, :-1] if isinstance(v, torch.Tensor) else v for k, v in embed_ids.items()}
+    for name in side_inputs:
+        if name in kwargs and side_inputs[name]().per_token(kwargs[name], n):
+            cut[name] = kwargs[name][:, :-1]
     if isinstance(attn_mask, torch.Tensor):
         m = n + (front.shape[1] if isinstance(front, torch.Tensor) and front.dim() == 3 else 0)
         if tuple(attn_mask.shape[-2:]) != (m, m):

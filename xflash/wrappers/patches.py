@@ -15,26 +15,26 @@ __all__ = ["LearnedGrid", "PatchEmbedding", "SinCosGrid", "patchify", "resize_gr
 def patchify(img: Float[Tensor, "b c y x"], patch: tuple[int, int]) -> Float[Tensor, "b n p"]:
     """The patches of (height, width) pixels, row by row of the image; in each, the channels of a pixel lie together."""
     height, width = patch
-    return rearrange(img, "b c (rows p) (cols q) -> b (rows cols) (p q c)", p=height, q=width)
+    return rearrange(img, "b c (down p) (across q) -> b (down across) (p q c)", p=height, q=width)
 
 
-def sincos_grid(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "n d"]:
-    """Fixed positions (rows * columns, dim), float32: a quarter each of sin x, cos x, sin y and cos y.
+def sincos_grid(down: int, across: int, dim: int, device: torch.device | None = None) -> Float[Tensor, "n d"]:
+    """Fixed positions (down * across, dim), float32: a quarter each of sin x, cos x, sin y and cos y.
 
     Frequencies go from 1 down to 1 / 10,000; `dim` is a multiple of 4 (https://arxiv.org/abs/2205.01580).
     """
     steps = torch.linspace(0, 1, dim // 4, device=device)
     frequency = 10000.0**-steps
-    y = torch.arange(rows, device=device)[:, None, None] * frequency
-    x = torch.arange(columns, device=device)[None, :, None] * frequency
-    y, x = (t.expand(rows, columns, -1) for t in (y, x))
+    y = torch.arange(down, device=device)[:, None, None] * frequency
+    x = torch.arange(across, device=device)[None, :, None] * frequency
+    y, x = (t.expand(down, across, -1) for t in (y, x))
     return torch.cat((x.sin(), x.cos(), y.sin(), y.cos()), -1).flatten(0, 1)
 
 
-def resize_grid(weight: Float[Tensor, "r c d"], rows: int, columns: int) -> Float[Tensor, "rows columns d"]:
+def resize_grid(weight: Float[Tensor, "r c d"], down: int, across: int) -> Float[Tensor, "down across d"]:
     """A grid of vectors at another size: bicubic, without antialiasing, the outer edges of both grids together."""
     exact = weight.to(angle_dtype(weight.dtype)).permute(2, 0, 1)[None]
-    moved = F.interpolate(exact, size=(rows, columns), mode="bicubic", align_corners=False, antialias=False)
+    moved = F.interpolate(exact, size=(down, across), mode="bicubic", align_corners=False, antialias=False)
     return moved[0].permute(1, 2, 0).to(weight.dtype)
 
 
@@ -60,14 +60,14 @@ class PatchEmbedding(nn.Module):
 class LearnedGrid(nn.Module):
     """Adds a learned vector at each place of a grid to tokens (b, n, d); for another grid they are interpolated."""
 
-    def __init__(self, rows: int, columns: int, dim: int):
+    def __init__(self, down: int, across: int, dim: int):
         super().__init__()
         # As large as the patches are behind their norm: beside them a small start is not heard for hundreds of steps.
-        self.weight = nn.Parameter(torch.randn(rows, columns, dim))
+        self.weight = nn.Parameter(torch.randn(down, across, dim))
 
-    def forward(self, x: Float[Tensor, "b n d"], rows: int, columns: int) -> Float[Tensor, "b n d"]:
-        same = (rows, columns) == tuple(self.weight.shape[:2])
-        weight = self.weight if same else resize_grid(self.weight, rows, columns)
+    def forward(self, x: Float[Tensor, "b n d"], down: int, across: int) -> Float[Tensor, "b n d"]:
+        same = (down, across) == tuple(self.weight.shape[:2])
+        weight = self.weight if same else resize_grid(self.weight, down, across)
         return x + weight.flatten(0, 1).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -77,5 +77,5 @@ class LearnedGrid(nn.Module):
 class SinCosGrid(nn.Module):
     """Adds `sincos_grid` to tokens (b, n, d), for any grid."""
 
-    def forward(self, x: Float[Tensor, "b n d"], rows: int, columns: int) -> Float[Tensor, "b n d"]:
-        return x + sincos_grid(rows, columns, x.shape[-1], x.device).to(x.dtype)
+    def forward(self, x: Float[Tensor, "b n d"], down: int, across: int) -> Float[Tensor, "b n d"]:
+        return x + sincos_grid(down, across, x.shape[-1], x.device).to(x.dtype)

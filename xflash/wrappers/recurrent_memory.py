@@ -105,7 +105,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
             if reset is not None:
                 state = self.reset(state, reset)
         plan = None if mask is None else plan_rows(mask)
-        y, state = self.read(x if plan is None else x.gather(1, plan.order), state, plan)
+        y, state = self.by_segments(x if plan is None else x.gather(1, plan.order), state, plan)
         # A text may end in its first segment, or begin in an open one.
         y = reaching(y, (self.memory, self.read_embed, self.write_embed, *self.norm.parameters()))
         return self.net.logits(y if plan is None else unpack(y, plan)), state
@@ -126,10 +126,10 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
         rows = as_rows("rows", rows, state.memory.shape[0])
         memory = torch.where(rows[:, None, None], self.memory.to(state.memory.dtype), state.memory)
         stack = self.net.attn_layers.reset(cast(StackState, state.stack), rows)
-        _, stack = self.net.attn_layers.step(self.to_read(memory), stack, self.beside(rows))
+        _, stack = self.net.attn_layers.step(self.to_read(memory), stack, self.memory_mask(rows))
         return RecurrentMemoryState(memory, stack, state.bound, lengths(state).masked_fill(rows, 0))
 
-    def read(
+    def by_segments(
         self, ids: Int[Tensor, "b n"], state: RecurrentMemoryState, plan: Plan | None
     ) -> tuple[Float[Tensor, "b n d"], RecurrentMemoryState]:
         """Packed tokens, cut where the segment of a row is full."""
@@ -171,7 +171,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
             memory, _ = layers.step(self.to_write(memory), stack)
             return RecurrentMemoryState(memory, None, 0, None), True
         full = length == self.segment_len
-        written, stack = layers.step(self.to_write(memory), stack, self.beside(full))
+        written, stack = layers.step(self.to_write(memory), stack, self.memory_mask(full))
         memory = torch.where(full[:, None, None], written, memory)
         # A row has no more tokens than this; buffers would otherwise be as long as what all segments took together.
         stack = layers.shorten(layers.reset(stack, full), self.num_memory_tokens + self.segment_len)
@@ -208,7 +208,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
             rows = real.new_ones(len(ids)) if opened is True and real is not None else opened
             if not isinstance(rows, bool):
                 real = ids.new_ones(ids.shape, dtype=torch.bool) if real is None else real
-                real = torch.cat((self.beside(rows), real), 1)
+                real = torch.cat((self.memory_mask(rows), real), 1)
         y, stack = self.net.attn_layers.step(x, stack, real)
         if new is not None:
             length = lengths(state) + new
@@ -216,7 +216,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
             length = length + n
         return y[:, -n:], RecurrentMemoryState(memory, stack, min(bound + n, self.segment_len), length)
 
-    def beside(self, rows: Bool[Tensor, " b"]) -> Bool[Tensor, "b t"]:
+    def memory_mask(self, rows: Bool[Tensor, " b"]) -> Bool[Tensor, "b t"]:
         """The mask of memory tokens that are there for the named rows."""
         return rows[:, None].expand(-1, self.num_memory_tokens)
 

@@ -16,6 +16,7 @@ from ..base.checks import (
 from ..base.shapes import Float, Int, Tensor
 from ..saving.configurable import Configurable
 from ..stack.face import AttentionLayers
+from ..stack.side_inputs import behind_front
 from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
 from .model_state import ModelState, stack_state
@@ -120,11 +121,13 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         context_mask: Tensor | None = None,
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
+        condition: Float[Tensor, "b *n _"] | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_attn: bool = False,
         mems: ModelState | None = None,
         return_mems: bool = False,
+        **beside: Any,
     ) -> Any:
         """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
 
@@ -133,14 +136,15 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         to count, `context_pos`. `return_embeddings` gives what the head reads instead (the stack's output, pooled if
         the model pools), `return_logits_and_embeddings` both, `return_attn` (logits, attention matrices), CLS tokens
         among their rows and columns. `prefix_attn_len` (PrefixDecoder): how many of each row's first tokens,
-        embeddings in front included, see each other. `mems`: what a call with `return_mems`, which gives (logits,
-        mems), has left of the segment before.
+        embeddings in front included, see each other. `condition` (b, width) or (b, n, width): what adaptive parts of
+        the stack are conditioned on; what stands in front of the tokens has none. `beside`: further side inputs.
+        `mems`: what a call with `return_mems`, which gives (logits, mems), has left of the segment before.
         """
         wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems)
         wanted.check(mems, attn_mask=attn_mask, doc_ids=doc_ids)
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
-        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len}
+        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         if mems is not None or return_mems:
             logits, state = self.step(x, mems, mask, **front, **beside)
             return (logits, self.remember(state)) if return_mems else logits
@@ -159,18 +163,25 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         if beside["doc_ids"] is not None:
             beside["doc_ids"] = as_doc_ids(beside["doc_ids"], (x.shape[0], x.shape[1]))
         embedded, mask = self.embedding(x, mask, doc_ids=beside["doc_ids"], **front)
+        beside = self.behind(x, embedded.shape[1] - x.shape[1], beside)
         if self.pooled is not None:
             if beside["doc_ids"] is not None:
                 raise ValueError(
                     f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
                 )
-            embedded, mask, beside["attn_mask"] = self.pooled.front(embedded, mask, beside["attn_mask"])
+            tokens, attn_mask = embedded, beside.get("attn_mask")
+            embedded, mask, beside["attn_mask"] = self.pooled.front(embedded, mask, attn_mask)
+            beside = self.behind(tokens, embedded.shape[1] - tokens.shape[1], beside)
         maps = None
         if with_maps:
             y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
         else:
             y = self.attn_layers(embedded, mask, **beside)
         return (y if self.pooled is None else self.pooled(y, mask)), maps
+
+    def behind(self, x: Tensor, count: int, beside: dict[str, Any]) -> dict[str, Any]:
+        """The side inputs as the stack is given them where `count` tokens stand in front of x."""
+        return behind_front(beside, count, (x.shape[0], x.shape[1])) if count else beside
 
     def step(
         self,
@@ -185,12 +196,15 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         context_mask: Tensor | None = None,
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
+        condition: Float[Tensor, "b *n _"] | None = None,
         reset: Tensor | None = None,
+        **beside: Any,
     ) -> tuple[Float[Tensor, "b n v"], ModelState]:
         """Logits of any number of new tokens behind what `state` has seen, and the state with them.
 
         `mask` covers the new tokens only; rows may differ in length. A context is given in the first call, the state
-        then holds it. `reset` (b,) names rows that start anew, with their context.
+        then holds it. `reset` (b,) names rows that start anew, with their context. A condition of rows is held as
+        well, until another is given; one of tokens is given with each call.
         """
         if self.pooled is not None:
             raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
@@ -202,8 +216,8 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
             if reset is not None:
                 state = self.reset(state, reset)
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
-        beside: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len}
+        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         plain = all(value is None for value in (*front.values(), *beside.values()))
         if state is not None and x.shape[1] == 1 and plain and not torch.is_grad_enabled() and self.compiled_step:
             self.embedding.check_embed_ids(x, embed_ids)
@@ -232,6 +246,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
             prepend_mask=prepend_mask,
             embed_ids=embed_ids,
         )
+        beside = self.behind(x, embedded.shape[1] - x.shape[1], beside)
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)

@@ -124,8 +124,8 @@ class ViTransformerWrapper(Configurable):
                 check_dtype("img is", "img", img.dtype, weight.dtype)
             raise
         if self.pos_emb is not None:
-            rows, columns = img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
-            x = self.pos_emb(x, rows, columns)
+            down, across = img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
+            x = self.pos_emb(x, down, across)
         if self.post_emb_norm is not None:
             x = self.post_emb_norm(x)
         return F.dropout(x, self.emb_dropout, self.training) if self.emb_dropout else x

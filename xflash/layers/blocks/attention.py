@@ -10,10 +10,11 @@ from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
+from ..positions.slots import Slots
 from ..projection import split_groups
 from ..scores.step import Read
 from .block import Site
-from .key_values import KV, Slots, append, begin, fits, last, place, reserve, shorten
+from .key_values import KV, append, begin, fits, last, place, reserve, shorten
 from .masks import visible
 from .multi_head import MultiHead
 

@@ -39,6 +39,7 @@ class Site:
     period: int = 1
     layers: tuple[str, ...] = ()
     views: int = 1
+    dim_condition: int | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:
@@ -84,7 +85,7 @@ class Block(nn.Module, ABC):
     its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
     which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
     with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
-    otherwise.
+    otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -100,6 +101,7 @@ class Block(nn.Module, ABC):
     reads_own: bool = True
     has_matrix: ClassVar[bool] = False
     auxiliary_by: ClassVar[str] = ""
+    heeds: ClassVar[frozenset[str]] = frozenset()
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

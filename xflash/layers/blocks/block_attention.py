@@ -13,7 +13,7 @@ from ...base.state import Ctx
 from ...flags.flag import flag
 from ..kernels.buffers import emptied
 from ..kernels.groups import Padded, Scattered, join_groups, part_groups
-from ..kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
+from ..kernels.windows import Blocks, Older, Window, fold, kept, slots_of, window_mask, within
 from ..positions.distance import own_bias
 from ..projection import key_and_value, whole
 from ..scores.read import ReadFlags, SoftmaxRead, rows_of
@@ -179,7 +179,7 @@ class BlockAttention(Reading):
         self, x: Float[Tensor, "b n d"], folded: Blocks, ctx: Ctx, state: Window | None
     ) -> tuple[Float[Tensor, "b n _"], Window | None]:
         """What the tokens read from their windows and retrieve from before them, heads joined, and the state."""
-        older = self.older(folded, state)
+        older = None if self.compressor is None else self.compressor.older(folded, state)
         q = self.projected("to_q", x, self.heads)
         y = self.alone(q, folded, older, ctx) if folded.layout is None else self.across(q, folded, older, ctx)
         memory = None
@@ -215,39 +215,11 @@ class BlockAttention(Reading):
     def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
         return None if state is None else state.lost
 
-    def older(self, folded: Blocks, state: Window | None) -> Older | None:
-        """What is kept, compressed, of blocks: those that fell out of the window already and those that will."""
-        if self.compressor is None:
-            return None
-        m = self.compressor.blocks
-        known = state is not None and state.older_k is not None and state.older_v is not None
-        if known and folded.layout is None and isinstance(folded.full, int) and not folded.full:
-            return Older(state.older_k, state.older_v, m)  # no block is closed, so nothing new is kept
-        k, v = self.compressor(*folded.behind())
-        if not known:
-            heads = [t.new_zeros(t.shape[0], m, *t.shape[2:]) for t in (k, v)]
-        else:
-            heads = [state.older_k.to(k.dtype), state.older_v.to(v.dtype)]
-        return Older(*(torch.cat((head, t), 1) for head, t in zip(heads, (k, v), strict=True)), m)
-
-    def slots(self, folded: Blocks, older: Older | None) -> tuple[Tensor, Tensor, int, Bool[Tensor, "_ g _"]]:
-        """Keys and values of each block's window, how many are older entries, and which slots hold something."""
-        k, v = (torch.cat(pair, 2) for pair in ((folded.before_k, folded.k), (folded.before_v, folded.v)))
-        g, extra, m = k.shape[1], 0, 0
-        if older is not None:
-            old_k, old_v = seen_older(older, g)
-            extra, m = old_k.shape[2], older.m
-            k, v = torch.cat((old_k.to(k.dtype), k), 2), torch.cat((old_v.to(v.dtype), v), 2)
-        closed = folded.closed
-        if not isinstance(closed, torch.Tensor):
-            closed = torch.full((1,), closed, device=k.device)
-        return k, v, extra, valid(closed, g, self.config.block_width, m, extra // max(m, 1))
-
     def across(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
         """All blocks at once, folded into the batch."""
         layout, w = cast("Padded | Scattered", folded.layout), self.config.block_width
         queries = layout.put(q)
-        k, v, extra, filled = self.slots(folded, older)
+        k, v, extra, filled = slots_of(folded, older, w)
         where = torch.arange(w, device=q.device)[None]
         mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled[:, :, None]
         mask = join_groups(mask.expand(q.shape[0], -1, -1, -1))
@@ -257,7 +229,7 @@ class BlockAttention(Reading):
     def alone(self, q: Tensor, folded: Blocks, older: Older | None, ctx: Ctx) -> Float[Tensor, "b n _"]:
         """Tokens that stay in the open block of their row."""
         n, w = q.shape[1], self.config.block_width
-        k, v, extra, filled = self.slots(folded, older)
+        k, v, extra, filled = slots_of(folded, older, w)
         known = ctx.uniform and not torch.compiler.is_compiling()
         first: Any = ctx.past % w if known else ctx.filled().expand(q.shape[0])[:, None] % w
         where = torch.arange(n, device=q.device)[None] + first

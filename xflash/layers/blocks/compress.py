@@ -8,6 +8,7 @@ from torch import nn
 
 from ...base.shapes import Float, Tensor
 from ..kernels.softmax import shared_attention, unit
+from ..kernels.windows import Blocks, Older, Window
 from .cosine import Cosine
 
 __all__ = ["Compressor", "build_compressor", "reconstruction"]
@@ -40,6 +41,18 @@ class Compressor(nn.Module):
         if self.kind == "mean":
             return grouped[0].mean(3), grouped[1].mean(3)
         return grouped[0].amax(3), grouped[1].amax(3)
+
+    def older(self, folded: Blocks, state: Window | None) -> Older:
+        """What is kept of blocks: those that fell out of the window already and those that will."""
+        known = state is not None and state.older_k is not None and state.older_v is not None
+        if known and folded.layout is None and isinstance(folded.full, int) and not folded.full:
+            return Older(state.older_k, state.older_v, self.blocks)  # no block is closed, so nothing new is kept
+        k, v = self(*folded.behind())
+        if not known:
+            heads = [t.new_zeros(t.shape[0], self.blocks, *t.shape[2:]) for t in (k, v)]
+        else:
+            heads = [state.older_k.to(k.dtype), state.older_v.to(v.dtype)]
+        return Older(*(torch.cat((head, t), 1) for head, t in zip(heads, (k, v), strict=True)), self.blocks)
 
 
 def build_compressor(kind: str, config: Any, kv_heads: int) -> Compressor | None:

@@ -28,6 +28,7 @@ class CrossAttention(TakesContext, MultiHead):
     """
 
     kind = "cross_attn"
+    borrows = "attn"
     offers = frozenset({"relay"})
     reading = ("key_value", "k_gain")
 

@@ -11,7 +11,7 @@ from torch import nn
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import AttentionMap
 from ...flags.flag import flag
-from ..kernels.gated import Between, gated_attention, gated_weights
+from ..kernels.gated import gated_attention, gated_weights
 from .block import MOST, Block, Site
 
 __all__ = ["GatedUnit"]
@@ -107,29 +107,22 @@ class GatedUnit(Block):
         *,
         seen: Int[Tensor, "*_ n"],
         padded: int,
-        allowed: Tensor | None,
-        causal: bool = False,
-        bias: Tensor | None = None,
-        vector: Tensor | None = None,
-        between: Between | None = None,
         maps: list[AttentionMap] | None = None,
         over_tokens: bool = True,
+        **limits: Any,
     ) -> Float[Tensor, "b h n e"]:
         """What the queries read from the values; `seen` is how many keys each may see, `padded` the tensor's length.
 
-        bias and allowed: matrices; vector and between: the same by distance and by bounds, as the kernel takes them.
+        limits: which they are (allowed, causal, between) and what is added to their scores (bias, vector), as
+        `gated_attention` takes them.
         """
         softmax_plus = self.config.attn_fn == "softmax_plus"
         options: dict[str, Any] = {
             "attn_fn": "softmax" if softmax_plus else self.config.attn_fn,
             "scale": self.scale,
-            "bias": bias,
-            "vector": vector,
-            "between": between,
             "divisor": plus_divisor(seen, q.dtype) if softmax_plus else self.divisor(seen, padded),
             "place": self.place,
-            "allowed": allowed,
-            "causal": causal,
+            **limits,
         }
         if maps is not None:
             maps.append(AttentionMap(gated_weights(q, k, **options), over_tokens))

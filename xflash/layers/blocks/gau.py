@@ -14,10 +14,11 @@ from ...base.state import Ctx, document_starts
 from ...flags.flag import flag
 from ..kernels.relative import distances, scores_bias
 from ..positions.distance import own_bias
+from ..positions.slots import Slots
 from ..projection import whole
 from .block import Site
 from .gated_unit import GatedUnit
-from .key_values import KV, Slots, append, begin, place, reserve, shorten
+from .key_values import KV, append, begin, place, reserve, shorten
 from .masks import bounds, visible
 
 __all__ = ["GatedAttention"]

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
 from ..kernels.buffers import SPARE, emptied, grow, write
+from ..positions.slots import Slots
 
-__all__ = ["KV", "Slots", "append", "begin", "fits", "last", "place", "reserve", "shorten"]
+__all__ = ["KV", "append", "begin", "fits", "last", "place", "reserve", "shorten"]
 
 
 class KV(NamedTuple):
@@ -57,18 +58,6 @@ class KV(NamedTuple):
         ours, new = ([F.pad(t, (0, 0, 0, room - t.shape[2])) for t in kv.buffers] for kv in (self, fresh))
         mixed = self.holding([torch.where(chosen, a, b) for a, b in zip(new, ours, strict=True)])
         return mixed._replace(gone=gone, spared=spared, front=max(self.front, fresh.front))
-
-
-class Slots(NamedTuple):
-    """Where the queries of a call and the slots they read stand, in one count.
-
-    at: (1 | b, n) of each query.  keys: (1 | b, m) of each slot, None where slot j stands at j.  alike: every row is
-    as the first.
-    """
-
-    at: Int[Tensor, "_ n"]
-    keys: Int[Tensor, "_ m"] | None
-    alike: bool
 
 
 def begin(k: Float[Tensor, "b h n _"], v: Float[Tensor, "b h n _"], ctx: Ctx, *brought: Tensor) -> KV:

@@ -7,7 +7,7 @@ import torch
 from ...base.shapes import Bool, Tensor
 from ...base.state import Ctx, document_starts
 from ..kernels.tiled import Between
-from .key_values import Slots
+from ..positions.slots import Slots
 
 __all__ = ["Sight", "and_all", "bounds", "sight", "visible"]
 

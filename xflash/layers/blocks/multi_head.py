@@ -195,6 +195,8 @@ class MultiHead(Reading):
         if mask is not None and blind is not None:
             # A softmax over nothing is NaN, in gradients too: what is read of everything is hidden below.
             mask = mask | blind
+            if read is not None:
+                read.blind = blind
         y, weights = self.reader(q, k, v, mask, bias, causal, read, maps is not None)
         if maps is not None and weights is not None:
             weights = weights if blind is None else weights.masked_fill(blind, 0)

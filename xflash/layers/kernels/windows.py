@@ -14,7 +14,7 @@ from ...base.shapes import Bool, Float, Int, Tensor
 from .carried import pick
 from .groups import Padded, Scattered, place
 
-__all__ = ["Blocks", "Older", "Window", "fold", "kept", "seen_older", "valid", "window_mask", "within"]
+__all__ = ["Blocks", "Older", "Window", "fold", "kept", "slots_of", "valid", "window_mask", "within"]
 
 
 class Window(NamedTuple):
@@ -181,3 +181,17 @@ def kept(t: Float[Tensor, "b _ l c"], full: int | Int[Tensor, " b"], m: int) -> 
         return t[:, full : full + m]
     index = full[:, None] + torch.arange(m, device=t.device)
     return t.gather(1, index[..., None, None].expand(-1, -1, *t.shape[2:]))
+
+
+def slots_of(folded: Blocks, older: Older | None, w: int) -> tuple[Tensor, Tensor, int, Bool[Tensor, "_ g _"]]:
+    """Keys and values of each block's window, how many are older entries, and which slots hold something."""
+    k, v = (torch.cat(pair, 2) for pair in ((folded.before_k, folded.k), (folded.before_v, folded.v)))
+    g, extra, m = k.shape[1], 0, 0
+    if older is not None:
+        old_k, old_v = seen_older(older, g)
+        extra, m = old_k.shape[2], older.m
+        k, v = torch.cat((old_k.to(k.dtype), k), 2), torch.cat((old_v.to(v.dtype), v), 2)
+    closed = folded.closed
+    if not isinstance(closed, torch.Tensor):
+        closed = torch.full((1,), closed, device=k.device)
+    return k, v, extra, valid(closed, g, w, m, extra // max(m, 1))

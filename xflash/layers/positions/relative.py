@@ -8,9 +8,9 @@ import torch
 
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
-from ..blocks.key_values import Slots
 from ..kernels.relative import scores_bias
 from .position import Bias, Position, Turn
+from .slots import Slots
 
 __all__ = ["Relative", "places"]
 

@@ -1,7 +1,21 @@
 """What stands between the scores of a softmax read and its values; importing it registers the built-in ones by name."""
 
-from . import hard, sigmoid, softmax
+from . import forget, hard, learned_sink, residual, sigmoid, softclamp, softmax, talking_heads, topk
 from .read import SoftmaxRead
 from .step import Read, ScoreStep, WeightFn
 
-__all__ = ["Read", "ScoreStep", "SoftmaxRead", "WeightFn", "hard", "sigmoid", "softmax"]
+__all__ = [
+    "Read",
+    "ScoreStep",
+    "SoftmaxRead",
+    "WeightFn",
+    "forget",
+    "hard",
+    "learned_sink",
+    "residual",
+    "sigmoid",
+    "softclamp",
+    "softmax",
+    "talking_heads",
+    "topk",
+]

@@ -160,6 +160,8 @@ class SoftmaxRead(nn.Module):
             read.mask = mask
             for step in steps:
                 s = step.before(s, read)
+            for step in steps:
+                step.settled(s, read)
             return s
 
         def weigh(s: Tensor) -> Tensor:
@@ -171,7 +173,9 @@ class SoftmaxRead(nn.Module):
             fn: Callable = self.weigh
             for step in reversed(steps):
                 fn = partial(step.around, weigh=fn)
-            return fn(s)[..., t:]
+            weights = fn(s)[..., t:]
+            # Steps behind may mix heads, of which some may see what others don't.
+            return weights if read.blind is None else weights.masked_fill(read.blind, 0)
 
         def behind(weights: Tensor) -> Tensor:
             for step in steps:

@@ -18,18 +18,19 @@ __all__ = ["Read", "ScoreStep", "WeightFn"]
 class Read:
     """What a step may know of the read it takes part in.
 
-    ctx: None where state vectors are written.  q, k: as they meet, query head h with key head h // r.
+    ctx: that of the call, None where state vectors are written.  q, k: as they meet, query head h with key head h // r.
     at: (1 | b, n) where the queries stand, keys: (1 | b, m) where the keys do, in one count (keys None: key j stands at
     j); at None where they are no tokens in one row.  rows: (b,) which batch row of the call each row of scores belongs
     to, None where it is that row.  buffers, fresh: what `bring` has given for the keys, and for the queries' tokens, by
     name.  memory: how many learned keys stand in front of the others, which are no tokens and which all queries see.
     bias: what has been added to the scores.  mask: (1 | b, 1 | h, 1 | n, m) which keys each query sees, causality
-    included, None where all are seen.
+    included, None where all are seen.  blind: (1 | b, 1 | h, 1 | n, 1) the queries that see nothing, which the
+    mask has see everything; None where none can be.
     """
 
     q: Float[Tensor, "b h n k"]
     k: Float[Tensor, "b _ m k"]
-    ctx: Ctx | None
+    ctx: Any
     at: Int[Tensor, "_ n"] | None = None
     keys: Int[Tensor, "_ m"] | None = None
     rows: Int[Tensor, " b"] | None = None
@@ -38,6 +39,7 @@ class Read:
     memory: int = 0
     bias: Float[Tensor, "_ _ n m"] | None = None
     mask: Bool[Tensor, "_ _ _ m"] | None = None
+    blind: Bool[Tensor, "_ _ _ 1"] | None = None
 
     def since(self, first: int) -> "Read":
         """The read of the keys from `first` on."""
@@ -46,10 +48,14 @@ class Read:
         return replace(self, k=self.k[:, :, first:], at=at, buffers=buffers)
 
 
+# Methods of a step that need the matrix of scores.
+MATRIX = ("before", "settled", "around", "behind")
+
+
 class ScoreStep(nn.Module):
     """Base of the steps of a softmax read; a subclass owns a frozen dataclass `Config` and what it changes.
 
-    `before`, `around` and `behind` need the matrix of scores; a step that says what it does as a `bias`, an
+    `before`, `settled`, `around` and `behind` need the matrix of scores; a step that says what it does as a `bias`, an
     `extra_key`, or both, leaves the fused kernel in place. `needs` says what a block has to offer: 'causal' (keys are
     tokens of the row, none of them later), 'relay' (one matrix of tokens by tokens or context a layer); a step that
     `brings` named buffers a token needs a block that keeps them. `kind` is the block's name, and what the flags of the
@@ -76,7 +82,7 @@ class ScoreStep(nn.Module):
     @classmethod
     def takes_matrix(cls) -> bool:
         """Whether the step works on the matrix, which the fused kernel never makes."""
-        return any(getattr(cls, name) is not getattr(ScoreStep, name) for name in ("before", "around", "behind"))
+        return any(getattr(cls, name) is not getattr(ScoreStep, name) for name in MATRIX)
 
     @classmethod
     def check(cls, kind: str, configs: Sequence[Any]) -> None:
@@ -85,6 +91,9 @@ class ScoreStep(nn.Module):
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
         """The scores, biases included, keys that are not seen not yet hidden."""
         return s
+
+    def settled(self, s: Float[Tensor, "b h n m"], read: Read) -> None:
+        """Is told the scores when all steps are through, keys that are not seen not yet hidden."""
 
     def around(self, s: Float[Tensor, "b h n m"], weigh: Callable[[Tensor], Tensor]) -> Float[Tensor, "b h n m"]:
         """The weights of scores, -inf where nothing is seen; `weigh` gives those of the weight function."""

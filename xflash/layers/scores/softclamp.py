@@ -1,0 +1,22 @@
+"""`softclamp`: scores that stay below a bound."""
+
+from dataclasses import dataclass
+
+from ...base.registry import scores
+from ...base.shapes import Float, Tensor
+from ...flags.flag import flag
+from .step import Read, ScoreStep
+
+__all__ = ["SoftClamp"]
+
+
+@scores.register("softclamp")
+class SoftClamp(ScoreStep):
+    """c tanh(s / c), biases included (Gemma 2, https://arxiv.org/abs/2408.00118)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        value: float = flag(50.0, "c, which scores stay below", above=0)
+
+    def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
+        return (s / self.config.value).tanh() * self.config.value
