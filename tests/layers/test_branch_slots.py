@@ -167,3 +167,20 @@ def test_streams_stay_in_full_precision_under_autocast(dtype):
     with torch.autocast("cpu", dtype=dtype):
         stack(torch.randn(1, 5, stack.dim))
     assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("shape", [(laws.BATCH, 24), (laws.BATCH, 5, 24)], ids=["a row", "a token"])
+@pytest.mark.parametrize(
+    "flags", [{"join": "hyper", "norm_place": "post"}, {"reads": "lime", "lime_views": True}], ids=["streams", "views"]
+)
+def test_a_condition_of_several_streams(flags, shape):
+    """It is a token's, whatever stands between tokens and channels."""
+    given = {"dim": 24, "depth": 2, "heads": 4, "attn_dim_head": 6, "norm": "adaptive_rmsnorm"}
+    stack = laws.live(Decoder(**given, **flags))
+    x, condition = laws.sample(stack, 5), torch.randn(shape, dtype=torch.float64)
+    y = stack(x, condition=condition)
+    for row in range(laws.BATCH):
+        for n in (1, 5):
+            cut = condition[row : row + 1] if len(shape) == 2 else condition[row : row + 1, :n]
+            laws.close(stack(x[row : row + 1, :n], condition=cut), y[row : row + 1, :n], f"row {row}")
+    assert (stack(x, condition=2 * condition) - y).abs().max() > 1e-3

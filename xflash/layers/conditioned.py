@@ -11,8 +11,8 @@ __all__ = ["conditioned"]
 
 
 def conditioned(
-    x: Float[Tensor, "b n d"], ctx: Ctx | None, gain: Callable[[Float[Tensor, "... c"]], Float[Tensor, "... d"]]
-) -> Float[Tensor, "b n d"]:
+    x: Float[Tensor, "b n *s d"], ctx: Ctx | None, gain: Callable[[Float[Tensor, "... c"]], Float[Tensor, "... d"]]
+) -> Float[Tensor, "b n *s d"]:
     """x times the `gain` of each token's condition, (b, c) or (b, n, c); tokens that have none stay as they are.
 
     What a stack takes in itself, such as memory tokens in front of a row that is reset, has no condition at all.
@@ -23,4 +23,6 @@ def conditioned(
     gains = gain(condition).to(x.dtype)
     gains = gains if condition.dim() > 2 else gains[:, None]
     there = ctx.beside.get("condition_mask")
-    return x * (gains if there is None else torch.where(there[..., None], gains, 1.0))
+    gains = gains if there is None else torch.where(there[..., None], gains, 1.0)
+    # Streams and views of a token have axes of their own.
+    return x * gains.view(*gains.shape[:2], *[1] * (x.dim() - 3), gains.shape[2])
