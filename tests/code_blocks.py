@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from xflash.base.registry import activations, joins, norms, positions, reads, scales
+from xflash.base.registry import activations, joins, norms, positions, reads, scales, scores, side_inputs, weight_fns
 from xflash.base.registry import blocks as registered
 
-KEPT = (registered, norms, positions, reads, scales, joins, activations)
+KEPT = (registered, norms, positions, reads, scales, joins, scores, weight_fns, side_inputs, activations)
 ROOT = Path(__file__).parents[1]
 
 

@@ -4,7 +4,19 @@ import sys
 
 from . import flops as flops
 from .base.moved import Moved
-from .base.registry import activations, blocks, joins, norms, positions, reads, residuals, scales, scores, weight_fns
+from .base.registry import (
+    activations,
+    blocks,
+    joins,
+    norms,
+    positions,
+    reads,
+    residuals,
+    scales,
+    scores,
+    side_inputs,
+    weight_fns,
+)
 from .base.state import Ctx, may_be_loaded
 from .flags.flag import flag
 from .generation.sampling import min_p, top_a, top_k, top_p
@@ -26,6 +38,7 @@ from .layers.scores.step import ScoreStep, WeightFn
 from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
+from .stack.inputs.side_input import SideInput
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
@@ -71,6 +84,7 @@ __all__ = [
     "Scale",
     "ScoreStep",
     "SegmentWrapper",
+    "SideInput",
     "Site",
     "TransformerWrapper",
     "Turn",
@@ -92,6 +106,7 @@ __all__ = [
     "save",
     "scales",
     "scores",
+    "side_inputs",
     "top_a",
     "top_k",
     "top_p",

@@ -44,11 +44,12 @@ def test_every_argument(group, record_property, tmp_path, monkeypatch):
 def test_every_public_class_and_function_is_called():
     called = {call.name.split(".")[-1].split(" ")[0] for group in GROUPS for call in getattr(argument_calls, group)()}
     stacks = {"AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"}
-    # Of these users write subclasses; stacks build them from flags.
-    parts = {"Block", "Join", "Norm", "Read", "Scale", "ScoreStep", "Site", "WeightFn"}
+    # Of these users write subclasses, with fields made by `flag`; stacks build and call them, with a Site and a Ctx.
+    parts = {"Bias", "Block", "Join", "Norm", "Position", "Read", "Scale", "ScoreStep", "SideInput", "Turn", "WeightFn"}
+    parts |= {"Ctx", "Site", "flag"}
     blocks = {*parts, *(block.__name__ for block in xflash.blocks.values())}
     registries = {"activations", "blocks", "norms", "positions", "reads", "residuals", "scales", "joins", "scores"}
-    registries |= {"weight_fns"}
+    registries |= {"side_inputs", "weight_fns"}
     assert set(xflash.__all__) - called - stacks - blocks - registries == set()
 
 

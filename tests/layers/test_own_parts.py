@@ -29,10 +29,13 @@ from xflash import (
     reads,
     residuals,
     scales,
+    scores,
+    side_inputs,
+    weight_fns,
 )
 
 DIM = 26
-REGISTRIES = (blocks, norms, positions, reads, scales, joins, activations)
+REGISTRIES = (blocks, norms, positions, reads, scales, joins, scores, weight_fns, side_inputs, activations)
 
 
 class EMA(Block):
