@@ -122,3 +122,25 @@ def test_a_residual_of_the_second_format(residual, name):
     x = laws.sample(stack, 5)
     assert torch.equal(again(x), stack(x)) and "residual" not in stack.to_config()
     assert residual != "layerscale" or stack.to_config()["layerscale_init"] == 0.3
+
+
+def test_before_format_3_attn_lent_cross_attn_nothing():
+    sizes = {f"{side}_{name}": 7 for side in ("enc", "dec") for name in ("num_tokens", "max_seq_len")}
+    sizes |= {"dim": 12, "enc_depth": 1, "dec_depth": 1, "dec_heads": 2, "enc_heads": 2}
+    old = {"class": "XTransformer", **sizes, "dec_attn_dim_head": 5, "dec_attn_gate_values": True}
+    for written, width in ((1, 64), (2, 64), (migrate.FORMAT, 5)):
+        model = xflash.from_config({**old, "format": written} if written > 1 else old)
+        cross = next(b for b in model.decoder.net.attn_layers.blocks() if b.takes_context)
+        assert (cross.config.dim_head, cross.config.gate_values) == (width, width == 5)
+        again = xflash.from_config(model.to_config())
+        assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
+    own = xflash.from_config({**old, "dec_cross_attn_dim_head": 3})
+    assert next(b for b in own.decoder.net.attn_layers.blocks() if b.takes_context).config.dim_head == 3
+    alone = xflash.from_config({**old, "dec_layers": "attn cross_gau", "dec_cross_gau_query_key_dim": 8})
+    assert "cross_attn_dim_head" not in alone.decoder.net.attn_layers.arguments
+
+
+def test_a_name_of_the_first_version_is_an_alias():
+    stack = Decoder(dim=12, depth=1, heads=2, layers="recurrent(qk_norm=False) block_attn", block_attn_qk_norm=True)
+    assert [block.config.cosine for block in stack.blocks()] == [False, True]
+    assert xflash.from_config(stack.to_config()).to_config() == stack.to_config()

@@ -90,6 +90,7 @@ FLAGS = {
     "SoLU": "ff_solu",
     "Lambda": "ff_softclamp_value",
     "LoRALinear": "attn_gate_values_rank",
+    "PerRowDataDependentAlibi": "attn_data_dependent_alibi_per_row",
 }
 
 # Settings whose neutral value is not what Python calls false.

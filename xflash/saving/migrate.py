@@ -89,10 +89,38 @@ def factors_built(given: Mapping[str, Any]) -> dict[str, Any]:
     return now
 
 
+# Before format 3 the flags of attn did not count for cross_attn, whose defaults these were.
+CROSS_ATTN: dict[str, Any] = {
+    "dim_head": 64,
+    "heads": None,
+    "kv_heads": None,
+    "flash": None,
+    "dropout": 0.0,
+    "num_mem_kv": 0,
+    "qk_norm": False,
+    "qk_norm_groups": 1,
+    "qk_norm_scale": 10.0,
+    "qk_norm_dim_scale": False,
+    "gate_values": False,
+    "head_scale": False,
+}
+
+
+def apart(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The arguments with those of cross_attn that would be taken over from attn; configs of stacks name them all."""
+    layers = given.get(f"{prefix}layers") or given.get(f"{prefix}custom_layers") or "attn cross_attn ff"
+    if all(spec.name != "cross_attn" for spec in parse_layout(layers)):
+        return dict(given)
+    lent = {f"{prefix}cross_attn_{k}": v for k, v in CROSS_ATTN.items() if f"{prefix}attn_{k}" in given}
+    return {**lent, **given}
+
+
 def read_arguments(given: Mapping[str, Any], written: int, kind: str = "") -> dict[str, Any]:
     """The arguments of a module from its part of a config of format `written`; `kind`: its class."""
     if written == 1 and kind not in OWN_FACTORS:
         given = factors_built(given)
+    if written < 3 and kind == "XTransformer":
+        given = apart(given, "dec_")
     now: dict[str, Any] = {}
     moved = {argument.name: argument.says for argument in ARGUMENTS if written < argument.since}
     for name, value in given.items():
