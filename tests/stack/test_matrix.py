@@ -44,7 +44,9 @@ def test_stack(causal, row, tmp_path, record_property):
         laws.saved_as_built(stack, tmp_path)
         return
     laws.all_laws(stack, tmp_path, cuts=(1, 9), ways=one_of_two(row))
-    laws.sane_start(stack)
+    # Of the settings that reproduce a peer this one lets the stream grow: docs/laws.md.
+    if stack.arguments.get("hyper_mixing") != "sum":
+        laws.sane_start(stack)
     if any(branch.grad_checkpoint for branch in stack.branches):
         laws.recomputed(stack)
 
