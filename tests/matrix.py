@@ -43,10 +43,17 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"norm": "rmsnorm"},
         {"norm": "simple_rmsnorm"},
         {"norm": "scalenorm"},
+        {"norm": "adaptive_layernorm", "dim_condition": 7},
+        {"norm": "adaptive_rmsnorm"},
     ],
     "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
     "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
-    "scale": [{}, {"scale": "layerscale", "layerscale_init": 0.1}, {"scale": "rezero"}],
+    "scale": [
+        {},
+        {"scale": "layerscale", "layerscale_init": 0.1},
+        {"scale": "rezero"},
+        {"scale": "adaptive_layerscale", "adaptive_layerscale_bias": -1.0},
+    ],
     "join": [
         {"join": "add"},
         {"join": "scaled"},
