@@ -31,7 +31,7 @@ def build(options: argparse.Namespace) -> TransformerWrapper:
         pos="rotary",
         block_attn_block_width=options.block_width,
         block_attn_dim_head=options.dim // options.heads,
-        block_attn_qk_norm=True,
+        block_attn_cosine=True,
         block_attn_retrieve=options.retrieve,
         # Room for every token, also where the last length is no whole number of blocks.
         block_attn_retrieve_len=-(-max(options.lengths) // options.block_width) * options.block_width,

@@ -35,7 +35,7 @@ VARIANTS = {
     "single": ("block_attn ff recurrent ff", {"recurrent_update": "single"}),
     "dual": ("block_attn ff recurrent ff", {"recurrent_update": "dual"}),
     "window": ("block_attn ff recurrent ff", {"recurrent_write_from": "window"}),
-    "unscaled": ("block_attn ff recurrent ff", {"recurrent_qk_norm_scale": 16**-0.5}),
+    "unscaled": ("block_attn ff recurrent ff", {"recurrent_cosine_scale": 16**-0.5}),
 }
 PORT = "port"
 

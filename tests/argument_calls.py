@@ -285,8 +285,12 @@ def flags():
         spelt |= {f"{block}_sparse_topk": int | None, f"{block}_logit_softclamp_value": float}
         booleans = ("pre_talking_heads", "post_talking_heads", "sparse_topk_straight_through")
         spelt |= {f"{block}_{name}": bool for name in booleans}
+    for block, begins in (("block_attn", ("", "read_")), ("recurrent", ("", "read_")), ("state_read", ("",))):
+        spelt |= {f"{block}_{begin}qk_norm": bool for begin in begins}
+        spelt |= {f"{block}_{begin}qk_norm_scale": float for begin in begins}
     assert set(spelt) == set(ALIASES)
-    whole = {"layers": "attn gau flash ff cross_attn", "scale": "layerscale", "pos": "rotary"}
+    layers = "attn gau flash ff cross_attn block_attn state_read recurrent"
+    whole = {"layers": layers, "scale": "layerscale", "pos": "rotary"}
     whole |= {f"{block}_scores": "talking_heads softclamp topk" for block in ("attn", "cross_attn")}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
 

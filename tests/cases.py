@@ -71,6 +71,15 @@ CASES = {
     **{f"read {name}": {"layers": "attn gau", "reads": name} for name in reads},
     **{f"scale {name}": {"layers": "attn gau", "scale": name} for name in scales},
     **{f"join {name}": {"layers": "attn gau", "join": name} for name in joins},
+    "value residual": {"layers": "attn cross_attn", "attn_value_residual": True, "weight_tie_layers": True},
+    "values learned": {"layers": "attn ff", "attn_value_residual": True, "attn_kv_heads": 2, "pos": "rotary"}
+    | {"join": "gru", "gru_gain": True},
+    "views": {"layers": "attn ff", "reads": "unet lime", "lime_views": True, "shift_tokens": 1, "join": "hyper"}
+    | {"attn_gate_values": True, "num_memory_tokens": 3, "lime_weights": "relu"},
+    "streams between pieces": {"layers": "state_read recurrent", "join": "hyper", "reads": "lime"},
+    "tied gates": {"layers": "attn gau", "join": "gru", "weight_tie_layers": True, "norm_place": "post"},
+    "tied streams": {"layers": "flash ff", "join": "hyper", "weight_tie_layers": True}
+    | {"scale": "layerscale", "hyper_streams": 2},
     "every read and scale": {"layers": "attn ff", "reads": " ".join(reads), "scale": " ".join(scales)}
     | {"join": "scaled", "norm_place": "sandwich", "norm": "rmsnorm"},
     **{f"scores {name}": holding("scores", name, able) for name, able in reading("scores", False).items() if able},

@@ -34,7 +34,22 @@ def sample(stack, n: int, seed: int = 1) -> torch.Tensor:
 
 
 def beside(stack, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A context for the blocks that attend to one, alike in every row and partly padding; nothing for other stacks."""
+    """What a call must be given, alike in every row: a context that is partly padding, a condition; nothing mostly."""
+    return context_for(stack, x) | condition_for(stack, x)
+
+
+def condition_for(stack, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A condition for the stacks that need one."""
+    layers = getattr(stack, "attn_layers", stack)
+    if "condition" not in layers.heeded:
+        return {}
+    one = torch.randn(layers.dim_condition, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    dtype = x.dtype if x.is_floating_point() else next(stack.parameters()).dtype
+    return {"condition": one.to(dtype).expand(x.shape[0], -1)}
+
+
+def context_for(stack, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A context for the blocks that attend to one."""
     widths = {block.context_width() for block in getattr(stack, "attn_layers", stack).blocks()} - {None}
     if not widths:
         return {}

@@ -21,13 +21,10 @@ FILE = Path(__file__).with_name("covering.json")
 def steps(block: str) -> list[dict[str, Any]]:
     """Steps on a block's scores, each flag of them with another value, and other weights."""
     own: list[dict[str, Any]] = [
-        {},
-        {"scores": "softclamp", "softclamp_value": 2.0},
-        {"scores": "talking_heads topk learned_sink", "talking_heads_post": False, "topk_k": 3},
+        {"scores": "softclamp topk learned_sink", "softclamp_value": 2.0, "topk_k": 3},
         {"scores": "topk talking_heads", "talking_heads_pre": False, "topk_k": 2, "topk_straight_through": True},
+        {"weight_fn": "sigmoid", "scores": "talking_heads", "talking_heads_post": False},
         {"scores": "learned_sink"},
-        {"weight_fn": "sigmoid", "scores": "softclamp"},
-        {"weight_fn": "hard"},
     ]
     return [{f"{block}_{name}": value for name, value in flags.items()} for flags in own]
 
@@ -50,7 +47,26 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
     "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
     "scale": [{}, {"scale": "layerscale", "layerscale_init": 0.1}, {"scale": "rezero"}],
-    "join": [{"join": "add"}, {"join": "scaled"}],
+    "join": [
+        {"join": "add"},
+        {"join": "scaled"},
+        {"join": "gru"},
+        {"join": "gru", "gru_gain": True, "gru_keep": 1.0},
+        {"join": "hyper"},
+        {"join": "hyper", "hyper_streams": 2, "hyper_mixing": "sum"},
+        {"join": "hyper", "hyper_rounds": 2},
+    ],
+    "reads": [
+        {},
+        {"reads": "lime"},
+        {"reads": "lime", "lime_views": True, "lime_eps": 1e-6},
+        {"reads": "lime", "lime_weights": "relu"},
+    ],
+    "value residual": [
+        {},
+        {"attn_value_residual": True},
+        {"attn_value_residual": True, "attn_value_residual_learned": False},
+    ],
     "pos": [
         {},
         {"pos": "rotary", "rotary_emb_dim": 4, "rotary_interleaved": True, "rotary_base": 500.0},
@@ -65,7 +81,16 @@ STACK: dict[str, list[dict[str, Any]]] = {
     "grad_checkpoint": [{}, {"grad_checkpoint": True}],
     "memory": [{}, {"num_memory_tokens": 3}],
     "kv_heads": [{}, {"attn_kv_heads": 1}, {"attn_kv_heads": 2}, {"attn_heads": 2}],
-    "attn_flash": [{}, {"attn_flash": True}, {"attn_flash": False}],
+    # Most steps on scores leave no choice of a kernel.
+    "kernel": [
+        {},
+        {"attn_flash": True},
+        {"attn_flash": False},
+        {"attn_scores": "forget learned_sink", "attn_flash": False},
+        {"attn_scores": "residual forget softclamp", "attn_forget_start": 1.0, "attn_weight_fn": "hard"},
+        {"attn_scores": "forget"},
+        *steps("attn"),
+    ],
     "attn_dropout": [{}, {"attn_dropout": 0.1}],
     "mem_kv": [{}, {"attn_num_mem_kv": 2}],
     "qk_norm": [
@@ -73,11 +98,6 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"attn_qk_norm": True},
         {"attn_qk_norm": True, "attn_qk_norm_groups": 2, "attn_qk_norm_scale": 4},
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
-    ],
-    "scores": [
-        *steps("attn"),
-        {"attn_scores": "forget"},
-        {"attn_scores": "residual forget talking_heads softclamp", "attn_forget_start": 1.0},
     ],
     "window": [{}, {"attn_window": 5}, {"attn_window": 3, "attn_sinks": 2}],
     "gate_values": [{}, {"attn_gate_values": True}],
@@ -143,7 +163,13 @@ CROSS: dict[str, list[dict[str, Any]]] = {
     **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout", "grad_checkpoint")},
     "cross_attend": [{}, {"cross_attend": True}],
     "cross heads": [{}, {"cross_attn_kv_heads": 1}, {"cross_attn_kv_heads": 2}, {"cross_attn_heads": 2}],
-    "cross kernel": [{}, {"cross_attn_flash": True}, {"cross_attn_flash": False}],
+    "cross kernel": [
+        {},
+        {"cross_attn_flash": True},
+        {"cross_attn_flash": False},
+        {"cross_attn_scores": "residual topk"},
+        *steps("cross_attn"),
+    ],
     "cross width": [{}, {"cross_attn_dim_context": 20, "cross_gau_dim_context": 20}],
     "cross_attn parts": [
         {},
@@ -157,7 +183,6 @@ CROSS: dict[str, list[dict[str, Any]]] = {
         {"cross_attn_qk_norm": True, "cross_attn_qk_norm_groups": 2, "cross_attn_qk_norm_scale": 4},
         {"cross_attn_qk_norm": True, "cross_attn_qk_norm_dim_scale": True},
     ],
-    "cross scores": [*steps("cross_attn"), {"cross_attn_scores": "residual topk"}],
     "cross_gau weights": [
         {},
         {"cross_gau_attn_fn": "relu2", "cross_gau_normaliser": "fixed", "cross_gau_fixed_length": 20},
@@ -201,18 +226,12 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
     "bias": [{}, {"block_attn_rel_pos_bias": "t5", "recurrent_rel_pos_bias": "t5"}],
     "cosines": [
         {},
-        {"block_attn_qk_norm": True, "block_attn_qk_norm_scale": 4, "recurrent_qk_norm_scale": 4},
-        {"recurrent_qk_norm": False, "state_read_qk_norm": False, "block_attn_read_qk_norm": False},
-        {"state_read_qk_norm_scale": 4, "block_attn_read_qk_norm_scale": 4, "recurrent_read_qk_norm_scale": 4},
-        {"recurrent_read_qk_norm": False},
+        {"block_attn_cosine": True, "block_attn_cosine_scale": 4, "recurrent_cosine_scale": 4},
+        {"recurrent_cosine": False, "state_read_cosine": False, "block_attn_read_cosine": False},
+        {"state_read_cosine_scale": 4, "block_attn_read_cosine_scale": 4, "recurrent_read_cosine_scale": 4},
+        {"recurrent_read_cosine": False},
     ],
     "dropout": [{}, {"block_attn_dropout": 0.1, "recurrent_dropout": 0.1}],
-    "scores": [
-        block | recurrent | reads
-        for block, recurrent, reads in zip(
-            steps("block_attn"), reversed(steps("recurrent")), steps("state_read"), strict=True
-        )
-    ],
     "kernel": [{}, {"block_attn_flash": False, "recurrent_flash": False}],
     "compress": [
         {},
@@ -227,6 +246,13 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"recurrent_retrieve": 3, "recurrent_retrieve_len": 80}
         | {"block_attn_retrieve": 1, "block_attn_retrieve_len": 48},
         {"recurrent_retrieve": 2, "block_attn_retrieve": 50},
+        # What is retrieved is read without steps on the scores.
+        *(
+            block | recurrent | reads
+            for block, recurrent, reads in zip(
+                steps("block_attn"), reversed(steps("recurrent")), steps("state_read"), strict=True
+            )
+        ),
     ],
     "gate": [{"recurrent_gate": gate} for gate in ("fixed", "lstm", "gru")],
     "update": [{"recurrent_update": update} for update in ("skip", "single", "dual")],

@@ -103,6 +103,9 @@ def side_input(name: str, value: Any, b: int, stack: Any, model: torch.nn.Module
         return words(b, value, model.encoder.num_tokens)
     if name == "context":
         return noise(2, b, value, next((w for block in stack.blocks() if (w := block.context_width())), stack.dim))
+    if name.endswith("condition"):
+        layers = model.encoder.attn_layers if name.startswith("src") else stack
+        return noise(4, b, layers.dim_condition)
     if name == "prepend_embeds":
         return noise(3, b, value, stack.dim)
     if isinstance(value, int):

@@ -269,7 +269,10 @@ def call(chance: Random, of: Case, built: Any) -> Case:
     if of.kind == "seq2seq":
         # A loss needs two tokens.
         tokens = max(tokens, 2)
-        return of.changed(rows=rows, tokens=tokens, call=source(chance, rows, tokens), plan=plan(chance, rows))
+        given = source(chance, rows, tokens)
+        sides = {"condition": built.decoder.net.attn_layers, "src_condition": built.encoder.attn_layers}
+        given |= {name: 0 for name, side in sides.items() if "condition" in side.heeded}
+        return of.changed(rows=rows, tokens=tokens, call=given, plan=plan(chance, rows))
     stack = getattr(built, "attn_layers", built)
     blocks_here = stack.blocks()
     able = set.intersection(*(set(block.honours) for block in blocks_here))
@@ -292,6 +295,8 @@ def call(chance: Random, of: Case, built: Any) -> Case:
             given["context_mask"] = padding(chance, rows, c)
         if chance.random() < (0.5 if "rotary" in stack.positions else 0.03):
             given["context_pos"] = [chance.randint(0, 9) for _ in range(c)]
+    if chance.random() < (0.98 if "condition" in stack.heeded else 0.02):
+        given["condition"] = 0
     if chance.random() < (0.8 if stack.takes_prefix else 0.02):
         longest = tokens + front
         given["prefix_attn_len"] = chance.choice(

@@ -44,7 +44,7 @@ def losses(trainer, parts, call: Call):
     def run(net, x, given: Call) -> torch.Tensor:
         total, count = torch.zeros((), dtype=torch.float64), 0
         for row, keep in parts:
-            alone = {k: v[row : row + 1] for k, v in given.items() if k in ("context", "context_mask")}
+            alone = {k: v[row : row + 1] for k, v in given.items() if k in ("condition", "context", "context_mask")}
             alone |= {k: v for k, v in given.items() if k == "context_pos"}
             if keep.sum() > 1:
                 total = total + loss_of(trainer, x[row : row + 1, keep], alone) * (keep.sum() - 1)

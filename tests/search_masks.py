@@ -28,7 +28,7 @@ def placed(stack) -> bool:
 @law(lambda model, call: model is stack_of(model) and attends_only(model) and "prefix_attn_len" not in call)
 def hidden(model, x, call: Call, plan) -> None:
     """Keys that an attn_mask hides from everyone are as if they were not there."""
-    n, beside = x.shape[1], {k: v for k, v in call.items() if k.startswith("context")}
+    n, beside = x.shape[1], {k: v for k, v in call.items() if k.startswith(("context", "condition"))}
     if model.memory_tokens is not None or by_length(model) or (shifts(model) and not model.causal):
         return
     keep = torch.tensor([bool(plan["kept"][i % len(plan["kept"])]) for i in range(n)])

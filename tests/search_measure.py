@@ -47,7 +47,8 @@ def by_length(model) -> bool:
 def forward(model, x: torch.Tensor, call: Call) -> torch.Tensor:
     """What a model makes of its input; an encoder-decoder's is the loss of a target."""
     if "src" in call:
-        return model(call["src"], x, call.get("context_mask"), tgt_mask=call.get("mask"))
+        sides = {name: value for name, value in call.items() if name.endswith("condition")}
+        return model(call["src"], x, call.get("context_mask"), tgt_mask=call.get("mask"), **sides)
     return model(x, **call, **embed_ids_for(model, x))
 
 
@@ -115,7 +116,7 @@ def chosen(x: torch.Tensor, call: Call, row: int, keep: torch.Tensor) -> tuple[t
             alone[name] = min(int(value if isinstance(value, int) else value[row]), int(keep.sum()))
         elif name == "context_pos":
             alone[name] = value if value.dim() == 1 else value[row : row + 1]
-        elif name.startswith("context"):
+        elif name.startswith(("context", "condition")):
             alone[name] = value[row : row + 1]
     return x[row : row + 1, keep[p:]], alone
 

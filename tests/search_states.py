@@ -10,7 +10,7 @@ from search_measure import Call, close, forward, law, measure, pooled, real_outp
 
 from xflash.base.state import tensors
 
-BEFORE = ("context", "context_mask", "context_pos", "prefix_attn_len", "prepend_embeds", "prepend_mask")
+BEFORE = ("condition", "context", "context_mask", "context_pos", "prefix_attn_len", "prepend_embeds", "prepend_mask")
 
 
 def steppable(model, call: Call) -> bool:
@@ -122,7 +122,7 @@ def reset(model, x, call: Call, plan) -> None:
                 return
             state, rest = found
             kept = step(model, x, state, call, rest)[0]
-            beside = {k: v for k, v in call.items() if k.startswith("context")}
+            beside = {k: v for k, v in call.items() if k.startswith(("context", "condition"))}
             beside |= {"mask": call["mask"][:, rest]} if "mask" in call else {}
             new = forward(model, x[:, rest], beside)
             head, after = step(model, x, state, call, slice(rest.start, rest.start + 1), reset=rows)

@@ -74,6 +74,10 @@ STACKS = {
     "post norm": {"pre_norm": False},
     "no final norm": {"pre_norm_has_final_norm": False, "use_scalenorm": True},
     "layerscale": {"use_layerscale": True, "layerscale_init_value": 0.3},
+    "adaptive_layernorm": {"use_adaptive_layernorm": True, "dim_condition": 7, "rotary_pos_emb": True},
+    "adaptive_rmsnorm after": {"use_adaptive_rmsnorm": True, "pre_norm": False, "scale_residual": True},
+    "adaLN-Zero": {"use_adaptive_layernorm": True, "use_adaptive_layerscale": True, "dim_condition": 7},
+    "adaptive_layerscale": {"use_rmsnorm": True, "use_adaptive_layerscale": True, "weight_tie_layers": True},
     "layerscale sandwich": {"use_layerscale": True, "sandwich_norm": True, "layerscale_init_value": 0.3},
     "scale_residual": {"scale_residual": True},
     "scale_residual_constant layerscale": {
@@ -99,6 +103,11 @@ STACKS = {
         "integrate_layers": True, "unet_skips": True, "num_residual_streams": 2, "depth": 4, "use_layerscale": True,
         "layerscale_init_value": 0.3,
     },
+    "add_value_residual": {"add_value_residual": True, "learned_value_residual_mix": False, "depth": 3}
+    | {"attn_kv_heads": 2, "attn_num_mem_kv": 3},
+    "add_value_residual tied": {"add_value_residual": True, "depth": 3, "weight_tie_layers": True},
+    "learned_value_residual_mix": {"add_value_residual": True, "depth": 3}
+    | {"macaron": True, "integrate_layers": True, "shift_tokens": 1},
     "layerscale scale_residual": {"use_layerscale": True, "scale_residual": True, "layerscale_init_value": 0.3},
     "sandwich_coef": {"sandwich_coef": 1, "depth": 3},
     "par_ratio": {"par_ratio": 3, "depth": 3},
@@ -144,6 +153,7 @@ CROSS = {
         "custom_layers": ("a", "c", "c", "f", "c"), "depth": None, "cross_attend": True, "use_layerscale": True,
         "layerscale_init_value": 0.3,
     },
+    "value residual": {"cross_attend": True, "add_value_residual": True, "integrate_layers": True},
     "tied, macaron, scaled": {
         "cross_attend": True, "weight_tie_layers": True, "macaron": True, "scale_residual": True, "shift_tokens": 1,
         "depth": 3,
@@ -213,9 +223,8 @@ REFUSED = {
     "attn_inverted_attention": ({"cross_attend": True, "cross_attn_inverted_attention": True}, {}),
     "use_dynamic_tanh": ({"use_dynamic_tanh": True}, {}),
     "use_derf": ({"use_derf": True}, {}),
-    "use_adaptive_layernorm": ({"use_adaptive_layernorm": True}, {}),
-    "use_adaptive_rmsnorm": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
-    "use_adaptive_layerscale": ({"use_adaptive_layerscale": True}, {}),
+    "adaptive_condition_mlp": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
+    "sandwich_norm": ({"use_adaptive_layerscale": True, "sandwich_norm": True}, {}),
     "dynamic_pos_bias": ({"dynamic_pos_bias": True}, {}),
     "polar_pos_emb": ({"polar_pos_emb": True}, {}),
     "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {}),
@@ -237,7 +246,6 @@ REFUSED = {
     "cross_attn_tokens_dropout": ({"cross_attn_tokens_dropout": 0.1}, {}),
     "reinject_input": ({"reinject_input": True}, {}),
     "learned_reinject_input_gate": ({"learned_reinject_input_gate": True}, {}),
-    "add_value_residual": ({"add_value_residual": True}, {}),
     "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),
     "alibi_pos_bias": ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {}),
     "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),
@@ -331,7 +339,7 @@ def exact(peer):
     laws.live(peer)
     for part in peer.modules():
         # Softmax in float32 whatever the model's dtype.
-        if isinstance(part, Attend) and part.attn_fn.keywords.get("dtype") is torch.float32:
+        if isinstance(part, Attend) and getattr(part.attn_fn, "keywords", {}).get("dtype") is torch.float32:
             part.attn_fn = functools.partial(F.softmax, dim=-1)
         # The same frequencies by a formula whose last float32 bit differs from FLASH-pytorch's and xflash's.
         if isinstance(part, ScaledSinusoidalEmbedding):

@@ -33,6 +33,12 @@ SAMPLES: dict[str, Any] = {
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
     **{
+        f"{block}_{begin}qk_norm{end}": value
+        for block in ("block_attn", "recurrent", "state_read")
+        for begin in ("", "read_")
+        for end, value in (("", True), ("_scale", 10.0))
+    },
+    **{
         f"{block}_{name}": value
         for block in ("attn", "cross_attn")
         for name, value in (

@@ -51,7 +51,7 @@ def padding(causal, flags):
 
 def compare(ours, peer, x, mask):
     """Whole sequences, padded ones, and (causal) pieces with a state."""
-    beside = laws.embed_ids_for(ours, x)
+    beside = {**laws.embed_ids_for(ours, x), **laws.condition_for(ours, x)}
     with torch.no_grad():
         theirs = peer(x, **beside)
         close(ours(x, **beside), theirs, "whole")
@@ -84,7 +84,7 @@ def test_wrappers_give_the_same(name, causal):
     assert type(ours) is TransformerWrapper
     x = torch.randint(0, VOCABULARY, (3, LENGTH))
     compare(ours, peer, x, padding(causal, flags))
-    beside = laws.embed_ids_for(ours, x)
+    beside = {**laws.embed_ids_for(ours, x), **laws.condition_for(ours, x)}
     with torch.no_grad():
         close(ours(x, return_embeddings=True, **beside), peer(x, return_embeddings=True, **beside), "embeddings")
 

@@ -43,14 +43,22 @@ SPELLINGS = [
     ({"residual": "rezero"}, {"scale": "rezero"}),
     ({"residual": "scaled"}, {"join": "scaled"}),
     ({"residual": "add"}, {}),
+    ({"add_value_residual": True, "learned_value_residual_mix": True}, {"attn_value_residual": True}),
+    (
+        {"add_value_residual": True, "learned_value_residual_mix": False},
+        {"attn_value_residual": True, "attn_value_residual_learned": False},
+    ),
     ({"gate_residual": True}, {"join": "gru"}),
     ({"num_residual_streams": 3}, {"join": "hyper", "hyper_streams": 3}),
     ({"num_residual_streams": 1}, {}),
     ({"num_residual_streams": 4, "hyper_conn_sinkhorn_iters": 9}, {"join": "hyper", "hyper_rounds": 9}),
     ({"unet_skips": True}, {"reads": "unet"}),
-    ({"integrate_layers": True, "layer_integrate_use_softmax": True}, {"reads": "lime"}),
-    ({"integrate_layers": True, "layer_integrate_use_softmax": False}, {"reads": "lime", "lime_weights": "relu"}),
-    ({"unet_skips": True, "integrate_layers": True}, {"reads": ("unet", "lime")}),
+    ({"integrate_layers": True, "layer_integrate_use_softmax": True}, {"reads": "lime", "lime_views": True}),
+    (
+        {"integrate_layers": True, "layer_integrate_use_softmax": False},
+        {"reads": "lime", "lime_views": True, "lime_weights": "relu"},
+    ),
+    ({"unet_skips": True, "integrate_layers": True}, {"reads": ("unet", "lime"), "lime_views": True}),
     ({"attn_one_kv_head": True}, {"attn_kv_heads": 1}),
     ({"attn_one_kv_head": False, "attn_kv_heads": 2}, {"attn_kv_heads": 2}),
     ({"attn_max_attend_past": 0}, {"attn_window": 1}),
@@ -84,6 +92,17 @@ READS = [
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
     ({"sigmoid": True}, {"weight_fn": "sigmoid"}),
     ({"hard": True}, {"weight_fn": "hard"}),
+]
+# What 0.1.0 called otherwise.
+COSINES = [
+    ({"qk_norm": False}, {"cosine": False}),
+    ({"qk_norm": True, "qk_norm_scale": 3}, {"cosine": True, "cosine_scale": 3}),
+    ({"read_qk_norm": False, "read_qk_norm_scale": 4}, {"read_cosine": False, "read_cosine_scale": 4}),
+]
+SPELLINGS += [
+    tuple({"layers": "recurrent state_read block_attn", **{f"{block}_{n}": v for n, v in f.items()}} for f in pair)
+    for block, pairs in (("block_attn", COSINES), ("recurrent", COSINES), ("state_read", COSINES[:2]))
+    for pair in pairs
 ]
 SPELLINGS += [
     tuple({"layers": f"{block} ff", **{f"{block}_{name}": value for name, value in flags.items()}} for flags in pair)

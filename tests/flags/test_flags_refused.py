@@ -117,7 +117,7 @@ def test_what_contradicts_is_refused(spelling, match):
             "pos has 'alibi', but no block of the layout 'flash' can use it",
         ),
         ({"pos": "rotry"}, ValueError, "unknown position 'rotry'; did you mean 'rotary'"),
-        ({"pos": 3}, TypeError, "pos must be names of positions such as '.*' or .*, not 3"),
+        ({"pos": 3}, TypeError, "pos must be names of positions such as 'rotary .*, not 3"),
         ({"norm": "layernrom"}, ValueError, "unknown norm 'layernrom'; did you mean 'layernorm'"),
         (
             {"norm_place": "Pre"},

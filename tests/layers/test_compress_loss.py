@@ -42,7 +42,7 @@ def lost_by_hand(block, x):
     return total
 
 
-@pytest.mark.parametrize("flags", [{}, {"block_attn_kv_heads": 1}, {"block_attn_qk_norm": True}])
+@pytest.mark.parametrize("flags", [{}, {"block_attn_kv_heads": 1}, {"block_attn_cosine": True}])
 def test_definition(flags):
     stack = stack_with(pos="rotary", **flags)
     x = laws.sample(stack, LENGTH)
@@ -78,7 +78,7 @@ def test_the_sum_is_that_of_every_cut(grad):
 
 
 def test_only_the_compressor_learns():
-    stack = stack_with("block_attn flash recurrent ff", recurrent_qk_norm=True)
+    stack = stack_with("block_attn flash recurrent ff", recurrent_cosine=True)
     x = laws.sample(stack, LENGTH).requires_grad_()
     _, state = stack.step(x)
     stack.auxiliary_loss(state).backward()

@@ -10,7 +10,7 @@ HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FURTHER = {
     "lstm, single": {"layers": "recurrent", "recurrent_gate": "lstm", "recurrent_update": "single"},
     "gru, dual": {"layers": "recurrent", "recurrent_gate": "gru", "recurrent_update": "dual"},
-    "fixed, dual, no cosines": {"layers": "recurrent", "recurrent_update": "dual", "recurrent_qk_norm": False},
+    "fixed, dual, no cosines": {"layers": "recurrent", "recurrent_update": "dual", "recurrent_cosine": False},
     "softmax": {"layers": "flash gau", "flash_attn_fn": "softmax", "gau_attn_fn": "softmax_plus"},
     "laplace": {"layers": "flash gau", "flash_attn_fn": "laplace", "gau_attn_fn": "laplace", "gau_heads": 2},
     "variations": {

@@ -60,7 +60,7 @@ def local_by_hand(block, x, sliding=False, kept=None):
 
 
 @pytest.mark.parametrize("reach", ["blocks", "sliding"])
-@pytest.mark.parametrize("flags", [{}, {"kv_heads": 1}, {"qk_norm": True}, {"flash": False}])
+@pytest.mark.parametrize("flags", [{}, {"kv_heads": 1}, {"cosine": True}, {"flash": False}])
 def test_block_attention(reach, flags):
     stack = build("block_attn", block_attn_reach=reach, **{f"block_attn_{k}": v for k, v in flags.items()})
     x = laws.sample(stack, LENGTH)

@@ -46,7 +46,7 @@ def retrieved_by_hand(block, x, count, reach):
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("flags", [{}, {"kv_heads": 1}, {"qk_norm": True, "qk_norm_scale": 3.0}])
+@pytest.mark.parametrize("flags", [{}, {"kv_heads": 1}, {"cosine": True, "cosine_scale": 3.0}])
 @pytest.mark.parametrize("reach", [1, 3])
 def test_layer(flags, reach):
     """Beside its window a token reads the best of the last blocks that fell out of it, whatever the positions are."""
@@ -78,7 +78,7 @@ CASES = {
 
 @pytest.mark.parametrize("flags", CASES.values(), ids=CASES)
 def test_laws_with_many_pieces(tiny, flags, tmp_path):
-    stack = build(**{"block_attn_qk_norm": True, **flags} if "block_attn" in flags["layers"] else flags)
+    stack = build(**{"block_attn_cosine": True, **flags} if "block_attn" in flags["layers"] else flags)
     laws.causal(stack)
     laws.chunk(stack, n=31, cuts=(4, 11, 20, 26), grads=(False,))
     laws.chunk(stack, n=31, cuts=(15,), grads=(True,))
@@ -175,7 +175,7 @@ def test_a_planted_pair_is_found():
             final_norm=False,
             block_attn_block_width=W,
             block_attn_dim_head=width,
-            block_attn_qk_norm=True,
+            block_attn_cosine=True,
             block_attn_retrieve=found,
         )
         block = stack.branches[0].block

@@ -85,6 +85,8 @@ BUILT = {
 PARTS = {
     "positions": {"pos": ("rotary", "rel_pos", "alibi"), "scale": "layerscale", "norm": "layernorm"},
     "norms": {"norm": "rmsnorm", "scale": "rezero"},
+    "streams": {"depth": 2, "reads": "unet lime", "lime_views": True, "join": "hyper", "attn_value_residual": True},
+    "gates": {"join": "gru", "gru_gain": True},
     "scalenorm": {"norm": "scalenorm", "join": "scaled", "norm_place": "sandwich"},
     "simple": {"norm": "simple_rmsnorm", "layers": "attn cross_attn"},
     "cross_gau": {"layers": "cross_gau ff", "attn_dim_head": None},

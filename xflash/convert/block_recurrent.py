@@ -20,7 +20,7 @@ def from_block_recurrent(module: nn.Module) -> BlockRecurrentTransformer:
 
     Outputs are equal over whole blocks, memories and states carried. It shares nothing with the old module and has its
     dtype, device and mode. Their cosine attention is scaled by 1 / sqrt(dim_head), and so it stays
-    (recurrent_qk_norm_scale); our own models start with 10, without which state vectors grow alike. TypeError for
+    (recurrent_cosine_scale); our own models start with 10, without which state vectors grow alike. TypeError for
     another class, ValueError for a compression that does not fill half a block.
     """
     if not isinstance(module, nn.Module) or not theirs(
@@ -78,7 +78,7 @@ def read_arguments(module: Any) -> dict[str, Any]:
     if recurrent:
         arguments["num_state_vectors"] = states[0]
     for block in ("recurrent",) * bool(recurrent) + ("block_attn",) * (len(recurrent) < depth):
-        arguments |= {f"{block}_qk_norm_scale": dim_head**-0.5, f"{block}_read_qk_norm_scale": dim_head**-0.5}
+        arguments |= {f"{block}_cosine_scale": dim_head**-0.5, f"{block}_read_cosine_scale": dim_head**-0.5}
     return arguments
 
 

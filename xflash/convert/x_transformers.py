@@ -14,8 +14,8 @@ from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
 from .x_transformers_blocks import read_attention, read_ff, read_positions
 from .x_transformers_model import read_wrapper
-from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain
-from .x_transformers_residual import TINY, check_skips, read_join, read_reads, residual_slots
+from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
+from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
 from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
@@ -28,6 +28,7 @@ STACKS = {
 }
 WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
+NORMS |= {"AdaptiveLayerNorm": "adaptive_layernorm", "AdaptiveRMSNorm": "adaptive_rmsnorm"}
 
 
 Weights = dict[str, Tensor]
@@ -129,8 +130,8 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
         check_skips(peer, layout["depth"])
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
     final = kind(peer.final_norm) in NORMS
-    if final and norm != "simple_rmsnorm":
-        weights["final_norm.gain"] = read_gain(peer.final_norm, reader)
+    if final:
+        weights |= {f"final_norm.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}
     if slots["join"] == "hyper":
         weights["branches.0.join.starts"] = reader.take(peer.stream_emb)
     flags = {
@@ -139,10 +140,11 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
         **({"causal": peer.causal} if kind(peer) == "AttentionLayers" else {}),
         **layout,
         "norm": norm,
-        **({} if norm == "layernorm" else {"norm_eps": TINY}),
+        **({} if norm.endswith("layernorm") else {"norm_eps": TINY}),
         "norm_place": "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post",
         "final_norm": final,
         **slots,
+        **read_condition(peer, norm, slots),
         **read_positions(peer, {layer.order for layer in layers if layer.name == "attn"}, reader, weights),
     }
     return flags, weights
@@ -181,11 +183,14 @@ def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Laye
     cross = peer.layer_types[i] == "c"
     factor: Any = 1.0
     gain, shift = None, 0
-    while kind(layer) in ("Scale", "LayerScale", "ShiftTokens"):
+    adaptive: Weights = {}
+    while kind(layer) in ("Scale", "LayerScale", "AdaptiveLayerScale", "ShiftTokens"):
         if kind(layer) == "Scale":
             factor = factor * (1.0 if layer.scale is None else layer.scale)
         elif kind(layer) == "LayerScale":
             gain = read_gain(layer, reader)
+        elif kind(layer) == "AdaptiveLayerScale":
+            adaptive = {f"to_gain.{name}": reader.take(t) for name, t in layer.to_gamma.named_parameters()}
         else:
             shift = read_shift(layer.shifts, peer.causal)
         layer = layer.fn
@@ -195,9 +200,10 @@ def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Laye
     flags, weights, order = read_attention(layer, peer, cross, reader) if attention else read_ff(layer, reader)
     weights = {f"block.{name}": t for name, t in weights.items()}
     for name, norm in zip(("before", "after", "final"), around, strict=True):
-        if norm is not None and kind(norm) != "SimpleRMSNorm":
-            weights[f"{name}.gain"] = read_gain(norm, reader)
-    if slots["scale"]:
+        if norm is not None:
+            weights |= {f"{name}.{own}": t for own, t in read_norm(norm, reader).items()}
+    weights |= {f"scale.adaptive_layerscale.{name}": t for name, t in adaptive.items()}
+    if slots["scale"] == "layerscale":
         ones = weights["block.to_out.weight"].new_ones(peer.dim)
         weights["scale.layerscale.gain"] = ones if gain is None else gain
     else:

@@ -1,7 +1,6 @@
 """The blocks and relative positions of x-transformers as xflash's flags and weights."""
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 import einx
@@ -11,11 +10,11 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..layers.blocks.attention import Attention
-from ..layers.blocks.cross_attention import CrossAttention
 from ..layers.blocks.feedforward import FeedForward
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
+from .x_transformers_scores import read_scores
 
 __all__ = ["read_attention", "read_ff", "read_positions"]
 
@@ -53,21 +52,20 @@ def read_attention(
         weights["mem_kv"] = einx.id("g t k, g t k -> (1 + 1) g t k", reader.take(attn.mem_k), reader.take(attn.mem_v))
     if attn.to_v_gate is not None:
         weights["to_gate.weight"] = einx.id("(r g k) d -> (g r k) d", reader.take(attn.to_v_gate.weight), **groups)
+    if isinstance(mix := attn.to_value_residual_mix, nn.Module):
+        weights |= {f"to_mix.{name}": reader.take(t) for name, t in mix[0].named_parameters()}
     if attn.head_scale:
         weights["head_gain"] = einx.id("1 (r g) n k -> (g r) n k", reader.take(attn.head_scale_params), **groups)
     if attn.qk_norm and attn.qk_norm_dim_scale:
         weights["q_gain"] = einx.id("(r g) n k -> (g r) n k", reader.take(attn.qk_norm_q_scale), **groups)
         weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
-    return attention_flags(attn, cross, width), weights, head_order(heads, kv_heads)
+    order = head_order(heads, kv_heads)
+    steps, more = read_scores(attn, peer, cross, torch.tensor(order, device=attn.to_q.weight.device), reader)
+    return attention_flags(attn, peer, steps, cross, width), weights | more, order
 
 
 def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
     """ValueError for settings of an attention block that only their values tell from what xflash has."""
-    fn = attn.attend.attn_fn
-    softmax = isinstance(fn, partial) and fn.func is F.softmax and fn.keywords.get("dim") == -1
-    if not softmax:
-        inner = fn.func if isinstance(fn, partial) else fn
-        raise feature(f"attn_{getattr(inner, '__name__', kind(inner))}", "only the softmax over keys has one")
     if attn.to_v.out_features != width * attn.kv_heads:
         raise feature("attn_value_dim_head", attn.to_v.out_features // attn.kv_heads)
     if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads:
@@ -86,9 +84,10 @@ def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
         raise feature("attn_on_attn", True)
 
 
-def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
+def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, width: int) -> dict[str, Any]:
     """What differs from the defaults of xflash's attention."""
     flags = {
+        **steps,
         "dim_head": width,
         "kv_heads": None if attn.kv_heads == attn.heads else attn.kv_heads,
         "flash": attn.attend.flash or None,
@@ -96,6 +95,7 @@ def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
         "num_mem_kv": attn.num_mem_kv,
         "gate_values": attn.to_v_gate is not None,
         "head_scale": attn.head_scale,
+        "value_residual": peer.add_value_residual,
     }
     if attn.qk_norm:
         flags |= {"qk_norm": True, "qk_norm_groups": attn.qk_norm_groups, "qk_norm_dim_scale": attn.qk_norm_dim_scale}
@@ -103,14 +103,19 @@ def attention_flags(attn: Any, cross: bool, width: int) -> dict[str, Any]:
             flags["qk_norm_scale"] = attn.qk_norm_scale
     if cross:
         inward, stream = attn.to_k.in_features, attn.to_q.in_features
-        return set_flags({**flags, "dim_context": None if inward == stream else inward}, CrossAttention.Config)
+        # All of them, lest those of the stack's own attention count for it.
+        return {**flags, "dim_context": None if inward == stream else inward}
     window = None if attn.max_attend_past is None else attn.max_attend_past + 1
-    return set_flags({**flags, "window": window}, Attention.Config)
+    # Their first attention has no such weights, ours neither: the flag is alike in all.
+    mixes = [getattr(m, "to_value_residual_mix", None) for m in peer.modules()]
+    learned = not peer.add_value_residual or any(isinstance(mix, nn.Module) for mix in mixes)
+    return set_flags({**flags, "window": window, "value_residual_learned": learned}, Attention.Config)
 
 
 def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:
     """The flags that are not at their default."""
-    return {k: v for k, v in flags.items() if v != config.__dataclass_fields__[k].default}
+    own = config.__dataclass_fields__
+    return {k: v for k, v in flags.items() if k not in own or v != own[k].default}
 
 
 def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from ..base.shapes import Tensor
 
-__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain"]
+__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain", "read_norm"]
 
 # By class: what is read by the converter, or says nothing about the outputs. Anything else must be unset.
 KNOWN = {
@@ -20,21 +20,29 @@ KNOWN = {
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
-        rotary_pos_emb dim_condition has_custom_layer_types len_default_block layer_types layers_execute_order
-        num_attn_layers num_cross_attn_layers num_ff_layers cross_attend depth
+        rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
+        need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
+        num_attn_layers num_cross_attn_layers num_ff_layers cross_attend residual_attn
+        cross_residual_attn depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
-        unet_skips num_residual_streams stream_emb""",
+        unet_skips num_residual_streams stream_emb add_value_residual""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
-        split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise to_head_space_dimwise
-        to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn""",
-    "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout logit_softclamp_value flash
-        sdp_context_manager""",
+        qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
+        to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
+        data_dependent_alibi sparse_topk""",
+    "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
+        flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
+        head_attn_sink""",
+    "DataDependentAlibi": "causal post_log_scale to_forget_gates",
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
     "LayerNorm": "unit_offset ln gamma",
+    "AdaptiveLayerNorm": "ln to_gamma",
+    "AdaptiveRMSNorm": "scale to_gamma",
+    "AdaptiveLayerScale": "fn to_gamma",
     "ScaleNorm": "unit_offset scale g",
     "RMSNorm": "unit_offset scale g",
     "SimpleRMSNorm": "scale",
@@ -63,16 +71,11 @@ FLAGS = {
     "output_is_log_prob": "mixture_of_softmax",
     "has_multiple_heads": "num_output_heads",
     "recycled_proj": "recycling",
-    "norm_need_condition": "use_adaptive_layernorm / use_adaptive_rmsnorm",
-    "post_branch_fn_needs_condition": "use_adaptive_layerscale",
     "to_latent_q": "attn_use_latent_q",
     "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",
     "to_v_head_gate": "attn_gate_value_heads",
     "q_rmsnorm": "attn_qk_rmsnorm",
-    "pre_softmax_talking_heads": "attn_pre_talking_heads",
-    "post_softmax_talking_heads": "attn_post_talking_heads",
-    "head_attn_sink": "attn_head_learned_sink",
     "cope": "attn_use_cope",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
     "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
@@ -158,6 +161,13 @@ class Reader:
         """ValueError when tensors are left."""
         if self.left:
             raise feature("tensors", ", ".join(self.left.values()))
+
+
+def read_norm(norm: Any, reader: Reader) -> dict[str, Tensor]:
+    """The weights of a norm by their names here."""
+    if kind(norm).startswith("Adaptive"):
+        return {"to_gain.weight": reader.take(norm.to_gamma.weight)}
+    return {} if kind(norm) == "SimpleRMSNorm" else {"gain": read_gain(norm, reader)}
 
 
 def read_gain(norm: Any, reader: Reader) -> Tensor:

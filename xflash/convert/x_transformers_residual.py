@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..base.shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
-__all__ = ["TINY", "check_skips", "read_join", "read_reads", "residual_slots"]
+__all__ = ["TINY", "check_skips", "read_condition", "read_join", "read_reads", "residual_slots"]
 
 # Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
 TINY = 1e-24
@@ -24,19 +25,36 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     # With a norm between the gain and the sum, the gain belongs to the block.
     scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
     flags: dict[str, Any] = {"scale": "layerscale" if scaled and not peer.sandwich_norm else None}
+    if peer.post_branch_fn_needs_condition:
+        flags["scale"] = "adaptive_layerscale"
     flags["join"] = JOINS[kind(first)]
     if flags["join"] == "add" and (gains or constants):
         flags["join"] = "scaled"
     elif flags["join"] == "gru" and gains:
         flags["gru_gain"] = True
     elif flags["join"] == "hyper":
+        if any(r.num_input_views != 1 for _, _, r in peer.layers):
+            raise feature("qkv_receive_diff_residuals", "of num_residual_streams")
         # Their balancing is over one row of each matrix, whose entries become ones whatever they were.
         flags |= {"hyper_streams": first.num_residual_streams, "hyper_mixing": "sum"}
     mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
     flags["reads"] = " ".join(["unet"] * bool(peer.unet_skips) + ["lime"] * bool(mixers)) or None
+    if any(mixer.multiple_views for mixer in mixers):
+        flags["lime_views"] = True
     if mixers:
         flags |= {"lime_eps": TINY, "lime_weights": "relu" if kind(mixers[0].to_weights[-1]) == "ReLU" else "softmax"}
     return flags
+
+
+def read_condition(peer: Any, norm: str, slots: dict[str, Any]) -> dict[str, Any]:
+    """The width of the condition; ValueError where what is conditioned is not what it is here."""
+    if not peer.need_condition:
+        return {}
+    if peer.sandwich_norm:
+        raise feature("sandwich_norm", f"with norm={norm!r} and scale={slots['scale']!r}")
+    if kind(peer.adaptive_mlp) != "Identity":
+        raise feature("adaptive_condition_mlp", True)
+    return {"dim_condition": peer.dim_condition}
 
 
 def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader) -> Weights:
@@ -66,12 +84,15 @@ def read_reads(peer: Any, i: int, reader: Reader) -> Weights:
     found: Weights = {}
     if (skip := peer.skip_combines[i]) is not None:
         found["unet.combine.weight"] = reader.take(skip.combine.weight)
+    views = any(mixer is not None and mixer.multiple_views for mixer in peer.layer_integrators)
     if (mixer := peer.layer_integrators[i]) is not None:
         norm, score = mixer.to_weights[:2]
         if not isinstance(score, nn.Linear):
             raise feature("integrate_layers", kind(score))
         found["lime.gain"] = read_gain(norm, reader)
-        found |= {f"lime.score.{name}": reader.take(t) for name, t in score.named_parameters()}
+        # Their first attention reads one mixture, which is then that of queries, of keys and of values.
+        times = 3 if peer.layer_types[i] == "a" and views and not mixer.multiple_views else 1
+        found |= {f"lime.score.{name}": torch.cat([reader.take(t)] * times) for name, t in score.named_parameters()}
     return found
 
 

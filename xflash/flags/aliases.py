@@ -14,6 +14,9 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "use_scalenorm": (True, {"norm": "scalenorm"}),
     "use_rmsnorm": (True, {"norm": "rmsnorm"}),
     "use_simple_rmsnorm": (True, {"norm": "simple_rmsnorm"}),
+    "use_adaptive_layernorm": (True, {"norm": "adaptive_layernorm"}),
+    "use_adaptive_rmsnorm": (True, {"norm": "adaptive_rmsnorm"}),
+    "use_adaptive_layerscale": (True, {"scale": "adaptive_layerscale"}),
     "sandwich_norm": (True, {"norm_place": "sandwich"}),
     "pre_norm": (False, {"norm_place": "post"}),
     "rotary_pos_emb": (True, {"pos": "rotary"}),
@@ -24,7 +27,9 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "scale_residual": (True, {"join": "scaled"}),
     "gate_residual": (True, {"join": "gru"}),
     "unet_skips": (True, {"reads": "unet"}),
-    "integrate_layers": (True, {"reads": "lime"}),
+    "integrate_layers": (True, {"reads": "lime", "lime_views": True}),
+    "add_value_residual": (True, {"attn_value_residual": True}),
+    "learned_value_residual_mix": (False, {"attn_value_residual_learned": False}),
     "layer_integrate_use_softmax": (False, {"lime_weights": "relu"}),
     "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
     "ff_swish": (True, {"ff_activation": "silu"}),
@@ -96,8 +101,13 @@ def talking(block: str, how: str) -> Callable[[Any], dict[str, Any]]:
 
 
 def renamed(flag: str) -> Callable[[Any], dict[str, Any]]:
-    """Another name; False, with which a spelling is off, says nothing."""
-    return lambda value: {} if value is False else {flag: value}
+    """Another name for a flag."""
+    return lambda value: {flag: value}
+
+
+def straight(block: str) -> Callable[[Any], dict[str, Any]]:
+    """Straight-through gradients of the best keys; False is said without these too."""
+    return lambda value: {} if value is False else {f"{block}_topk_straight_through": value}
 
 
 def best(block: str) -> Callable[[Any], dict[str, Any]]:
@@ -105,6 +115,7 @@ def best(block: str) -> Callable[[Any], dict[str, Any]]:
     return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
 
 
+COSINES = ("qk_norm", "qk_norm_scale", "read_qk_norm", "read_qk_norm_scale")
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "norm_type": lambda name: {"norm": name},
     "pre_norm_has_final_norm": lambda value: {"final_norm": value},
@@ -121,9 +132,15 @@ for reader in READERS:
         f"{reader}_pre_talking_heads": talking(reader, "pre"),
         f"{reader}_post_talking_heads": talking(reader, "post"),
         f"{reader}_sparse_topk": best(reader),
-        f"{reader}_sparse_topk_straight_through": renamed(f"{reader}_topk_straight_through"),
+        f"{reader}_sparse_topk_straight_through": straight(reader),
         f"{reader}_logit_softclamp_value": renamed(f"{reader}_softclamp_value"),
     }
+# What xflash 0.1.0 called otherwise.
+OTHERS |= {
+    f"{block}_{name}": renamed(f"{block}_{name.replace('qk_norm', 'cosine')}")
+    for block, names_then in (("block_attn", COSINES), ("recurrent", COSINES), ("state_read", COSINES[:2]))
+    for name in names_then
+}
 # What a spelling leaves unsaid, as long as nothing else says it.
 UNSAID = {
     f"{reader}_{how}_talking_heads": f"{reader}_talking_heads_{other}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..base.checks import given
+from ..base.registry import side_inputs
 from ..base.shapes import Bool, Float, Int, Tensor
 from .nets import only_logits
 from .prompts import Prompts, prefix_of
@@ -59,7 +60,7 @@ def shared(name: str, value: Any) -> bool:
     """Whether an argument of the model is one for all rows."""
     if not isinstance(value, torch.Tensor):
         return True
-    return name == "context_pos" and (value.dim() == 1 or value.shape[0] == 1)
+    return name in side_inputs and side_inputs[name]().one_for_all(value)
 
 
 def begin(

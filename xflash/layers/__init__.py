@@ -1,13 +1,16 @@
 """The parts of a stack; importing them registers the built-in ones by name."""
 
-from . import embeddings, norms, scores
+from . import adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau
 from .joins import gru, hyper, join, scaled
 from .positions import alibi, rel_pos, relative, rotary
 from .reads import lime, read, unet
-from .scales import scale
+from .scales import adaptive_layerscale, scale
 
 __all__ = [
+    "adaptive_layernorm",
+    "adaptive_layerscale",
+    "adaptive_rmsnorm",
     "alibi",
     "attention",
     "embeddings",

@@ -83,7 +83,7 @@ class Branch(nn.Module):
             x = self.final(x, ctx)
         return x, own(BranchState(last, inner), state) if ctx.keep_state else None
 
-    def reading(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, place: int) -> tuple[Float[Tensor, "b n d"], Any]:
+    def reading(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, place: int) -> tuple[Float[Tensor, "b n *_ d"], Any]:
         """What the branch reads of the stream, and what the join is given of it."""
         reads: Any = () if self.reads is None else self.reads.values()
         for read in reads:
@@ -113,7 +113,7 @@ def recomputed(run: Callable, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: Bra
     return y, after
 
 
-def update_of(block: Block, out: Any, x: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "b n d"], Any]:
+def update_of(block: Block, out: Any, x: Float[Tensor, "b n *_ d"]) -> tuple[Float[Tensor, "b n d"], Any]:
     """What a block gave; TypeError or ValueError unless it is a pair of an update in the shape of x and a state.
 
     A tensor of two rows would be taken apart into a pair, and one of another shape be broadcast by the join.
@@ -123,7 +123,7 @@ def update_of(block: Block, out: Any, x: Float[Tensor, "b n d"]) -> tuple[Float[
         raise TypeError(
             f"{type(block).__name__}.forward must give (y, state), a tensor and a state or None, not {shown}"
         )
-    if out[0].shape != x.shape:
+    if out[0].shape != x.shape and (x.dim() == 3 or out[0].shape != x[:, :, 0].shape):
         raise ValueError(
             f"{type(block).__name__}.forward must give y in the shape of x, {tuple(x.shape)}, not {tuple(out[0].shape)}"
         )

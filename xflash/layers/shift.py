@@ -47,35 +47,42 @@ class TokenShift(Part):
             first = 0 if causal else -amount
             self.moves = [(i * width, (i + 1) * width, first + i) for i in range(chunks) if first + i]
 
-    def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x with its chunks delayed, and the last `amount` tokens (b, amount, d) for the next call."""
+    def forward(
+        self, x: Float[Tensor, "b n *v d"], ctx: Ctx, last: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x with its chunks delayed, and the last `amount` tokens (b, amount, *v, d) for the next call."""
         n, s = x.shape[1], self.amount
         real = ctx.real(n)
         if real is not None:
-            x = x.masked_fill(~real[..., None], 0)
-        head = x.new_zeros(x.shape[0], s, x.shape[2]) if last is None else last.to(x.dtype)
+            x = x.masked_fill(~over(real, x), 0)
+        head = x.new_zeros(x.shape[0], s, *x.shape[2:]) if last is None else last.to(x.dtype)
         around = torch.cat((head, x), 1)
         if not self.causal:
-            around = torch.cat((around, x.new_zeros(x.shape[0], s, x.shape[2])), 1)
+            around = torch.cat((around, x.new_zeros(x.shape[0], s, *x.shape[2:])), 1)
         parts, done = [], 0
         for start, end, delay in self.moves:
-            moved = around[:, s - delay : s - delay + n, start:end]
+            moved = around[:, s - delay : s - delay + n, ..., start:end]
             if ctx.doc_ids is not None:
-                moved = moved.masked_fill(~self.same_document(ctx.doc_ids, delay)[..., None], 0)
+                moved = moved.masked_fill(~over(self.same_document(ctx.doc_ids, delay), moved), 0)
             parts += [x[..., done:start], moved]
             done = end
         shifted = torch.cat([p for p in (*parts, x[..., done:]) if p.shape[-1]], -1)
         return shifted, self.tail(around, n, ctx) if ctx.keep_state else None
 
-    def tail(self, around: Float[Tensor, "b _ d"], n: int, ctx: Ctx) -> Float[Tensor, "b s d"]:
+    def tail(self, around: Float[Tensor, "b _ *v d"], n: int, ctx: Ctx) -> Float[Tensor, "b s *v d"]:
         """The last `amount` tokens each row has seen; for a row without new ones, those it had."""
         if ctx.new is None:
             return around[:, n : n + self.amount]
         index = ctx.new[:, None] + torch.arange(self.amount, device=around.device)
-        return around.gather(1, index[..., None].expand(-1, -1, around.shape[2]))
+        return around.gather(1, over(index, around).expand(-1, -1, *around.shape[2:]))
 
     def same_document(self, doc_ids: Tensor, delay: int) -> Tensor:
         """Whether the token `delay` before (after, when negative) belongs to the same document."""
         if delay > 0:
             return document_positions(doc_ids) >= delay
         return document_positions(doc_ids.flip(1)).flip(1) >= -delay
+
+
+def over(t: Tensor, x: Tensor) -> Tensor:
+    """What there is for each token, (b, n), with the axes that x has behind them."""
+    return t.view(*t.shape, *[1] * (x.dim() - 2))

@@ -101,7 +101,15 @@ def sites_of(plan: Resolved) -> list[Site]:
     """Where what stands at no place of its own stands, and then where each distinct branch of the column does."""
     stack, count = plan.config, len(plan.layers)
     distinct = plan.period if stack.weight_tie_layers else count
-    whole = Site(stack.dim, stack.heads, stack.causal, count, period=plan.period, dim_condition=stack.dim_condition)
+    whole = Site(
+        stack.dim,
+        stack.heads,
+        stack.causal,
+        count,
+        period=plan.period,
+        layers=tuple(name for name, _ in plan.layers),
+        dim_condition=stack.dim_condition,
+    )
     return [whole, *(replace(whole, places=tuple(range(i, count, distinct))) for i in range(distinct))]
 
 
@@ -109,6 +117,7 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
     """Layer i of the column with its norms, shift and residual slots."""
     name, config = plan.layers[i]
     stack, shift = plan.config, plan.shifts[i]
+    site = replace(site, views=registered[name].views)
 
     def norm(wanted: bool):
         return norms[stack.norm](plan.norm, site) if wanted else None

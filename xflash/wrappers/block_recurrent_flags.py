@@ -39,7 +39,7 @@ def columns(
         if layer in writers:
             column.append(("recurrent", flags if (layer, layer) in pairs else {"reads": False, **flags}))
         else:
-            column.append(("block_attn", {"qk_norm": True, **flags} if all_cosine else flags))
+            column.append(("block_attn", {"cosine": True, **flags} if all_cosine else flags))
         column.append(("ff", {}))
     return tuple(column)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..base.checks import check_count
+from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.elsewhere import answering, arguments_of, meant
 
@@ -79,6 +80,9 @@ def without_last(kwargs: Mapping[str, Any], x: Int[Tensor, "b n"]) -> dict[str, 
             if isinstance(ids, torch.Tensor) and ids.shape != x.shape:
                 raise ValueError(f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
         cut["embed_ids"] = {k: v[:, :-1] if isinstance(v, torch.Tensor) else v for k, v in embed_ids.items()}
+    for name in side_inputs:
+        if name in kwargs and side_inputs[name]().per_token(kwargs[name], n):
+            cut[name] = kwargs[name][:, :-1]
     if isinstance(attn_mask, torch.Tensor):
         m = n + (front.shape[1] if isinstance(front, torch.Tensor) and front.dim() == 3 else 0)
         if tuple(attn_mask.shape[-2:]) != (m, m):

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ..base.checks import as_binary, as_mask, check_count, check_share, check_switch, given, is_integral
 from ..base.looks import has_values, may_look
 from ..base.pieces import Piecewise, borders
+from ..base.registry import side_inputs
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..generation.prompts import prefix_of, token_ids
 from .autoregressive import AutoregressiveWrapper
@@ -119,7 +120,7 @@ def segments_loss(
         beside: dict[str, Any] = {} if text.mask is None else {"mask": text.mask[:, here]}
         if reset is not None and state is not None:
             beside["reset"] = reset
-        beside |= (kwargs or {}) if number == 0 else {}
+        beside |= of_segment(kwargs or {}, start, end, n + 1)
         given_segment = (state, text.inputs[:, here], text.targets[:, here], beside)
         if checkpointed and torch.is_grad_enabled():
             loss, state = checkpoint(segment, *given_segment, use_reentrant=False)
@@ -127,6 +128,16 @@ def segments_loss(
             loss, state = segment(*given_segment)
         total, state = total + loss, leave(state)
     return total / (text.targets != ignore_index).sum().clamp(min=1), state
+
+
+def of_segment(kwargs: Mapping[str, Any], start: int, end: int, n: int) -> dict[str, Any]:
+    """What the step of a segment of a text of n tokens is given: what is of tokens is cut, the rest for the first."""
+    cut = {name for name in kwargs if name in side_inputs and side_inputs[name]().per_token(kwargs[name], n)}
+    return {
+        name: value[:, start:end] if name in cut else value
+        for name, value in kwargs.items()
+        if start == 0 or name in cut
+    }
 
 
 def unseen(text: Text, segment_len: int, first: Mapping[str, Any], ignore_index: int) -> Text:

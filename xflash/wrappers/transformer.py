@@ -165,7 +165,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         embedded, mask = self.embedding(x, mask, doc_ids=beside["doc_ids"], **front)
         beside = self.behind(x, embedded.shape[1] - x.shape[1], beside)
         if self.pooled is not None:
-            if beside["doc_ids"] is not None:
+            if beside.get("doc_ids") is not None:
                 raise ValueError(
                     f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
                 )

@@ -97,18 +97,22 @@ class XTransformer(Configurable):
         src_prepend_mask: Tensor | None = None,
         tgt_mask: Tensor | None = None,
         labels: Int[Tensor, "b n"] | None = None,
+        condition: Float[Tensor, "b *n _"] | None = None,
+        src_condition: Float[Tensor, "b *c _"] | None = None,
         return_outputs: bool = False,
     ) -> Any:
         """The mean loss of predicting each next token of `tgt`, and with `return_outputs` the logits (b, n - 1, v).
 
         mask (b, c), tgt_mask (b, n): True = real token. `attn_mask` is the encoder's. `src_prepend_embeds` (b, p, d)
         stand in front of the source, without positions and not counted by `enc_max_seq_len`; `src_prepend_mask`
-        (b, p) says which are real. `labels` (b, n) as in AutoregressiveWrapper.
+        (b, p) says which are real. `labels` (b, n) as in AutoregressiveWrapper. `condition` and `src_condition` are
+        what adaptive parts of the decoder and of the encoder are conditioned on.
         """
         tgt = token_ids("tgt", tgt)
         if tgt.dim() != 2 or tgt.shape[1] < 2:
             raise ValueError(f"tgt has shape {tuple(tgt.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
-        found = self.encode(src, mask, attn_mask, src_prepend_embeds, src_prepend_mask=src_prepend_mask)
+        front: dict[str, Any] = {"src_prepend_mask": src_prepend_mask, "src_condition": src_condition}
+        found = self.encode(src, mask, attn_mask, src_prepend_embeds, **front)
         check_rows(found.context, tgt.shape[0], "tgt")
         if self.training and self.cross_attn_tokens_dropout:
             found = Source(*drop_tokens(*found, self.cross_attn_tokens_dropout))
@@ -119,6 +123,7 @@ class XTransformer(Configurable):
             return_outputs=return_outputs,
             context=found.context,
             context_mask=found.mask,
+            condition=condition,
         )
 
     def encode(
@@ -129,11 +134,11 @@ class XTransformer(Configurable):
         src_prepend_embeds: Float[Tensor, "b p d"] | None = None,
         *,
         src_prepend_mask: Tensor | None = None,
+        src_condition: Float[Tensor, "b *c _"] | None = None,
     ) -> Source:
         """The encoder's output (b, p + c, d) and its mask: what the decoder takes as context and context_mask."""
-        context = self.encoder(
-            src, mask, attn_mask=attn_mask, prepend_embeds=src_prepend_embeds, prepend_mask=src_prepend_mask
-        )
+        ahead: dict[str, Any] = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
+        context = self.encoder(src, mask, attn_mask=attn_mask, condition=src_condition, **ahead)
         if mask is None and src_prepend_mask is None:
             return Source(context, None)
         b, c = src.shape
@@ -158,7 +163,8 @@ class XTransformer(Configurable):
         """The tokens after `tgt_start`, one start for each source: at most `seq_len`; the source is encoded once.
 
         x-transformers' names, `seq_in` and `seq_out_start`, are those of the first two as well.
-        `options`: `src_prepend_mask`, `tgt_mask` (which tokens of the starts are real), and those of
+        `options`: `src_prepend_mask`, `tgt_mask` (which tokens of the starts are real), `condition`, `src_condition`,
+        and those of
         AutoregressiveWrapper.generate: eos_token, temperature, prompt_lens, ...
         """
         return self.decode("generate", tgt_start, seq_len, options, (src, mask, attn_mask, src_prepend_embeds))
@@ -197,13 +203,15 @@ class XTransformer(Configurable):
         """What the decoder's method `how` gives for these starts, the source encoded in eval mode."""
         method = getattr(self.decoder, how)
         options = dict(options)
-        outer = {name: options.pop(name, None) for name in ("src_prepend_mask", "tgt_mask")}
+        outer = {name: options.pop(name, None) for name in ("src_prepend_mask", "tgt_mask", "src_condition")}
         known = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        known += ["beams"] if how == "beam_search" else []
+        known += ["condition", "beams"] if how == "beam_search" else ["condition"]
         own = inspect.signature(getattr(XTransformer, how)).parameters
         check_option_names(how, options, [*(name for name in known if name != "mask"), *outer], own)
         with evaluating(self):
-            found = self.encode(*source, src_prepend_mask=outer["src_prepend_mask"])
+            found = self.encode(
+                *source, src_prepend_mask=outer["src_prepend_mask"], src_condition=outer["src_condition"]
+            )
         check_rows(found.context, starts(tgt_start), "tgt_start")
         beside = {"context": found.context, "context_mask": found.mask}
         return method(tgt_start, seq_len, mask=outer["tgt_mask"], **options, **beside)

@@ -29,6 +29,7 @@ class Attention(MultiHead):
     """
 
     kind = "attn"
+    views = 3
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
     has_matrix = True
@@ -43,12 +44,17 @@ class Attention(MultiHead):
         sinks: int = flag(
             0, "first tokens of a row, memory tokens counted, that stay visible beyond the window", at_least=0
         )
+        value_residual_learned: bool = flag(True, "tokens say how much of the first layer's values they take, not half")
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         # By key/value head: its queries, its key, its value.
         fused = (self.heads + 2 * self.kv_heads) * config.dim_head
         self.query_key_value = nn.Linear(site.dim, fused, bias=False)
+        if not config.value_residual_learned and not config.value_residual:
+            raise ValueError("attn_value_residual_learned=False is set, but attn_value_residual is False")
+        if config.value_residual and config.value_residual_learned and site.layers.index(self.kind) not in site.places:
+            self.to_mix = nn.Linear(site.dim, self.kv_heads)
         if config.sinks and config.window is None:
             raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
 
@@ -57,12 +63,19 @@ class Attention(MultiHead):
 
     @typed
     def forward(
-        self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
+        self, x: Float[Tensor, "b n *v d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
+        """x may hold a tensor each for queries, keys and values (b, n, 3, d)."""
         r = self.heads // self.kv_heads
-        qk, v = split_groups(self.query_key_value(x), r + 2, self.config.dim_head).split((r + 1, 1), 2)
+        if x.dim() == 3:
+            groups = split_groups(self.query_key_value(x), r + 2, self.config.dim_head)
+        else:
+            groups, x = self.of_views(x, r), x[:, :, 0]
+        qk, v = groups.split((r + 1, 1), 2)
         if v.shape[1] != self.kv_heads:
             self.check_shard(v.shape[1], ctx)
+        if self.config.value_residual:
+            v = self.with_first(v[:, :, 0], x, ctx)[:, :, None]
         qk = self.normed(qk, "q", "k")
         q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
         q, k, v = (t.flatten(1, 2) for t in (q, k, v))
@@ -74,6 +87,11 @@ class Attention(MultiHead):
             read.buffers, read.fresh = (dict(zip(self.reader.brings, held, strict=True)) for held in (brought, fresh))
         y = self.joined(self.look(q, k, v, ctx, slots, read), x)
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
+
+    def of_views(self, x: Float[Tensor, "b n v d"], r: int) -> Float[Tensor, "b h g n k"]:
+        """Queries, keys and values by key/value head, each of a tensor of its own."""
+        q, k, v = (split_groups(self.query_key_value(view), r + 2, self.config.dim_head) for view in x.unbind(2))
+        return torch.cat((q[:, :, :r], k[:, :, r : r + 1], v[:, :, r + 1 :]), 2)
 
     def bring(self, x: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, ...]:
         """The buffers of these tokens that the steps on the scores ask for."""

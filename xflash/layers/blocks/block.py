@@ -28,6 +28,7 @@ class Site:
     branches: how many branches the stack runs, the column's length.  places: all those, from 0, at which this one
     module stands: several where layers are tied.  period: the layers in one repetition of the layout.  parts: the
     Configs of the parts that a block holds, by name; those that are not there have their defaults.
+    layers: the names of all blocks down the column.  views: how many tensors the block here can read in place of one.
     """
 
     dim: int
@@ -36,6 +37,8 @@ class Site:
     branches: int = 1
     places: tuple[int, ...] = (0,)
     period: int = 1
+    layers: tuple[str, ...] = ()
+    views: int = 1
     dim_condition: int | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,6 +95,7 @@ class Block(nn.Module, ABC):
     mixes_tokens: ClassVar[bool] = True
     keeps_tokens: ClassVar[bool] = False
     publishes: ClassVar[bool] = False
+    views: ClassVar[int] = 1
     holds: ClassVar[Mapping[str, Registry]] = {}
     borrows: ClassVar[str | None] = None
     reads_own: bool = True

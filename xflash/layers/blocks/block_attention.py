@@ -56,15 +56,15 @@ class BlockAttention(Reading):
             "blocks", "a token sees its block and all of the one before, or block_width tokens, itself included"
         )
         rel_pos_bias: Literal["t5"] | None = flag(None, "T5's bias by distance, of the layer's own")
-        qk_norm: bool = flag(False, "cosine attention with learned gains per channel")
-        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the cosines by", above=0)
+        cosine: bool = flag(False, "cosine attention with learned gains per channel")
+        cosine_scale: float = flag(10.0, "what cosine multiplies the cosines by", above=0)
         dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
         flash: bool = flag(True, "the fused softmax kernel")
         read_from: tuple[int, ...] = flag(
             (), "recurrent layers of the column, counted from 1, whose state vectors are read beside the window"
         )
-        read_qk_norm: bool = flag(True, "cosine attention to the state vectors of read_from")
-        read_qk_norm_scale: float = flag(10.0, "what read_qk_norm multiplies the cosines by", above=0)
+        read_cosine: bool = flag(True, "cosine attention to the state vectors of read_from")
+        read_cosine_scale: float = flag(10.0, "what read_cosine multiplies the cosines by", above=0)
         compress: Literal["conv", "mean", "max"] | None = flag(
             None, "blocks that fall out of the window are kept, compressed so (conv: learned)"
         )
@@ -82,22 +82,21 @@ class BlockAttention(Reading):
         super().__init__(config, site)
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head
-        self.scale = config.qk_norm_scale if config.qk_norm else width**-0.5
+        self.scale = config.cosine_scale if config.cosine else width**-0.5
         self.to_q = nn.Linear(site.dim, inner, bias=False)
         self.key_value = nn.Linear(site.dim, 2 * self.kv_heads * width, bias=False)
         self.retriever = build_retriever(self.kind, config, self.heads, self.kv_heads, self.scale)
         reads += len(config.read_from) + (self.retriever is not None)
         self.to_out = site.linear_out((1 + reads) * inner)
-        self.cosine = Cosine(width, f"{self.kind}_qk_norm") if config.qk_norm else None
+        self.cosine = Cosine(width, f"{self.kind}_cosine") if config.cosine else None
         self.reader = self.softmax_read(config, self.scale, config.dropout)
-        for name in ("retrieve", "compress_loss"):
-            if getattr(config, name) and not self.reader.plain:
-                raise ValueError(
-                    f"{self.kind}_{name}={getattr(config, name)} reads by a plain softmax: leave out "
-                    f"{self.kind}_scores and {self.kind}_weight_fn, or that"
-                )
-        read_scale = config.read_qk_norm_scale if config.read_qk_norm else width**-0.5
-        read_cosine = f"{self.kind}_read_qk_norm" if config.read_qk_norm else None
+        if config.retrieve and not self.reader.plain:
+            raise ValueError(
+                f"{self.kind}_retrieve={config.retrieve} reads by a plain softmax: leave out {self.kind}_scores and "
+                f"{self.kind}_weight_fn, or that"
+            )
+        read_scale = config.read_cosine_scale if config.read_cosine else width**-0.5
+        read_cosine = f"{self.kind}_read_cosine" if config.read_cosine else None
         self.readers = nn.ModuleList(
             StateReader(self.softmax_read(config, read_scale), site.dim, self.heads, self.kv_heads, width, read_cosine)
             for _ in config.read_from

@@ -84,7 +84,8 @@ def reconstruction(
 ) -> Float[Tensor, "b n"]:
     """How far what queries read of a block's compressed entries is from what they read of the block, squared.
 
-    The mean over channels, float32 at least, content only (no positions, no mask). Only the compressor learns from it.
+    The mean over channels, float32 at least, content only: no positions, no mask, no steps. Only the compressor learns
+    from it.
     """
     q, k, v = q.detach(), k.detach(), v.detach()
     kv_heads = k.shape[2] * heads // q.shape[2]

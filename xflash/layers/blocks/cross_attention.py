@@ -46,7 +46,7 @@ class CrossAttention(TakesContext, MultiHead):
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
-        held = self.held(*self.keys_and_values(source(ctx)), ctx) if state is None else state
+        held = self.held(*self.keys_and_values(source(ctx), ctx), ctx) if state is None else state
         if held.k.shape[1] != self.kv_heads:
             self.check_shard(held.k.shape[1], ctx)
         q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
@@ -54,7 +54,7 @@ class CrossAttention(TakesContext, MultiHead):
         y = self.read(q, held.k, held.v, sight(context_mask(held)), read=read, maps=ctx.maps, over_tokens=False)
         return self.joined(y, x), held if ctx.keep_state else None
 
-    def keys_and_values(self, context: Float[Tensor, "b c _"]) -> tuple[Float[Tensor, "b h c k"], Tensor]:
+    def keys_and_values(self, context: Float[Tensor, "b c _"], ctx: Ctx) -> tuple[Float[Tensor, "b h c k"], Tensor]:
         """The keys, normed as the flags ask for it, and the values of all key/value heads."""
         k, v = split_groups(self.key_value(context), 2, self.config.dim_head).unbind(2)
-        return self.normed(k, "k"), v
+        return self.normed(k, "k"), self.with_first(v, context, ctx) if self.config.value_residual else v

@@ -1,5 +1,6 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,12 +51,13 @@ class MultiHead(Reading):
         flash: bool | None = flag(None, "the fused softmax kernel (None: where possible; not FLASH, that is the block)")
         dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
         num_mem_kv: int = flag(0, "learned keys and values that every query sees", at_least=0)
-        qk_norm: bool = flag(False, "cosine attention: queries and keys l2-normalised")
+        qk_norm: bool = flag(False, "queries and keys l2-normalised, without gains")
         qk_norm_groups: int = flag(1, "groups of channels that qk_norm normalises each for itself", at_least=1)
         qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0)
         qk_norm_dim_scale: bool = flag(False, "learned scales per head and channel instead of qk_norm_scale")
         gate_values: bool = flag(False, "sigmoid gate on the output, from the input")
         head_scale: bool = flag(False, "learned gain per head on its output")
+        value_residual: bool = flag(False, "values are mixed with those of the column's first layer of this kind")
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
@@ -70,6 +72,8 @@ class MultiHead(Reading):
         if config.gate_values:
             self.to_gate = nn.Linear(site.dim, inner, bias=False)
             nn.init.zeros_(self.to_gate.weight)
+        # How much of the first layer's values is mixed in, where that is learned.
+        self.to_mix: nn.Module | None = None
         if config.head_scale:
             self.head_gain = nn.Parameter(torch.ones(self.heads, 1, 1))
 
@@ -103,6 +107,28 @@ class MultiHead(Reading):
             self.k_gain = nn.Parameter(torch.full((self.kv_heads, 1, config.dim_head), start))
             return plain
         return config.qk_norm_scale
+
+    @classmethod
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+        """The column as it is; ValueError where layers mix values of another shape than theirs."""
+        name, config = layers[place]
+        first = next(c for n, c in layers if n == name)
+        for field in ("value_residual", "dim_head", "heads", "kv_heads"):
+            if (config.value_residual or first.value_residual) and getattr(config, field) != getattr(first, field):
+                raise ValueError(
+                    f"{name}_value_residual=True mixes values with those of the first {name!r} layer, which has "
+                    f"{field}={getattr(first, field)} where another has {getattr(config, field)}"
+                )
+        return layers
+
+    def with_first(self, v: Float[Tensor, "b h m k"], x: Float[Tensor, "b n _"], ctx: Ctx) -> Float[Tensor, "b h m k"]:
+        """Values mixed with those of the column's first layer of this kind (https://arxiv.org/abs/2410.17897)."""
+        first = ctx.relay.find("values", self.kind)
+        if first is None:
+            ctx.relay.leave("values", self.kind, v)
+            return v
+        mix = self.to_mix(x).sigmoid().mT[..., None].to(v.dtype) if self.to_mix is not None else 0.5
+        return torch.lerp(first, v, mix)
 
     def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""

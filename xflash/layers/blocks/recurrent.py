@@ -116,7 +116,7 @@ class Recurrent(BlockAttention):
             at_least=1,
         )
         write_from: Literal["block", "window"] = flag("block", "what the vectors attend to: the full block, or two")
-        qk_norm: bool = flag(True, "cosine attention with learned gains per channel")
+        cosine: bool = flag(True, "cosine attention with learned gains per channel")
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site, reads=int(config.reads and config.read_layer is None))
@@ -134,8 +134,8 @@ class Recurrent(BlockAttention):
         roles = ("read", "among", "write")[not self.reads_own :]
         self.state_reads = nn.ModuleDict({role: self.softmax_read(config, self.scale) for role in roles})
         self.state_cosines = nn.ModuleDict()
-        if config.qk_norm:
-            self.state_cosines = nn.ModuleDict({role: Cosine(width, f"{self.kind}_qk_norm") for role in roles})
+        if config.cosine:
+            self.state_cosines = nn.ModuleDict({role: Cosine(width, f"{self.kind}_cosine") for role in roles})
         self.mixer = Mixer(2 * inner, dim) if config.update == "single" else None
         self.gate = Gate(config.gate, dim if config.update == "single" else 2 * inner, dim)
         if config.update == "dual":

@@ -59,14 +59,14 @@ class StateRead(Reading):
         source: int = flag(1, "which recurrent layer of the column is read, counted from 1", at_least=1)
         dim_head: int = flag(64, "width of a head", at_least=1)
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
-        qk_norm: bool = flag(True, "cosine attention with learned gains per channel")
-        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the cosines by", above=0)
+        cosine: bool = flag(True, "cosine attention with learned gains per channel")
+        cosine_scale: float = flag(10.0, "what cosine multiplies the cosines by", above=0)
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         heads, width = config.heads or site.heads, config.dim_head
-        scale = config.qk_norm_scale if config.qk_norm else width**-0.5
-        cosine = f"{self.kind}_qk_norm" if config.qk_norm else None
+        scale = config.cosine_scale if config.cosine else width**-0.5
+        cosine = f"{self.kind}_cosine" if config.cosine else None
         reader = SoftmaxRead(self.kind, config, site, heads, scale)
         self.reader = StateReader(reader, site.dim, heads, heads, width, cosine)
         self.to_out = site.linear_out(heads * width)

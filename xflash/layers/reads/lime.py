@@ -26,6 +26,7 @@ class LIMe(Read):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
+        views: bool = flag(False, "queries, keys and values of attention are each given a mixture of their own")
         weights: Literal["softmax", "relu"] = flag("softmax", "what makes weights of the scores of layers")
         eps: float = flag(1e-5, "added to the mean square that the scores' norm divides by", above=0)
 
@@ -41,19 +42,21 @@ class LIMe(Read):
     def __init__(self, config, site):
         super().__init__(config, site)
         self.gain = nn.Parameter(torch.ones(site.dim))
-        self.score = nn.Linear(site.dim, site.places[0] + 1)
+        self.views = site.views if config.views else 1
+        self.score = nn.Linear(site.dim, self.views * (site.places[0] + 1))
         with torch.no_grad():
             self.score.bias.zero_()
             # Most of what is read is the layer's own at first.
-            self.score.bias[-1] = 4.0 if config.weights == "softmax" else 1.0
+            self.score.bias[site.places[0] :: site.places[0] + 1] = 4.0 if config.weights == "softmax" else 1.0
 
-    def forward(self, y: Float[Tensor, "b n d"], ctx: Ctx, place: int) -> Float[Tensor, "b n d"]:
+    def forward(self, y: Float[Tensor, "b n d"], ctx: Ctx, place: int) -> Float[Tensor, "b n *v d"]:
         ctx.relay.leave("lime", place, y)
         scores = self.score(F.rms_norm(y, (self.site.dim,), self.gain.to(y.dtype), self.config.eps))
+        scores = scores.unflatten(-1, (self.views, -1))
         weights = scores.softmax(-1) if self.config.weights == "softmax" else scores.relu()
         *above, own = weights.to(y.dtype).split(1, -1)
-        mixed = y * own
+        mixed = y[:, :, None] * own
         # One by one: stacked, all layers would be copied by each.
         for i, weight in enumerate(above):
-            mixed = mixed + ctx.relay.take("lime", i) * weight
-        return mixed
+            mixed = mixed + ctx.relay.take("lime", i)[:, :, None] * weight
+        return mixed if self.views > 1 else mixed[:, :, 0]

@@ -50,6 +50,9 @@ class Condition(SideInput):
         row = not isinstance(value, torch.Tensor) or value.dim() == 2
         return {self.name: value if row else self.fronted(value, count), "condition_mask": self.fronted(mask, count)}
 
+    def per_token(self, value: Any, n: int) -> bool:
+        return isinstance(value, torch.Tensor) and value.dim() > 2
+
     def piece(self, value: Any, start: int, end: int) -> Any:
         if value.dim() > 2:
             return value[:, start:end]
@@ -63,5 +66,9 @@ class Condition(SideInput):
 class ConditionMask(SideInput):
     """(b, n), True = the token has the condition, as it is without a mask."""
 
+    must = ""
+
     def check(self, value: Any, call: Call) -> Any:
+        if "condition" not in call.stack.heeded:
+            raise ValueError("condition_mask is given, but no part of the stack takes a condition")
         return as_mask(value, call.shape, "condition_mask")

@@ -1,0 +1,83 @@
+"""What x-transformers does with scores, as steps of xflash: their flags and weights."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..base.shapes import Float, Int, Tensor
+from .x_transformers_parts import Reader, feature, kind
+
+__all__ = ["read_scores", "weight_function"]
+
+# Their functions from scores to weights, by name.
+WEIGHTS = {
+    "softmax": "softmax",
+    "sigmoid": "sigmoid",
+    "one_hot_straight_through": "hard",
+    "sparse_topk_attn": "softmax",
+}
+
+
+def weight_function(attn: Any) -> tuple[str, dict[str, Any]]:
+    """The name of a function that xflash has too, and what it is told; ValueError for another."""
+    fn = attn.attend.attn_fn
+    inner, told = (fn.func, dict(fn.keywords)) if isinstance(fn, partial) else (fn, {})
+    name = getattr(inner, "__name__", kind(inner))
+    along = told.pop("dim", -1)
+    known = inner in (F.softmax, F.sigmoid) or inner.__module__.startswith("x_transformers")
+    if name not in WEIGHTS or not known or along != -1:
+        raise feature(f"attn_{name}", "no weight function of xflash's is the same")
+    return name, told
+
+
+def read_scores(
+    attn: Any, peer: Any, cross: bool, index: Int[Tensor, " h"], reader: Reader
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The flags and weights of what happens between scores and values; index: which of their heads each of ours is."""
+    attend = attn.attend
+    name, told = weight_function(attn)
+    weights: dict[str, Tensor] = {}
+    flags: dict[str, Any] = {}
+    steps = []
+    if peer.cross_residual_attn if cross else peer.residual_attn:
+        steps.append("residual")
+    pre, post = attend.pre_softmax_talking_heads, attend.post_softmax_talking_heads
+    if pre is not None or post is not None:
+        steps.append("talking_heads")
+        flags |= {"talking_heads_pre": pre is not None, "talking_heads_post": post is not None}
+        if pre is not None:
+            # Theirs adds what heads say to what they are.
+            own = mixing(pre, index, reader)
+            weights["pre"] = own + torch.eye(len(index), dtype=own.dtype, device=own.device)
+        if post is not None:
+            weights["post"] = mixing(post, index, reader)
+        weights = {f"talking_heads.{k}": t for k, t in weights.items()}
+    if attn.data_dependent_alibi is not None:
+        steps.append("forget")
+        weights |= read_forget(attn.data_dependent_alibi, index, reader)
+    if attend.softclamp_logits:
+        steps.append("softclamp")
+        flags["softclamp_value"] = float(attend.logit_softclamp_value)
+    if name == "sparse_topk_attn":
+        steps.append("topk")
+        flags |= {"topk_k": told["sparse_topk"], "topk_straight_through": told["straight_through"]}
+    if attend.head_learned_sink:
+        steps.append("learned_sink")
+        weights["learned_sink.score"] = reader.take(attend.head_attn_sink).index_select(0, index)
+    flags |= {"scores": tuple(steps) or None, "weight_fn": WEIGHTS[name]}
+    return flags, {f"reader.steps.{k}": t for k, t in weights.items()}
+
+
+def mixing(conv: Any, index: Int[Tensor, " h"], reader: Reader) -> Float[Tensor, "h2 h"]:
+    """How heads are mixed, in our order."""
+    return reader.take(conv.weight)[:, :, 0, 0].index_select(0, index).index_select(1, index)
+
+
+def read_forget(module: Any, index: Int[Tensor, " h"], reader: Reader) -> dict[str, Tensor]:
+    if kind(module) != "DataDependentAlibi" or not module.causal or module.post_log_scale != 1:
+        raise feature("attn_data_dependent_alibi", "per row, in a bidirectional stack or with a scale")
+    gate = module.to_forget_gates[0]
+    found = {name: reader.take(t).index_select(0, index) for name, t in gate.named_parameters()}
+    return {f"forget.to_gate.{name}": t for name, t in found.items()}
