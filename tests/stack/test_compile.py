@@ -4,6 +4,7 @@ import laws
 import pytest
 import torch
 from cases import both_ways, build
+from quick import quick
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash.base.registry import blocks, positions, scores
@@ -25,6 +26,11 @@ CASES = {
 }
 
 
+def by_itself(case, _):
+    """Each block, causal; what else may stand in its place is compiled in the whole run."""
+    return case.startswith("block ") and case.endswith("-causal")
+
+
 def compiled(stack):
     """The stack compiled without graph breaks (traced as in training, no code generated), and a count of its graphs."""
     torch._dynamo.reset()
@@ -32,7 +38,7 @@ def compiled(stack):
     return torch.compile(stack, fullgraph=True, backend=counter), counter
 
 
-@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+@pytest.mark.parametrize(("flags", "causal"), quick(both_ways(CASES), by_itself))
 def test_twenty_lengths_are_few_graphs(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     fast, counter = compiled(stack)
@@ -87,7 +93,7 @@ def test_masks_compile(causal):
     assert counter.frame_count <= 3
 
 
-@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+@pytest.mark.parametrize(("flags", "causal"), quick(both_ways(CASES), by_itself))
 def test_export_takes_any_length(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     n = torch.export.Dim("n", min=2, max=4096)

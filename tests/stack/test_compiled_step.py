@@ -39,7 +39,10 @@ def tokens(n, rows=3):
     return torch.randint(V, (rows, n), generator=torch.Generator().manual_seed(n))
 
 
-@pytest.mark.parametrize(("name", "ragged"), [*((name, False) for name in LAYOUTS), ("mixed", True)])
+@pytest.mark.parametrize(
+    ("name", "ragged"),
+    [pytest.param(name, False, marks=pytest.mark.slow) for name in LAYOUTS] + [("mixed", True)],
+)
 def test_few_graphs_over_a_doubling_and_the_numbers_of_eager(name, ragged):
     """Buffers are doubled (or cut, with a window) and groups closed on the way, rows at other places."""
     model = build(name)
