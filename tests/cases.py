@@ -98,6 +98,12 @@ CASES = {
 }
 
 
+def least_depth(flags: dict) -> int:
+    """How often the layout of a case must be repeated at least: twice where repetitions are tied, paired or unlike."""
+    together = flags.get("weight_tie_layers") or "unet" in str(flags.get("reads"))
+    return 2 if together or isinstance(flags.get("shift_tokens"), tuple) else 1
+
+
 def both_ways(cases: dict[str, dict]) -> list:
     """Each case as a causal stack and, without blocks that look back only, as a bidirectional one: (flags, causal)."""
     found = []

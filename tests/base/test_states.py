@@ -8,7 +8,7 @@ from typing import ClassVar
 import laws
 import pytest
 import torch
-from cases import CASES, build
+from cases import CASES, build, least_depth
 
 import xflash
 from xflash import (
@@ -31,9 +31,7 @@ RAGGED = torch.arange(37) < torch.tensor([[37], [5], [0]])
 
 
 def stack_of(case: str, **flags):
-    flags = {"depth": 1, **CASES[case], **flags}
-    if isinstance(flags.get("shift_tokens"), tuple):
-        flags["depth"] = 2
+    flags = {"depth": least_depth(CASES[case]), **CASES[case], **flags}
     return laws.live(build(causal=True, **flags))
 
 

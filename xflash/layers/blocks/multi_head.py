@@ -110,7 +110,7 @@ class MultiHead(Reading):
 
     @classmethod
     def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
-        """The column as it is; ValueError where layers mix values of another shape than theirs."""
+        """The column as it is; ValueError where layers mix values of unlike shapes or steps cannot meet."""
         name, config = layers[place]
         first = next(c for n, c in layers if n == name)
         for field in ("value_residual", "dim_head", "heads", "kv_heads"):
@@ -119,7 +119,7 @@ class MultiHead(Reading):
                     f"{name}_value_residual=True mixes values with those of the first {name!r} layer, which has "
                     f"{field}={getattr(first, field)} where another has {getattr(config, field)}"
                 )
-        return layers
+        return super().arrange(place, layers)
 
     def with_first(self, v: Float[Tensor, "b h m k"], x: Float[Tensor, "b n _"], ctx: Ctx) -> Float[Tensor, "b h m k"]:
         """Values mixed with those of the column's first layer of this kind (https://arxiv.org/abs/2410.17897)."""
