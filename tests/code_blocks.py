@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from xflash.base.registry import activations, norms, positions, residuals
+from xflash.base.registry import activations, norms, positions, residuals, scores, weight_fns
 from xflash.base.registry import blocks as registered
 
 ROOT = Path(__file__).parents[1]
+
+OTHERS = (norms, positions, residuals, scores, weight_fns, activations)
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -27,7 +29,7 @@ def shrink(code: str, sizes: Mapping[str, str]) -> str:
 @contextmanager
 def registries_kept() -> Iterator[None]:
     """What a page registers is there while it runs: other tests go over everything that is registered."""
-    before = [(registry, dict(registry._parts)) for registry in (registered, norms, positions, residuals, activations)]
+    before = [(registry, dict(registry._parts)) for registry in (registered, *OTHERS)]
     try:
         yield
     finally:

@@ -15,8 +15,8 @@ from ..kernels.buffers import emptied
 from ..kernels.groups import Padded, Scattered, join_groups, part_groups
 from ..kernels.windows import Blocks, Older, Window, fold, kept, seen_older, valid, window_mask, within
 from ..positions.relative import own_bias
-from ..projection import key_and_value, whole
-from ..scores.read import ReadFlags, SoftmaxRead, rows_of
+from ..projection import key_and_value
+from ..scores.read import ReadFlags, rows_of
 from ..scores.step import Read
 from .block import Site
 from .compress import Compressor, build_compressor, reconstruction
@@ -89,24 +89,14 @@ class BlockAttention(Reading):
         self.to_out = site.linear_out((1 + reads) * inner)
         self.cosine = Cosine(width, f"{self.kind}_cosine") if config.cosine else None
         self.reader = self.softmax_read(config, self.scale, config.dropout)
-        if config.retrieve and not self.reader.plain:
-            raise ValueError(
-                f"{self.kind}_retrieve={config.retrieve} reads by a plain softmax: leave out {self.kind}_scores and "
-                f"{self.kind}_weight_fn, or that"
-            )
         read_scale = config.read_cosine_scale if config.read_cosine else width**-0.5
         read_cosine = f"{self.kind}_read_cosine" if config.read_cosine else None
+        shape = site.dim, self.heads, self.kv_heads, width
         self.readers = nn.ModuleList(
-            StateReader(self.softmax_read(config, read_scale), site.dim, self.heads, self.kv_heads, width, read_cosine)
-            for _ in config.read_from
+            StateReader(self.softmax_read(config, read_scale), *shape, read_cosine) for _ in config.read_from
         )
         self.rel_pos_bias = own_bias(config.rel_pos_bias, self.heads, True, 0)
         self.compressor = build_compressor(self.kind, config, self.kv_heads)
-
-    def softmax_read(self, config: Any, scale: float, dropout: float = 0.0) -> SoftmaxRead:
-        """One of the layer's reads, with the steps that the flags ask for."""
-        flash = None if config.flash else False
-        return SoftmaxRead(self.kind, config, self.site, self.heads, scale, dropout=dropout, flash=flash)
 
     def bias_heads(self) -> int:
         return self.heads
@@ -142,10 +132,6 @@ class BlockAttention(Reading):
         folded = self.fold(x, ctx, state)
         y, state = self.local(x, folded, ctx, state)
         return self.to_out(torch.cat((y, *self.read_others(x, ctx)), -1)), state
-
-    def projected(self, name: str, x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b n _"]:
-        """What a projection gives for so many heads."""
-        return whole(getattr(self, name)(x), heads * self.config.dim_head, self.kind)
 
     def reads_states(self) -> tuple[int, ...]:
         return self.config.read_from
@@ -278,10 +264,7 @@ class BlockAttention(Reading):
         ctx: Ctx,
         g: int = 1,
     ) -> Float[Tensor, "b r _"]:
-        """What queries read that stand at `where` among the slots of their window, heads joined.
-
-        g: how many of the batch are windows of one row.
-        """
+        """What queries at `where` among the slots of their window read, heads joined; g of the batch are of one row."""
         q, k, v = (
             rearrange(t, "b n (h k) -> b h n k", h=h)
             for t, h in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads))

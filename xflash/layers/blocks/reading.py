@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ...base.registry import Registry, scores, weight_fns
+from ...base.shapes import Float, Tensor
 from ...flags.aliases import names
-from ..scores.read import ReadFlags
+from ..projection import whole
+from ..scores.read import ReadFlags, SoftmaxRead
 from ..scores.step import ScoreStep
 from .block import Block
 
@@ -27,6 +29,17 @@ class Reading(Block):
     offers: ClassVar[frozenset[str]] = frozenset()
 
     Config = ReadFlags
+
+    heads: int
+
+    def softmax_read(self, config: Any, scale: float, dropout: float = 0.0) -> SoftmaxRead:
+        """One of several reads, with the steps that the flags ask for."""
+        flash = None if config.flash else False
+        return SoftmaxRead(self.kind, config, self.site, self.heads, scale, dropout=dropout, flash=flash)
+
+    def projected(self, name: str, x: Float[Tensor, "b n d"], heads: int) -> Float[Tensor, "b n _"]:
+        """What a projection gives for so many heads."""
+        return whole(getattr(self, name)(x), heads * self.config.dim_head, self.kind)
 
     @classmethod
     def refuses(cls, part: type) -> str:

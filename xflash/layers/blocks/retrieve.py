@@ -143,5 +143,10 @@ def build_retriever(kind: str, config: Any, heads: int, kv_heads: int, scale: fl
         return None
     if length is not None and length % w:
         raise ValueError(f"{kind}_retrieve_len={length} is no multiple of {kind}_block_width={w}")
+    if config.scores or config.weight_fn != "softmax":
+        raise ValueError(
+            f"{kind}_retrieve={config.retrieve} reads by a plain softmax: leave out {kind}_scores and "
+            f"{kind}_weight_fn, or that"
+        )
     blocks = -(-LENGTH // w) if length is None else length // w
     return Retriever(config.retrieve, blocks, w, heads, kv_heads, scale, config.dropout)
