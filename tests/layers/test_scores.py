@@ -72,7 +72,7 @@ def test_a_layer_of_its_own_step():
     layers = (
         "attn(scores='softclamp', softclamp_value=3) attn(scores='topk talking_heads', talking_heads_pre=False) attn"
     )
-    stack = build(f"{layers} attn", depth=1, attn_topk_k=3, attn_scores="learned_sink")
+    stack = build(layers, depth=1, attn_topk_k=3, attn_scores="learned_sink")
     steps = [dict(block.reader.steps.items()) for block in stack.blocks()]
     assert [list(found) for found in steps] == [["softclamp"], ["topk", "talking_heads"], ["learned_sink"]]
     assert steps[0]["softclamp"].config.value == 3 and steps[1]["topk"].config.k == 3

@@ -79,12 +79,13 @@ class Attention(MultiHead):
         qk = self.normed(qk, "q", "k")
         q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
         q, k, v = (t.flatten(1, 2) for t in (q, k, v))
-        fresh = self.bring(x, ctx, state) if self.reader.brings else ()
+        reader = self.reader
+        fresh = self.bring(x, ctx, state) if reader.brings else ()
         (k, v, *brought), state = self.remember(k, v, ctx, state, *fresh)
         slots = place(state, ctx, k.shape[2])
-        read = None if self.reader.plain else Read(q, k, ctx, slots.at, slots.keys)
+        read = None if reader.plain else Read(q, k, ctx, slots.at, slots.keys)
         if read is not None:
-            read.buffers, read.fresh = (dict(zip(self.reader.brings, held, strict=True)) for held in (brought, fresh))
+            read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=True)) for held in (brought, fresh))
         y = self.joined(self.look(q, k, v, ctx, slots, read), x)
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
 
