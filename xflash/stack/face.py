@@ -140,9 +140,14 @@ class AttentionLayers(Piecewise, Configurable):
         beside: further side inputs, by the names that they are registered by.
         """
         mask = check_stream(self.dim, x, mask)
-        beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids, "context": context, "context_mask": context_mask}
-        beside |= {"context_pos": context_pos, "prefix_attn_len": prefix_attn_len, "condition": condition}
-        given = checked(self, x, given_here(self, beside), None)
+        named: dict[str, Any] = {
+            "attn_mask": attn_mask,
+            "doc_ids": doc_ids,
+            "context": context,
+            "context_mask": context_mask,
+        }
+        named |= {"context_pos": context_pos, "prefix_attn_len": prefix_attn_len, "condition": condition}
+        given = checked(self, x, given_here(self, beside, **named), None)
         return explained(self, x, None, mask, given)[0]
 
     def step(
@@ -167,9 +172,9 @@ class AttentionLayers(Piecewise, Configurable):
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)
-        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
-        given = checked(self, x, given_here(self, beside), state)
+        named: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        given = checked(self, x, given_here(self, beside, **named), state)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])
