@@ -52,7 +52,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {},
         {"scale": "layerscale", "layerscale_init": 0.1},
         {"scale": "rezero"},
-        {"scale": "adaptive_layerscale", "adaptive_layerscale_bias": -1.0},
+        {"scale": "adaptive_layerscale", "adaptive_layerscale_init": 0.3},
     ],
     "join": [
         {"join": "add"},

@@ -69,8 +69,8 @@ class AttentionLayers(Piecewise, Configurable):
         )
         check_uses(self.blocks(), cast("list[Position]", list(self.positions.values())))
         self.heeded, self.dim_condition = heeded_by(self), plan.config.dim_condition or self.dim
-        check_condition(plan.config, self.heeded)
         self.asked = asked_by(self)
+        check_condition(plan.config, self.heeded)
         self.memory_tokens: MemoryTokens | None = None
         if plan.config.num_memory_tokens:
             self.memory_tokens = MemoryTokens(plan.config.num_memory_tokens, self.dim)
@@ -140,10 +140,10 @@ class AttentionLayers(Piecewise, Configurable):
         beside: further side inputs, by the names that they are registered by.
         """
         mask = check_stream(self.dim, x, mask)
-        beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids, "context": context, "context_mask": context_mask}
-        beside |= {"context_pos": context_pos, "prefix_attn_len": prefix_attn_len, "condition": condition}
-        given = checked(self, x, given_here(self, beside), None)
-        return explained(self, x, None, mask, given)[0]
+        named: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids, "context": context}
+        named |= {"context_mask": context_mask, "context_pos": context_pos}
+        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        return explained(self, x, None, mask, checked(self, x, given_here(self, beside, **named), None))[0]
 
     def step(
         self,
@@ -167,9 +167,9 @@ class AttentionLayers(Piecewise, Configurable):
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)
-        beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
-        given = checked(self, x, given_here(self, beside), state)
+        named: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        given = checked(self, x, given_here(self, beside, **named), state)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])
@@ -183,8 +183,7 @@ class AttentionLayers(Piecewise, Configurable):
         Memory slots are left out. ValueError when no block of the stack has a matrix.
         """
         self.check_maps()
-        mask = check_stream(self.dim, x, mask)
-        maps: list[AttentionMap] = []
+        mask, maps = check_stream(self.dim, x, mask), cast("list[AttentionMap]", [])
         y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside), None), maps=maps)
         if not maps:
             able = ", ".join(name for name, block in blocks.items() if block.has_matrix)

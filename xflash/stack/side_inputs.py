@@ -26,12 +26,13 @@ __all__ = [
 ]
 
 
-def given_here(stack: Any, beside: Mapping[str, Any]) -> dict[str, Any]:
+def given_here(stack: Any, further: Mapping[str, Any], **named: Any) -> dict[str, Any]:
     """The side inputs that are given, without those that are None; TypeError for one that nobody registered."""
-    for name in beside:
+    for name in further:
         if name not in side_inputs:
             raise TypeError(unknown(type(stack), "forward", name))
-    return {name: value for name, value in beside.items() if value is not None}
+    named = {**named, **further} if further else named
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def heeded_by(stack: Any) -> frozenset[str]:
@@ -97,6 +98,8 @@ def piece(beside: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
 
 def carried(beside: Mapping[str, Any], held: tuple[tuple[str, Tensor], ...]) -> tuple[tuple[str, Tensor], ...]:
     """What a state carries on of what its call was given, and of what the state before held; copies."""
+    if not beside:
+        return held
     new = {name: value.clone() for name, value in beside.items() if side_inputs[name]().carried(value)}
     return tuple({**dict(held), **new}.items()) if new else held
 

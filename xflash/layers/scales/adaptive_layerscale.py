@@ -1,5 +1,6 @@
 """`adaptive_layerscale`: the condition opens and closes each channel of the update."""
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
@@ -22,13 +23,13 @@ class AdaptiveLayerScale(Scale):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        bias: float = flag(-2.0, "what the map's bias starts at; its weights start at zero")
+        init: float = flag(0.12, "what each channel's gain starts at, whatever the condition", above=0, below=1)
 
     def __init__(self, config, site):
         super().__init__(config, site)
         self.to_gain = nn.Linear(site.dim_condition or site.dim, site.dim)
         nn.init.zeros_(self.to_gain.weight)
-        nn.init.constant_(self.to_gain.bias, config.bias)
+        nn.init.constant_(self.to_gain.bias, math.log(config.init / (1 - config.init)))
 
     def forward(self, update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         return conditioned(update, ctx, lambda condition: self.to_gain(condition).sigmoid())
