@@ -19,8 +19,16 @@ SMALL = {
 DIM, HEADS = 34, 4
 
 
+def least_depth(flags: dict) -> int:
+    """How often the layout of a case must be repeated at least: twice where repetitions are tied, paired or unlike."""
+    together = flags.get("weight_tie_layers") or "unet" in str(flags.get("reads"))
+    return 2 if together or isinstance(flags.get("shift_tokens"), tuple) else 1
+
+
 def build(layers: str = "attn ff", depth: int = 2, **flags) -> AttentionLayers:
+    """A small stack, at least as deep as its flags ask for."""
     torch.manual_seed(0)
+    depth = max(depth, least_depth(flags))
     small = {
         k: v for name, given in SMALL.items() if name in layers.replace("(", " ").split() for k, v in given.items()
     }
@@ -96,12 +104,6 @@ CASES = {
         "shift_tokens": 1,
     },
 }
-
-
-def least_depth(flags: dict) -> int:
-    """How often the layout of a case must be repeated at least: twice where repetitions are tied, paired or unlike."""
-    together = flags.get("weight_tie_layers") or "unet" in str(flags.get("reads"))
-    return 2 if together or isinstance(flags.get("shift_tokens"), tuple) else 1
 
 
 def both_ways(cases: dict[str, dict]) -> list:

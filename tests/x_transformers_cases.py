@@ -248,6 +248,7 @@ REFUSED = {
     "use_dynamic_tanh": ({"use_dynamic_tanh": True}, {}),
     "use_derf": ({"use_derf": True}, {}),
     "adaptive_condition_mlp": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
+    "num_memory_tokens": ({"use_adaptive_rmsnorm": True}, {"num_memory_tokens": 2}),
     "sandwich_norm": ({"use_adaptive_layerscale": True, "sandwich_norm": True}, {}),
     "dynamic_pos_bias": ({"dynamic_pos_bias": True}, {}),
     "polar_pos_emb": ({"polar_pos_emb": True}, {}),

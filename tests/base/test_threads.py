@@ -6,7 +6,7 @@ import threading
 import laws
 import pytest
 import torch
-from cases import CASES, build, least_depth
+from cases import CASES, build
 
 from xflash import AutoregressiveWrapper, TransformerWrapper
 from xflash.wrappers import compiled_step
@@ -56,7 +56,7 @@ def onward(stack, state, x) -> torch.Tensor:
 
 
 def stack_of(case: str):
-    return laws.live(build(causal=True, **{"depth": least_depth(CASES[case]), **CASES[case]}))
+    return laws.live(build(causal=True, **{"depth": 1, **CASES[case]}))
 
 
 STACKS = [case for case in CASES if not case.startswith(("norm", "scale"))]

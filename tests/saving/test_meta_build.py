@@ -88,6 +88,8 @@ PARTS = {
     "streams": {"depth": 2, "reads": "unet lime", "lime_views": True, "join": "hyper", "attn_value_residual": True},
     "gates": {"join": "gru", "gru_gain": True},
     "scalenorm": {"norm": "scalenorm", "join": "scaled", "norm_place": "sandwich"},
+    "adaptive": {"norm": "adaptive_layernorm", "scale": "adaptive_layerscale", "dim_condition": 7},
+    "adaptive rmsnorm": {"norm": "adaptive_rmsnorm"},
     "simple": {"norm": "simple_rmsnorm", "layers": "attn cross_attn"},
     "cross_gau": {"layers": "cross_gau ff", "attn_dim_head": None},
     "recurrent": {"layers": "block_attn state_read recurrent ff", "attn_dim_head": None}

@@ -40,6 +40,9 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | N
         weights["embedding.project_emb.weight"] = reader.take(module.project_emb.weight)
         weights["embedding.project_emb.bias"] = reader.take(module.project_emb.bias)
     if module.num_memory_tokens:
+        if module.attn_layers.need_condition:
+            # Theirs are normed with a row's condition, ours with none.
+            raise feature("num_memory_tokens", f"{module.num_memory_tokens}, with a condition")
         weights["attn_layers.memory_tokens.tokens"] = reader.take(module.memory_tokens)
     return {**arguments, **read_head(module, reader, weights)}
 
