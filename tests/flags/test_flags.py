@@ -69,7 +69,7 @@ READS = [
         {"scores": "topk", "topk_k": 5, "topk_straight_through": True},
     ),
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
-    ({"sigmoid": True}, {"weight_fn": "sigmoid"}),
+    ({"sigmoid": True}, {"weight_fn": "sigmoid", "sigmoid_bias": 0}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]
 # What 0.1.0 called otherwise.
@@ -171,6 +171,7 @@ READING = {name: block for name, block in blocks.items() if "scores" in block.ho
 
 def test_the_table_shows_every_flag():
     every = {f"{name}_scores": [n for n in scores if not block.refuses(scores[n])] for name, block in READING.items()}
+    every |= {f"{name}_weight_fn": "sigmoid" for name in READING}
     stack = Decoder(dim=24, depth=1, layers=" ".join(blocks), pos=tuple(positions), ff_mult=2, **every)
     lines = stack.flag_table().splitlines()
     shown = {line.split()[0]: line for line in lines[1:]}
