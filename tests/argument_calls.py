@@ -267,10 +267,9 @@ def flags():
     yield part({"layers": "ff"}, "", StackConfig)
     for name, block in xflash.blocks.items():
         yield part({"layers": f"{name} recurrent" if name == "state_read" else name}, f"{name}_", block.Config)
-        for _, held, config in parts_of(name):
-            if held in xflash.scores:
-                layers = f"{name} recurrent" if name == "state_read" else name
-                yield part({"layers": layers, f"{name}_scores": held}, f"{name}_{held}_", config)
+        for field, held, config in parts_of(name):
+            layers = f"{name} recurrent" if name == "state_read" else name
+            yield part({"layers": layers, f"{name}_{field}": held}, f"{name}_{held}_", config)
     for name, position in xflash.positions.items():
         yield part({"layers": "attn", "pos": name}, f"{name}_", position.Config)
     for name, kind in xflash.norms.items():

@@ -23,7 +23,7 @@ def steps(block: str) -> list[dict[str, Any]]:
     own: list[dict[str, Any]] = [
         {"scores": "softclamp topk learned_sink", "softclamp_value": 2.0, "topk_k": 3},
         {"scores": "topk talking_heads", "talking_heads_pre": False, "topk_k": 2, "topk_straight_through": True},
-        {"weight_fn": "sigmoid", "scores": "talking_heads", "talking_heads_post": False},
+        {"weight_fn": "sigmoid", "sigmoid_bias": -2.0, "scores": "talking_heads", "talking_heads_post": False},
         {"scores": "learned_sink"},
     ]
     return [{f"{block}_{name}": value for name, value in flags.items()} for flags in own]

@@ -93,7 +93,7 @@ READS = [
         {"scores": "topk", "topk_k": 5, "topk_straight_through": True},
     ),
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
-    ({"sigmoid": True}, {"weight_fn": "sigmoid"}),
+    ({"sigmoid": True}, {"weight_fn": "sigmoid", "sigmoid_bias": 0}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]
 # What 0.1.0 called otherwise.
@@ -196,6 +196,7 @@ READING = {name: block for name, block in blocks.items() if "scores" in block.ho
 def test_the_table_shows_every_flag():
     chosen = {"pos": tuple(positions), "reads": tuple(reads), "scale": tuple(scales)}
     chosen |= {f"{name}_scores": [n for n in scores if not block.refuses(scores[n])] for name, block in READING.items()}
+    chosen |= {f"{name}_weight_fn": "sigmoid" for name in READING}
     stack = Decoder(dim=24, depth=2, layers=" ".join(blocks), ff_mult=2, **chosen)
     lines = stack.flag_table().splitlines()
     shown = {line.split()[0]: line for line in lines[1:]}

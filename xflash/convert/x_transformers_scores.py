@@ -66,6 +66,8 @@ def read_scores(
     if attend.head_learned_sink:
         steps.append("learned_sink")
         weights["learned_sink.score"] = reader.take(attend.head_attn_sink).index_select(0, index)
+    if name == "sigmoid":
+        flags["sigmoid_bias"] = 0.0
     flags |= {"scores": tuple(steps) or None, "weight_fn": WEIGHTS[name]}
     return flags, {f"reader.steps.{k}": t for k, t in weights.items()}
 

@@ -45,7 +45,7 @@ READS: dict[str, dict[str, Any]] = {
     "talking_heads": {"scores": "talking_heads"},
     "softclamp_logits": {"scores": "softclamp"},
     "head_learned_sink": {"scores": "learned_sink"},
-    "sigmoid": {"weight_fn": "sigmoid"},
+    "sigmoid": {"weight_fn": "sigmoid", "sigmoid_bias": 0.0},
     "hard": {"weight_fn": "hard"},
 }
 READERS = ("attn", "cross_attn")

@@ -1,9 +1,12 @@
 """`sigmoid`: each key weighed for itself."""
 
+from dataclasses import dataclass
+
 import torch
 
 from ...base.registry import weight_fns
 from ...base.shapes import Float, Tensor
+from ...flags.flag import flag
 from .step import WeightFn
 
 __all__ = ["Sigmoid"]
@@ -11,7 +14,11 @@ __all__ = ["Sigmoid"]
 
 @weight_fns.register("sigmoid")
 class Sigmoid(WeightFn):
-    """1 / (1 + exp(-s)), no key at the cost of another (https://arxiv.org/abs/2409.04431, without its bias)."""
+    """1 / (1 + exp(-s - b)), no key at the cost of another (https://arxiv.org/abs/2409.04431)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        bias: float = flag(-4.0, "b: minus the logarithm of how many keys there are, about (x-transformers has 0)")
 
     def forward(self, s: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
-        return s.to(torch.promote_types(s.dtype, torch.float32)).sigmoid()
+        return (s.to(torch.promote_types(s.dtype, torch.float32)) + self.config.bias).sigmoid()
