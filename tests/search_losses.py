@@ -143,6 +143,12 @@ def images_alone(model, x, call: Call, plan) -> None:
     same(joined, measure(model, x, call, weight=weight), "images alone")
 
 
+def conditions(call: Call, row: int | None = None) -> Call:
+    """What the sides of an encoder-decoder are conditioned on, for one row (None: for all)."""
+    rows = slice(None) if row is None else slice(row, row + 1)
+    return {name: value[rows] for name, value in call.items() if name.endswith("condition")}
+
+
 @law(lambda model, call: not by_length(model), kinds=("seq2seq",))
 def pairs_alone(model, x, call: Call, plan) -> None:
     """4: the loss of pairs of a source and a target is the mean over all their targets, each pair alone."""
@@ -158,7 +164,7 @@ def pairs_alone(model, x, call: Call, plan) -> None:
             src, mask = call["src"][row : row + 1, some], None if there[row].any() else there[row : row + 1]
             targets = int((tgt[:, 1:] != model.decoder.ignore_index).sum())
             if targets:
-                total, count = total + model(src, tgt, mask) * targets, count + targets
+                total, count = total + model(src, tgt, mask, **conditions(call, row)) * targets, count + targets
         return total / max(count, 1)
 
     same(measure(model, x, call, run), measure(model, x, call), "pairs alone")
@@ -174,10 +180,11 @@ def pairs_generated(model, x, call: Call, plan) -> None:
     if most is not None and x.shape[1] + 3 > most:
         return
     options = {"temperature": 0.0, "filter_logits_fn": "none"}
-    right = model.generate(call["src"], x, 4, there, tgt_mask=real, **options)
-    again = model.generate(call["src"], x, 4, there, tgt_mask=real, cache_kv=False, **options)
+    all_rows = {**options, **conditions(call)}
+    right = model.generate(call["src"], x, 4, there, tgt_mask=real, **all_rows)
+    again = model.generate(call["src"], x, 4, there, tgt_mask=real, cache_kv=False, **all_rows)
     assert torch.equal(again, right), "generation: without a state"
     for row in range(len(x)):
         src = call["src"][row : row + 1] if there is None else call["src"][row : row + 1, there[row]]
-        mine = model.generate(src, x[row : row + 1, real[row]], 4, **options)
+        mine = model.generate(src, x[row : row + 1, real[row]], 4, **options, **conditions(call, row))
         assert torch.equal(mine[0], right[row]), f"generation: pair {row} alone"
