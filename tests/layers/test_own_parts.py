@@ -274,6 +274,8 @@ def test_a_name_belongs_to_one_class(own):
         class Other(Block):
             """Another."""
 
+    with pytest.raises(ValueError, match="the scale 'gru' needs another name: there is a join 'gru'"):
+        scales.register("gru")(type("GRU", (Scale,), {}))
     # A cell of a notebook that is run again defines the same class anew.
     blocks.register("ema")(type("EMA", (EMA,), {}))
     with pytest.raises(ValueError, match="a norm needs a name that is an identifier, not 'my norm'"):

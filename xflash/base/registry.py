@@ -72,11 +72,21 @@ class Registry(Mapping[str, Any]):
             # A notebook cell that is run again defines the same class anew: that replaces, it does not clash.
             if present is not None and getattr(present, "__qualname__", "") != getattr(part, "__qualname__", ""):
                 raise ValueError(f"the {self.kind} {name!r} is already registered, by {present.__qualname__}")
+            self.check_alone(name)
             self._parts[name] = part
             self.origins[name] = origin
             return part
 
         return enter
+
+    def check_alone(self, name: str) -> None:
+        """ValueError for the name of a part of another kind whose flags would begin alike."""
+        for other in SHARING if any(self is registry for registry in SHARING) else ():
+            if other is not self and name in other:
+                raise ValueError(
+                    f"the {self.kind} {name!r} needs another name: there is a {other.kind} {name!r}, and the flags of "
+                    f"both would begin with '{name}_'"
+                )
 
     def check(self, name: str, part: Any) -> None:
         """TypeError unless `part` is a class of this kind with a Config that can be read, or a function without one."""
@@ -116,7 +126,14 @@ class Registry(Mapping[str, Any]):
     def unknown(self, name: Any) -> str:
         """The sentence about a name that nothing is registered by."""
         known = ", ".join(map(repr, self._parts))
-        return f"unknown {self.kind} {shown(name)}{nearest(name, self._parts)} (known: {known})"
+        return f"unknown {self.kind} {shown(name)}{self.meant(name)} (known: {known})"
+
+    def meant(self, name: Any) -> str:
+        """The flag that takes a name which is known as something else, or the nearest name that is known here."""
+        for flag, registry in NAMED_BY.items():
+            if isinstance(name, str) and name in registry:
+                return f"; {name!r} is a {registry.kind}: {flag}={name!r}"
+        return nearest(name, self._parts)
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts
@@ -140,3 +157,16 @@ activations = Registry("activation")
 scores = Registry("score step")
 side_inputs = Registry("side input")
 weight_fns = Registry("weight function")
+# Flags of these begin with the part's own name, whichever it is of.
+SHARING = (blocks, positions, reads, scales, joins)
+# The flags that name parts, an answer to a name that is given to the wrong one.
+NAMED_BY = {
+    "layers": blocks,
+    "norm": norms,
+    "pos": positions,
+    "reads": reads,
+    "scale": scales,
+    "join": joins,
+    "attn_scores": scores,
+    "attn_weight_fn": weight_fns,
+}
