@@ -150,6 +150,10 @@ def test_integrated_layers_begin_as_their_own():
             {"layers": "attn attn(dim_head=5) ff", "attn_value_residual": True},
             "first 'attn' layer, which has dim_head=64 where another has 5",
         ),
+        (
+            {"layers": "attn attn(heads=2) ff", "attn_value_residual": True},
+            "first 'attn' layer, which has no heads of its own where another has 2",
+        ),
         ({"num_residual_streams": 0}, "num_residual_streams must be at least 1, not 0"),
     ],
     ids=lambda given: "" if isinstance(given, str) else str(given),

@@ -185,6 +185,12 @@ def spoken(name: str, value: Any) -> dict[str, Any]:
     return OTHERS[name](value) if name in OTHERS else {name: value}
 
 
+def means(flag: str, value: Any, why: str, verb: str = " means") -> str:
+    """What was written, and what it means where that is written otherwise."""
+    said = f"{flag}={value!r}"
+    return why if why == said else f"{why}{verb} {said}"
+
+
 def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags in xflash's own spelling; parts add up, anything else that is said twice must agree (ValueError)."""
     said: dict[str, tuple[Any, str]] = {}
@@ -194,9 +200,8 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
                 before = said[flag][0] if flag in said else ()
                 meant = before + tuple(p for p in as_names(flag, meant) if p not in before)
             elif flag in said and said[flag][0] != meant:
-                raise ValueError(
-                    f"{said[flag][1]} means {flag}={said[flag][0]!r}, but {name}={value!r} means {flag}={meant!r}"
-                )
+                first, second = said[flag], (meant, f"{name}={value!r}")
+                raise ValueError(f"{means(flag, *first)}, but {means(flag, *second)}")
             said[flag] = (meant, f"{name}={value!r}")
     for name, flag in UNSAID.items():
         if flags.get(name) is True:
@@ -223,4 +228,4 @@ def check_unsaid(name: str, value: bool, said: Mapping[str, tuple[Any, str]]) ->
         if value is said_by or flag not in said:
             continue
         if meant in said[flag][0] if flag in SEVERAL else meant == said[flag][0]:
-            raise ValueError(f"{name}={value} contradicts {said[flag][1]}, which means {flag}={said[flag][0]!r}")
+            raise ValueError(f"{name}={value} contradicts {means(flag, *said[flag], ', which means')}")

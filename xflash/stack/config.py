@@ -16,6 +16,7 @@ from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import homes
 from .held import layer_config, parts_of, with_choices
+from .side_inputs import untaken
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
 __all__ = [
@@ -125,7 +126,9 @@ def check_widths(blocks_here: Sequence[Block]) -> None:
 def check_condition(config: StackConfig, taken: Collection[str]) -> None:
     """ValueError for the width of a condition that no part of the stack takes."""
     if config.dim_condition is not None and "condition" not in taken:
-        raise ValueError(f"dim_condition={config.dim_condition} is set, but no part of the stack takes a condition")
+        raise ValueError(
+            f"dim_condition={config.dim_condition} is the width of the condition, but {untaken('condition')}"
+        )
 
 
 def check_uses(blocks_here: Sequence[Block], here: Iterable[Position]) -> None:

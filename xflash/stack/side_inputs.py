@@ -23,6 +23,7 @@ __all__ = [
     "heeded_by",
     "packed",
     "piece",
+    "untaken",
 ]
 
 
@@ -67,11 +68,14 @@ def check_heeded(side: SideInput, stack: Any) -> None:
     """ValueError where no part of the stack looks at what is given."""
     if side.must != "some" or side.name in stack.heeded:
         return
+    raise ValueError(f"{side.name} is given, but {untaken(side.name)}")
+
+
+def untaken(name: str) -> str:
+    """Why a side input would have no effect."""
     kinds = (blocks, norms, reads, scales, joins, scores)
-    able = [name for kind in kinds for name, part in kind.items() if side.name in getattr(part, "heeds", ())]
-    raise ValueError(
-        f"{side.name} is given, but no part of the stack takes one (parts that do: {', '.join(able) or 'none'})"
-    )
+    able = [part for kind in kinds for part, cls in kind.items() if name in getattr(cls, "heeds", ())]
+    return f"no part of the stack takes one (parts that do: {', '.join(able) or 'none'})"
 
 
 def check_honoured(side: SideInput, stack: Any) -> None:

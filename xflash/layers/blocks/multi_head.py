@@ -115,9 +115,11 @@ class MultiHead(Reading):
         first = next(c for n, c in layers if n == name)
         for field in ("value_residual", "dim_head", "heads", "kv_heads"):
             if (config.value_residual or first.value_residual) and getattr(config, field) != getattr(first, field):
+                here, there = getattr(first, field), getattr(config, field)
                 raise ValueError(
                     f"{name}_value_residual=True mixes values with those of the first {name!r} layer, which has "
-                    f"{field}={getattr(first, field)} where another has {getattr(config, field)}"
+                    + (f"no {field} of its own" if here is None else f"{field}={here}")
+                    + (f" where another has {'none' if there is None else there}")
                 )
         return super().arrange(place, layers)
 
