@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from ...base.moved import lent
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -36,6 +37,8 @@ class Join(Part):
 joins.base = Join
 # The name that 0.1.0 had for the base of what is registered here.
 Residual = Join
+# This module is 0.1.0's layers.residuals too, which had what is scales and `scaled` now.
+__getattr__ = lent("xflash.layers", "scales.scale", "joins.scaled")
 
 
 @joins.register("add")

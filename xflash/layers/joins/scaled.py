@@ -8,7 +8,7 @@ from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from .join import Join
 
-__all__ = ["Scaled"]
+__all__ = ["Scaled", "ScaledResidual"]
 
 
 @joins.register("scaled")
@@ -21,3 +21,7 @@ class Scaled(Join):
 
     def forward(self, x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         return x * self.gain.to(x.dtype) + update
+
+
+# The name that 0.1.0 had for it.
+ScaledResidual = Scaled
