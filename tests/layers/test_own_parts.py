@@ -295,6 +295,11 @@ def test_a_name_belongs_to_one_class(own):
             nn.Embedding,
             "the position 'own' must be a subclass of xflash.Position, not Emb",
         ),
+        (
+            scores,
+            type("Own", (xflash.ScoreStep,), {"befor": F.relu}),
+            "the score step 'own' changes nothing: Own has none",
+        ),
         (residuals, nn.Identity, "the join 'own' must be a subclass of xflash.Join, not Ident"),
         (activations, nn.GELU, "the activation 'own' must be a function of a tensor, not GELU"),
         (activations, "gelu", "the activation 'own' must be a function of a tensor, not 'gelu'"),

@@ -50,6 +50,7 @@ class Read:
 
 # Methods of a step that need the matrix of scores.
 MATRIX = ("before", "settled", "around", "behind")
+DOES = (*MATRIX, "bias", "extra_key")
 
 
 class ScoreStep(nn.Module):
@@ -73,6 +74,12 @@ class ScoreStep(nn.Module):
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__()
         self.config, self.heads, self.kind = config, heads, kind
+
+    @classmethod
+    def unlike(cls) -> str:
+        """Why a stack would be the same without the step, or ''."""
+        done = any(getattr(cls, name) is not getattr(ScoreStep, name) for name in DOES)
+        return "" if done else f"changes nothing: {cls.__name__} has none of {', '.join(DOES)}"
 
     @classmethod
     def wants(cls) -> frozenset[str]:
