@@ -84,7 +84,9 @@ def groups() -> Iterator[Group]:
     for registry in (blocks, positions, reads, scales, joins):
         for name, part in registry.items():
             own = [(slot_prefix(name) + flag, spec) for flag, spec in flags_of(part.Config).items()]
-            yield Group(f"{registry.kind} {name!r}", sentence(part), own)
+            lender = getattr(part, "borrows", None)
+            taken = f" Flags of {lender} reach it too, unless its own say otherwise." if lender else ""
+            yield Group(f"{registry.kind} {name!r}", sentence(part) + taken, own)
     for field, registry in {f: r for block in blocks.values() for f, r in block.holds.items()}.items():
         for name, part in registry.items():
             takers = [b for b, block in blocks.items() if field in block.holds and not block.refuses(part)]
