@@ -52,6 +52,7 @@ SPELLINGS = [
         {"attn_value_residual": True, "attn_value_residual_learned": False},
     ),
     ({"gate_residual": True}, {"join": "gru"}),
+    ({"gate_residual": True, "scale_residual": True}, {"join": "gru", "gru_gain": True}),
     ({"num_residual_streams": 3}, {"join": "hyper", "hyper_streams": 3}),
     ({"num_residual_streams": 1}, {}),
     ({"num_residual_streams": 4, "hyper_conn_sinkhorn_iters": 9}, {"join": "hyper", "hyper_rounds": 9}),

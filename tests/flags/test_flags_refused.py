@@ -100,7 +100,32 @@ def test_what_contradicts_is_refused(spelling, match):
             "rel_pos_num_buckets is set but pos='alibi' has no 'rel_pos'",
         ),
         ({"layerscale_init": 0.1}, ValueError, "layerscale_init is set but scale=None has no 'layerscale'"),
-        ({"scale": "rezero", "residual_init": 0.1}, ValueError, "layerscale_init is set but scale='rezero' has no 'la"),
+        (
+            {"scale": "rezero", "residual_init": 0.1},
+            ValueError,
+            "residual_init=0.1 means layerscale_init=0.1, but scale='rezero' has no",
+        ),
+        (
+            {"layers": "gau ff", "attn_talking_heads": True},
+            ValueError,
+            "means attn_scores='talking_heads', but the layout",
+        ),
+        (
+            {"layers": "gau ff", "gau_scores": "topk"},
+            TypeError,
+            "'gau_scores': gau has no score steps .blocks that have: a",
+        ),
+        ({"layers": "gau(scores='topk')"}, TypeError, "'scores' in the layout entry .*: gau has no score steps"),
+        (
+            {"layers": "attn(scores='softclamp', softclamp_valu=3)"},
+            TypeError,
+            "unknown flag 'softclamp_valu' in the layout entry .*; did you mean 'softclamp_value'",
+        ),
+        (
+            {"macaron": True},
+            TypeError,
+            "unknown flag 'macaron'; xflash has no counterpart of this flag of x-transformers",
+        ),
         ({"scale": 3}, TypeError, "scale must be names of scales such as 'layerscale rezero' or .*, not 3"),
         ({"scale": "layerscal"}, ValueError, "unknown scale 'layerscal'; did you mean 'layerscale'"),
         ({"scale": "gru"}, ValueError, "unknown scale 'gru'; 'gru' is a join: join='gru' .known: "),

@@ -174,7 +174,9 @@ def test_what_is_refused(flags, given, error, match):
 
 
 def test_what_is_refused_when_built_or_stepped():
-    with pytest.raises(ValueError, match="dim_condition=7 is the width of the condition, but no part of the stack takes one"):
+    with pytest.raises(
+        ValueError, match="dim_condition=7 is the width of the condition, but no part of the stack takes"
+    ):
         AttentionLayers(**SIZES)
     with pytest.raises(ValueError, match="AdaptiveRMSNorm has no gain"):
         Encoder(**SIZES, norm="adaptive_rmsnorm", norm_place="sandwich")

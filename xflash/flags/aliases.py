@@ -7,7 +7,7 @@ from typing import Any
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import joins, nearest, positions, reads, scales, scores
 
-__all__ = ["ALIASES", "canonical", "names"]
+__all__ = ["ALIASES", "canonical", "names", "written"]
 
 # A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
 SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -194,6 +194,9 @@ def means(flag: str, value: Any, why: str, verb: str = " means") -> str:
 def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags in xflash's own spelling; parts add up, anything else that is said twice must agree (ValueError)."""
     said: dict[str, tuple[Any, str]] = {}
+    if flags.get("gate_residual") is True and flags.get("scale_residual") is True:
+        # x-transformers' gated residual has a gain too then.
+        flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
             if flag in SEVERAL:
@@ -219,6 +222,14 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
             "attn_window limits a bidirectional one both ways"
         )
     return {flag: meant for flag, (meant, _) in said.items()}
+
+
+def written(flag: str, flags: Mapping[str, Any]) -> str:
+    """How a flag was set: by its own name, or by another spelling."""
+    for name, value in flags.items():
+        if name != flag and flag not in flags and flag in (meant := spoken(name, value)):
+            return f"{name}={value!r} means {flag}={meant[flag]!r},"
+    return f"{flag} is set"
 
 
 def check_unsaid(name: str, value: bool, said: Mapping[str, tuple[Any, str]]) -> None:

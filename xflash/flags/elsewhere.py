@@ -89,6 +89,7 @@ DROPOUTS = "emb_dropout, attn_dropout, ff_dropout and the other blocks' own say 
 BIASES = "projections of attention have no biases, and ff_no_bias=True takes the feed-forward's away"
 MAKES = "AutoregressiveWrapper(model).generate(prompts, seq_len) makes tokens"
 CARRIED = "step(ids, state) gives (logits, state), and goes on from a state"
+NONE = "xflash has no counterpart of this flag of x-transformers"
 # What has no counterpart of one name.
 HINTS = {
     "seed": "give generator=torch.Generator().manual_seed(...)",
@@ -117,6 +118,15 @@ HINTS = {
     **dict.fromkeys(("qkv_bias", "attention_bias", "bias", "use_bias", "mlp_bias"), BIASES),
     **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),
     "rope_scaling": "rotary_interpolation_factor and rotary_base_rescale_factor scale rotary positions",
+    **dict.fromkeys(
+        (
+            *("attn_softpick", "attn_selective", "attn_use_cope", "attn_laser", "attn_orthog_projected_values"),
+            *("macaron", "resi_dual", "zero_init_branch_output", "use_dynamic_tanh", "use_derf"),
+            *("scale_residual_constant", "adaptive_condition_mlp"),
+        ),
+        NONE,
+    ),
+    "attn_data_dependent_alibi_kwargs": "attn_forget_start says where the gates of attn_scores='forget' start",
     "attn_implementation": "attn_flash=True or False says whether the fused softmax kernel is used",
 }
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from ..base.checks import LARGEST, check_bounds, shown
@@ -131,12 +131,15 @@ class Owner(NamedTuple):
 
 
 def route(
-    flags: Mapping[str, Any], owners: Iterable[Owner], spellings: Iterable[str] = ()
+    flags: Mapping[str, Any],
+    owners: Iterable[Owner],
+    spellings: Iterable[str] = (),
+    written: Callable[[str], str] = "{} is set".format,
 ) -> dict[str, dict[str, Any]]:
     """Sorts flat flags by the prefix of their owner, prefixes taken off.
 
     TypeError for a flag nobody owns (with the nearest known one, other `spellings` included); ValueError for one of a
-    part that is absent.
+    part that is absent, and what of the caller's has set it (`written`).
     """
     owners = sorted(owners, key=lambda owner: -len(owner.prefix))
     present = [o for o in owners if not o.absent]
@@ -147,7 +150,7 @@ def route(
         if live:
             routed[live[0].prefix][name[len(live[0].prefix) :]] = value
         elif candidates:
-            raise ValueError(f"{name} is set but {candidates[0].absent}")
+            raise ValueError(f"{written(name)} but {candidates[0].absent}")
         else:
             known = [*(o.prefix + field for o in owners for field in flags_of(o.config)), *spellings]
             raise TypeError(f"unknown flag {name!r}{nearest(name, known)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..base.registry import blocks, excerpt, norms, positions
-from ..flags.aliases import ALIASES, canonical, names
+from ..flags.aliases import ALIASES, canonical, names, written
 from ..flags.elsewhere import meant, meant_block
 from ..flags.flag import Flag, build, flag, flags_of, route
 from ..flags.layout import MOST_LAYERS, LayerSpec, default_layout, layout_text, parse_layout
@@ -15,7 +15,7 @@ from ..layers.branch import NormPlace
 from ..layers.positions.position import Position
 from ..layers.shift import ShiftStyle
 from ..saving.configurable import homes
-from .held import layer_config, parts_of, with_choices
+from .held import held_by_none, layer_config, parts_of, with_choices
 from .side_inputs import untaken
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
 
@@ -179,7 +179,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
             raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
     said, specs = with_choices(said, specs, stack.causal)
     all_owners = owners(StackConfig, said, specs, chosen, stack.norm, text)
-    routed = route(said, all_owners, ALIASES)
+    routed = route(said, all_owners, ALIASES, lambda name: written(name, flags))
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
     made = [layer_config(spec, parts, routed) for spec in specs]
@@ -237,6 +237,10 @@ def answer(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant who gave the unknown flag `name`: where it belongs, or the nearest known one."""
     if name in blocks:
         return meant_block(name)
+    for block in blocks:
+        begin = slot_prefix(block)
+        if name.startswith(begin) and (said := held_by_none(block, name.removeprefix(begin))):
+            return said
     return meant(name, known, homes(but="AttentionLayers", ending=", not of a stack"))
 
 

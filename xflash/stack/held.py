@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..base.registry import blocks, excerpt
+from ..base.registry import blocks, excerpt, nearest
 from ..flags.aliases import ALIASES, canonical, names
 from ..flags.flag import Owner, build, flags_of
 from ..flags.layout import LayerSpec, layout_text
 
-__all__ = ["borrowed", "held_owners", "layer_config", "parts_of", "slot_prefix", "with_choices"]
+__all__ = ["borrowed", "held_by_none", "held_owners", "layer_config", "parts_of", "slot_prefix", "with_choices"]
 
 
 def slot_prefix(name: str) -> str:
@@ -48,6 +48,23 @@ def choice(block: str, field: str, value: Any) -> Any:
             able = ", ".join(b for b in blocks if field in blocks[b].holds and not blocks[b].refuses(registry[name]))
             raise ValueError(f"{block}_{field} has {name!r}, but {why} (blocks that have: {able})")
     return value if single else found or None
+
+
+def held_by_none(block: str, field: str) -> str:
+    """The answer to a choice of parts that a block does not have, or '' where `field` is no such choice."""
+    able = [name for name in blocks if field in blocks[name].holds]
+    if not able or block in able:
+        return ""
+    return f": {block} has no {blocks[able[0]].holds[field].kind}s (blocks that have: {', '.join(able)})"
+
+
+def check_own(spec: LayerSpec, where: str) -> None:
+    """TypeError for a flag of a layer that neither its block nor what that can hold has."""
+    held = [slot_prefix(part) + flag for _, part, config in parts_of(spec.name) for flag in flags_of(config)]
+    known = [*flags_of(blocks[spec.name].Config), *held]
+    for name in dict(spec.overrides):
+        if name not in known:
+            raise TypeError(f"unknown flag {name!r}{where}{held_by_none(spec.name, name) or nearest(name, known)}")
 
 
 def spelled(spec: LayerSpec, causal: bool) -> LayerSpec:
@@ -138,6 +155,7 @@ def layer_config(
     """The Configs of one layer and of the parts it holds: the stack's flags with the layout's overrides on top."""
     begin, own = slot_prefix(spec.name), dict(spec.overrides)
     where = f" in the layout entry {excerpt(layout_text([spec]))}" if own else ""
+    check_own(spec, where)
     given = {}
     for _, part, flags in parts_of(spec.name):
         there = [name for name in own if name.startswith(slot_prefix(part))]
