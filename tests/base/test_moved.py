@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+import xflash
 from xflash.base.moved import MOVED
 
 NAMES = {
@@ -30,3 +31,8 @@ def test_a_name_is_found_in_the_module_it_was_in(module, names):
     found = importlib.import_module(f"xflash.{module}")
     assert all(hasattr(found, name) for name in names.split())
     assert not hasattr(found, "Nothing")
+
+
+def test_no_import_of_an_old_name_hides_what_is_public():
+    """Python binds a submodule that is imported to its package, over what is there: `side_inputs` is a registry now."""
+    assert not set(MOVED) & set(xflash.__all__)

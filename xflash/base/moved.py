@@ -50,7 +50,6 @@ MOVED = {
     "registry": "base.registry",
     "sampling": "generation.sampling",
     "shapes": "base.shapes",
-    "side_inputs": "stack.side_inputs",
     "stack_flags": "stack.config",
     "stack_parts": "stack.parts",
     "stack_pieces": "stack.block_by_block",
