@@ -62,6 +62,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"join": "hyper"},
         {"join": "hyper", "hyper_streams": 2, "hyper_mixing": "sum"},
         {"join": "hyper", "hyper_rounds": 2},
+        {"join": "orthogonal", "orthogonal_eps": 1e-3},
     ],
     "reads": [
         {},
@@ -96,6 +97,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"attn_scores": "forget learned_sink", "attn_flash": False},
         {"attn_scores": "residual forget softclamp", "attn_forget_start": 1.0, "attn_weight_fn": "hard"},
         {"attn_scores": "forget"},
+        {"attn_scores": "cope softclamp", "attn_cope_positions": 3},
         *steps("attn"),
     ],
     "attn_dropout": [{}, {"attn_dropout": 0.1}],

@@ -84,7 +84,7 @@ BUILT = {
 # One stack for each registered part that is in none of the above.
 PARTS = {
     "positions": {"pos": ("rotary", "rel_pos", "alibi"), "scale": "layerscale", "norm": "layernorm"},
-    "norms": {"norm": "rmsnorm", "scale": "rezero"},
+    "norms": {"norm": "rmsnorm", "scale": "rezero", "join": "orthogonal"},
     "streams": {"depth": 2, "reads": "unet lime", "lime_views": True, "join": "hyper", "attn_value_residual": True},
     "gates": {"join": "gru", "gru_gain": True},
     "scalenorm": {"norm": "scalenorm", "join": "scaled", "norm_place": "sandwich"},

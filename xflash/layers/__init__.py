@@ -2,7 +2,7 @@
 
 from . import adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau
-from .joins import gru, hyper, join, scaled
+from .joins import gru, hyper, join, orthogonal, scaled
 from .positions import alibi, rel_pos, relative, rotary
 from .reads import lime, read, unet
 from .scales import adaptive_layerscale, scale
@@ -22,6 +22,7 @@ __all__ = [
     "join",
     "lime",
     "norms",
+    "orthogonal",
     "read",
     "rel_pos",
     "relative",

@@ -29,6 +29,7 @@ class Site:
     module stands: several where layers are tied.  period: the layers in one repetition of the layout.  parts: the
     Configs of the parts that a block holds, by name; those that are not there have their defaults.
     layers: the names of all blocks down the column.  views: how many tensors the block here can read in place of one.
+    dim_head: how wide the queries are whose scores a step stands behind.
     """
 
     dim: int
@@ -40,6 +41,7 @@ class Site:
     layers: tuple[str, ...] = ()
     views: int = 1
     dim_condition: int | None = None
+    dim_head: int | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:

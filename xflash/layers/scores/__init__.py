@@ -1,6 +1,6 @@
 """What stands between the scores of a softmax read and its values; importing it registers the built-in ones by name."""
 
-from . import forget, hard, learned_sink, residual, sigmoid, softclamp, softmax, talking_heads, topk
+from . import cope, forget, hard, learned_sink, residual, sigmoid, softclamp, softmax, talking_heads, topk
 from .read import SoftmaxRead
 from .step import Read, ScoreStep, WeightFn
 
@@ -9,6 +9,7 @@ __all__ = [
     "ScoreStep",
     "SoftmaxRead",
     "WeightFn",
+    "cope",
     "forget",
     "hard",
     "learned_sink",

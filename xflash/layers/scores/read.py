@@ -1,7 +1,7 @@
 """`SoftmaxRead`: what queries read from keys and values, by the fused kernel where nothing needs the matrix."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -52,6 +52,7 @@ class SoftmaxRead(nn.Module):
         super().__init__()
         self.scale, self.dropout = scale, dropout
         chosen = {name: scores[name] for name in names(config.scores, f"{kind}_scores", scores.kind, scores)}
+        site = replace(site, dim_head=config.dim_head)
         self.steps = nn.ModuleDict(
             {name: step(site.parts.get(name) or step.Config(), site, heads, kind) for name, step in chosen.items()}
         )

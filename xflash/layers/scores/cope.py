@@ -1,0 +1,50 @@
+"""`cope`: positions that count the keys that matter to the query."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ...base.registry import scores
+from ...base.shapes import Float, Tensor
+from ...flags.flag import flag
+from .step import Read, ScoreStep
+
+__all__ = ["CoPE"]
+
+
+@scores.register("cope")
+class CoPE(ScoreStep):
+    """Contextual position encoding (https://arxiv.org/abs/2405.18719): q.e(p) is added to the score of a key.
+
+    p is the sum of the sigmoids of the scores so far, biases included, of the keys from this one up to the query that
+    the query sees; e(p) lies between the learned vectors of the two whole numbers around p. Keys ahead, which only a
+    prefix shows, are at 0; memory keys are at none.
+    """
+
+    needs = frozenset({"causal"})
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        positions: int = flag(64, "learned positions, what is farther away being at the last", at_least=2)
+
+    def __init__(self, config: Any, site: Any, heads: int, kind: str):
+        super().__init__(config, site, heads, kind)
+        if not site.causal:
+            raise ValueError(f"{kind}_scores has 'cope', which looks back only, in a bidirectional stack")
+        self.e = nn.Parameter(torch.zeros(config.positions, site.dim_head))
+
+    def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
+        gates = s.to(torch.promote_types(s.dtype, torch.float32)).sigmoid()
+        for hidden in (None if read.mask is None else ~read.mask, read.blind):
+            gates = gates if hidden is None else gates.masked_fill(hidden, 0)
+        memory, tokens = gates.split((read.memory, s.shape[-1] - read.memory), -1)
+        if read.ctx.prefix is not None:
+            at = torch.arange(tokens.shape[-1], device=s.device) if read.keys is None else read.keys[:, None, None]
+            tokens = tokens.masked_fill(at > cast(Tensor, read.at)[:, None, :, None], 0)
+        p = tokens.flip(-1).cumsum(-1).flip(-1).clamp(max=self.config.positions - 1)
+        near = p.detach().floor()
+        by_number = (read.q @ self.e.mT.to(read.q.dtype)).to(p.dtype)
+        below, above = (by_number.gather(-1, t.long()) for t in (near, p.detach().ceil()))
+        return s + torch.cat((torch.zeros_like(memory), torch.lerp(below, above, p - near)), -1).to(s.dtype)
