@@ -186,6 +186,7 @@ CROSS: dict[str, list[dict[str, Any]]] = {
         {"cross_attn_gate_values": True},
         {"cross_attn_head_scale": True},
         {"cross_attn_dropout": 0.1},
+        {"cross_attn_value_residual": True},
     ],
     "cross qk_norm": [
         {},
