@@ -136,6 +136,8 @@ def test_before_format_3_attn_lent_cross_attn_nothing():
         assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
     own = xflash.from_config({**old, "dec_cross_attn_dim_head": 3})
     assert next(b for b in own.decoder.net.attn_layers.blocks() if b.takes_context).config.dim_head == 3
+    shared = {**old, "dec_attn_one_kv_head": True}
+    assert next(b for b in xflash.from_config(shared).decoder.net.attn_layers.blocks() if b.takes_context).kv_heads == 2
     alone = xflash.from_config({**old, "dec_layers": "attn cross_gau", "dec_cross_gau_query_key_dim": 8})
     assert "cross_attn_dim_head" not in alone.decoder.net.attn_layers.arguments
 

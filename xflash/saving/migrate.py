@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..base.shapes import Tensor
+from ..flags.aliases import spoken
 from ..flags.layout import parse_layout
 from ..layers.projection import group_rows
 
@@ -111,7 +112,9 @@ def apart(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     layers = given.get(f"{prefix}layers") or given.get(f"{prefix}custom_layers") or "attn cross_attn ff"
     if all(spec.name != "cross_attn" for spec in parse_layout(layers)):
         return dict(given)
-    lent = {f"{prefix}cross_attn_{k}": v for k, v in CROSS_ATTN.items() if f"{prefix}attn_{k}" in given}
+    # One of them has another spelling too.
+    said = {flag for name, value in given.items() for flag in spoken(name.removeprefix(prefix), value)}
+    lent = {f"{prefix}cross_attn_{k}": v for k, v in CROSS_ATTN.items() if f"attn_{k}" in said}
     return {**lent, **given}
 
 
