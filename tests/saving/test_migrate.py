@@ -108,6 +108,28 @@ def test_a_default_of_the_first_format_is_one_today():
 
 
 @pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("residual='scaled'", {"join": "scaled"}),
+        ("residual='layerscale', residual_init=0.3", {"scale": "layerscale", "layerscale_init": 0.3}),
+        ("layers='attn recurrent(qk_norm=False)'", {"layers": "attn recurrent(cosine=False)"}),
+        ("layers='recurrent', recurrent_qk_norm_scale=3.0", {"layers": "recurrent", "recurrent_cosine_scale": 3.0}),
+    ],
+)
+def test_states_of_renamed_flags_go_on(old, now):
+    """A state that names its maker by what flags were called is that of the same stack, and of no other."""
+    stack = laws.live(Decoder(dim=12, depth=1, heads=2, **now))
+    x = laws.sample(stack, 5)
+    _, state = stack.step(x[:, :3])
+    then = state._replace(maker=f"Decoder(dim=12, depth=1, heads=2, causal=True, {old})")
+    assert then.maker != stack.maker
+    laws.close(stack.step(x[:, 3:], then)[0], stack(x)[:, 3:], "a state of 0.1.0")
+    for other in (then.maker.replace("dim=12", "dim=13"), then.maker.replace("Decoder", "PrefixDecoder"), "Decoder("):
+        with pytest.raises(ValueError, match="the state was made by another stack"):
+            stack.step(x[:, 3:], then._replace(maker=other))
+
+
+@pytest.mark.parametrize(
     ("residual", "name"), [("layerscale", "scale.layerscale"), ("rezero", "scale.rezero"), ("scaled", "join")]
 )
 def test_a_residual_of_the_second_format(residual, name):
