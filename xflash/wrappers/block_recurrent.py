@@ -28,7 +28,7 @@ from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
 from .block_recurrent_flags import FF_MULT, columns, gated_width, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens
-from .options import check_handed_on
+from .options import check_handed_on, check_needs_nothing
 from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
 from .state_vectors import check_memories, with_vectors
 from .transformer import ModelState, TransformerWrapper
@@ -238,6 +238,7 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
         super().__init__()
         if not isinstance(transformer, BlockRecurrentTransformer):
             raise TypeError(f"transformer must be a BlockRecurrentTransformer, not {type(transformer).__name__}")
+        check_needs_nothing(transformer.attn_layers, "its trainer is given ids of tokens only")
         for name, value in (("xl_memories_dropout", xl_memories_dropout), ("state_dropout", state_dropout)):
             check_share(name, value)
         if detach_every is not None:
