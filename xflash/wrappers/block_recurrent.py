@@ -221,7 +221,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
 class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     """Trains a BlockRecurrentTransformer on sequences longer than its max_seq_len, and samples any length.
 
-    `loss = trainer(ids)` reads segments of max_seq_len tokens; gradients are cut after `detach_every` of them, if at all.
+    `loss = trainer(ids)` reads segments of max_seq_len tokens; gradients are cut after each `detach_every`.
     xl_memories_dropout, state_dropout: chance that all rows forget the one or the other before a segment, in training.
     """
 

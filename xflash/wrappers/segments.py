@@ -136,6 +136,8 @@ def of_segment(kwargs: Mapping[str, Any], start: int, end: int, n: int) -> dict[
     ValueError for what has an entry for each of another number of tokens: cut, it might fit each segment.
     """
     cut = {name for name in kwargs if name in side_inputs and side_inputs[name]().per_token(kwargs[name], n)}
+    if "attn_mask" in kwargs:
+        raise TypeError("the loss has no option 'attn_mask' in segments: it says nothing of the tokens that came before")
     for name in cut:
         if kwargs[name].shape[1] != n:
             raise ValueError(f"{name} is of {kwargs[name].shape[1]} tokens, but the text has {n}")
