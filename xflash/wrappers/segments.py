@@ -131,13 +131,10 @@ def segments_loss(
 
 
 def of_segment(kwargs: Mapping[str, Any], start: int, end: int, n: int) -> dict[str, Any]:
-    """What the step of a segment of a text of n tokens is given: what is of tokens is cut, the rest for the first.
-
-    ValueError for what has an entry for each of another number of tokens: cut, it might fit each segment.
-    """
+    """What the step of a segment of a text of n tokens is given: what is of tokens is cut, the rest for the first."""
     cut = {name for name in kwargs if name in side_inputs and side_inputs[name]().per_token(kwargs[name], n)}
     if "attn_mask" in kwargs:
-        raise TypeError("the loss has no option 'attn_mask' in segments: it says nothing of the tokens that came before")
+        raise TypeError("the loss has no option 'attn_mask': segments see tokens of which it says nothing")
     for name in cut:
         if kwargs[name].shape[1] != n:
             raise ValueError(f"{name} is of {kwargs[name].shape[1]} tokens, but the text has {n}")
