@@ -6,6 +6,7 @@ from search_measure import Call, by_length, forward, law, measure, real_tokens, 
 
 import xflash
 from xflash.layers.positions.distance import T5Bias
+from xflash.layers.scores.forget import Forget
 
 
 def attends_only(stack) -> bool:
@@ -75,6 +76,6 @@ def said_by_mask(model, x, call: Call, plan) -> None:
 
 
 def both_ways(model) -> bool:
-    """Whether the same weights mean the same in a bidirectional stack: T5's buckets don't, nor does xPos."""
+    """Whether the same weights mean the same in a bidirectional stack: T5's buckets don't, nor xPos, nor what fades."""
     spread = any(getattr(p.config, "xpos", False) for p in model.positions.values())
-    return not spread and not any(isinstance(m, T5Bias) for m in model.modules())
+    return not spread and not any(isinstance(m, (T5Bias, Forget)) for m in model.modules())

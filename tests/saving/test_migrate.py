@@ -108,6 +108,28 @@ def test_a_default_of_the_first_format_is_one_today():
 
 
 @pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("residual='scaled'", {"join": "scaled"}),
+        ("residual='layerscale', residual_init=0.3", {"scale": "layerscale", "layerscale_init": 0.3}),
+        ("layers='attn recurrent(qk_norm=False)'", {"layers": "attn recurrent(cosine=False)"}),
+        ("layers='recurrent', recurrent_qk_norm_scale=3.0", {"layers": "recurrent", "recurrent_cosine_scale": 3.0}),
+    ],
+)
+def test_states_of_renamed_flags_go_on(old, now):
+    """A state that names its maker by what flags were called is that of the same stack, and of no other."""
+    stack = laws.live(Decoder(dim=12, depth=1, heads=2, **now))
+    x = laws.sample(stack, 5)
+    _, state = stack.step(x[:, :3])
+    then = state._replace(maker=f"Decoder(dim=12, depth=1, heads=2, causal=True, {old})")
+    assert then.maker != stack.maker
+    laws.close(stack.step(x[:, 3:], then)[0], stack(x)[:, 3:], "a state of 0.1.0")
+    for other in (then.maker.replace("dim=12", "dim=13"), then.maker.replace("Decoder", "PrefixDecoder"), "Decoder("):
+        with pytest.raises(ValueError, match="the state was made by another stack"):
+            stack.step(x[:, 3:], then._replace(maker=other))
+
+
+@pytest.mark.parametrize(
     ("residual", "name"), [("layerscale", "scale.layerscale"), ("rezero", "scale.rezero"), ("scaled", "join")]
 )
 def test_a_residual_of_the_second_format(residual, name):
@@ -136,6 +158,8 @@ def test_before_format_3_attn_lent_cross_attn_nothing():
         assert [p.shape for p in again.parameters()] == [p.shape for p in model.parameters()]
     own = xflash.from_config({**old, "dec_cross_attn_dim_head": 3})
     assert next(b for b in own.decoder.net.attn_layers.blocks() if b.takes_context).config.dim_head == 3
+    shared = {**old, "dec_attn_one_kv_head": True}
+    assert next(b for b in xflash.from_config(shared).decoder.net.attn_layers.blocks() if b.takes_context).kv_heads == 2
     alone = xflash.from_config({**old, "dec_layers": "attn cross_gau", "dec_cross_gau_query_key_dim": 8})
     assert "cross_attn_dim_head" not in alone.decoder.net.attn_layers.arguments
 

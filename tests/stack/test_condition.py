@@ -5,7 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xflash import AttentionLayers, AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer, norms
+from xflash import (
+    AttentionLayers,
+    AutoregressiveWrapper,
+    Decoder,
+    Encoder,
+    SegmentWrapper,
+    TransformerWrapper,
+    XTransformer,
+    norms,
+)
 from xflash.layers.blocks.block import Site
 from xflash.layers.scales.adaptive_layerscale import AdaptiveLayerScale
 
@@ -131,6 +140,11 @@ def test_models_take_a_condition(tmp_path):
     assert torch.equal(best, trainer.beam_search(ids[:, :4], 3, beams=2, condition=rows, cache_kv=False))
     loss = F.cross_entropy(model(ids[:, :-1], condition=tokens[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     laws.close(trainer(ids, condition=tokens), loss, "a loss without the last token")
+    segments = SegmentWrapper(model, 3)
+    laws.close(segments(ids, condition=tokens), loss, "a loss in segments")
+    for wrong in (tokens[:, :-1], torch.cat((tokens, tokens[:, :1]), 1), tokens[:, :3]):
+        with pytest.raises(ValueError, match=f"condition is of {wrong.shape[1]} tokens, but the text has {N}"):
+            segments(ids, condition=wrong)
     model.save(tmp_path)
     torch.manual_seed(0)
     both = XTransformer(

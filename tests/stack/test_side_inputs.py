@@ -95,3 +95,14 @@ def test_what_is_refused(own):
         stack()(X, loudnes=LOUD)
     with pytest.raises(TypeError, match=r"the side input 'loud' must be a subclass of .*SideInput, not Loud"):
         side_inputs.register("loud")(Loud)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("name", ["doc_ids", "attn_mask"])
+def test_what_is_said_of_tokens_among_each_other_is_of_a_whole_text(name, n):
+    """Of one token it would fit all that came before."""
+    stack = laws.live(Decoder(dim=12, depth=1, heads=2, layers="attn"))
+    x = laws.sample(stack, 5)
+    value = torch.zeros(len(x), n, dtype=torch.long) if name == "doc_ids" else torch.ones(n, n, dtype=torch.bool)
+    with pytest.raises(ValueError, match=f"{name} cannot be given to a step"):
+        stack.step(x[:, :n], stack.step(x)[1], **{name: value})

@@ -8,11 +8,13 @@ from xflash import (
     FLASH,
     GAU,
     AutoregressiveWrapper,
+    BlockRecurrentTransformer,
     Decoder,
     Encoder,
     MaskedLMWrapper,
     NonAutoregressiveWrapper,
     RecurrentMemoryWrapper,
+    RecurrentTrainerWrapper,
     SegmentWrapper,
     TransformerWrapper,
     ViTransformerWrapper,
@@ -106,6 +108,17 @@ class Own(nn.Module):
 
     def step(self, ids, state=None, mask=None):
         return self.spoil((self.table(ids), state))
+
+
+def test_what_needs_a_condition_is_no_net_where_none_is_given():
+    """Refused when it is built: no call could be given one."""
+    with pytest.raises(ValueError, match="parts of the stack need condition, but images come without"):
+        ViTransformerWrapper(image_size=6, patch_size=3, attn_layers=stack(Encoder, norm="adaptive_layernorm"))
+    with pytest.raises(ValueError, match="need condition, but a model read with memory tokens is given ids"):
+        RecurrentMemoryWrapper(model(flags={"scale": "adaptive_layerscale"}), 2, 5)
+    net = BlockRecurrentTransformer(num_tokens=V, dim=DIM, depth=2, heads=2, block_width=4, norm="adaptive_rmsnorm")
+    with pytest.raises(ValueError, match="need condition, but its trainer is given ids of tokens only"):
+        RecurrentTrainerWrapper(net)
 
 
 def test_a_net_of_ones_own_may_be_anything_that_gives_logits():

@@ -7,7 +7,7 @@ from typing import Any
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import joins, nearest, positions, reads, scales, scores
 
-__all__ = ["ALIASES", "canonical", "names", "written"]
+__all__ = ["ALIASES", "SEVERAL", "as_names", "canonical", "names", "spoken", "written"]
 
 # A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
 SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {

@@ -1,5 +1,6 @@
 """What older versions wrote, read as this one would have written it: a table for configs, and one for weights."""
 
+import ast
 import math
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
@@ -7,10 +8,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..base.shapes import Tensor
+from ..flags.aliases import SEVERAL, as_names, spoken
 from ..flags.layout import parse_layout
 from ..layers.projection import group_rows
 
-__all__ = ["ARGUMENTS", "FORMAT", "WEIGHTS", "Argument", "Weight", "read_arguments", "read_weights"]
+__all__ = ["ARGUMENTS", "FORMAT", "WEIGHTS", "Argument", "Weight", "read_arguments", "read_weights", "same_maker"]
 
 # Of configs: 1 is that of xflash 0.1.0, which don't say so.
 FORMAT = 3
@@ -111,7 +113,9 @@ def apart(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     layers = given.get(f"{prefix}layers") or given.get(f"{prefix}custom_layers") or "attn cross_attn ff"
     if all(spec.name != "cross_attn" for spec in parse_layout(layers)):
         return dict(given)
-    lent = {f"{prefix}cross_attn_{k}": v for k, v in CROSS_ATTN.items() if f"{prefix}attn_{k}" in given}
+    # One of them has another spelling too.
+    said = {flag for name, value in given.items() for flag in spoken(name.removeprefix(prefix), value)}
+    lent = {f"{prefix}cross_attn_{k}": v for k, v in CROSS_ATTN.items() if f"attn_{k}" in said}
     return {**lent, **given}
 
 
@@ -126,6 +130,31 @@ def read_arguments(given: Mapping[str, Any], written: int, kind: str = "") -> di
     for name, value in given.items():
         now |= moved[name](value) if name in moved else {name: value}
     return now
+
+
+def same_maker(written: str, maker: str) -> bool:
+    """Whether the maker that a state names is this one by the names that flags have now."""
+    return written == maker or ((now := maker_now(written)) is not None and now == maker_now(maker))
+
+
+def maker_now(maker: str) -> tuple[str, dict[str, Any]] | None:
+    """The class and the flags of a maker, as they are called now; None for what no stack has written."""
+    try:
+        call: Any = ast.parse(maker, mode="eval").body
+        said = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        layers = parse_layout(said.pop("layers")) if "layers" in said else []
+        column = [(one.name, called_now({f"{one.name}_{k}": v for k, v in one.overrides.items()})) for one in layers]
+        return call.func.id, {**called_now(said), "layers": column}
+    except (AttributeError, SyntaxError, TypeError, ValueError):
+        return None
+
+
+def called_now(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags by their names of today; of parts that may be several, all."""
+    now = {flag: meant for name, value in flags.items() for flag, meant in spoken(name, value).items()} | {
+        name: value for name, value in flags.items() if name in spoken(name, value)
+    }
+    return {**now, **{name: as_names(name, now[name]) for name in now if name in SEVERAL}}
 
 
 def read_weights(root: nn.Module, weights: MutableMapping[str, Tensor], prefix: str = "") -> None:

@@ -169,7 +169,7 @@ class AttentionLayers(Piecewise, Configurable):
         mask = check_stream(self.dim, x, mask)
         named: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
-        given = checked(self, x, given_here(self, beside, **named), state)
+        given = checked(self, x, given_here(self, beside, **named), state, keeps=True)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])

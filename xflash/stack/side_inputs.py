@@ -46,12 +46,12 @@ def asked_by(stack: Any) -> list[str]:
     return [name for name in side_inputs if side_inputs[name]().asked_by(stack)]
 
 
-def checked(stack: Any, x: Tensor, beside: Mapping[str, Any], state: Any) -> dict[str, Any]:
+def checked(stack: Any, x: Tensor, beside: Mapping[str, Any], state: Any = None, keeps: bool = False) -> dict[str, Any]:
     """What is given as the door takes it; TypeError or ValueError for what no stack, or not this one, can take.
 
-    state: what the call goes on from, which holds what the first call was given.
+    state: what the call goes on from, which holds what the first call was given.  keeps: whether it gives one back.
     """
-    call = Call(stack, x.shape[0], x.shape[1], state, beside)
+    call = Call(stack, x.shape[0], x.shape[1], state, beside, keeps)
     found = {}
     for name in side_inputs if beside else stack.asked:
         side = side_inputs[name]()

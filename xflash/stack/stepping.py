@@ -10,6 +10,7 @@ from ..base.checks import as_rows, check_count
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import TAKEN, BranchState, Ctx, Lease, StackState, row_count, tensors
 from ..layers.embeddings import MemoryTokens
+from ..saving.migrate import same_maker
 from .parts import auxiliary_loss, renewed
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def check_state(column: Column, state: StackState, batch: int | None = None) -> 
     """TypeError or ValueError when `state` is not one of this column's, or has another batch size (None: any)."""
     if not isinstance(state, StackState):
         raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
-    if state.maker != column.maker or len(state.branches) != len(column.order):
+    # Traced, a state goes on by the names of today only.
+    alike = state.maker == column.maker or (not torch.compiler.is_compiling() and same_maker(state.maker, column.maker))
+    if not alike or len(state.branches) != len(column.order):
         raise ValueError(f"the state was made by another stack: {state.maker}; this one is {column.maker}")
     # Not `in`: traced, it does not compare sizes that are symbols.
     if batch is not None and (rows := row_count(state)) is not None and rows != batch:

@@ -28,7 +28,7 @@ from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
 from .block_recurrent_flags import FF_MULT, columns, gated_width, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens
-from .options import check_handed_on
+from .options import check_handed_on, check_needs_nothing
 from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
 from .state_vectors import check_memories, with_vectors
 from .transformer import ModelState, TransformerWrapper
@@ -221,9 +221,8 @@ class BlockRecurrentTransformer(TransformerWrapper):
 class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     """Trains a BlockRecurrentTransformer on sequences longer than its max_seq_len, and samples any length.
 
-    `loss = trainer(ids)` reads segments of max_seq_len tokens, each with what the ones before have left.
-    xl_memories_dropout, state_dropout: chance that all rows forget the one or the other before a segment, while
-    training.  detach_every: after how many segments gradients are cut (None: never).
+    `loss = trainer(ids)` reads segments of max_seq_len tokens; gradients are cut after each `detach_every`.
+    xl_memories_dropout, state_dropout: chance that all rows forget the one or the other before a segment, in training.
     """
 
     gives = "a loss of token ids"
@@ -238,8 +237,9 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
         super().__init__()
         if not isinstance(transformer, BlockRecurrentTransformer):
             raise TypeError(f"transformer must be a BlockRecurrentTransformer, not {type(transformer).__name__}")
-        for name, value in (("xl_memories_dropout", xl_memories_dropout), ("state_dropout", state_dropout)):
-            check_share(name, value)
+        check_needs_nothing(transformer.attn_layers, "its trainer is given ids of tokens only")
+        check_share("xl_memories_dropout", xl_memories_dropout)
+        check_share("state_dropout", state_dropout)
         if detach_every is not None:
             check_count("detach_every", detach_every)
         self.transformer, self.detach_every = transformer, detach_every

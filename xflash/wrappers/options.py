@@ -16,6 +16,7 @@ __all__ = [
     "also_called",
     "check_handed_on",
     "check_loss_chunk",
+    "check_needs_nothing",
     "check_option_names",
     "check_tokens_only",
     "without_last",
@@ -57,6 +58,13 @@ def check_tokens_only(net: Any, what: str) -> None:
         raise ValueError(
             f"{type(net).__name__} was built with embed_num_tokens ({', '.join(map(repr, names))}), and {what}"
         )
+
+
+def check_needs_nothing(stack: Any, what: str) -> None:
+    """ValueError for a stack that must be given something beside x in each call, such as a condition."""
+    needed = [name for name in stack.asked if side_inputs[name]().needed]
+    if needed:
+        raise ValueError(f"parts of the stack need {needed[0]}, but {what}")
 
 
 def check_loss_chunk(net: Any, chunk: Any) -> None:

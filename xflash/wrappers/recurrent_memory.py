@@ -13,6 +13,7 @@ from ..layers.norms import RMSNorm
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
 from ..stack.door import Plan, plan_rows, unpack
+from .options import check_needs_nothing
 from .transformer import TransformerWrapper
 
 __all__ = ["RecurrentMemoryState", "RecurrentMemoryWrapper"]
@@ -245,6 +246,7 @@ def check_net(net: Any) -> None:
     net.attn_layers.check_steppable()
     if any(block.context_width() is not None for block in net.attn_layers.blocks()):
         raise ValueError("memory tokens and a context exclude each other: segments after the first would not have it")
+    check_needs_nothing(net.attn_layers, "a model read with memory tokens is given ids of tokens only")
     if net.embedding.embed_num_tokens:
         raise ValueError("memory tokens and embed_num_tokens exclude each other: a call has ids of tokens only")
     if net.max_mem_len is not None:

@@ -133,6 +133,12 @@ def segments_loss(
 def of_segment(kwargs: Mapping[str, Any], start: int, end: int, n: int) -> dict[str, Any]:
     """What the step of a segment of a text of n tokens is given: what is of tokens is cut, the rest for the first."""
     cut = {name for name in kwargs if name in side_inputs and side_inputs[name]().per_token(kwargs[name], n)}
+    if "attn_mask" in kwargs:
+        raise TypeError("the loss has no option 'attn_mask': segments see tokens of which it says nothing")
+    for name, value in kwargs.items():
+        count = value.shape[1] if isinstance(value, Tensor) and value.dim() > 1 else n
+        if name in side_inputs and count != n and side_inputs[name]().per_token(value, count):
+            raise ValueError(f"{name} is of {count} tokens, but the text has {n}")
     return {
         name: value[:, start:end] if name in cut else value
         for name, value in kwargs.items()

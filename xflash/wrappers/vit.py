@@ -22,6 +22,7 @@ from ..base.shapes import Float, Tensor
 from ..layers.norms import LayerNorm
 from ..saving.configurable import Configurable
 from ..stack.face import AttentionLayers
+from .options import check_needs_nothing
 from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
 from .pooling import POOLS
 
@@ -183,6 +184,7 @@ def check_stack(attn_layers: Any) -> None:
         )
     if any(block.takes_context for block in attn_layers.blocks()):
         raise ValueError(f"the layout {attn_layers.layout!r} attends to a context, but images come without one")
+    check_needs_nothing(attn_layers, "images come without")
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> None:

@@ -14,13 +14,17 @@ __all__ = ["Call", "Door", "SideInput"]
 
 
 class Call(NamedTuple):
-    """The call that is given something: its stack, its rows and tokens, and the state it goes on from."""
+    """The call that is given something: its stack, its rows and tokens, and the state it goes on from.
+
+    keeps: whether it gives a state back, to be gone on from.
+    """
 
     stack: Any
     batch: int
     n: int
     state: Any
     given: Mapping[str, Any]
+    keeps: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

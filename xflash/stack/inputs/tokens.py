@@ -15,6 +15,12 @@ from .side_input import Call, Door, SideInput
 __all__ = ["AttnMask", "DocIds", "PrefixLength"]
 
 
+def check_whole(name: str, call: Call) -> None:
+    """ValueError where a state is kept: what says which tokens see each other ends with a call."""
+    if call.keeps:
+        raise ValueError(f"{name} cannot be given to a step: it says nothing of tokens before and behind its own")
+
+
 @side_inputs.register("doc_ids")
 class DocIds(SideInput):
     """(b, n) integers, each run of equal ones a document of its own."""
@@ -22,6 +28,7 @@ class DocIds(SideInput):
     must = "all"
 
     def check(self, value: Any, call: Call) -> Any:
+        check_whole(self.name, call)
         if call.stack.memory_tokens is not None:
             raise ValueError(
                 "doc_ids and num_memory_tokens exclude each other: memory tokens would belong to the first "
@@ -45,6 +52,7 @@ class AttnMask(SideInput):
     must = "all"
 
     def check(self, value: Any, call: Call) -> Any:
+        check_whole(self.name, call)
         blocks = call.stack.blocks()
         mask = as_attn_mask(value, *call.shape, {block.bias_heads() for block in blocks} - {None})
         if not any(block.mixes_tokens for block in blocks):
