@@ -149,6 +149,8 @@ def test_kinds():
     assert kind(torch.nn.Parameter(x)) != kind(x)
     assert kind(True) != kind(1) != kind(2) and kind("a") != kind("b")
     assert kind(Pair(x, None)) is Pair and kind(None) is type(None)
-    for value in ((x,), [x], {"x": x}):
+    assert kind({"x": x, "n": 1}) == kind({"x": x + 1, "n": 1}) != kind({"x": x, "n": 2})
+    assert kind({"x": x}) != kind({"y": x}) != kind({"y": x.double()})
+    for value in ([x], {"x": [x]}, {x}):
         with pytest.raises(shapes.Unknown):
             kind(value)

@@ -43,12 +43,14 @@ class Unknown(Exception):
 
 
 def kind(value: Any) -> Any:
-    """All that an annotation of a `typed` function can look at in `value`; `Unknown` for plain containers."""
+    """All that an annotation of a `typed` function can look at in `value`; `Unknown` for plain tuples and lists."""
     if isinstance(value, torch.Tensor):
         return type(value), value.shape, value.dtype
     if isinstance(value, BY_VALUE):
         return type(value), value
     found = type(value)
+    if found is dict:
+        return found, *value, *map(kind, value.values())
     if found in CONTAINERS:
         raise Unknown
     return found

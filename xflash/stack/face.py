@@ -229,7 +229,7 @@ class AttentionLayers(Piecewise, Configurable):
 
     def check_state(self, state: StackState, batch: int | None = None) -> None:
         """TypeError or ValueError when `state` is not one of this stack's, or has another batch size (None: any)."""
-        check_state(self.column, state, batch)
+        check_state(self, state, batch)
 
     def open(self, state: StackState, n: int) -> tuple[StackState, bool]:
         """The state with room for n more slots, and whether a call may write into its buffers."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["check_state", "check_steppable", "closed", "opened", "reset", "shorten", "weighed"]
 
 
-def check_state(column: Column, state: StackState, batch: int | None = None) -> None:
-    """TypeError or ValueError when `state` is not one of this column's, or has another batch size (None: any)."""
+def check_state(column: Any, state: StackState, batch: int | None = None) -> None:
+    """TypeError or ValueError when `state` is not of this column (or stack), or has another batch size (None: any)."""
     if not isinstance(state, StackState):
         raise TypeError(f"state must be what step() gave, a StackState, not {type(state).__name__}")
     # Traced, a state goes on by the names of today only.
