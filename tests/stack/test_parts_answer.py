@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 import xflash
-from xflash import AttentionLayers, Block, CrossAttender, Decoder, Encoder, TransformerWrapper
-from xflash.base.registry import blocks, joins, norms, positions, reads, scales
+from xflash import AttentionLayers, Block, CrossAttender, Decoder, Encoder, ScoreStep, TransformerWrapper
+from xflash.base.registry import blocks, joins, norms, positions, reads, scales, scores, weight_fns
 from xflash.flags.flag import flag
 from xflash.layers.positions.position import Position
 from xflash.stack.config import StackConfig
 
 FOLDER = Path(xflash.__file__).parent / "stack"
-REGISTRIES = (blocks, norms, positions, reads, scales, joins)
+REGISTRIES = (blocks, norms, positions, reads, scales, joins, scores, weight_fns)
 # Names of blocks and positions and their flags are looked for inside texts; those of the others are plain
 # English words.
 NAMED = {name: part for registry in (blocks, positions) for name, part in registry.items()}
@@ -216,12 +216,29 @@ class Glance(Block):
         return self.to_out(x * state[0][:, None]), state if ctx.keep_state else None
 
 
+class Worth(ScoreStep):
+    """Each key is worth to a query what both say of themselves, kept beside it."""
+
+    needs, brings = frozenset({"causal"}), ("worth",)
+
+    def __init__(self, config, site, heads, kind):
+        super().__init__(config, site, heads, kind)
+        self.say = nn.Linear(site.dim, heads)
+
+    def bring(self, x, ctx, last):
+        return {"worth": self.say(x).mT[..., None]}
+
+    def bias(self, read):
+        return read.fresh["worth"] * read.buffers["worth"].mT
+
+
 @pytest.fixture
 def own():
     before = [(registry, dict(registry._parts)) for registry in REGISTRIES]
     for name, block in {"blend": Blend, "tally": Tally, "punctual": Punctual, "glance": Glance}.items():
         blocks.register(name)(block)
     positions.register("clock")(Clock)
+    scores.register("worth")(Worth)
     yield
     for registry, parts in before:
         registry._parts = parts
@@ -237,6 +254,14 @@ STACKS = {
     "a clock beside state vectors": (
         Decoder,
         {"layers": "punctual state_read tally", "pos": "clock", "depth": 1, "num_memory_tokens": 2},
+    ),
+    "a step with a buffer beside a context": (
+        Decoder,
+        {"layers": "attn cross_attn blend", "cross_attend": True, "attn_scores": "worth softclamp", "attn_window": 5},
+    ),
+    "a step with a buffer beside state vectors": (
+        Decoder,
+        {"layers": "attn state_read tally", "depth": 1, "attn_scores": "worth", "num_memory_tokens": 2},
     ),
     "a clock beside a context": (Decoder, {"layers": "punctual glance blend", "pos": "clock", "cross_attend": True}),
 }
