@@ -99,7 +99,7 @@ def held_flags(block: str, chance: Random, often: float) -> dict[str, Any]:
             found[slot_prefix(block) + field] = held(block, field, chance)
     for field, part, config in parts_of(block):
         if part in names(found.get(slot_prefix(block) + field)):
-            found |= config_flags(config, slot_prefix(f"{block}_{part}"), chance, often)
+            found |= config_flags(config, slot_prefix(f"{block}_{part}"), chance, max(often, 0.6))
     return found
 
 

@@ -276,7 +276,7 @@ def test_what_gives_up_for_another_reason_is_compiled_in_pieces():
     """A frame that is given up, though nothing was refused, has what it calls compiled; and its result."""
 
     class Printing(nn.Module):
-        def forward(self, x):
+        def forward(self, x, ctx):
             try:
                 torch._dynamo.graph_break()
             finally:

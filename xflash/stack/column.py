@@ -59,13 +59,13 @@ class Column:
         held = () if state is None else state.carried
         ctx = self.context(x, state, new, {**dict(held), **beside} if held else beside, (keep_state, in_place, maps))
         after_all: list[BranchState | None] = []
-        join = self.branches[0].join
-        if join.wide:
+        join = self.branches[0].join if self.branches else None
+        if join is not None and join.wide:
             x = join.widen(x)
         for place, index in enumerate(self.order):
             x, after = self.branches[index](x, ctx, before[place], place)
             after_all.append(after)
-        if join.wide:
+        if join is not None and join.wide:
             x = join.narrow(x)
         if self.last_norm is not None:
             x = self.last_norm(x, ctx)
