@@ -20,8 +20,10 @@ DIM, HEADS = 34, 4
 
 
 def least_depth(flags: dict) -> int:
-    """How often the layout of a case must be repeated at least: twice where repetitions are tied, paired or unlike."""
+    """How often the layout of a case must be repeated at least: twice where repetitions have to do with each other."""
     together = flags.get("weight_tie_layers") or "unet" in str(flags.get("reads"))
+    passed_on = [value for name, value in flags.items() if name.endswith(("_value_residual", "_scores"))]
+    together = together or any(value is True or "residual" in str(value) for value in passed_on)
     return 2 if together or isinstance(flags.get("shift_tokens"), tuple) else 1
 
 

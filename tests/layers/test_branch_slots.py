@@ -152,7 +152,19 @@ def test_integrated_layers_begin_as_their_own():
         ),
         (
             {"layers": "attn attn(heads=2) ff", "attn_value_residual": True},
-            "first 'attn' layer, which has no heads of its own where another has 2",
+            "first 'attn' layer, which has heads=4 where another has 2",
+        ),
+        (
+            {"depth": 1, "attn_value_residual": True},
+            "attn_value_residual=True mixes values with those of the first 'attn' layer, but the stack has only one",
+        ),
+        (
+            {"depth": 1, "attn_scores": "residual"},
+            "attn_scores has 'residual', which adds scores .* but only one attn layer of the stack has it",
+        ),
+        (
+            {"layers": "gau ff", "reads": "lime", "lime_views": True},
+            "lime_views=True, but no block of the stack reads several mixtures .those that do: attn",
         ),
         ({"num_residual_streams": 0}, "num_residual_streams must be at least 1, not 0"),
     ],
@@ -161,6 +173,13 @@ def test_integrated_layers_begin_as_their_own():
 def test_refused(flags, match):
     with pytest.raises(ValueError, match=match):
         Decoder(**{"dim": 24, "depth": 2, "heads": 4, **flags})
+
+
+def test_heads_that_are_said_are_those_of_the_stack():
+    for flags in ({"attn_value_residual": True}, {"attn_scores": "residual"}):
+        Decoder(dim=24, depth=1, heads=4, layers="attn(heads=4) attn", **flags)
+    # cross_attn has taken the flag over, and stands once.
+    Decoder(dim=24, depth=1, heads=4, layers="attn attn cross_attn", attn_value_residual=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -83,7 +83,7 @@ def test_a_layer_of_its_own_step():
 def test_attn_lends_cross_attn_what_both_have():
     flags = {
         "dim": 24,
-        "depth": 1,
+        "depth": 2,
         "cross_attend": True,
         "attn_dim_head": 16,
         "attn_window": 5,

@@ -1,11 +1,11 @@
 """The spellings that users of x-transformers and FLASH-pytorch know, and what they are called here."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
-from ..base.registry import joins, nearest, positions, reads, scales, scores
+from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
 
 __all__ = ["ALIASES", "SEVERAL", "as_names", "canonical", "names", "spoken", "written"]
 
@@ -149,11 +149,10 @@ UNSAID = {
 }
 
 ALIASES = (*SWITCHES, *OTHERS)
-EXAMPLES = ("rotary", "alibi")
 
 
-def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable[str] = EXAMPLES) -> tuple[str, ...]:
-    """A choice of several: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
+def names(value: Any, flag: str = "pos", registry: Registry = positions) -> tuple[str, ...]:
+    """A choice of several of a registry: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -161,8 +160,9 @@ def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable
     elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         found = tuple(value)
     else:
-        some = tuple(islice(known, 2))
-        raise TypeError(f"{flag} must be names of {kind}s such as {' '.join(some)!r} or {some}, not {shown(value)}")
+        some = tuple(islice(registry, 2))
+        wanted = f"names of {registry.kind}s such as {' '.join(some)!r} or {some}"
+        raise TypeError(f"{flag} must be {wanted}, not {shown(value)}")
     for name in found:
         if found.count(name) > 1:
             raise ValueError(f"{flag}={value!r} names {name!r} twice")
@@ -172,7 +172,7 @@ def names(value: Any, flag: str = "pos", kind: str = "position", known: Iterable
 def as_names(flag: str, value: Any) -> tuple[str, ...]:
     """The parts that a flag of several names."""
     registry = {"pos": positions, "reads": reads, "scale": scales}.get(flag, scores)
-    return names(value, flag, registry.kind, registry)
+    return names(value, flag, registry)
 
 
 def spoken(name: str, value: Any) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     check_every(flags)
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
-    listed = {slot.name: names(own.get(slot.name), slot.name) or None for slot in SLOTS if slot.several}
+    listed = {slot.name: names(own.get(slot.name), slot.name, slot.registry) or None for slot in SLOTS if slot.several}
     stack = build(StackConfig, {**own, **listed})
     specs, depth = column(stack)
     used = list(dict.fromkeys(spec.name for spec in specs))
@@ -185,7 +185,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     made = [layer_config(spec, parts, routed) for spec in specs]
     layers = tuple((spec.name, config) for spec, (config, _) in zip(specs, made, strict=True)) * depth
     for place, (name, _) in enumerate(layers):
-        layers = tuple(blocks[name].arrange(place, layers))
+        layers = tuple(blocks[name].arrange(place, layers, stack.heads))
     if stack.weight_tie_layers and depth == 1:
         raise ValueError(
             "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"

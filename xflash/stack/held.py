@@ -39,7 +39,7 @@ def choice(block: str, field: str, value: Any) -> Any:
     registry, single = cls.holds[field], flags_of(cls.Config)[field].hint is str
     if single and not isinstance(value, str):
         return value
-    found = (value,) if single else names(value, f"{block}_{field}", registry.kind, registry)
+    found = (value,) if single else names(value, f"{block}_{field}", registry)
     for name in found:
         if name not in registry:
             raise ValueError(f"{block}_{field} has an {registry.unknown(name)}")
@@ -120,7 +120,7 @@ def taken_over(block: str, flag: str, mine: str, value: Any) -> list[Any]:
     if field not in cls.holds:
         return [value]
     registry = cls.holds[field]
-    given = names(value, flag, registry.kind, registry)
+    given = names(value, flag, registry)
     found = tuple(name for name in given if cls.takes_over(registry[name]))
     single = flags_of(cls.Config)[field].hint is str
     return [value] if found == given else [found] if found and not single else []

@@ -52,7 +52,7 @@ def choices(config: Any) -> dict[str, tuple[str, ...]]:
     chosen = {}
     for slot in SLOTS:
         named = getattr(config, slot.name)
-        chosen[slot.name] = names(named, slot.name, slot.registry.kind, slot.registry) if slot.several else (named,)
+        chosen[slot.name] = names(named, slot.name, slot.registry) if slot.several else (named,)
         for name in chosen[slot.name]:
             slot.registry[name]
     return chosen

@@ -161,8 +161,8 @@ class Block(nn.Module, ABC):
         return not cls.refuses(part)
 
     @classmethod
-    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
-        """The column of (name, Config) with what the layer at `place` asks of others."""
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]], heads: int) -> Sequence[tuple[str, Any]]:
+        """The column of (name, Config) with what the layer at `place` asks of others; heads: the stack's."""
         return layers
 
     def kept_on_reset(self, state: Any) -> Any:

@@ -1,5 +1,6 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +30,13 @@ def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
     if heads % kv_heads:
         raise ValueError(f"{kind}_kv_heads={kv_heads} does not divide the {heads} heads")
     return heads, kv_heads
+
+
+def values_of(config: Any, heads: int) -> dict[str, Any]:
+    """What says how values are shaped, and whether they are mixed; heads: the stack's."""
+    heads = config.heads or heads
+    kv_heads = config.kv_heads or heads
+    return {"value_residual": config.value_residual, "dim_head": config.dim_head, "heads": heads, "kv_heads": kv_heads}
 
 
 def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n k"]:
@@ -109,19 +117,20 @@ class MultiHead(Reading):
         return config.qk_norm_scale
 
     @classmethod
-    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]], heads: int) -> Sequence[tuple[str, Any]]:
         """The column as it is; ValueError where layers mix values of unlike shapes or steps cannot meet."""
         name, config = layers[place]
-        first = next(c for n, c in layers if n == name)
-        for field in ("value_residual", "dim_head", "heads", "kv_heads"):
-            if (config.value_residual or first.value_residual) and getattr(config, field) != getattr(first, field):
-                here, there = getattr(first, field), getattr(config, field)
-                raise ValueError(
-                    f"{name}_value_residual=True mixes values with those of the first {name!r} layer, which has "
-                    + (f"no {field} of its own" if here is None else f"{field}={here}")
-                    + (f" where another has {'none' if there is None else there}")
-                )
-        return super().arrange(place, layers)
+        alike = [c for n, c in layers if n == name]
+        if config.value_residual or alike[0].value_residual:
+            mixed = f"{name}_value_residual=True mixes values with those of the first {name!r} layer"
+            # A kind that stands once may only have taken the flag over.
+            if max(Counter(n for n, c in layers if getattr(c, "value_residual", False)).values()) < 2:
+                raise ValueError(f"{mixed}, but the stack has only one")
+            here, there = values_of(alike[0], heads), values_of(config, heads)
+            for field in here:
+                if here[field] != there[field]:
+                    raise ValueError(f"{mixed}, which has {field}={here[field]} where another has {there[field]}")
+        return super().arrange(place, layers, heads)
 
     def with_first(self, v: Float[Tensor, "b h m k"], x: Float[Tensor, "b n _"], ctx: Ctx) -> Float[Tensor, "b h m k"]:
         """Values mixed with those of the column's first layer of this kind (https://arxiv.org/abs/2410.17897)."""

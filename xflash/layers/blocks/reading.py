@@ -40,9 +40,9 @@ class Reading(Block):
         return super().takes_over(part) and getattr(part, "shared", True)
 
     @classmethod
-    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]], heads: int) -> Sequence[tuple[str, Any]]:
         """The column as it is; ValueError where a step would meet what it cannot meet in another layer."""
         for step in names(layers[place][1].scores):
             configs = [config for name, config in layers if name == cls.kind and step in names(config.scores)]
-            scores[step].check(cls.kind, configs)
+            scores[step].check(cls.kind, configs, heads)
         return layers

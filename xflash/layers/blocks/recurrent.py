@@ -219,9 +219,9 @@ class Recurrent(BlockAttention):
         return self.named(self.known(state, x))
 
     @classmethod
-    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]], heads: int) -> list[tuple[str, Any]]:
         """The column with the layer that reads the states in this one's stead told to; ValueError if it cannot."""
-        layers, where = list(super().arrange(place, layers)), layers[place][1].read_layer
+        layers, where = list(super().arrange(place, layers, heads)), layers[place][1].read_layer
         if where is None:
             return layers
         if where > len(layers):

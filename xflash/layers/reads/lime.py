@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...base.registry import reads
+from ...base.registry import blocks, reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import flag
@@ -36,6 +36,11 @@ class LIMe(Read):
             raise ValueError(
                 "reads='lime' mixes all layers above, a number of its own for each place, but weight_tie_layers=True "
                 "has one module stand at several"
+            )
+        if config.views and not any(blocks[name].views > 1 for name in site.layers):
+            able = ", ".join(name for name, block in blocks.items() if block.views > 1)
+            raise ValueError(
+                f"lime_views=True, but no block of the stack reads several mixtures (those that do: {able})"
             )
         return True
 

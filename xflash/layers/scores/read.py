@@ -51,7 +51,7 @@ class SoftmaxRead(nn.Module):
     ):
         super().__init__()
         self.scale, self.dropout = scale, dropout
-        chosen = {name: scores[name] for name in names(config.scores, f"{kind}_scores", scores.kind, scores)}
+        chosen = {name: scores[name] for name in names(config.scores, f"{kind}_scores", scores)}
         site = replace(site, dim_head=config.dim_head)
         self.steps = nn.ModuleDict(
             {name: step(site.parts.get(name) or step.Config(), site, heads, kind) for name, step in chosen.items()}

@@ -24,9 +24,15 @@ class ResidualScores(ScoreStep):
     shared = False
 
     @classmethod
-    def check(cls, kind: str, configs: Sequence[Any]) -> None:
+    def check(cls, kind: str, configs: Sequence[Any], heads: int) -> None:
+        if len(configs) < 2:
+            raise ValueError(
+                f"{kind}_scores has 'residual', which adds scores of one layer to another's, but only one {kind} layer "
+                "of the stack has it"
+            )
         for name in ALIKE:
-            found = list(dict.fromkeys(getattr(config, name, None) for config in configs))
+            own = heads if name == "heads" else None
+            found = list(dict.fromkeys(getattr(config, name, None) or own for config in configs))
             if len(found) > 1:
                 raise ValueError(
                     f"{kind}_scores has 'residual', which adds scores of one layer to another's: all layers that have "

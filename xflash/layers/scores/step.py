@@ -92,8 +92,11 @@ class ScoreStep(nn.Module):
         return any(getattr(cls, name) is not getattr(ScoreStep, name) for name in MATRIX)
 
     @classmethod
-    def check(cls, kind: str, configs: Sequence[Any]) -> None:
-        """ValueError where layers of one column that have the step, by their blocks' Configs, exclude each other."""
+    def check(cls, kind: str, configs: Sequence[Any], heads: int) -> None:
+        """ValueError where layers of one column that have the step, by their blocks' Configs, exclude each other.
+
+        heads: the stack's, of blocks that set none.
+        """
 
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
         """The scores, biases included, keys that are not seen not yet hidden."""
