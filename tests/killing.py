@@ -74,10 +74,21 @@ def process(work: Callable[[], None]) -> int:
     return child
 
 
+def once(folder: Path, names: Sequence[str] = tuple(MODELS)) -> None:
+    for name in names:
+        MODELS[name].save(folder)
+
+
 def forever(folder: Path, names: Sequence[str]) -> None:
     while True:
-        for name in names:
-            MODELS[name].save(folder)
+        once(folder, names)
+
+
+def writing(folder: Path) -> float:
+    """The seconds a process of its own takes to save both models: its first save is slower than its parent's next."""
+    begun = time.monotonic()
+    os.waitpid(process(lambda: once(folder)), 0)
+    return time.monotonic() - begun
 
 
 def killed(folder: Path, writers: int, chance: random.Random, span: float) -> None:
@@ -120,9 +131,7 @@ def main(kills: int, seed: int) -> dict[str, dict[str, int]]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "model")
         MODELS["two"].save(folder)  # the first one is slower
-        begun = time.monotonic()
-        MODELS["one"].save(folder)
-        span, size = 2 * (time.monotonic() - begun), (folder / "model.safetensors").stat().st_size
+        span, size = sorted(writing(folder) for _ in range(3))[1], (folder / "model.safetensors").stat().st_size
         cases: dict[str, Callable[[], None]] = {
             "one writer": lambda: killed(folder, 1, chance, span),
             "two writers": lambda: killed(folder, 2, chance, 2 * span),

@@ -145,6 +145,8 @@ def test_what_contradicts_is_refused(spelling, match):
             ValueError,
             "pos has 'alibi', but no block of the layout 'flash' can use it",
         ),
+        ({"pos": "rope"}, ValueError, "unknown position 'rope'; it is called pos='rotary' here"),
+        ({"ff_activation": "swiglu"}, ValueError, "'swiglu'; it is called ff_activation='silu', ff_glu=True here"),
         ({"pos": "rotry"}, ValueError, "unknown position 'rotry'; did you mean 'rotary'"),
         ({"pos": 3}, TypeError, "pos must be names of positions such as 'rotary .*, not 3"),
         ({"norm": "layernrom"}, ValueError, "unknown norm 'layernrom'; did you mean 'layernorm'"),

@@ -22,6 +22,8 @@ CASES = {
     "scores by the kernel": {"layers": "attn", "attn_scores": ("forget", "learned_sink")},
     "scores": {"layers": "attn", "attn_scores": tuple(scores), "attn_num_mem_kv": 2},
     "scores in blocks": {"layers": "recurrent", "recurrent_scores": ("talking_heads", "softclamp", "learned_sink")},
+    "slots": {"layers": "attn", "join": "hyper", "reads": ("unet", "lime"), "lime_views": True, "scale": "layerscale"},
+    "values": {"layers": "attn", "attn_value_residual": True, "join": "gru", "scale": "rezero"},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
 
@@ -49,9 +51,10 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
-@pytest.mark.parametrize("name", blocks)
+@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values"])
 def test_compiled_training(name):
-    stack = laws.live(build(layers=IN_PIECES.get(name, name), causal=True, depth=1))
+    flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
+    stack = laws.live(build(causal=True, depth=1, **flags))
     fast, counter = compiled(stack)
     for n in (13,) if name in IN_PIECES else (13, 22, 4, 31):
         x = laws.sample(stack, n).requires_grad_()

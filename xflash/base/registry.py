@@ -129,7 +129,9 @@ class Registry(Mapping[str, Any]):
         return f"unknown {self.kind} {shown(name)}{self.meant(name)} (known: {known})"
 
     def meant(self, name: Any) -> str:
-        """The flag that takes a name which is known as something else, or the nearest name that is known here."""
+        """What a name is called here or is the name of instead, or the nearest name that is known here."""
+        if isinstance(name, str) and name in CALLED:
+            return f"; it is called {CALLED[name]} here"
         for flag, registry in NAMED_BY.items():
             if isinstance(name, str) and name in registry:
                 return f"; {name!r} is a {registry.kind}: {flag}={name!r}"
@@ -145,6 +147,14 @@ class Registry(Mapping[str, Any]):
         return len(self._parts)
 
 
+# Parts by the names that other libraries and papers have for them.
+CALLED = {
+    "rope": "pos='rotary'",
+    "t5": "pos='rel_pos'",
+    "swiglu": "ff_activation='silu', ff_glu=True",
+    "geglu": "ff_activation='gelu', ff_glu=True",
+    "reglu": "ff_activation='relu', ff_glu=True",
+}
 blocks = Registry("block")
 norms = Registry("norm")
 positions = Registry("position")

@@ -51,7 +51,8 @@ class LIMe(Read):
         self.score = nn.Linear(site.dim, self.views * (site.places[0] + 1))
         with torch.no_grad():
             self.score.bias.zero_()
-            # Most of what is read is the layer's own at first.
+            # Most of what is read is the layer's own at first; relu's weights have no sum that would bound them.
+            self.score.weight.normal_(std=0.02)
             self.score.bias[site.places[0] :: site.places[0] + 1] = 4.0 if config.weights == "softmax" else 1.0
 
     def forward(self, y: Float[Tensor, "b n d"], ctx: Ctx, place: int) -> Float[Tensor, "b n *v d"]:

@@ -61,7 +61,9 @@ class SoftmaxRead(nn.Module):
         matrix = [f"{kind}_scores={' '.join(chosen)!r}" for step in chosen.values() if step.takes_matrix()]
         matrix += [] if fn.fused else [f"{kind}_weight_fn={config.weight_fn!r}"]
         if matrix and flash:
-            raise ValueError(f"{kind}_flash=True asks for the fused kernel, which makes no scores for {matrix[0]}")
+            raise ValueError(
+                f"{kind}_flash=True asks for the fused kernel, which makes no scores for {matrix[0]}: leave one out"
+            )
         self.fused = not matrix and flash is not False
         self.plain = not chosen and fn.fused
         self.brings = tuple(name for step in chosen.values() for name in step.brings)
