@@ -20,8 +20,10 @@ from xflash import (
     PrefixDecoder,
     TransformerWrapper,
     XTransformer,
+    blocks,
     flag,
 )
+from xflash.flags.flag import flags_of
 from xflash.stack.config import every_flag
 from xflash.stack.held import parts_of
 
