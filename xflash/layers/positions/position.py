@@ -1,6 +1,6 @@
 """`Position`: the interface of the relative positions of a stack, and what the two families of them give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,10 +19,12 @@ class Position(nn.Module):
 
     A class that derives from it directly is a family of its own: what it gives is between it and the blocks that name
     it, or another one of its family, in their `positions`; they find it as `ctx.relative.of(Family)`.
-    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`).
+    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`).  `example`: the flags
+    that its example in the docs has.
     """
 
     places_context: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
