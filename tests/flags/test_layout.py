@@ -38,7 +38,7 @@ def spec(name, **overrides):
         ("a(window=4)+f", [LayerSpec("attn+ff", ({"window": 4}, {}))]),
         ("(attn + ff(norm=own))*2", [LayerSpec("attn+ff", ({}, {"norm": "own"}))] * 2),
         ("attn+ff*2 attn", [LayerSpec("attn+ff", ({}, {}))] * 2 + [spec("attn")]),
-        ((("a+f", [{"window": 4}, {}]), "a+f"), [LayerSpec("attn+ff", ({"window": 4}, {})), LayerSpec("attn+ff", ({}, {}))]),
+        ((("a+f", [{"window": 4}, {}]), "f"), [LayerSpec("attn+ff", ({"window": 4}, {})), spec("ff")]),
         ("attn(norm=rmsnorm, norm_place=after)", [spec("attn", norm="rmsnorm", norm_place="after")]),
         ("attn(pos=none, window=None)", [spec("attn", pos="none", window=None)]),
     ],

@@ -8,9 +8,25 @@ from typing import Any, NamedTuple, cast
 from ..base.checks import shown
 from ..base.registry import blocks, excerpt
 
-__all__ = ["LETTERS", "MOST_LAYERS", "LayerSpec", "default_layout", "layout_text", "parse_layout"]
+__all__ = [
+    "AROUND",
+    "LETTERS",
+    "MOST_LAYERS",
+    "NONE",
+    "OWN",
+    "LayerSpec",
+    "default_layout",
+    "layout_text",
+    "parallel",
+    "parse_layout",
+]
 
 LETTERS = {"a": "attn", "c": "cross_attn", "f": "ff"}
+
+# What a layout can say of any block, beside flags that begin with `norm_` or with a position: no block has such flags.
+AROUND = ("norm", "norm_place", "scale", "join", "shift_tokens", "layer_dropout", "pos")
+# A choice of nothing, and a norm that one of the blocks in parallel has of its own.
+NONE, OWN = "none", "own"
 
 # More are a slip of the pen: to build them alone takes minutes.
 MOST_LAYERS = 10_000
@@ -120,7 +136,8 @@ def read_layer(text: str, at: int) -> tuple[LayerSpec, int]:
         match = NAME.match(text, at)
         if match is None and members:
             group = text.startswith("(", at)
-            raise unread(text, at, "'+' has no groups beside it" if group else "'+' stands between two blocks: 'attn+ff'")
+            why = "'+' has no groups beside it" if group else "'+' stands between two blocks: 'attn+ff'"
+            raise unread(text, at, why)
         if match is None:
             raise unread(text, at)
         overrides, end = read_overrides(text, match.end(), match[0])
