@@ -189,11 +189,16 @@ def route(
     return routed
 
 
-def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
-    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`."""
+def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False) -> str:
+    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`.
+
+    changed_only: leaves out what is at its default.
+    """
     cells = [("flag", "value", "default", "type", "doc")]
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
+        if changed_only and value == spec.default:
+            continue
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
         cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.meaning()))
     widths = [min(max(len(row[i]) for row in cells), 36) for i in range(4)]

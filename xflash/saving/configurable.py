@@ -15,6 +15,7 @@ from ..base.registry import nearest
 from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
 from ..flags.flag import from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
+from .summary import summary, tree
 
 __all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
 
@@ -66,6 +67,13 @@ class Configurable(nn.Module):
         if not isinstance(built, cls):
             raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
         return built
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def module_tree(self) -> str:
+        """All modules as text, as PyTorch shows them: thousands of lines for a large model."""
+        return tree(self)
 
     def save(self, folder: str | Path) -> None:
         """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""
