@@ -73,7 +73,11 @@ def shown(value: Any) -> str:
 
 def describe(value: Any) -> str:
     """`shown`, and the type of what is no tensor."""
-    return shown(value) if isinstance(value, (torch.Tensor, nn.Module)) else f"{shown(value)} of type {type(value).__name__}"
+    return (
+        shown(value)
+        if isinstance(value, (torch.Tensor, nn.Module))
+        else f"{shown(value)} of type {type(value).__name__}"
+    )
 
 
 def check_bounds(name: str, value: float, bounds: Mapping[str, float]) -> None:

@@ -97,6 +97,8 @@ def in_words(hint: Any) -> str:
     """A type as a sentence about a value names it; a class may say itself what it is `called`."""
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(in_words(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Mapping:
         return f"a mapping of names to {in_words(get_args(hint)[1]).removeprefix('a ')}s"
     is_module = isinstance(hint, type) and issubclass(hint, nn.Module)
@@ -211,7 +213,8 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
-        cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.meaning()))
+        text = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+        cells.append((name, text + mark, default, hint_text(spec.hint), spec.meaning()))
     widths = [min(max(len(row[i]) for row in cells), 36) for i in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in cells

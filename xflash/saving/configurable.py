@@ -56,14 +56,15 @@ class Configurable(nn.Module):
                 setattr(cls, name, refusable(cls.__dict__[name]))
         answer_calls(cls)
 
-    @property
-    def rows(self) -> list[tuple[str, Any, Flag]]:
-        """The flags of its Config, each with its value."""
-        return [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
+    def flag_rows(self) -> list[tuple[str, Any, Flag]]:
+        """The flags of its Config, each with its value, and those of the modules among them, which say theirs last."""
+        own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
+        inner = [row for _, value, _ in own if isinstance(value, Configurable) for row in value.flag_rows()]
+        return list({row[0]: row for row in (*own, *inner)}.values())
 
     def flag_table(self) -> str:
         """Every flag with its value, default, type and meaning, as text."""
-        return flag_table(self.rows)
+        return flag_table(self.flag_rows())
 
     @classmethod
     def takes(cls) -> list[str]:
@@ -171,7 +172,7 @@ def building(cls: type[Configurable]):
         nn.Module.__init__(self)
         self.assemble(read, **flags)
 
-    __init__.__signature__ = signature  # ty: ignore[unresolved-attribute]
+    __init__.__signature__ = signature  # ty: ignore[missing-attribute]
     __init__.__annotations__ = {p.name: p.annotation for p in signature.parameters.values() if p.annotation != p.empty}
     __init__.__qualname__, __init__.__module__ = f"{cls.__qualname__}.__init__", cls.__module__
     return __init__
