@@ -72,8 +72,8 @@ class Gained(Norm):
         start = 0.0 if config.unit_offset else 1.0
         self.gain = nn.Parameter(torch.full((site.dim,) if gains is None else gains, start))
 
-    def start_at(self, size: float) -> Norm:
-        return super().start_at(size - 1 if self.config.unit_offset else size)
+    def start_at(self, size: float, place: str) -> Norm:
+        return super().start_at(size - 1 if self.config.unit_offset else size, place)
 
 
 @norms.register("layernorm")

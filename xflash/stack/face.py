@@ -11,7 +11,7 @@ from ..base.registry import blocks
 from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import AttentionMap, StackState
 from ..flags.aliases import ALIASES
-from ..flags.flag import flag_table
+from ..flags.flag import Flag
 from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
@@ -40,6 +40,7 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
     a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
     """
 
+    called: ClassVar[str] = "a stack such as Encoder(...) or Decoder(...)"
     gives = "embeddings of embeddings"
 
     fixed: ClassVar[Mapping[str, bool]] = {}
@@ -88,12 +89,8 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         """The distinct blocks of the column, top to bottom, those in parallel each."""
         return [block for branch in self.branches for block, _ in cast(Branch, branch).block.members()]
 
-    def flag_table(self, changed_only: bool = False) -> str:
-        """Every flag of this stack, or those that are not at their default, with its value, type and meaning.
-
-        Those of single layers come last.
-        """
-        return flag_table([*self.rows, *self.said], changed_only)
+    def flag_rows(self) -> list[tuple[str, Any, Flag]]:
+        return [*self.rows, *self.said]
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, layout={self.layout!r}, causal={self.causal}"
