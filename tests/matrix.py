@@ -33,6 +33,8 @@ EVERY = [name for name in flags_of(StackConfig) if name not in (*LAYOUT, "cross_
 STACK: Axes = {"layers": layouts(PLAIN), **stack_axes(EVERY), **norm_axes(), **apart(PLAIN)}
 CROSSED: Axes = {"layers": layouts(CROSS), **stack_axes((*AROUND, "cross_attend")), **together(CROSS)}
 BACK: Axes = {"layers": layouts(RECURRENT), **stack_axes((*AROUND, "pos")), **apart(RECURRENT)}
+# Frequencies are scaled in the same way whatever they turn.
+BACK["pos"] = [choice for choice in BACK["pos"] if "rotary_scaling" not in choice]
 
 
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:

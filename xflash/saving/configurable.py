@@ -59,7 +59,8 @@ class Configurable(nn.Module):
 
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
         """The flags of its Config, each with its value, and those of the modules among them, which say theirs last."""
-        own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
+        specs = flags_of(self.Config) if hasattr(self, "Config") else {}
+        own = [(name, self.arguments[name], spec) for name, spec in specs.items()]
         inner = [row for _, value, _ in own if isinstance(value, Configurable) for row in value.flag_rows()]
         return list({row[0]: row for row in (*own, *inner)}.values())
 
@@ -183,6 +184,7 @@ def building(cls: type[Configurable]):
         outermost = "arguments" not in self.__dict__
         if outermost:
             self.__dict__["arguments"] = {name: getattr(read, name) for name in flags_of(config)}
+            self.__dict__["handed"] = frozenset(flags)
         nn.Module.__init__(self)
         self.assemble(read, **flags)
         if outermost:

@@ -38,11 +38,9 @@ class QKFlags(ReadFlags):
         1,
         "groups of channels that qk_norm normalises each for itself",
         at_least=1,
-        tried=({"qk_norm_groups": 2, "qk_norm": True},),
+        tried=({"qk_norm_groups": 2, "qk_norm": True, "qk_norm_scale": 4.0},),
     )
-    qk_norm_scale: float = flag(
-        10.0, "what qk_norm multiplies the scores by", above=0, tried=({"qk_norm_scale": 4.0, "qk_norm": True},)
-    )
+    qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0, tried="with groups of qk_norm")
     qk_norm_dim_scale: bool = flag(
         False,
         "learned scales per head and channel instead of qk_norm_scale",
@@ -60,16 +58,13 @@ class QKFlags(ReadFlags):
         1e-6,
         "added to the mean square before the root",
         above=0,
-        tried=({"qk_rmsnorm_eps": 1e-3, "qk_rmsnorm": "head"},),
+        tried=({"qk_rmsnorm_eps": 1e-3, "qk_rmsnorm": "head", "qk_rmsnorm_unit_offset": True},),
     )
     qk_rmsnorm_unit_offset: bool = flag(
         False,
         "these gains are 1 + what is learned (Gemma 3)",
         paper="https://arxiv.org/abs/2503.19786",
-        tried=(
-            {"qk_rmsnorm_unit_offset": True, "qk_rmsnorm": "head"},
-            {"qk_rmsnorm_unit_offset": True, "qk_rmsnorm": "width"},
-        ),
+        tried=({"qk_rmsnorm_unit_offset": True, "qk_rmsnorm": "width"},),
     )
 
 
