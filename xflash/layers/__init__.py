@@ -1,6 +1,6 @@
 """The parts of a stack; importing them registers the built-in ones by name."""
 
-from . import adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
+from . import activations, adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau
 from .joins import gru, hyper, join, orthogonal, scaled
 from .positions import alibi, rel_pos, relative, rotary
@@ -8,6 +8,7 @@ from .reads import lime, read, unet
 from .scales import adaptive_layerscale, scale
 
 __all__ = [
+    "activations",
     "adaptive_layernorm",
     "adaptive_layerscale",
     "adaptive_rmsnorm",

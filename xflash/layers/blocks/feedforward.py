@@ -1,9 +1,8 @@
-"""The position-wise feed-forward block, and the activations it can be built with."""
+"""The position-wise feed-forward block."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -15,17 +14,7 @@ from ..norms import LayerNorm
 from ..projection import whole
 from .block import MOST, Block, Site
 
-__all__ = ["FeedForward", "relu2"]
-
-
-@activations.register("relu2")
-def relu2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """relu(x)^2 (Primer, https://arxiv.org/abs/2109.08668)."""
-    return F.relu(x).square()
-
-
-for name, function in {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh}.items():
-    activations.register(name)(function)
+__all__ = ["FeedForward"]
 
 
 @blocks.register("ff")
@@ -38,7 +27,7 @@ class FeedForward(Block):
             None, "inner width as a multiple of dim (None: 4, or as ff_dim says)", above=0, at_most=MOST
         )
         dim: int | None = flag(None, "inner width in channels (None: as ff_mult says)", at_least=1)
-        activation: str = flag("gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...")
+        activation: str = flag("gelu", "a registered activation: gelu, gelu_tanh, silu, relu, relu2, mish, ...")
         glu: bool = flag(False, "gate one half of the inner projection with the activation of the other")
         no_bias: bool = flag(False, "linear maps without biases")
         post_act_ln: bool = flag(False, "a LayerNorm behind the activation (NormFormer)")

@@ -59,7 +59,7 @@ def mixed(
 def grouped_linear(
     rows: Sorted, weight: Float[Tensor, "e o d"], bias: Float[Tensor, "e o"] | None = None
 ) -> Float[Tensor, "s o"]:
-    """`F.linear` of each row with its expert's weight and bias; nowhere does a device wait to learn how many they are."""
+    """`F.linear` of each row with its expert's weight and bias; no device waits to learn how many they are."""
     if torch.compiler.is_compiling() or rows.x.device.type != "cpu":
         y = by_kernel(rows, weight) if kernel_takes(rows.x, weight) else by_tiles(rows, weight)
         return y if bias is None else y + bias.to(y.dtype)[rows.expert]
@@ -82,12 +82,12 @@ def mixed_slow(
     run: Experts,
 ) -> Float[Tensor, "t e"]:
     """`mixed` by its definition: every expert reads every token, and those that were not chosen count nothing."""
-    total = 0
+    parts = []
     for expert in range(experts):
         everyone = torch.full((x.shape[0],), expert, device=x.device)
         y = run(Sorted(x, everyone, torch.eye(experts, dtype=torch.long, device=x.device)[expert] * x.shape[0]))
-        total = total + y * (weights * (chosen == expert)).sum(1, keepdim=True)
-    return total
+        parts.append(y * (weights * (chosen == expert)).sum(1, keepdim=True))
+    return torch.stack(parts).sum(0)
 
 
 def by_expert(rows: Sorted, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -95,7 +95,7 @@ def by_expert(rows: Sorted, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Each of these is undone by one stack in the backward pass; slices would fill a whole gradient each.
     matrices, biases = weight.unbind(), bias.unbind() if bias is not None else [None] * len(weight)
     parts = rows.x.split(rows.counts.tolist())
-    return torch.cat([F.linear(x, w, b) for x, w, b in zip(parts, matrices, biases, strict=True) if x.shape[0]])
+    return torch.cat([F.linear(x, w, b) for x, w, b in zip(parts, matrices, biases, strict=True)])
 
 
 def kernel_takes(x: Tensor, weight: Tensor) -> bool:
