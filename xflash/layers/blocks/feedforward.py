@@ -76,14 +76,14 @@ class FeedForward(Block):
         return self.to_out(y), None
 
 
-def inner_width(config: FeedForward.Config, site: Site) -> int:
+def inner_width(config: Any, site: Site, kind: str = "ff") -> int:
     """The channels between the two maps; ValueError when `dim` and `mult` say different numbers of them."""
     if config.mult is None:
         return 4 * site.dim if config.dim is None else config.dim
-    width = site.channels("ff_mult", config.mult, instead="ff_dim")
+    width = site.channels(f"{kind}_mult", config.mult, instead=f"{kind}_dim")
     if config.dim not in (None, width):
         raise ValueError(
-            f"ff_dim={config.dim} is set, but ff_mult={config.mult} with dim={site.dim} makes {width} channels; give "
-            "one of them"
+            f"{kind}_dim={config.dim} is set, but {kind}_mult={config.mult} with dim={site.dim} makes {width} "
+            "channels; give one of them"
         )
     return width
