@@ -26,9 +26,13 @@ class LIMe(Read):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        views: bool = flag(False, "queries, keys and values of attention are each given a mixture of their own")
-        weights: Literal["softmax", "relu"] = flag("softmax", "what makes weights of the scores of layers")
-        eps: float = flag(1e-5, "added to the mean square that the scores' norm divides by", above=0)
+        views: bool = flag(
+            False, "queries, keys and values of attention are each given a mixture of their own", tried=(True,)
+        )
+        weights: Literal["softmax", "relu"] = flag(
+            "softmax", "what makes weights of the scores of layers", tried=({"weights": "relu"},)
+        )
+        eps: float = flag(1e-5, "added to the mean square that the scores' norm divides by", above=0, tried=(1e-6,))
 
     @classmethod
     def stands(cls, config, site: Site) -> bool:
@@ -37,7 +41,7 @@ class LIMe(Read):
                 "reads='lime' mixes all layers above, a number of its own for each place, but weight_tie_layers=True "
                 "has one module stand at several"
             )
-        if config.views and not any(blocks[name].views > 1 for name in site.layers):
+        if config.views and not any(blocks[name].views > 1 for name in site.layers if name in blocks):
             able = ", ".join(name for name, block in blocks.items() if block.views > 1)
             raise ValueError(
                 f"lime_views=True, but no block of the stack reads several mixtures (those that do: {able})"
