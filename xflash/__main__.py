@@ -215,7 +215,7 @@ def table(rows: Sequence[tuple[str, Flag]], docs: bool = True) -> Iterator[str]:
     yield "|---|---|---|---|" if docs else "|---|---|---|"
     for name, spec in rows:
         default = "(required)" if spec.default is REQUIRED else f"`{spec.default!r}`"
-        cells = [f"`{name}`", default, f"`{hint_text(spec.hint)}`", *([spec.doc] if docs else [])]
+        cells = [f"`{name}`", default, f"`{hint_text(spec.hint)}`", *([spec.meaning(markdown=True)] if docs else [])]
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

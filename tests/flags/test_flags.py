@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
+from xflash import __main__ as command
 from xflash.base.registry import blocks, joins, positions, reads, scales, scores
 from xflash.flags.aliases import ALIASES
 from xflash.flags.flag import Owner, build, flag, flag_table, flags_of, route
@@ -256,3 +257,20 @@ def test_a_table_of_ones_own():
     text = flag_table([("size", 3, flags_of(Config)["size"]), ("share", 0.1, flags_of(Config)["share"])])
     assert text.splitlines()[1].split() == ["size", "3", "(required)", "int", "how", "many"]
     assert text.splitlines()[2].split() == ["share", "0.1", "*", "0.5", "float", "of", "it"]
+
+
+def test_a_flag_names_its_paper_and_what_it_is_tried_with():
+    @dataclass(frozen=True, kw_only=True)
+    class Cited:
+        depth: int = flag(
+            1, "how deep", paper="https://arxiv.org/abs/1706.03762", tried=(2, {"depth": 3, "wide": True})
+        )
+        wide: bool = flag(False, "or wide", paper="https://kexue.fm/archives/9019", tried="as depth says")
+
+    depth, wide = flags_of(Cited).values()
+    assert depth.tried == (2, {"depth": 3, "wide": True}) and wide.tried == "as depth says"
+    assert flags_of(Config)["size"].tried is None and flags_of(Config)["size"].meaning() == "how many"
+    assert flag_table([("depth", 1, depth)]).endswith("  how deep (https://arxiv.org/abs/1706.03762)")
+    shown = list(command.table([("depth", depth), ("wide", wide)]))[2:]
+    assert shown[0].endswith("| how deep ([1706.03762](https://arxiv.org/abs/1706.03762)) |")
+    assert shown[1].endswith("| or wide ([kexue.fm](https://kexue.fm/archives/9019)) |")

@@ -14,12 +14,30 @@ __all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_jso
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
+# What a field has that was made without `flag`.
+UNSAID = {"doc": "", "bounds": {}, "paper": "", "tried": None}
 
 
-def flag(default: Any = REQUIRED, doc: str = "", *, above=None, at_least=None, below=None, at_most=None) -> Any:
-    """A field of a Config: its default (none: it must be given), one line of doc, and the range of its numbers."""
+def flag(
+    default: Any = REQUIRED,
+    doc: str = "",
+    *,
+    above=None,
+    at_least=None,
+    below=None,
+    at_most=None,
+    paper: str = "",
+    tried: tuple[Any, ...] | str | None = None,
+) -> Any:
+    """A field of a Config: its default (none: it must be given), one line of doc, and the range of its numbers.
+
+    paper: the address of what it is from.  tried: the values, beside the default, that the tests combine with those of
+    all other flags; a dict of flags of this Config where the value needs others beside it. A sentence says instead why
+    there are none to try.
+    """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
-    metadata = {"doc": doc, "bounds": {k: v for k, v in bounds.items() if v is not None}}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    metadata = {"doc": doc, "bounds": bounds, "paper": paper, "tried": tried}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -31,6 +49,20 @@ class Flag(NamedTuple):
     hint: Any
     doc: str
     bounds: Mapping[str, float]
+    paper: str = ""
+    tried: tuple[Any, ...] | str | None = None
+
+    def meaning(self, markdown: bool = False) -> str:
+        """The doc, and the paper behind it: its address, or in Markdown a short link."""
+        if not self.paper:
+            return self.doc
+        return f"{self.doc} ({link(self.paper) if markdown else self.paper})"
+
+
+def link(paper: str) -> str:
+    """A short Markdown link: the number of an arXiv paper, or else the host."""
+    _, _, path = paper.partition("://arxiv.org/abs/")
+    return f"[{path or paper.split('/')[2]}]({paper})"
 
 
 @functools.cache
@@ -39,7 +71,7 @@ def flags_of(config: type) -> Mapping[str, Flag]:
     # Reading type hints takes a millisecond, and a stack is built from a hundred readings.
     hints = typing.get_type_hints(config)
     return {
-        f.name: Flag(f.name, f.default, hints[f.name], f.metadata.get("doc", ""), f.metadata.get("bounds", {}))
+        f.name: Flag(f.name, f.default, hints[f.name], *(f.metadata.get(key, none) for key, none in UNSAID.items()))
         for f in dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
     }
 
@@ -163,7 +195,7 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
-        cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.doc))
+        cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.meaning()))
     widths = [min(max(len(row[i]) for row in cells), 36) for i in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in cells
