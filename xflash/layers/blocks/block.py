@@ -87,7 +87,8 @@ class Block(nn.Module, ABC):
     its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
     which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
     with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
-    otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to.
+    otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to. One that
+    `counts_places` counts itself where its queries and keys stand, in one line, whatever positions say.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -104,6 +105,7 @@ class Block(nn.Module, ABC):
     has_matrix: ClassVar[bool] = False
     auxiliary_by: ClassVar[str] = ""
     heeds: ClassVar[frozenset[str]] = frozenset()
+    counts_places: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
