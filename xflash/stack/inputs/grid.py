@@ -26,11 +26,16 @@ class Grid(SideInput):
 
     def check(self, value: Any, call: Call) -> Any:
         b, n = call.shape
-        shapes = f"({b}, {n}, 2) or (1, {n}, 2)"
         if not is_integral(value):
-            raise TypeError(f"grid must be an integer tensor {shapes}, not {given(value)}")
-        if tuple(value.shape) not in ((b, n, 2), (1, n, 2)):
-            raise ValueError(f"grid must be {shapes}, not {tuple(value.shape)}")
+            raise TypeError(f"grid must be an integer tensor ({b}, {n}, 2) or (1, {n}, 2), not {given(value)}")
+        # Not `in`: traced, it does not compare sizes that are symbols.
+        if (
+            value.dim() != 3
+            or value.shape[1] != n
+            or value.shape[2] != 2
+            or (value.shape[0] != b and value.shape[0] != 1)
+        ):
+            raise ValueError(f"grid must be ({b}, {n}, 2) or (1, {n}, 2), not {tuple(value.shape)}")
         return value.long()
 
     def one_for_all(self, value: torch.Tensor) -> bool:
