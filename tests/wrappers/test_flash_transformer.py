@@ -150,7 +150,7 @@ def test_starts_sane_with_twelve_layers():
         (lambda: model(num_tokens=0), ValueError, "num_tokens must be at least 1, not 0"),
         (lambda: model(attn_dropout=1.5), ValueError, "flash_dropout must be below 1, not 1.5"),
         (lambda: GAU(), TypeError, "GAU: missing a required argument: 'dim'"),
-        (lambda: GAU(4.5), TypeError, "dim must be int, not 4.5"),
+        (lambda: GAU(4.5), TypeError, "dim must be a whole number, not 4.5"),
         (lambda: GAU(DIM, add_residual=2), TypeError, "add_residual must be True or False, not 2"),
         (lambda: GAU(DIM, norm_klass=nn.Dropout), TypeError, "norm_klass must be the name of a norm, or one of"),
         (lambda: FLASH(DIM, rotary_pos_emb=nn.Identity()), TypeError, "rotary_pos_emb must be True or False, not Iden"),

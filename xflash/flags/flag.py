@@ -7,6 +7,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
+from torch import nn
+
 from ..base.checks import LARGEST, check_bounds, shown
 from ..base.registry import nearest
 
@@ -87,6 +89,22 @@ def hint_text(hint: Any) -> str:
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+WORDS[nn.Module] = "a model from token ids to logits such as TransformerWrapper"
+
+
+def in_words(hint: Any) -> str:
+    """A type as a sentence about a value names it; a class may say itself what it is `called`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(in_words(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Mapping:
+        return f"a mapping of names to {in_words(get_args(hint)[1]).removeprefix('a ')}s"
+    is_module = isinstance(hint, type) and issubclass(hint, nn.Module)
+    return WORDS.get(hint) or getattr(hint, "called", "") or f"{'a ' if is_module else ''}{hint_text(hint)}"
+
+
 def fit(value: Any, hint: Any) -> tuple[bool, Any]:
     """Whether `value` is of type `hint`, and the value to keep: a float takes an int, a tuple takes a list."""
     origin = get_origin(hint)
@@ -105,6 +123,8 @@ def fit(value: Any, hint: Any) -> tuple[bool, Any]:
         each = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         fitted = [fit(v, p) for v, p in zip(value, each, strict=False)]
         return len(each) == len(value) and all(ok for ok, _ in fitted), tuple(v for _, v in fitted)
+    if origin is Mapping:
+        return isinstance(value, Mapping), value
     if hint is Any:
         return True, value
     if hint is float:
@@ -127,12 +147,10 @@ def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
     """The value to keep for flag `name`; TypeError for a wrong type, ValueError for an unknown choice or range."""
     ok, kept = fit(value, spec.hint)
     if not ok:
-        possible = hint_text(spec.hint)
-        if isinstance(value, str) and choices(spec.hint):
-            raise ValueError(
-                f"{name}={shown(value)}{where} is not one of {possible}{nearest(value, choices(spec.hint))}"
-            )
-        raise TypeError(f"{name}{where} must be {possible}, not {shown(value)}")
+        if isinstance(value, str) and (known := choices(spec.hint)):
+            possible = f"is not one of {hint_text(spec.hint)}{nearest(value, known)}"
+            raise ValueError(f"{name}={shown(value)}{where} {possible}")
+        raise TypeError(f"{name}{where} must be {in_words(spec.hint)}, not {shown(value)}")
     for number in kept if isinstance(kept, tuple) else (kept,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
@@ -195,7 +213,8 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
-        cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.meaning()))
+        text = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+        cells.append((name, text + mark, default, hint_text(spec.hint), spec.meaning()))
     widths = [min(max(len(row[i]) for row in cells), 36) for i in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in cells

@@ -22,7 +22,7 @@ class Norm(Part):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        eps: float = flag(1e-5, "added to the mean square (variance) before the root", above=0)
+        eps: float = flag(1e-5, "added to the mean square (variance) before the root", above=0, tried=(1e-6,))
 
     @classmethod
     def of(cls, width: int, **flags: Any) -> Any:
@@ -51,7 +51,7 @@ class LayerNorm(Norm):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Norm.Config):
-        bias: bool = flag(False, "a learned offset beside the gain")
+        bias: bool = flag(False, "a learned offset beside the gain", tried=(True,))
 
     def __init__(self, config, site):
         super().__init__(config, site)

@@ -28,8 +28,8 @@ class TokenShift(Part):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        amount: int = flag(1, "tokens by which channels are delayed", at_least=1)
-        style: ShiftStyle = flag("second_half", "which channels are delayed")
+        amount: int = flag(1, "tokens by which channels are delayed", at_least=1, tried="the stack says it")
+        style: ShiftStyle = flag("second_half", "which channels are delayed", tried="the stack says it")
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -62,6 +62,15 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("residual.gain", "join.gain"),
     ("residual.gain", "scale.layerscale.gain"),
     ("residual.gain", "scale.rezero.gain"),
+    *(
+        (name, f"embedding.{name}")
+        for name in (
+            *("patch_emb.before.gain", "patch_emb.project.weight", "patch_emb.project.bias", "patch_emb.after.gain"),
+            *("pos_emb.weight", "post_emb_norm.gain", "register_tokens"),
+        )
+    ),
+    ("cls_token", "pooled.cls_tokens.tokens"),
+    ("pool.query", "pooled.attn_pool.query"),
 )
 
 

@@ -2,22 +2,20 @@
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..base.registry import blocks, excerpt, norms, positions
 from ..flags.aliases import ALIASES, canonical, names, written
 from ..flags.elsewhere import meant, meant_block
-from ..flags.flag import Flag, build, flag, flags_of, route
+from ..flags.flag import Flag, build, flags_of, route
 from ..flags.layout import MOST_LAYERS, LayerSpec, default_layout, layout_text, parse_layout
 from ..layers.blocks.block import Block
-from ..layers.branch import NormPlace
 from ..layers.positions.position import Position
-from ..layers.shift import ShiftStyle
 from ..saving.configurable import homes
 from .held import held_by_none, layer_config, parts_of, with_choices
 from .side_inputs import untaken
 from .slots import SLOTS, Slot, choices, owners, slot_prefix
+from .stack_config import StackConfig
 
 __all__ = [
     "Resolved",
@@ -30,38 +28,6 @@ __all__ = [
     "resolve",
     "slot_prefix",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackConfig:
-    """The flags of a stack itself, those without a prefix."""
-
-    dim: int = flag(doc="width of the stream", at_least=1)
-    depth: int | None = flag(None, "how often the layout is repeated", at_least=1)
-    heads: int = flag(8, "heads of blocks that don't set their own", at_least=1)
-    causal: bool = flag(False, "no token sees a later one")
-    layers: str | tuple[Any, ...] | None = flag(None, "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')")
-    custom_layers: str | tuple[Any, ...] | None = flag(None, "the whole column instead of layers and depth: ('a', 'f')")
-    norm: str = flag("layernorm", "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...")
-    norm_place: NormPlace = flag("pre", "norms before each block, after each sum, or before and after each block")
-    final_norm: bool | None = flag(None, "a norm behind the last layer (None: unless norm_place is 'post')")
-    reads: str | tuple[str, ...] | None = flag(None, "what branches read of the stream beside itself: any registered")
-    scale: str | tuple[str, ...] | None = flag(None, "what multiplies updates: any of layerscale, rezero, ...")
-    join: str = flag("add", "how updates join the stream, a registered join: add, scaled, ...")
-    pos: str | tuple[str, ...] | None = flag(None, "relative positions: any of rotary, rel_pos, alibi, ...")
-    shift_tokens: int | tuple[int, ...] | bool = flag(
-        0, "tokens by which channels are delayed, or one number a layer", at_least=0
-    )
-    shift_style: ShiftStyle = flag("second_half", "x-transformers' token shift, or FLASH-pytorch's 'first_half'")
-    layer_dropout: float | tuple[float, ...] = flag(
-        0.0, "chance of a row to skip a layer, or one a layer", at_least=0, below=1
-    )
-    weight_tie_layers: bool = flag(False, "one set of weights for all repetitions of the layout")
-    cross_attend: bool | None = flag(None, "layers attend to a context too (None: as the layout says)")
-    only_cross: bool = flag(False, "the default layout is 'cross_attn ff'")
-    dim_condition: int | None = flag(None, "width of the condition of adaptive parts (None: dim)", at_least=1)
-    num_memory_tokens: int = flag(0, "learned tokens in front of every sequence", at_least=0)
-    grad_checkpoint: bool = flag(False, "layers are computed again for their gradients, not kept, in training")
 
 
 class Resolved(NamedTuple):

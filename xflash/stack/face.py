@@ -11,7 +11,7 @@ from ..base.registry import norms, positions
 from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import StackState
 from ..flags.aliases import ALIASES
-from ..flags.flag import flag_table
+from ..flags.flag import Flag
 from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
@@ -38,6 +38,7 @@ class AttentionLayers(Piecewise, Configurable):
     a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
     """
 
+    called: ClassVar[str] = "a stack such as Encoder(...) or Decoder(...)"
     gives = "embeddings of embeddings"
 
     fixed: ClassVar[Mapping[str, bool]] = {}
@@ -89,9 +90,8 @@ class AttentionLayers(Piecewise, Configurable):
         """The distinct blocks of the column, top to bottom."""
         return [cast(Branch, branch).block for branch in self.branches]
 
-    def flag_table(self) -> str:
-        """Every flag of this stack with its value, default, type and meaning, as text."""
-        return flag_table(self.rows)
+    def flag_rows(self) -> list[tuple[str, Any, Flag]]:
+        return self.rows
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, layout={self.layout!r}, causal={self.causal}"

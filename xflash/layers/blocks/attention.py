@@ -39,12 +39,25 @@ class Attention(MultiHead):
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
         window: int | None = flag(
-            None, "tokens a query sees, itself included (both ways when bidirectional)", at_least=1
+            None,
+            "tokens a query sees, itself included (both ways when bidirectional)",
+            at_least=1,
+            paper="https://arxiv.org/abs/2004.05150",
+            tried=(5,),
         )
         sinks: int = flag(
-            0, "first tokens of a row, memory tokens counted, that stay visible beyond the window", at_least=0
+            0,
+            "first tokens of a row, memory tokens counted, that stay visible beyond the window",
+            at_least=0,
+            paper="https://arxiv.org/abs/2309.17453",
+            tried=({"sinks": 2, "window": 3},),
         )
-        value_residual_learned: bool = flag(True, "tokens say how much of the first layer's values they take, not half")
+        value_residual_learned: bool = flag(
+            True,
+            "tokens say how much of the first layer's values they take, not half",
+            paper="https://arxiv.org/abs/2410.17897",
+            tried=({"value_residual_learned": False, "value_residual": True},),
+        )
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -1,7 +1,6 @@
 """`block_attn`: softmax attention to a token's own block and the one before, with bounded memory."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -10,15 +9,15 @@ from torch import nn
 from ...base.registry import blocks
 from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
 from ..kernels.buffers import emptied
 from ..kernels.groups import Padded, Scattered, join_groups, part_groups
 from ..kernels.windows import Blocks, Older, Window, fold, kept, slots_of, window_mask, within
 from ..positions.distance import own_bias
 from ..projection import key_and_value, whole
-from ..scores.read import ReadFlags, SoftmaxRead, rows_of
+from ..scores.read import SoftmaxRead, rows_of
 from ..scores.step import Read
 from .block import Site
+from .block_flags import BlockFlags
 from .compress import Compressor, build_compressor, reconstruction
 from .cosine import Cosine
 from .multi_head import count_heads
@@ -45,41 +44,9 @@ class BlockAttention(Reading):
     positions = frozenset({"rotary", "rel_pos", "alibi"})
     counts_places = True
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(ReadFlags):
-        block_width: int = flag(512, "tokens in a block", at_least=1)
-        dim_head: int = flag(64, "width of a head", at_least=1)
-        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
-        kv_heads: int | None = flag(
-            None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1
-        )
-        reach: Literal["blocks", "sliding"] = flag(
-            "blocks", "a token sees its block and all of the one before, or block_width tokens, itself included"
-        )
-        rel_pos_bias: Literal["t5"] | None = flag(None, "T5's bias by distance, of the layer's own")
-        cosine: bool = flag(False, "cosine attention with learned gains per channel")
-        cosine_scale: float = flag(10.0, "what cosine multiplies the cosines by", above=0)
-        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
-        flash: bool = flag(True, "the fused softmax kernel")
-        read_from: tuple[int, ...] = flag(
-            (), "recurrent layers of the column, counted from 1, whose state vectors are read beside the window"
-        )
-        read_cosine: bool = flag(True, "cosine attention to the state vectors of read_from")
-        read_cosine_scale: float = flag(10.0, "what read_cosine multiplies the cosines by", above=0)
-        compress: Literal["conv", "mean", "max"] | None = flag(
-            None, "blocks that fall out of the window are kept, compressed so (conv: learned)"
-        )
-        compress_factor: int | None = flag(None, "tokens that become one entry (None: 4)", at_least=2)
-        compress_blocks: int | None = flag(None, "blocks that are kept compressed (None: 2)", at_least=1)
-        compress_loss: bool = flag(False, "the state holds how much of what is read is lost by compressing")
-        retrieve: int | None = flag(
-            None, "tokens before the window that each query and head finds in a long memory (None: none)", at_least=1
-        )
-        retrieve_len: int | None = flag(
-            None, "tokens that this memory holds, whole blocks (None: 250,000, rounded up)", at_least=1
-        )
+    Config = BlockFlags
 
-    def __init__(self, config: Config, site: Site, reads: int = 0):
+    def __init__(self, config: BlockFlags, site: Site, reads: int = 0):
         super().__init__(config, site)
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head

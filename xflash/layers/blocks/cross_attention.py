@@ -34,7 +34,7 @@ class CrossAttention(TakesContext, MultiHead):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
-        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1)
+        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1, tried=(20,))
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

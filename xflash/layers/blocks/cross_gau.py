@@ -37,14 +37,21 @@ class CrossGatedAttention(TakesContext, GatedUnit):
     class Config(GatedUnit.Config):
         # To find one token among the context's is what it is for: relu2 over n learns it far more slowly.
         attn_fn: Literal["relu2", "laplace", "softmax", "softmax_plus"] = flag(
-            "softmax", "scores to weights; softmax_plus sharpens its scores by log(keys seen) / log(512)"
+            "softmax",
+            "scores to weights; softmax_plus sharpens its scores by log(keys seen) / log(512)",
+            paper="https://arxiv.org/abs/2209.10655",
+            tried=("relu2", "laplace", "softmax_plus"),
         )
         normaliser: Literal["row_index", "fixed", "row_sum", "none"] | None = flag(
             None,
             "divides relu2 and laplace: by the context's tokens, a fixed length, the row's sum, nothing "
             "(None: row_index)",
+            tried=(
+                {"normaliser": "row_sum", "attn_fn": "laplace"},
+                {"normaliser": "none", "attn_fn": "relu2"},
+            ),
         )
-        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1)
+        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1, tried=(20,))
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -35,14 +35,26 @@ class FeedForward(Block):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         mult: float | None = flag(
-            None, "inner width as a multiple of dim (None: 4, or as ff_dim says)", above=0, at_most=MOST
+            None, "inner width as a multiple of dim (None: 4, or as ff_dim says)", above=0, at_most=MOST, tried=(2.0,)
         )
-        dim: int | None = flag(None, "inner width in channels (None: as ff_mult says)", at_least=1)
-        activation: str = flag("gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...")
-        glu: bool = flag(False, "gate one half of the inner projection with the activation of the other")
-        no_bias: bool = flag(False, "linear maps without biases")
-        post_act_ln: bool = flag(False, "a LayerNorm behind the activation (NormFormer)")
-        dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1)
+        dim: int | None = flag(None, "inner width in channels (None: as ff_mult says)", at_least=1, tried=(25,))
+        activation: str = flag(
+            "gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...", tried=("silu", "relu2")
+        )
+        glu: bool = flag(
+            False,
+            "gate one half of the inner projection with the activation of the other",
+            paper="https://arxiv.org/abs/2002.05202",
+            tried=(True,),
+        )
+        no_bias: bool = flag(False, "linear maps without biases", tried=(True,))
+        post_act_ln: bool = flag(
+            False,
+            "a LayerNorm behind the activation (NormFormer)",
+            paper="https://arxiv.org/abs/2110.09456",
+            tried=(True,),
+        )
+        dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1, tried=(0.1,))
 
     mixes_tokens = False
     # Tokens never meet here, so neither can be violated.

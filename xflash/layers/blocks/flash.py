@@ -40,26 +40,62 @@ class MixedChunkAttention(Block):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        group_size: int = flag(256, "tokens in a group", at_least=1)
-        query_key_dim: int = flag(128, "width of the shared projection that queries and keys come from", at_least=1)
-        expansion_factor: float = flag(2.0, "width of values and gate, times the model's", above=0, at_most=MOST)
-        attn_fn: AttnFn = flag("relu2", "scores inside a group to weights")
+        group_size: int = flag(
+            256, "tokens in a group", at_least=1, paper="https://arxiv.org/abs/2202.10447", tried=(5, 7, 64)
+        )
+        query_key_dim: int = flag(
+            128,
+            "width of the shared projection that queries and keys come from",
+            at_least=1,
+            paper="https://arxiv.org/abs/2202.10447",
+            tried=(10,),
+        )
+        expansion_factor: float = flag(
+            2.0,
+            "width of values and gate, times the model's",
+            above=0,
+            at_most=MOST,
+            paper="https://arxiv.org/abs/2202.10447",
+            tried=(1.5,),
+        )
+        attn_fn: AttnFn = flag(
+            "relu2",
+            "scores inside a group to weights",
+            paper="https://arxiv.org/abs/2209.10655",
+            tried=("laplace", "softmax"),
+        )
         normaliser_place: Literal["content", "outside"] | None = flag(
-            None, "relu2, laplace: f(qk / w + bias) or f(qk / sqrt(query_key_dim) + bias) / w (None: content)"
+            None,
+            "relu2, laplace: f(qk / w + bias) or f(qk / sqrt(query_key_dim) + bias) / w (None: content)",
+            tried=("outside",),
         )
         global_normaliser: Literal["mean", "sum", "padded_length"] = flag(
-            "mean", "divides the sum across groups: its tokens, w (sum), or (peers, bidirectional) the tensor's length"
+            "mean",
+            "divides the sum across groups: its tokens, w (sum), or (peers, bidirectional) the tensor's length",
+            tried=("sum", "padded_length"),
         )
         global_scope: Literal["sequence", "group"] = flag(
-            "sequence", "what the linear part sums over: the row, or (peers, bidirectional) the token's own group"
+            "sequence",
+            "what the linear part sums over: the row, or (peers, bidirectional) the token's own group",
+            tried=("group",),
         )
-        rel_pos_bias: Literal["t5", "toeplitz"] | None = flag("t5", "a learned bias by distance inside a group")
-        gamma_init: Literal["ones", "normal"] = flag("ones", "start of the gains of queries and keys: 1, or N(0, .02)")
-        offset: bool = flag(True, "learned offsets of queries and keys beside their gains")
-        bias: bool = flag(False, "biases in the two linear maps")
-        dropout: float = flag(0.0, "dropout of the weights inside a group", at_least=0, below=1)
+        rel_pos_bias: Literal["t5", "toeplitz"] | None = flag(
+            "t5",
+            "a learned bias by distance inside a group",
+            paper="https://arxiv.org/abs/1910.10683",
+            tried=("toeplitz", None),
+        )
+        gamma_init: Literal["ones", "normal"] = flag(
+            "ones", "start of the gains of queries and keys: 1, or N(0, .02)", tried=("normal",)
+        )
+        offset: bool = flag(True, "learned offsets of queries and keys beside their gains", tried=(False,))
+        bias: bool = flag(False, "biases in the two linear maps", tried=(True,))
+        dropout: float = flag(0.0, "dropout of the weights inside a group", at_least=0, below=1, tried=(0.1,))
         max_documents: int | None = flag(
-            None, "most documents in a row, needed only to compile with doc_ids (None: looked up)", at_least=1
+            None,
+            "most documents in a row, needed only to compile with doc_ids (None: looked up)",
+            at_least=1,
+            tried="it matters to torch.compile only",
         )
 
     def __init__(self, config: Config, site: Site):

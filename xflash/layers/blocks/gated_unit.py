@@ -27,29 +27,67 @@ class GatedUnit(Block):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        query_key_dim: int = flag(128, "width of the shared projection that queries and keys come from", at_least=1)
-        expansion_factor: float = flag(2.0, "width of values and gate, times the model's", above=0, at_most=MOST)
-        heads: int = flag(1, "heads that share query_key_dim and the values' width between them", at_least=1)
+        query_key_dim: int = flag(
+            128,
+            "width of the shared projection that queries and keys come from",
+            at_least=1,
+            paper="https://arxiv.org/abs/2202.10447",
+            tried=(12,),
+        )
+        expansion_factor: float = flag(
+            2.0,
+            "width of values and gate, times the model's",
+            above=0,
+            at_most=MOST,
+            paper="https://arxiv.org/abs/2202.10447",
+            tried=(1.5,),
+        )
+        heads: int = flag(
+            1, "heads that share query_key_dim and the values' width between them", at_least=1, tried=(2,)
+        )
         attn_fn: Literal["relu2", "laplace", "softmax", "softmax_plus"] = flag(
-            "relu2", "scores to weights; softmax_plus sharpens its scores by log(keys seen) / log(512)"
+            "relu2",
+            "scores to weights; softmax_plus sharpens its scores by log(keys seen) / log(512)",
+            paper="https://arxiv.org/abs/2209.10655",
+            tried=("laplace", "softmax", "softmax_plus"),
         )
         normaliser: Literal["row_index", "fixed", "row_sum", "none", "padded_length"] | None = flag(
             None,
             "divides relu2 and laplace: by keys seen, a fixed length, the row's sum, nothing, or (peers) the tensor's "
             "length (None: row_index)",
+            tried=(
+                {"normaliser": "row_sum", "attn_fn": "laplace"},
+                {"normaliser": "none", "attn_fn": "relu2"},
+                {"normaliser": "padded_length", "attn_fn": "relu2"},
+            ),
         )
         normaliser_place: Literal["outside", "inside", "content"] | None = flag(
-            None, "f(qk + bias) / n, f((qk + bias) / n) or f(qk / n + bias) (None: outside)"
+            None,
+            "f(qk + bias) / n, f((qk + bias) / n) or f(qk / n + bias) (None: outside)",
+            tried=(
+                {"normaliser_place": "inside", "attn_fn": "relu2"},
+                {"normaliser_place": "inside", "attn_fn": "laplace"},
+                {"normaliser_place": "content", "attn_fn": "relu2"},
+            ),
         )
-        fixed_length: int | None = flag(None, "the n of normaliser='fixed' (None: 512)", at_least=1)
-        score_scale: Literal["sqrt", "none"] = flag("sqrt", "qk / sqrt(width of a head), or qk as it is")
+        fixed_length: int | None = flag(
+            None,
+            "the n of normaliser='fixed' (None: 512)",
+            at_least=1,
+            tried=({"fixed_length": 20, "normaliser": "fixed", "attn_fn": "relu2"},),
+        )
+        score_scale: Literal["sqrt", "none"] = flag(
+            "sqrt", "qk / sqrt(width of a head), or qk as it is", tried=("none",)
+        )
         gamma_init: Literal["ones", "normal"] | None = flag(
-            None, "start of the gains of queries and keys: 1, or N(0, .02) (None: ones, without score_scale normal)"
+            None,
+            "start of the gains of queries and keys: 1, or N(0, .02) (None: ones, without score_scale normal)",
+            tried=("normal",),
         )
-        offset: bool = flag(True, "learned offsets of queries and keys beside their gains")
-        bias: bool = flag(False, "biases in the linear maps")
-        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
-        out_dropout: float = flag(0.0, "dropout of the output", at_least=0, below=1)
+        offset: bool = flag(True, "learned offsets of queries and keys beside their gains", tried=(False,))
+        bias: bool = flag(False, "biases in the linear maps", tried=(True,))
+        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1, tried=(0.1,))
+        out_dropout: float = flag(0.0, "dropout of the output", at_least=0, below=1, tried=(0.1,))
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

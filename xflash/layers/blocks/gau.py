@@ -41,9 +41,17 @@ class GatedAttention(GatedUnit):
     @dataclass(frozen=True, kw_only=True)
     class Config(GatedUnit.Config):
         rel_pos_bias: Literal["t5", "toeplitz"] | None = flag(
-            "t5", "a learned bias by distance of the layer's own; with score_scale='sqrt' times sqrt(width of a head)"
+            "t5",
+            "a learned bias by distance of the layer's own; with score_scale='sqrt' times sqrt(width of a head)",
+            paper="https://arxiv.org/abs/1910.10683",
+            tried=("toeplitz", None),
         )
-        toeplitz_length: int | None = flag(None, "distances with an entry of their own (None: 512)", at_least=1)
+        toeplitz_length: int | None = flag(
+            None,
+            "distances with an entry of their own (None: 512)",
+            at_least=1,
+            tried=({"toeplitz_length": 6, "rel_pos_bias": "toeplitz"},),
+        )
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

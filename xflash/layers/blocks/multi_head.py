@@ -51,21 +51,65 @@ class MultiHead(Reading):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ReadFlags):
-        dim_head: int = flag(64, "width of a head", at_least=1)
-        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
+        dim_head: int = flag(64, "width of a head", at_least=1, tried=(6,))
+        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1, tried=(2,))
         kv_heads: int | None = flag(
-            None, "key/value heads, shared by groups of query heads (None: as many)", at_least=1
+            None,
+            "key/value heads, shared by groups of query heads (None: as many)",
+            at_least=1,
+            paper="https://arxiv.org/abs/2305.13245",
+            tried=(1, 2),
         )
-        flash: bool | None = flag(None, "the fused softmax kernel (None: where possible; not FLASH, that is the block)")
-        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1)
-        num_mem_kv: int = flag(0, "learned keys and values that every query sees", at_least=0)
-        qk_norm: bool = flag(False, "queries and keys l2-normalised, without gains")
-        qk_norm_groups: int = flag(1, "groups of channels that qk_norm normalises each for itself", at_least=1)
-        qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0)
-        qk_norm_dim_scale: bool = flag(False, "learned scales per head and channel instead of qk_norm_scale")
-        gate_values: bool = flag(False, "sigmoid gate on the output, from the input")
-        head_scale: bool = flag(False, "learned gain per head on its output")
-        value_residual: bool = flag(False, "values are mixed with those of the column's first layer of this kind")
+        flash: bool | None = flag(
+            None,
+            "the fused softmax kernel (None: where possible; not FLASH, that is the block)",
+            paper="https://arxiv.org/abs/2205.14135",
+            tried=(True, False),
+        )
+        dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1, tried=(0.1,))
+        num_mem_kv: int = flag(
+            0,
+            "learned keys and values that every query sees",
+            at_least=0,
+            paper="https://arxiv.org/abs/1907.01470",
+            tried=(2,),
+        )
+        qk_norm: bool = flag(
+            False,
+            "queries and keys l2-normalised, without gains",
+            paper="https://arxiv.org/abs/2010.04245",
+            tried=(True,),
+        )
+        qk_norm_groups: int = flag(
+            1,
+            "groups of channels that qk_norm normalises each for itself",
+            at_least=1,
+            tried=({"qk_norm_groups": 2, "qk_norm": True},),
+        )
+        qk_norm_scale: float = flag(
+            10.0, "what qk_norm multiplies the scores by", above=0, tried=({"qk_norm_scale": 4.0, "qk_norm": True},)
+        )
+        qk_norm_dim_scale: bool = flag(
+            False,
+            "learned scales per head and channel instead of qk_norm_scale",
+            paper="https://arxiv.org/abs/2302.05442",
+            tried=({"qk_norm_dim_scale": True, "qk_norm": True},),
+        )
+        gate_values: bool = flag(
+            False,
+            "sigmoid gate on the output, from the input",
+            paper="https://www.nature.com/articles/s41586-021-03819-2",
+            tried=(True,),
+        )
+        head_scale: bool = flag(
+            False, "learned gain per head on its output", paper="https://arxiv.org/abs/2110.09456", tried=(True,)
+        )
+        value_residual: bool = flag(
+            False,
+            "values are mixed with those of the column's first layer of this kind",
+            paper="https://arxiv.org/abs/2410.17897",
+            tried=(True,),
+        )
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -1,7 +1,7 @@
 """`recurrent`: the layer of the block-recurrent transformer (https://arxiv.org/abs/2203.07852)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -12,7 +12,6 @@ from torch import nn
 from ...base.registry import blocks
 from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
 from ..kernels.groups import join_groups, part_groups
 from ..kernels.windows import Blocks, Window, valid
 from ..norms import LayerNorm
@@ -20,6 +19,7 @@ from ..projection import key_and_value
 from ..scores.read import SoftmaxRead
 from .block import Site
 from .block_attention import BlockAttention
+from .block_flags import RecurrentFlags
 from .cosine import Cosine
 from .recurrence import as_built, describe, outline, recurrence
 
@@ -102,23 +102,9 @@ class Recurrent(BlockAttention):
         "gate",
     )
 
-    @dataclass(frozen=True, kw_only=True)
-    class Config(BlockAttention.Config):
-        num_state_vectors: int = flag(512, "state vectors", at_least=1)
-        gate: Literal["fixed", "lstm", "gru"] = flag("fixed", "how state vectors take an update in")
-        update: Literal["skip", "single", "dual"] = flag(
-            "skip", "attention and a gate; attention, feed-forward and a gate; or a gate behind each of the two"
-        )
-        reads: bool = flag(True, "its own tokens read the state vectors (else other layers do)")
-        read_layer: int | None = flag(
-            None,
-            "the layer of the column, from 1, that reads them in its stead: a block_attn or recurrent one",
-            at_least=1,
-        )
-        write_from: Literal["block", "window"] = flag("block", "what the vectors attend to: the full block, or two")
-        cosine: bool = flag(True, "cosine attention with learned gains per channel")
+    Config = RecurrentFlags
 
-    def __init__(self, config: Config, site: Site):
+    def __init__(self, config: RecurrentFlags, site: Site):
         super().__init__(config, site, reads=int(config.reads and config.read_layer is None))
         self.built = describe(self.kind, config, site)
         dim, width, inner = site.dim, config.dim_head, self.heads * config.dim_head

@@ -56,11 +56,21 @@ class StateRead(Reading):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ReadFlags):
-        source: int = flag(1, "which recurrent layer of the column is read, counted from 1", at_least=1)
-        dim_head: int = flag(64, "width of a head", at_least=1)
-        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1)
-        cosine: bool = flag(True, "cosine attention with learned gains per channel")
-        cosine_scale: float = flag(10.0, "what cosine multiplies the cosines by", above=0)
+        source: int = flag(
+            1,
+            "which recurrent layer of the column is read, counted from 1",
+            at_least=1,
+            tried="layouts have one recurrent layer for them to read",
+        )
+        dim_head: int = flag(64, "width of a head", at_least=1, tried=(6,))
+        heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1, tried=(3,))
+        cosine: bool = flag(
+            True,
+            "cosine attention with learned gains per channel",
+            paper="https://arxiv.org/abs/2010.04245",
+            tried=(False,),
+        )
+        cosine_scale: float = flag(10.0, "what cosine multiplies the cosines by", above=0, tried=(4.0,))
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)

@@ -23,8 +23,10 @@ class GRU(Join):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        keep: float = flag(2.0, "what the bias of the gate z starts at: above zero the stream is kept", at_least=0)
-        gain: bool = flag(False, "a learned gain per channel on the stream, as in 'scaled'")
+        keep: float = flag(
+            2.0, "what the bias of the gate z starts at: above zero the stream is kept", at_least=0, tried=(1.0,)
+        )
+        gain: bool = flag(False, "a learned gain per channel on the stream, as in 'scaled'", tried=(True,))
 
     def __init__(self, config, site):
         super().__init__(config, site)

@@ -39,11 +39,13 @@ class Hyper(Join):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        streams: int = flag(4, "residual streams", at_least=2)
+        streams: int = flag(4, "residual streams", at_least=2, tried=(2,))
         mixing: Literal["balanced", "sum"] = flag(
-            "balanced", "how streams are mixed; 'sum' (each becomes the sum of all) reproduces x-transformers 2.31"
+            "balanced",
+            "how streams are mixed; 'sum' (each becomes the sum of all) reproduces x-transformers 2.31",
+            tried=({"mixing": "sum"},),
         )
-        rounds: int = flag(5, "rounds of balancing the matrices that mix streams", at_least=1)
+        rounds: int = flag(5, "rounds of balancing the matrices that mix streams", at_least=1, tried=(2,))
 
     def __init__(self, config, site):
         super().__init__(config, site)

@@ -26,6 +26,7 @@ class Alibi(Bias):
             None,
             "heads with a slope, the others without (None: all; all of a layer that has fewer)",
             at_least=1,
+            tried=(2,),
         )
 
     def check(self, users: Sequence[Block]) -> None:

@@ -20,8 +20,8 @@ class RelPos(Bias):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_buckets: int = flag(32, "distance buckets", at_least=4)
-        max_distance: int = flag(128, "distances from here on share a bucket", at_least=2)
+        num_buckets: int = flag(32, "distance buckets", at_least=4, tried=(8,))
+        max_distance: int = flag(128, "distances from here on share a bucket", at_least=2, tried=(20,))
 
     def __init__(self, config: Config, causal: bool, heads: tuple[int, ...] = ()):
         super().__init__(config, causal, heads)

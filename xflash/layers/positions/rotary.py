@@ -20,14 +20,30 @@ class Rotary(Pairs):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         emb_dim: int | None = flag(
-            None, "channels of each key that are turned (None: all; all of narrower keys)", at_least=2
+            None, "channels of each key that are turned (None: all; all of narrower keys)", at_least=2, tried=(4,)
         )
-        base: float = flag(10000.0, "base of the wavelengths", above=1)
-        base_rescale_factor: float = flag(1.0, "NTK-aware rescaling of the base", above=0)
-        interpolation_factor: float = flag(1.0, "positions are divided by it", at_least=1)
-        interleaved: bool = flag(False, "pairs are neighbours (2i, 2i + 1), not halves (i, i + width / 2)")
-        xpos: bool = flag(False, "scores also decay with distance (causal stacks, float32 or bfloat16)")
-        xpos_scale_base: float = flag(512.0, "distance over which xPos decays by one power", above=0)
+        base: float = flag(10000.0, "base of the wavelengths", above=1, tried=(500.0,))
+        base_rescale_factor: float = flag(
+            1.0, "NTK-aware rescaling of the base", above=0, paper="https://arxiv.org/abs/2309.00071", tried=(1.5,)
+        )
+        interpolation_factor: float = flag(
+            1.0, "positions are divided by it", at_least=1, paper="https://arxiv.org/abs/2306.15595", tried=(2.0,)
+        )
+        interleaved: bool = flag(
+            False, "pairs are neighbours (2i, 2i + 1), not halves (i, i + width / 2)", tried=(True,)
+        )
+        xpos: bool = flag(
+            False,
+            "scores also decay with distance (causal stacks, float32 or bfloat16)",
+            paper="https://arxiv.org/abs/2212.10554",
+            tried=({"xpos": True},),
+        )
+        xpos_scale_base: float = flag(
+            512.0,
+            "distance over which xPos decays by one power",
+            above=0,
+            tried=({"xpos_scale_base": 64.0, "xpos": True},),
+        )
 
     def __init__(self, config: Config, causal: bool, heads: tuple[int, ...] = ()):
         super().__init__(config, causal, heads)

@@ -26,9 +26,13 @@ class LIMe(Read):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        views: bool = flag(False, "queries, keys and values of attention are each given a mixture of their own")
-        weights: Literal["softmax", "relu"] = flag("softmax", "what makes weights of the scores of layers")
-        eps: float = flag(1e-5, "added to the mean square that the scores' norm divides by", above=0)
+        views: bool = flag(
+            False, "queries, keys and values of attention are each given a mixture of their own", tried=(True,)
+        )
+        weights: Literal["softmax", "relu"] = flag(
+            "softmax", "what makes weights of the scores of layers", tried=({"weights": "relu"},)
+        )
+        eps: float = flag(1e-5, "added to the mean square that the scores' norm divides by", above=0, tried=(1e-6,))
 
     @classmethod
     def stands(cls, config, site: Site) -> bool:

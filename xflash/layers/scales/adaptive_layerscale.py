@@ -23,7 +23,9 @@ class AdaptiveLayerScale(Scale):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        init: float = flag(0.12, "what each channel's gain starts at, whatever the condition", above=0, below=1)
+        init: float = flag(
+            0.12, "what each channel's gain starts at, whatever the condition", above=0, below=1, tried=(0.3,)
+        )
 
     def __init__(self, config, site):
         super().__init__(config, site)

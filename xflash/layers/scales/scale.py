@@ -29,7 +29,7 @@ class LayerScale(Scale):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        init: float = flag(1e-2, "what each channel's gain starts at", above=0)
+        init: float = flag(1e-2, "what each channel's gain starts at", above=0, tried=(0.1,))
 
     def __init__(self, config, site):
         super().__init__(config, site)

@@ -27,7 +27,7 @@ class CoPE(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        positions: int = flag(64, "learned positions, what is farther away being at the last", at_least=2)
+        positions: int = flag(64, "learned positions, what is farther away being at the last", at_least=2, tried=(3,))
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)

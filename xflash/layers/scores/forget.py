@@ -32,7 +32,7 @@ class Forget(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        start: float = flag(5.0, "what the gates' logits start at: the higher, the less is forgotten")
+        start: float = flag(5.0, "what the gates' logits start at: the higher, the less is forgotten", tried=(1.0,))
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)

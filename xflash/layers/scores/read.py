@@ -25,8 +25,24 @@ __all__ = ["ReadFlags", "SoftmaxRead", "in_front", "rows_of"]
 class ReadFlags:
     """The flags of every block that reads by softmax."""
 
-    scores: str | tuple[str, ...] | None = flag(None, "registered steps on the scores, in their order: softclamp, ...")
-    weight_fn: str = flag("softmax", "a registered function from scores to weights: softmax, sigmoid, hard, ...")
+    scores: str | tuple[str, ...] | None = flag(
+        None,
+        "registered steps on the scores, in their order: softclamp, ...",
+        tried=(
+            "softclamp topk learned_sink",
+            "topk talking_heads",
+            "residual topk",
+            "residual forget softclamp",
+            "forget learned_sink",
+            "cope softclamp",
+            "talking_heads",
+        ),
+    )
+    weight_fn: str = flag(
+        "softmax",
+        "a registered function from scores to weights: softmax, sigmoid, hard, ...",
+        tried="all that are registered are",
+    )
 
 
 class SoftmaxRead(nn.Module):

@@ -18,7 +18,9 @@ class Sigmoid(WeightFn):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        bias: float = flag(-4.0, "b: minus the logarithm of how many keys there are, about (x-transformers has 0)")
+        bias: float = flag(
+            -4.0, "b: minus the logarithm of how many keys there are, about (x-transformers has 0)", tried=(-2.0,)
+        )
 
     def forward(self, s: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
         return (s.to(torch.promote_types(s.dtype, torch.float32)) + self.config.bias).sigmoid()

@@ -16,7 +16,7 @@ class SoftClamp(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        value: float = flag(50.0, "c, which scores stay below", above=0)
+        value: float = flag(50.0, "c, which scores stay below", above=0, tried=(2.0,))
 
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
         return (s / self.config.value).tanh() * self.config.value

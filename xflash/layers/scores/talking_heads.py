@@ -23,8 +23,8 @@ class TalkingHeads(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        pre: bool = flag(True, "mixes the scores, before the softmax")
-        post: bool = flag(True, "mixes the weights, behind the softmax")
+        pre: bool = flag(True, "mixes the scores, before the softmax", tried=({"pre": False},))
+        post: bool = flag(True, "mixes the weights, behind the softmax", tried=({"post": False},))
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)

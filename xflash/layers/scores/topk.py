@@ -24,8 +24,10 @@ class TopK(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        k: int = flag(8, "keys that a query keeps", at_least=1)
-        straight_through: bool = flag(False, "gradients as if all keys were kept")
+        k: int = flag(8, "keys that a query keeps", at_least=1, tried=(3,))
+        straight_through: bool = flag(
+            False, "gradients as if all keys were kept", paper="https://arxiv.org/abs/2505.22074", tried=(True,)
+        )
 
     def around(self, s: Float[Tensor, "b h n m"], weigh: Callable[[Tensor], Tensor]) -> Float[Tensor, "b h n m"]:
         k = self.config.k

@@ -1,0 +1,117 @@
+"""`StackConfig`: the flags of a stack itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..flags.flag import flag
+from ..layers.branch import NormPlace
+from ..layers.shift import ShiftStyle
+
+__all__ = ["StackConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The flags of a stack itself, those without a prefix."""
+
+    dim: int = flag(doc="width of the stream", at_least=1, tried="every combination has its own")
+    depth: int | None = flag(
+        None, "how often the layout is repeated", at_least=1, tried="every combination has its own"
+    )
+    heads: int = flag(8, "heads of blocks that don't set their own", at_least=1, tried="every combination has its own")
+    causal: bool = flag(False, "no token sees a later one", tried="combinations are tried both ways")
+    layers: str | tuple[Any, ...] | None = flag(
+        None,
+        "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')",
+        tried=(
+            "flash attn gau ff",
+            "gau ff flash attn",
+            "attn ff gau(heads=2) flash(group_size=3) attn(window=4)",
+            "cross_attn ff cross_gau",
+            "attn cross_attn cross_gau",
+            "flash cross_attn(heads=2) cross_gau(heads=2)",
+            "block_attn state_read flash recurrent ff",
+            "recurrent block_attn state_read",
+            "attn state_read block_attn(read_from=(1,)) recurrent(reads=False)",
+            "block_attn state_read recurrent(reads=False) recurrent(read_layer=1)",
+        ),
+    )
+    custom_layers: str | tuple[Any, ...] | None = flag(
+        None,
+        "the whole column instead of layers and depth: ('a', 'f')",
+        tried=(("f", "flash", "a", "gau"), ("a", "c", "cross_gau", "f")),
+    )
+    norm: str = flag(
+        "layernorm",
+        "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...",
+        tried="all that are registered are",
+    )
+    norm_place: NormPlace = flag(
+        "pre",
+        "norms before each block, after each sum, or before and after each block",
+        paper="https://arxiv.org/abs/2002.04745",
+        tried=("post", "sandwich"),
+    )
+    final_norm: bool | None = flag(
+        None, "a norm behind the last layer (None: unless norm_place is 'post')", tried=(False, True)
+    )
+    reads: str | tuple[str, ...] | None = flag(
+        None, "what branches read of the stream beside itself: any registered", tried="all that are registered are"
+    )
+    scale: str | tuple[str, ...] | None = flag(
+        None, "what multiplies updates: any of layerscale, rezero, ...", tried="all that are registered are"
+    )
+    join: str = flag(
+        "add", "how updates join the stream, a registered join: add, scaled, ...", tried="all that are registered are"
+    )
+    pos: str | tuple[str, ...] | None = flag(
+        None, "relative positions: any of rotary, rel_pos, alibi, ...", tried=(("rotary", "alibi"),)
+    )
+    shift_tokens: int | tuple[int, ...] | bool = flag(
+        0,
+        "tokens by which channels are delayed, or one number a layer",
+        at_least=0,
+        paper="https://github.com/BlinkDL/RWKV-LM",
+        tried=(1, 2),
+    )
+    shift_style: ShiftStyle = flag(
+        "second_half",
+        "x-transformers' token shift, or FLASH-pytorch's 'first_half'",
+        tried=({"shift_style": "first_half", "shift_tokens": 1},),
+    )
+    layer_dropout: float | tuple[float, ...] = flag(
+        0.0,
+        "chance of a row to skip a layer, or one a layer",
+        at_least=0,
+        below=1,
+        paper="https://arxiv.org/abs/1603.09382",
+        tried=(0.2,),
+    )
+    weight_tie_layers: bool = flag(
+        False,
+        "one set of weights for all repetitions of the layout",
+        paper="https://arxiv.org/abs/1909.11942",
+        tried=({"weight_tie_layers": True, "depth": 2},),
+    )
+    cross_attend: bool | None = flag(
+        None,
+        "layers attend to a context too (None: as the layout says)",
+        paper="https://arxiv.org/abs/1706.03762",
+        tried=(True,),
+    )
+    only_cross: bool = flag(False, "the default layout is 'cross_attn ff'", tried="it is the layout without layers")
+    dim_condition: int | None = flag(
+        None,
+        "width of the condition of adaptive parts (None: dim)",
+        at_least=1,
+        tried=({"dim_condition": 7, "norm": "adaptive_layernorm"},),
+    )
+    num_memory_tokens: int = flag(
+        0, "learned tokens in front of every sequence", at_least=0, paper="https://arxiv.org/abs/2006.11527", tried=(3,)
+    )
+    grad_checkpoint: bool = flag(
+        False,
+        "layers are computed again for their gradients, not kept, in training",
+        paper="https://arxiv.org/abs/1604.06174",
+        tried=(True,),
+    )
