@@ -102,9 +102,7 @@ def test_export_takes_any_length(flags, causal):
     n = torch.export.Dim("n", min=2, max=4096)
     x = laws.sample(stack, 11)
     beside, of_tokens = laws.beside(stack, x), laws.of_tokens(stack, x)
-    shapes = {"x": {1: n}} | {name: {} for name in beside}
-    if of_tokens:
-        shapes["beside"] = {name: {1: n} for name in of_tokens}
+    shapes = {"x": {1: n}} | {name: {} for name in beside} | {name: {1: n} for name in of_tokens}
     program = torch.export.export(stack, (x,), {**beside, **of_tokens}, dynamic_shapes=shapes)
     for length in (2, 5, 29, 40):
         x = laws.sample(stack, length)

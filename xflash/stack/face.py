@@ -23,7 +23,7 @@ from .column import Column
 from .config import check_condition, check_uses, check_widths, known_flags, resolve
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
-from .noted import Noted, check_maps, check_noted, noting
+from .noted import Noted, check_noted, noting
 from .parts import make_branch, publishing, sites_of
 from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
 from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
@@ -128,6 +128,7 @@ class AttentionLayers(Piecewise, Configurable):
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         condition: Float[Tensor, "b *n _"] | None = None,
+        grid: Int[Tensor, "_ n 2"] | None = None,
         return_hiddens: bool = False,
         **beside: Any,
     ) -> Any:
@@ -139,15 +140,15 @@ class AttentionLayers(Piecewise, Configurable):
         context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
         prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).
         condition: (b, width) or (b, n, width) what adaptive norms and scales are conditioned on.
-        beside: further side inputs, by the names that they are registered by.
-        return_hiddens: (y, hiddens), a list of layers + 2 streams (b, n, d), as they are in docs/state.md.
+        grid: (b, n, 2) or (1, n, 2) the row and the column of each token, for pos='rotary2d'.
+        beside: further side inputs, by name.  return_hiddens: (y, hiddens), layers + 2 streams (b, n, d): docs/state.md
         """
         mask = check_stream(self.dim, x, mask)
-        named: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids, "context": context}
-        named |= {"context_mask": context_mask, "context_pos": context_pos}
-        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        named: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids, "condition": condition, "grid": grid}
+        named |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        given = given_here(self, beside, **named, prefix_attn_len=prefix_attn_len)
         noted = noting(return_hiddens)
-        y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside, **named), None), noted=noted)
+        y, _ = explained(self, x, None, mask, checked(self, x, given), noted=noted)
         return y if noted is None else (y, *noted.given())
 
     def step(
@@ -161,6 +162,7 @@ class AttentionLayers(Piecewise, Configurable):
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         condition: Float[Tensor, "b *n _"] | None = None,
+        grid: Int[Tensor, "_ n 2"] | None = None,
         reset: Tensor | None = None,
         return_hiddens: bool = False,
         **beside: Any,
@@ -169,13 +171,12 @@ class AttentionLayers(Piecewise, Configurable):
 
         Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it; so
         it does a condition of rows, until another is given, while one of tokens is given with each call.
-        `reset` names the rows that start anew, with their context, while their neighbours go on.
-        return_hiddens: (y, state, hiddens), those of the new tokens.
+        `reset` names the rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens.
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)
         named: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition, "grid": grid}
         given = checked(self, x, given_here(self, beside, **named), state, keeps=True)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
@@ -193,8 +194,7 @@ class AttentionLayers(Piecewise, Configurable):
 
         Memory slots are left out; hiddens come last. ValueError when no block of the stack has a matrix.
         """
-        check_maps(self.blocks())
-        mask, noted = check_stream(self.dim, x, mask), cast(Noted, noting(return_hiddens, maps=True))
+        mask, noted = check_stream(self.dim, x, mask), cast(Noted, noting(return_hiddens, self.blocks()))
         y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside), None), noted=noted)
         check_noted(noted, self.layout)
         return y, *noted.given()

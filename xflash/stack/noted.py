@@ -12,7 +12,7 @@ from ..base.state import AttentionMap
 from ..layers.blocks.block import Block
 from .door import Plan, unpack, unpack_columns, unpack_rows
 
-__all__ = ["Noted", "check_maps", "check_noted", "noting"]
+__all__ = ["Noted", "check_noted", "noting"]
 
 
 class Noted(NamedTuple):
@@ -45,19 +45,18 @@ class Noted(NamedTuple):
         return maps if self.hiddens is None else (*maps, self.hiddens)
 
 
-def noting(return_hiddens: bool, maps: bool = False) -> Noted | None:
-    """Where a call is to note what it is asked for; None where that is nothing."""
+def noting(return_hiddens: bool, mapped: Iterable[Block] | None = None) -> Noted | None:
+    """Where a call is to note what it is asked for; None where that is nothing.
+
+    mapped: the blocks whose matrices are asked for.  ValueError with the reason when one of them cannot give its own.
+    """
     check_switch("return_hiddens", return_hiddens)
-    if not (return_hiddens or maps):
-        return None
-    return Noted([] if maps else None, [] if return_hiddens else None)
-
-
-def check_maps(here: Iterable[Block]) -> None:
-    """ValueError with the reason when a block has a matrix that it cannot give."""
-    for block in here:
+    for block in mapped or ():
         if block.refuses_maps():
             raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
+    if mapped is None and not return_hiddens:
+        return None
+    return Noted(None if mapped is None else [], [] if return_hiddens else None)
 
 
 def check_noted(noted: Noted, layout: str) -> None:
