@@ -83,6 +83,8 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"pos": "rel_pos", "rel_pos_num_buckets": 8, "rel_pos_max_distance": 20},
         {"pos": "alibi"},
         {"pos": ("rotary", "alibi"), "alibi_num_heads": 2},
+        {"pos": "rotary2d", "rotary2d_emb_dim": 4, "rotary2d_interleaved": True},
+        {"pos": "rotary2d", "rotary2d_base": 500.0, "rotary2d_interpolation_factor": 2.0},
     ],
     "shift": [{}, {"shift_tokens": 1}, {"shift_tokens": 2}, {"shift_tokens": 1, "shift_style": "first_half"}],
     "layer_dropout": [{}, {"layer_dropout": 0.2}],

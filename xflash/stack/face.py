@@ -171,7 +171,7 @@ class AttentionLayers(Piecewise, Configurable):
 
         Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it; so
         it does a condition of rows, until another is given, while one of tokens is given with each call.
-        `reset` names the rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens.
+        `reset` names rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens.
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)

@@ -31,12 +31,15 @@ class Rotary2d(Pairs):
     class Config:
         emb_dim: int | None = flag(
             None,
-            "channels of each key that are turned, rows' and columns' (None: all; all of narrower keys)",
+            "channels of each key that are turned, a multiple of 4 (None: all; all of narrower keys)",
             at_least=4,
+            tried=(4,),
         )
-        base: float = flag(100.0, "base of the wavelengths, the same along rows and columns", above=1)
-        interpolation_factor: float = flag(1.0, "rows and columns are divided by it", at_least=1)
-        interleaved: bool = flag(False, "pairs are neighbours (2i, 2i + 1), not halves (i, i + width / 2)")
+        base: float = flag(100.0, "base of the wavelengths, the same along rows and columns", above=1, tried=(500.0,))
+        interpolation_factor: float = flag(1.0, "rows and columns are divided by it", at_least=1, tried=(2.0,))
+        interleaved: bool = flag(
+            False, "pairs are neighbours (2i, 2i + 1), not halves (i, i + width / 2)", tried=(True,)
+        )
 
     def __init__(self, config: Config, causal: bool, heads: tuple[int, ...] = ()):
         super().__init__(config, causal, heads)
