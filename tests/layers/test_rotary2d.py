@@ -1,4 +1,4 @@
-"""`rotary2d`: its definition, what scores depend on, what has no place, what it refuses; its laws are with all others."""
+"""`rotary2d`: its definition, what scores depend on, what has no place, what it refuses; its laws are with all."""
 
 import laws
 import pytest
