@@ -12,7 +12,7 @@ from torch import nn
 from ..base.checks import LARGEST, check_bounds, shown
 from ..base.registry import nearest
 
-__all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "route", "to_json"]
+__all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "like", "route", "to_json"]
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -41,6 +41,12 @@ def flag(
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     metadata = {"doc": doc, "bounds": bounds, "paper": paper, "tried": tried}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def like(config: type, name: str, *default: Any) -> Any:
+    """A field of a Config that means what `name` does in another one; its default too, unless it is given."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)  # ty: ignore
+    return dataclasses.field(default=default[0] if default else field.default, metadata=field.metadata)
 
 
 class Flag(NamedTuple):
@@ -100,9 +106,16 @@ def in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Mapping:
-        return f"a mapping of names to {in_words(get_args(hint)[1]).removeprefix('a ')}s"
+        return f"a mapping of names to {several(get_args(hint)[1])}"
+    if get_origin(hint) is tuple and get_args(hint)[-1] is ...:
+        return f"a tuple of {several(get_args(hint)[0])}"
     is_module = isinstance(hint, type) and issubclass(hint, nn.Module)
     return WORDS.get(hint) or getattr(hint, "called", "") or f"{'a ' if is_module else ''}{hint_text(hint)}"
+
+
+def several(hint: Any) -> str:
+    """What many values of a type are called."""
+    return "anything" if hint is Any else f"{in_words(hint).removeprefix('a ')}s"
 
 
 def fit(value: Any, hint: Any) -> tuple[bool, Any]:

@@ -66,6 +66,10 @@ class Configurable(nn.Module):
         """Every flag with its value, default, type and meaning, as text."""
         return flag_table(self.flag_rows())
 
+    def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """What a config says beside the flags of its Config: those handed on, which are these and all defaults."""
+        return dict(flags)
+
     @classmethod
     def takes(cls) -> list[str]:
         """The names of what it is built from."""
@@ -168,9 +172,13 @@ def building(cls: type[Configurable]):
         values = named(signature, self, args, kwargs)
         flags = {name: value for name, value in values.items() if name not in flags_of(config)}
         read = build(config, {name: value for name, value in values.items() if name in flags_of(config)})
-        self.__dict__.setdefault("arguments", {**{name: getattr(read, name) for name in flags_of(config)}, **flags})
+        outermost = "arguments" not in self.__dict__
+        if outermost:
+            self.__dict__["arguments"] = {name: getattr(read, name) for name in flags_of(config)}
         nn.Module.__init__(self)
         self.assemble(read, **flags)
+        if outermost:
+            self.arguments = {**self.arguments, **self.written_flags(flags)}
 
     __init__.__signature__ = signature  # ty: ignore[missing-attribute]
     __init__.__annotations__ = {p.name: p.annotation for p in signature.parameters.values() if p.annotation != p.empty}

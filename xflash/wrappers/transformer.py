@@ -53,7 +53,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
 
     embedding: InputEmbedding
 
-    def assemble(self, config: Config) -> None:
+    def assemble(self, config: Any) -> None:
         self.attn_layers, self.num_tokens = config.attn_layers, config.num_tokens
         self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
         if config.num_memory_tokens:
