@@ -5,7 +5,7 @@ import pytest
 import torch
 from cases import build
 
-from xflash import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper
+from xflash import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, XTransformer
 from xflash.base.registry import positions
 
 N = 11
@@ -137,6 +137,13 @@ def test_what_is_no_grid_is_refused(grid, error, sentence):
     stack = stack_of("attn")
     with pytest.raises(error, match=sentence):
         stack(laws.sample(stack, N), grid=grid)
+
+
+def test_a_model_whose_calls_have_none_is_refused():
+    sides = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in (("num_tokens", 13), ("depth", 1))}
+    for side in ("enc", "dec"):
+        with pytest.raises(ValueError, match="parts of the stack need grid, but an encoder and a decoder are given"):
+            XTransformer(dim=32, **sides, **{f"{side}_pos": "rotary2d"}, enc_max_seq_len=5, dec_max_seq_len=5)
 
 
 def test_a_grid_that_nobody_looks_at_is_refused():

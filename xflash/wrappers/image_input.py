@@ -29,7 +29,9 @@ class ImageInput(nn.Module):
         patch_size: int | tuple[int, int] = flag(doc="pixels of a patch, one number or (height, width)", at_least=1)
         channels: int = flag(3, "numbers a pixel has", at_least=1)
         patch_norm: bool = flag(
-            True, "LayerNorms before and behind the projection of patches (False: the projection alone, as in timm)"
+            True,
+            "LayerNorms before and behind the projection of patches (False: the projection alone, as in timm)",
+            tried=(False,),
         )
         post_emb_norm: bool = flag(False, "a LayerNorm behind the embedded patches and their positions")
         num_register_tokens: int | None = flag(
