@@ -220,11 +220,16 @@ def route(
     return routed
 
 
-def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
-    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`."""
+def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False) -> str:
+    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`.
+
+    changed_only: leaves out what is at its default.
+    """
     cells = [("flag", "value", "default", "type", "doc")]
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
+        if changed_only and value == spec.default:
+            continue
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
         text = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
         cells.append((name, text + mark, default, hint_text(spec.hint), spec.meaning()))

@@ -15,6 +15,7 @@ from ..base.registry import nearest
 from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
 from ..flags.flag import Flag, build, flag_table, flags_of, from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
+from .summary import summary, tree
 
 __all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
 
@@ -62,9 +63,9 @@ class Configurable(nn.Module):
         inner = [row for _, value, _ in own if isinstance(value, Configurable) for row in value.flag_rows()]
         return list({row[0]: row for row in (*own, *inner)}.values())
 
-    def flag_table(self) -> str:
-        """Every flag with its value, default, type and meaning, as text."""
-        return flag_table(self.flag_rows())
+    def flag_table(self, changed_only: bool = False) -> str:
+        """Every flag, or those that are not at their default, with its value, default, type and meaning, as text."""
+        return flag_table(self.flag_rows(), changed_only)
 
     def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
         """What a config says beside the flags of its Config: those handed on, which are these and all defaults."""
@@ -90,6 +91,13 @@ class Configurable(nn.Module):
         if not isinstance(built, cls):
             raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
         return built
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def module_tree(self) -> str:
+        """All modules as text, as PyTorch shows them: thousands of lines for a large model."""
+        return tree(self)
 
     def save(self, folder: str | Path) -> None:
         """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""

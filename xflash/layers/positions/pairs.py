@@ -51,6 +51,11 @@ class Pairs(Turn):
         """How many channels of a key of this width are turned: a multiple of `together`, no more than the key has."""
         return min(self.config.emb_dim or key_width, key_width) // self.together * self.together
 
+    @property
+    def size(self) -> float:
+        """What is turned is multiplied by it, queries and keys alike."""
+        return 1.0
+
     def angles(self, where: Float[Tensor, "_ n *_"], width: int) -> Float[Tensor, "_ n half"]:
         """The angle of each pair of `width` channels at each place, in the dtype of the places."""
         raise NotImplementedError
@@ -63,6 +68,8 @@ class Pairs(Turn):
         if self.config.interpolation_factor != 1:
             angle = angle / self.config.interpolation_factor
         sin, cos = angle.sin(), angle.cos()
+        if (size := self.size) != 1:
+            sin, cos = sin * size, cos * size
         signed, even = self.spread(-sin, sin)[:, None].to(dtype), self.spread(cos, cos)[:, None].to(dtype)
         return even, signed, None
 

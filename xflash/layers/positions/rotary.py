@@ -1,14 +1,17 @@
 """`rotary`: pairs of channels of queries and keys are turned by where they stand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ...base.registry import positions
+from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
-from .angles import angle_dtype, inverse_frequencies
+from ..blocks.block import Block
+from .angles import angle_dtype
 from .pairs import Pairs
+from .scaling import ScalingFlags, amplitude, check_factors, check_scaling, scaled_frequencies
 
 __all__ = ["Rotary"]
 
@@ -18,7 +21,7 @@ class Rotary(Pairs):
     """Rotary embedding of queries and keys (https://arxiv.org/abs/2104.09864), optionally xPos (2212.10554)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ScalingFlags):
         emb_dim: int | None = flag(
             None, "channels of each key that are turned (None: all; all of narrower keys)", at_least=2, tried=(4,)
         )
@@ -51,6 +54,19 @@ class Rotary(Pairs):
             raise ValueError(f"rotary_emb_dim must be even, not {config.emb_dim}")
         if config.xpos and not causal:
             raise ValueError("rotary_xpos=True needs a causal stack: its decay has a direction")
+        check_scaling(config, positions.name_of(type(self)))
+
+    def check(self, users: Sequence[Block]) -> None:
+        super().check(users)
+        name = positions.name_of(type(self))
+        for block in users:
+            if (width := block.key_width()) is not None:
+                check_factors(self.config, self.width(width), name)
+            if block.counts_places and self.config.scaling == "dynamic":
+                raise ValueError(
+                    f"{name}_scaling='dynamic' counts the text up to each token, but "
+                    f"{blocks.name_of(type(block))!r} counts places inside its window"
+                )
 
     def refuses_ahead(self) -> tuple[str, str] | None:
         if not self.config.xpos:
@@ -66,9 +82,13 @@ class Rotary(Pairs):
     def in_pairs(self) -> bool:
         return type(self).turn is Rotary.turn and not self.config.xpos
 
+    @property
+    def size(self) -> float:
+        return amplitude(self.config)
+
     def angles(self, where: Float[Tensor, "_ n"], width: int) -> Float[Tensor, "_ n half"]:
         base = self.config.base * self.config.base_rescale_factor ** (width / max(width - 2, 1))
-        return where[..., None] * inverse_frequencies(width, base, where.device).to(where.dtype)
+        return where[..., None] * scaled_frequencies(self.config, base, width, where).to(where.dtype)
 
     def table(
         self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype
