@@ -1,6 +1,7 @@
 """Small stacks of everything that is registered, by name, for tests that try them all."""
 
-import pytest
+from collections.abc import Iterator
+
 import torch
 
 from xflash import AttentionLayers
@@ -109,10 +110,19 @@ CASES = {
 
 
 def both_ways(cases: dict[str, dict]) -> list:
-    """Each case as a causal stack and, without blocks that look back only, as a bidirectional one: (flags, causal)."""
-    found = []
+    """Each of `ways(cases)` as an argument of pytest: (flags, causal)."""
+    import pytest
+
+    return [pytest.param(flags, causal, id=name) for name, flags, causal in ways(cases)]
+
+
+def ways(cases: dict[str, dict]) -> Iterator[tuple[str, dict, bool]]:
+    """Each case as a causal stack and, without blocks that look back only, as a bidirectional one.
+
+    Gives (name, flags, causal).
+    """
     for case, flags in cases.items():
-        found.append(pytest.param(flags, True, id=f"{case}-causal"))
+        yield f"{case}-causal", flags, True
         steps = {
             part
             for value in flags.values()
@@ -125,5 +135,4 @@ def both_ways(cases: dict[str, dict]) -> list:
         gone = [entry for entry in entries if blocks[entry.split("(")[0]].causal_only]
         left = " ".join(entry for entry in entries if entry not in gone)
         if left and not any(flag.startswith(tuple(gone)) for flag in flags if gone):
-            found.append(pytest.param({**flags, "layers": left}, False, id=f"{case}-bidirectional"))
-    return found
+            yield f"{case}-bidirectional", {**flags, "layers": left}, False

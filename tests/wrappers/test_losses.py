@@ -280,4 +280,4 @@ def test_loss_chunk_is_refused():
 def test_loss_chunk_is_saved_and_shown():
     model = AutoregressiveWrapper(net(), loss_chunk=7)
     assert xflash.from_config(model.to_config()).loss_chunk == 7
-    assert "loss_chunk=7" in repr(model)
+    assert "loss_chunk=7" in model.module_tree()

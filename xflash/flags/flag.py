@@ -80,7 +80,8 @@ def flags_of(config: type) -> Mapping[str, Flag]:
     hints = typing.get_type_hints(config)
     return {
         f.name: Flag(f.name, f.default, hints[f.name], *(f.metadata.get(key, none) for key, none in UNSAID.items()))
-        for f in dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
+        # What can be given without its name first.
+        for f in sorted(dataclasses.fields(config), key=lambda f: f.kw_only)  # ty: ignore[invalid-argument-type]
     }
 
 
@@ -220,11 +221,16 @@ def route(
     return routed
 
 
-def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
-    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`."""
+def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False) -> str:
+    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`.
+
+    changed_only: leaves out what is at its default.
+    """
     cells = [("flag", "value", "default", "type", "doc")]
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
+        if changed_only and value == spec.default:
+            continue
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
         text = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
         cells.append((name, text + mark, default, hint_text(spec.hint), spec.meaning()))

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -15,6 +16,7 @@ from ..base.registry import nearest
 from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
 from ..flags.flag import Flag, build, flag_table, flags_of, from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
+from .summary import summary, tree
 
 __all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
 
@@ -23,18 +25,25 @@ C = TypeVar("C", bound="Configurable")
 CLASSES: dict[str, type["Configurable"]] = {}
 
 
+@dataclass(frozen=True)
+class NoFlags:
+    """The Config of a class that has none."""
+
+
 class Configurable(nn.Module):
     """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
 
     Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. A class with a
     `Config` of its own, fields made by `flag()`, is built from what that has, and instead of `__init__` it has
-    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too.
+    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too; of these, `presets` are set otherwise
+    than the stack has them.
     `gives` says what the module makes of what, where that is not logits of token ids: wrappers that train such a model
     refuse it.
     """
 
-    Config: ClassVar[type]
+    Config: ClassVar[type] = NoFlags
     takes_flags: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Any]] = {}
     gives: ClassVar[str] = ""
 
     arguments: dict[str, Any]
@@ -57,14 +66,22 @@ class Configurable(nn.Module):
         answer_calls(cls)
 
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
-        """The flags of its Config, each with its value, and those of the modules among them, which say theirs last."""
-        own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
-        inner = [row for _, value, _ in own if isinstance(value, Configurable) for row in value.flag_rows()]
-        return list({row[0]: row for row in (*own, *inner)}.values())
+        """The flags of its Config and of the modules inside, with their values; these say what a None leaves open."""
+        fields = flags_of(self.Config).items()
+        rows = {name: (name, self.arguments[name], spec) for name, spec in fields if name in self.arguments}
+        for module in self.children():
+            for row in module.flag_rows() if isinstance(module, Configurable) else ():
+                if rows.get(row[0], row)[1] is None:
+                    rows[row[0]] = row
+                rows.setdefault(row[0], row)
+        return [
+            (name, value, spec._replace(default=self.presets.get(name, spec.default)))
+            for name, value, spec in rows.values()
+        ]
 
-    def flag_table(self) -> str:
-        """Every flag with its value, default, type and meaning, as text."""
-        return flag_table(self.flag_rows())
+    def flag_table(self, changed_only: bool = False) -> str:
+        """Every flag, or those that are not at their default, with its value, type and meaning, as text."""
+        return flag_table(self.flag_rows(), changed_only)
 
     def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
         """What a config says beside the flags of its Config: those handed on, which are these and all defaults."""
@@ -90,6 +107,13 @@ class Configurable(nn.Module):
         if not isinstance(built, cls):
             raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
         return built
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def module_tree(self) -> str:
+        """All modules as text, as PyTorch shows them: thousands of lines for a large model."""
+        return tree(self)
 
     def save(self, folder: str | Path) -> None:
         """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""

@@ -24,6 +24,7 @@ __all__ = [
     "check_known",
     "check_uses",
     "check_widths",
+    "every_flag",
     "known_flags",
     "resolve",
     "slot_prefix",
@@ -219,10 +220,19 @@ def check_known(flags: Iterable[str], cls: type) -> None:
             raise TypeError(f"unknown flag {name!r}{answer(name, known)}")
 
 
-def known_flags() -> list[str]:
-    """Every flag that some stack has, aliases not counted."""
+def every_flag() -> dict[str, Flag]:
+    """Every flag that some stack has, by its whole name, aliases not counted."""
     named = [*blocks.items(), *(item for slot in SLOTS for item in slot.registry.items())]
     parts = [("", StackConfig), *((slot_prefix(name), part.Config) for name, part in named)]
     parts += [(slot_prefix(f"{name}_{part}"), config) for name in blocks for _, part, config in parts_of(name)]
     parts += [("norm_", part.Config) for part in norms.values()]
-    return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))
+    found: dict[str, Flag] = {}
+    for prefix, config in parts:
+        for name, spec in flags_of(config).items():
+            found.setdefault(prefix + name, spec)
+    return found
+
+
+def known_flags() -> list[str]:
+    """The names of all flags."""
+    return list(every_flag())

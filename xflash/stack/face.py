@@ -25,12 +25,13 @@ from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
 from .parts import make_branch, publishing, sites_of, unpacked
 from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
+from .signature import TakesFlags
 from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
 
-class AttentionLayers(Piecewise, Configurable):
+class AttentionLayers(TakesFlags, Piecewise, Configurable):
     """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
 
     Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;

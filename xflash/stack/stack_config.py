@@ -24,10 +24,10 @@ class StackConfig:
         None,
         "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')",
         tried=(
-            "flash attn gau ff",
+            "flash attn gau ff attn",
             "gau ff flash attn",
             "attn ff gau(heads=2) flash(group_size=3) attn(window=4)",
-            "cross_attn ff cross_gau",
+            "cross_attn ff cross_gau cross_attn",
             "attn cross_attn cross_gau",
             "flash cross_attn(heads=2) cross_gau(heads=2)",
             "block_attn state_read flash recurrent ff",
@@ -56,7 +56,7 @@ class StackConfig:
         None, "a norm behind the last layer (None: unless norm_place is 'post')", tried=(False, True)
     )
     reads: str | tuple[str, ...] | None = flag(
-        None, "what branches read of the stream beside itself: any registered", tried="all that are registered are"
+        None, "what branches read of the stream beside itself: any registered", tried=({"reads": "unet", "depth": 2},)
     )
     scale: str | tuple[str, ...] | None = flag(
         None, "what multiplies updates: any of layerscale, rezero, ...", tried="all that are registered are"
