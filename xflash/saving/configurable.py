@@ -35,10 +35,9 @@ class Configurable(nn.Module):
 
     Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. A class with a
     `Config` of its own, fields made by `flag()`, is built from what that has, and instead of `__init__` it has
-    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too; of these, `presets` are set otherwise
-    than the stack has them.
-    `gives` says what the module makes of what, where that is not logits of token ids: wrappers that train such a model
-    refuse it.
+    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too, of which it sets
+    `presets` otherwise than stacks do. `gives` says what the module makes of what, where that is not logits of token
+    ids: wrappers that train such a model refuse it.
     """
 
     Config: ClassVar[type] = NoFlags
