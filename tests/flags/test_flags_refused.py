@@ -82,9 +82,9 @@ def test_what_contradicts_is_refused(spelling, match):
         ),
         ({"patch_size": 4}, TypeError, "unknown flag 'patch_size': it is an argument of ViTransformerWrapper, not of"),
         (
-            {"layers": "gau(attn_fn=softmax)"},
+            {"layers": "attn(scores=softclamp topk)"},
             ValueError,
-            r"cannot read '\(attn_fn=softmax\)' in the layout entry .*'attn\(window=64\)', text in quotes: 'softmax'",
+            r"cannot read '\(scores=softclamp topk\)' in .*, several words in quotes: 'softclamp topk'",
         ),
         ({"layers": "attn(window 4)"}, ValueError, r"cannot read '\(window 4\)' .* write it as 'attn\(window=64\)'$"),
         (

@@ -79,7 +79,7 @@ class Configurable(nn.Module):
         ]
 
     def flag_table(self, changed_only: bool = False) -> str:
-        """Every flag, or those that are not at their default, with its value, type and meaning, as text."""
+        """Every flag, or those that are not at their default, with its value, default, type and meaning, as text."""
         return flag_table(self.flag_rows(), changed_only)
 
     def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
