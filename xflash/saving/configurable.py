@@ -69,10 +69,10 @@ class Configurable(nn.Module):
         fields = flags_of(self.Config).items()
         rows = {name: (name, self.arguments[name], spec) for name, spec in fields if name in self.arguments}
         for module in self.children():
-            for row in module.flag_rows() if isinstance(module, Configurable) else ():
-                if rows.get(row[0], row)[1] is None:
-                    rows[row[0]] = row
-                rows.setdefault(row[0], row)
+            for name, value, spec in module.flag_rows() if isinstance(module, Configurable) else ():
+                own = rows.setdefault(name, (name, value, spec))
+                if own[1] is None:
+                    rows[name] = (name, value, own[2]._replace(default=spec.default))
         return [
             (name, value, spec._replace(default=self.presets.get(name, spec.default)))
             for name, value, spec in rows.values()
