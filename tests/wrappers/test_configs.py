@@ -16,7 +16,7 @@ from xflash.saving.configurable import CLASSES, is_ours
 from xflash.wrappers.model import Model
 
 WRAPPERS = {name: cls for name, cls in command.public().items() if not issubclass(cls, xflash.AttentionLayers)}
-EXAMPLES = {name: given for name, given in reversed(CONSTRUCTORS)}
+EXAMPLES = dict(reversed(CONSTRUCTORS))
 
 
 @pytest.mark.parametrize("name", [name for name, cls in CLASSES.items() if is_ours(cls.__module__)])
@@ -32,7 +32,7 @@ def test_every_argument_has_a_meaning(name):
 
 def test_no_row_of_the_page_is_empty():
     rows = [line for line in command.markdown().splitlines() if line.startswith("| `")]
-    assert len(rows) > 500 and not [row for row in rows if row.split(" | ")[-1].strip(" |") == ""]
+    assert len(rows) > 300 and not [row for row in rows if row.split(" | ")[-1].strip(" |") == ""]
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
@@ -45,10 +45,8 @@ def test_every_value_is_shown_and_written(name, capsys):
     assert set(specs) <= set(config) and list(config)[:2] == ["format", "class"]
     assert WRAPPERS[name].from_config(config).to_config() == config
     shown = {line.split()[0]: line for line in built.flag_table().splitlines()[1:]}
-    assert set(specs) <= set(shown) and all(spec.doc in shown[flag] for flag, spec in specs.items() if flag != "heads")
-    assert len(shown) == len(built.flag_rows()) and shown.keys() >= {"dim", "layers"} - {"layers"}
-    command.main(["flags", name])
-    assert all(spec.meaning() in capsys.readouterr().out for spec in list(specs.values())[:1])
+    assert set(specs) <= set(shown) and all(spec.meaning() in shown[name] for name, spec in specs.items())
+    assert len(shown) == len(built.flag_rows()) > len(specs)
     command.main(["flags", name])
     printed = capsys.readouterr().out
     assert all(spec.meaning() in printed for spec in specs.values())
@@ -108,9 +106,8 @@ def test_a_subclass_has_the_arguments_it_says():
         assert scaled.to_config()["logit_scale"] == 3.0 and "logit_scale" in scaled.flag_table()
         assert list(inspect.signature(Scaled).parameters)[-1] == "logit_scale"
         ids = torch.tensor([[1, 2]])
-        torch.testing.assert_close(
-            scaled.eval()(ids), xflash.TransformerWrapper.logits(scaled, scaled(ids, return_embeddings=True)) * 3
-        )
+        plain = xflash.TransformerWrapper.logits(scaled, scaled.eval()(ids, return_embeddings=True))
+        assert torch.equal(scaled(ids), plain * 3)
         with pytest.raises(ValueError, match="logit_scale must be above 0, not 0"):
             Scaled(**given, logit_scale=0)
         with pytest.raises(TypeError, match="Scaled has no argument 'logit_scal'; did you mean 'logit_scale'"):
