@@ -63,7 +63,7 @@ def context_for(stack, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def embed_ids_for(model, ids) -> dict[str, dict[str, torch.Tensor]]:
     """Ids for the further embeddings of a model, made of its token ids so that they are cut as these are."""
-    counts = model.embedding.embed_num_tokens if hasattr(model, "embedding") else {}
+    counts = getattr(getattr(model, "embedding", None), "embed_num_tokens", {})
     return {"embed_ids": {name: ids * 5 % count for name, count in counts.items()}} if counts else {}
 
 
