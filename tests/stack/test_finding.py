@@ -34,10 +34,12 @@ from xflash import (
     scores,
     weight_fns,
 )
+from xflash import __main__ as command
 from xflash.flags.flag import flags_of
 from xflash.stack.catalogue import groups
 from xflash.stack.config import every_flag
 from xflash.stack.held import parts_of
+from xflash.wrappers.examples import EXAMPLES
 
 STACKS = (AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder)
 SPACE = {"Decoder": Decoder, "xflash": xflash}
@@ -195,10 +197,10 @@ def printed(code: str, capsys) -> tuple[str, str]:
     return capsys.readouterr().out.strip(), code.splitlines()[-1].partition("  # ")[2]
 
 
-EXAMPLES = [code for _, code in code_blocks.blocks(code_blocks.ROOT / "docs" / "flags.md", "python")]
+DOCUMENTED = [code for _, code in code_blocks.blocks(code_blocks.ROOT / "docs" / "flags.md", "python")]
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[3][:90])
+@pytest.mark.parametrize("code", DOCUMENTED, ids=lambda code: code.splitlines()[3][:90])
 def test_the_examples_run(code, capsys):
     assert len(code.splitlines()) == 6
     out, said = printed(code, capsys)
@@ -211,6 +213,9 @@ def test_every_part_has_an_example():
     assert sorted(group.title for group in groups() if group.example) == sorted(wanted)
     for group in groups():
         assert not group.example or group.title.split("'")[1] in group.example
+    assert EXAMPLES.keys() == command.kinds()["wrappers"][1].keys()
+    assert all(f"{name}(" in code for name, code in EXAMPLES.items())
+    assert len(wanted) + len(EXAMPLES) == len(DOCUMENTED)
 
 
 def test_parts_of_ones_own_have_an_example(damped, capsys):

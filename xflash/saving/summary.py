@@ -55,14 +55,13 @@ def construction(model: Any, indent: str = "") -> str:
 
 
 def changed(model: Any) -> Iterator[tuple[str, Any]]:
-    """The arguments that are not at their default, and what was handed on whose default only the class knows."""
-    defaults = {name: spec.default for name, _, spec in model.flag_rows()}
-    defaults |= {name: parameter.default for name, parameter in inspect.signature(type(model)).parameters.items()}
-    arguments = model.__dict__.get("arguments", {})
-    for name, value in arguments.items():
-        default = defaults.get(name)
-        differs = value is not default and (type(value) is not type(default) or value != default)
-        if differs if name in defaults else name in model.__dict__.get("handed", arguments):
+    """The arguments that are not at their default."""
+    parameters = inspect.signature(type(model)).parameters
+    # Flags that are handed on to a stack are no parameters.
+    handed = {name: spec.default for name, _, spec in model.flag_rows()}
+    for name, value in model.__dict__.get("arguments", {}).items():
+        default = parameters[name].default if name in parameters else handed.get(name, inspect.Parameter.empty)
+        if value is not default and (type(value) is not type(default) or value != default):
             yield name, value
 
 

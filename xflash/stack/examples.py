@@ -9,8 +9,14 @@ from .slots import slot_prefix
 
 __all__ = ["example", "held_example"]
 
-# The width of the stack, of what it attends to and of what it is conditioned on; rows and tokens of a call.
-DIM, ROWS, TOKENS, CONTEXT = 64, 2, 16, 5
+# The width of the stack, and rows and tokens of a call.
+DIM, ROWS, TOKENS = 64, 2, 16
+# What a call gives beside x to the parts that look at it.
+BESIDE = {
+    "context": f"torch.randn({ROWS}, 5, {DIM})",
+    "condition": f"torch.randn({ROWS}, {DIM})",
+    "grid": "torch.cartesian_prod(torch.arange(4), torch.arange(4))[None]",
+}
 
 
 def example(slot: str, name: str, part: Any) -> str:
@@ -34,11 +40,9 @@ def written(part: Any, flags: Mapping[str, Any], prefix: str) -> str:
     """The lines of an example: with the flags that the part asks for, or else with one of its own."""
     flags = {**flags, **(part.example or told(part, prefix))}
     used = [name for name in blocks if name in flags["layers"].split()]
-    given = "x"
-    if any(blocks[name].takes_context for name in used):
-        given += f", context=torch.randn({ROWS}, {CONTEXT}, {DIM})"
-    if "condition" in getattr(part, "heeds", ()):
-        given += f", condition=torch.randn({ROWS}, {DIM})"
+    asked = ["context"] if any(blocks[name].takes_context for name in used) else []
+    asked += [name for name in BESIDE if name in getattr(part, "heeds", ())]
+    given = ", ".join(["x", *(f"{name}={BESIDE[name]}" for name in asked)])
     words = ", ".join(f"{name}={quoted(value)}" for name, value in flags.items())
     return "\n".join(
         [
