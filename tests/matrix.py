@@ -14,6 +14,7 @@ from covering import merged
 from matrix_models import SEQ2SEQ, VIT, WRAPPER, build_model, build_seq2seq, build_vit
 
 from xflash import AttentionLayers, Decoder, Encoder
+from xflash.flags.layout import parse_layout
 
 FILE = Path(__file__).with_name("covering.json")
 
@@ -36,6 +37,8 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"layers": "gau ff flash attn", "depth": 2, "weight_tie_layers": True},
         {"layers": "attn ff gau(heads=2) flash(group_size=3) attn(window=4)", "depth": 1},
         {"custom_layers": ("f", "flash", "a", "gau")},
+        {"layers": "attn(norm=rmsnorm)+gau ff(norm_place=post)+flash attn(norm=none, scale=none) ff", "depth": 1},
+        {"layers": "(flash(pos=rotary, rotary_base=50.0) gau(pos=alibi)+ff(shift_tokens=1) attn)*2", "depth": 1},
     ],
     "norm": [
         {"norm": "layernorm"},
@@ -47,7 +50,7 @@ STACK: dict[str, list[dict[str, Any]]] = {
         {"norm": "adaptive_rmsnorm"},
     ],
     "norm details": [{}, {"norm_eps": 1e-6}, {"final_norm": False}, {"final_norm": True}],
-    "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich")],
+    "norm_place": [{"norm_place": place} for place in ("pre", "post", "sandwich", "after")],
     "scale": [
         {},
         {"scale": "layerscale", "layerscale_init": 0.1},
@@ -168,6 +171,7 @@ CROSS: dict[str, list[dict[str, Any]]] = {
         {"layers": "attn cross_attn cross_gau", "depth": 2, "weight_tie_layers": True},
         {"layers": "flash cross_attn(heads=2) cross_gau(heads=2)", "depth": 1},
         {"custom_layers": ("a", "c", "cross_gau", "f")},
+        {"layers": "attn+cross_attn ff+cross_gau", "depth": 1},
     ],
     **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout", "grad_checkpoint")},
     "cross_attend": [{}, {"cross_attend": True}],
@@ -218,6 +222,7 @@ RECURRENT: dict[str, list[dict[str, Any]]] = {
         {"layers": "recurrent block_attn state_read", "depth": 2, "weight_tie_layers": True},
         {"layers": "attn state_read block_attn(read_from=(1,)) recurrent(reads=False)", "depth": 1},
         {"layers": "block_attn state_read recurrent(reads=False) recurrent(read_layer=1)", "depth": 1},
+        {"layers": "block_attn+state_read attn+recurrent ff", "depth": 1},
     ],
     **{name: STACK[name] for name in ("norm_place", "shift", "memory", "layer_dropout", "grad_checkpoint")},
     # None, xPos, T5's and two at once: how wide what is turned is, and by what, is tried with other blocks.
@@ -289,8 +294,8 @@ def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers
 
 def small(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Small sizes for the blocks that are in some layouts only."""
-    names = str(row["layout"].get("layers") or row["layout"]["custom_layers"]).replace("'a'", " attn ")
-    words = names.replace("(", " ").split()
+    specs = parse_layout(row["layout"].get("layers") or row["layout"]["custom_layers"])
+    words = [block.name for spec in specs for block in spec.members]
     extra = {"attn_dim_head": 6} if "attn" in words else {}
     return extra | ({"flash_group_size": 5, "flash_query_key_dim": 10} if "flash" in words else {})
 
