@@ -6,6 +6,7 @@ import torch
 
 from xflash import AttentionLayers
 from xflash.base.registry import blocks, joins, norms, positions, reads, scales, scores
+from xflash.flags.layout import layout_text, parse_layout
 
 SMALL = {
     "attn": {"attn_dim_head": 6},
@@ -32,10 +33,14 @@ def build(layers: str = "attn ff", depth: int = 2, **flags) -> AttentionLayers:
     """A small stack, at least as deep as its flags ask for."""
     torch.manual_seed(0)
     depth = max(depth, least_depth(flags))
-    small = {
-        k: v for name, given in SMALL.items() if name in layers.replace("(", " ").split() for k, v in given.items()
-    }
+    named = names(layers)
+    small = {k: v for name, given in SMALL.items() if name in named for k, v in given.items()}
     return AttentionLayers(**{"dim": DIM, "depth": depth, "heads": HEADS, "layers": layers, **small, **flags})
+
+
+def names(layers: str) -> list[str]:
+    """The blocks of a layout, those in parallel each."""
+    return [block.name for spec in parse_layout(layers) for block in spec.members]
 
 
 def able(position: str) -> str:
@@ -97,6 +102,30 @@ CASES = {
     **{f"weights {name}": holding("weight_fn", name, able) for name, able in reading("weight_fn", False).items()},
     "scores in blocks": holding("scores", tuple(n for n, b in reading("scores", True).items() if b), ["recurrent"]),
     "weights in blocks": holding("weight_fn", "sigmoid", ["block_attn"]),
+    "no norm": {"layers": "attn ff", "norm": "none", "pos": "rotary"},
+    "norm after": {"layers": "attn ff", "norm": "rmsnorm", "norm_place": "after", "pos": "rotary"},
+    "parallel": {"layers": "attn+ff", "pos": "rotary", "shift_tokens": 1},
+    "parallel, norms apart": {"layers": "gau+attn(norm=own)+ff(norm=own, norm_eps=1e-3)", "shift_tokens": 2}
+    | {"num_memory_tokens": 3, "reads": "lime unet", "join": "hyper", "scale": "layerscale"},
+    "parallel, tied": {"layers": "attn(norm=own, window=3)+flash cross_attn+ff", "weight_tie_layers": True}
+    | {"attn_value_residual": True, "pos": "rel_pos", "norm_place": "sandwich"},
+    "parallel, in pieces": {"layers": "attn+state_read ff+recurrent(block_width=10)", "shift_tokens": 1, "depth": 1},
+    "norms of layers": {
+        "layers": "attn(norm=rmsnorm, norm_place=after) ff(norm=none) gau(norm_eps=1e-2)+ff(norm_place=post) flash",
+        "norm": "scalenorm",
+    },
+    "parts of layers": {
+        "layers": "attn(shift_tokens=2, join=gru) ff(scale=rezero)+gau(layer_dropout=0.2) flash(scale=none)",
+        "scale": "layerscale",
+    },
+    "positions of layers": {
+        "layers": "attn(rotary_base=50.0) gau attn(pos=none)+gau(rotary_interleaved=True) attn(pos='alibi rotary')",
+        "pos": "rotary",
+    },
+    "weights of layers' positions": {
+        "layers": "attn(rel_pos_num_buckets=8) attn+gau flash(pos=rotary)",
+        "pos": "rel_pos",
+    },
     "shift": {"layers": "attn ff flash", "shift_tokens": (2, 0, 1, 1, 3, 0)},
     "sinks": {"layers": "attn(window=3,sinks=2) ff", "pos": ("rotary", "rel_pos")},
     "memory tokens": {"layers": "flash attn gau", "num_memory_tokens": 3, "shift_tokens": 1},
@@ -131,8 +160,8 @@ def ways(cases: dict[str, dict]) -> Iterator[tuple[str, dict, bool]]:
         }
         if any("causal" in scores[part].needs for part in steps):
             continue
-        entries = flags["layers"].split()
-        gone = [entry for entry in entries if blocks[entry.split("(")[0]].causal_only]
-        left = " ".join(entry for entry in entries if entry not in gone)
+        specs = parse_layout(flags["layers"])
+        kept = [spec for spec in specs if not any(blocks[block.name].causal_only for block in spec.members)]
+        left, gone = layout_text(kept), set(names(flags["layers"])) - set(names(layout_text(kept)) if kept else ())
         if left and not any(flag.startswith(tuple(gone)) for flag in flags if gone):
             yield f"{case}-bidirectional", {**flags, "layers": left}, False

@@ -22,7 +22,7 @@ class StackConfig:
     causal: bool = flag(False, "no token sees a later one", tried="combinations are tried both ways")
     layers: str | tuple[Any, ...] | None = flag(
         None,
-        "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')",
+        "the layout: '(flash*3 attn(window=64))*2 attn+ff', '+' for blocks in parallel (None: 'attn ff')",
         tried=(
             "flash attn gau ff attn",
             "gau ff flash attn",
@@ -43,14 +43,14 @@ class StackConfig:
     )
     norm: str = flag(
         "layernorm",
-        "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...",
+        "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ..., or 'none'",
         tried="all that are registered are",
     )
     norm_place: NormPlace = flag(
         "pre",
-        "norms before each block, after each sum, or before and after each block",
+        "norms before each block, after each sum, before and after each block, or (OLMo 2) only after it",
         paper="https://arxiv.org/abs/2002.04745",
-        tried=("post", "sandwich"),
+        tried=("post", "sandwich", "after"),
     )
     final_norm: bool | None = flag(
         None, "a norm behind the last layer (None: unless norm_place is 'post')", tried=(False, True)
