@@ -1,8 +1,6 @@
 """Drawing cases: flags by the types and bounds of the Configs, layouts of what is registered, calls at random."""
 
-import inspect
 import types
-import typing
 from collections.abc import Mapping
 from random import Random
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,7 +10,7 @@ from search_case import Case
 import xflash
 from xflash import activations, blocks, joins, norms, positions, reads, scales
 from xflash.flags.aliases import SWITCHES, names
-from xflash.flags.flag import REQUIRED, Flag, flags_of
+from xflash.flags.flag import Flag, flags_of
 from xflash.stack.config import StackConfig, slot_prefix
 from xflash.stack.held import parts_of
 
@@ -184,16 +182,9 @@ def unusual(flags: dict[str, Any], chance: Random) -> dict[str, Any]:
 
 
 def arguments(cls: type, chance: Random, often: float, given: tuple[str, ...]) -> dict[str, Any]:
-    """Some of the arguments of a wrapper, drawn by its signature."""
-    hints = typing.get_type_hints(cls.__init__)
-    found = {}
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in ("self", *given) or parameter.kind is parameter.VAR_KEYWORD or chance.random() >= often:
-            continue
-        default = REQUIRED if parameter.default is parameter.empty else parameter.default
-        bounds = {"at_least": 0, "below": 1} if hints[name] is float else {"at_least": 1}
-        found[name] = drawn(hints[name], Flag(name, default, hints[name], "", bounds), chance, 1)
-    return found
+    """Some of the arguments of a wrapper."""
+    specs = {name: spec for name, spec in flags_of(cls.Config).items() if name not in given}
+    return {name: drawn(spec.hint, spec, chance, 1) for name, spec in specs.items() if chance.random() < often}
 
 
 def model(chance: Random) -> dict[str, Any]:
