@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from laws import embed_ids_for
+from laws import of_tokens
 from search_case import sentence
 from search_measure import (
     EVERY,
@@ -112,7 +112,7 @@ def context_alone(model, x, call: Call, plan) -> None:
 def mapped(model, x, call: Call) -> tuple[torch.Tensor, list[torch.Tensor]]:
     if model is stack_of(model):
         return model.attention_maps(x, **call)
-    return model(x, **call, return_attn=True, **embed_ids_for(model, x))
+    return model(x, **call, return_attn=True, **of_tokens(model, x))
 
 
 def refused(fn: Callable) -> bool:

@@ -123,7 +123,8 @@ def markdown() -> str:
     for group in groups():
         text += [f"## {group.title[0].upper()}{group.title[1:]}", ""]
         text += [group.doc, ""] if group.doc else []
-        text += [*table(group.flags), ""] if group.flags else ["No flags.", ""]
+        text += [*table(group.flags), ""] if group.flags else []
+        text += ["```python", group.example, "```", ""] if group.example else []
     text += ["## Other spellings", "", "| written | means |", "|---|---|"]
     text += [f"| `{said}` | `{meant}` |" for said, meant in aliases()]
     letters = ", ".join(f"`{letter}` stands for `{name}`" for letter, name in LETTERS.items() if name in blocks)

@@ -128,7 +128,7 @@ def own():
     reads.register("echo")(Echo)
     scales.register("halved")(Halved)
     residuals.register("turned")(Turned)
-    activations.register("mish")(F.mish)
+    activations.register("selu")(F.selu)
     yield
     for registry, parts in before:
         registry._parts = parts
@@ -153,7 +153,7 @@ def build(cls, **flags):
             "scale": "halved layerscale",
             "join": "turned",
             "reads": "echo",
-            "ff_activation": "mish",
+            "ff_activation": "selu",
         },
         {
             "layers": "attn gau",

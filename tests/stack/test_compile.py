@@ -101,9 +101,10 @@ def test_export_takes_any_length(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     n = torch.export.Dim("n", min=2, max=4096)
     x = laws.sample(stack, 11)
-    beside = laws.beside(stack, x)
-    shapes = {"x": {1: n}} | {name: {} for name in beside}
-    program = torch.export.export(stack, (x,), beside, dynamic_shapes=shapes)
+    beside, of_tokens = laws.beside(stack, x), laws.of_tokens(stack, x)
+    shapes = {"x": {1: n}} | {name: {} for name in beside} | {name: {1: n} for name in of_tokens}
+    program = torch.export.export(stack, (x,), {**beside, **of_tokens}, dynamic_shapes=shapes)
     for length in (2, 5, 29, 40):
         x = laws.sample(stack, length)
-        laws.close(program.module()(x, **beside), laws.run(stack, x), f"exported at {length}")
+        again = program.module()(x, **beside, **laws.of_tokens(stack, x))
+        laws.close(again, laws.run(stack, x), f"exported at {length}")

@@ -154,6 +154,10 @@ CALLED = {
     "swiglu": "ff_activation='silu', ff_glu=True",
     "geglu": "ff_activation='gelu', ff_glu=True",
     "reglu": "ff_activation='relu', ff_glu=True",
+    "bilinear": "ff_activation='identity', ff_glu=True",
+    "swish": "'silu'",
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_approx"), "'gelu_tanh'"),
+    **dict.fromkeys(("relu_squared", "relu_sq", "squared_relu"), "'relu2'"),
 }
 blocks = Registry("block")
 norms = Registry("norm")

@@ -83,11 +83,13 @@ class BlockRecurrentTransformer(TransformerWrapper):
         return_loss: bool = False,
         xl_memories: Memories | None = None,
         states: Sequence[Tensor | None] | None = None,
+        return_hiddens: bool = False,
         **kwargs: Any,
     ) -> Any:
         """(logits (b, n, v), memories, states) of the next tokens; with `return_loss` the loss in place of the logits.
 
-        The loss is that of each token after the first that is real (`mask`) and not `ignore_index`.
+        The loss is that of each token after the first that is real (`mask`) and not `ignore_index`. `return_hiddens`
+        gives the streams of all layers too, as last.
         """
         check_switch("return_loss", return_loss)
         ids = token_ids("x", x)
@@ -99,10 +101,11 @@ class BlockRecurrentTransformer(TransformerWrapper):
             targets = check_targets(targets, self.ignore_index, self.num_tokens)
             ids = ids[:, :-1].masked_fill(ids[:, :-1] == self.ignore_index, 0)
             mask = None if mask is None else mask[:, :-1]
-        out, state = self.step(ids, self.joined(xl_memories, states, ids), mask, **kwargs)
+        before = self.joined(xl_memories, states, ids)
+        out, state, *noted = self.step(ids, before, mask, return_hiddens=return_hiddens, **kwargs)
         if return_loss:
             out = next_token_loss(out, targets, self.ignore_index)
-        return out, Memories(state), self.vectors(state)
+        return out, Memories(state), self.vectors(state), *noted
 
     def vectors(self, state: ModelState) -> list[Float[Tensor, "b s d"]]:
         """The state vectors of each recurrent layer, top to bottom of the column."""

@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 
+from ..base.checks import check_switch
 from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.aliases import canonical
 from ..flags.elsewhere import answering, arguments_of, meant
+from ..stack.inputs.side_input import SideInput
 
 __all__ = [
     "also_called",
     "check_for_new_tokens",
+    "check_gives_hiddens",
     "check_handed_on",
     "check_lengths",
     "check_loss_chunk",
@@ -63,9 +66,9 @@ def check_tokens_only(net: Any, what: str) -> None:
         )
 
 
-def check_needs_nothing(stack: Any, what: str) -> None:
-    """ValueError for a stack that must be given something beside x in each call, such as a condition."""
-    needed = [name for name in stack.asked if side_inputs[name]().needed]
+def check_needs_nothing(stack: Any, what: str, but: str = "") -> None:
+    """ValueError for a stack that must be given something beside x in each call, such as a condition; `but`: this."""
+    needed = [name for name in stack.asked if side_inputs[name]().needed and name != but]
     if needed:
         raise ValueError(f"parts of the stack need {needed[0]}, but {what}")
 
@@ -111,10 +114,21 @@ def check_for_new_tokens(how: str, kwargs: Mapping[str, Any]) -> None:
     """ValueError for what every call needs, but is given for each token of the prompts only."""
     for name in per_token(kwargs):
         if side_inputs[name]().needed:
+            carries = side_inputs[name].carried is not SideInput.carried
             raise ValueError(
-                f"{how} makes tokens that have no {name} of their own: give one for each row, not "
-                f"{tuple(kwargs[name].shape)}, one for each token"
+                f"{how} makes tokens that would have no {name}: {tuple(kwargs[name].shape)} is one for each token of the "
+                f"prompts{'; give one for each row' if carries else ''}"
             )
+
+
+def check_gives_hiddens(net: Any, wanted: Any) -> None:
+    """TypeError unless `wanted` is a switch, and where it is on, `net` gives the streams of its layers."""
+    check_switch("return_hiddens", wanted)
+    if wanted and "return_hiddens" not in inspect.signature(net.forward).parameters:
+        raise TypeError(
+            f"return_hiddens=True needs a net that gives the streams of its layers, as TransformerWrapper does; "
+            f"{type(net).__name__} does not"
+        )
 
 
 def without_last(kwargs: Mapping[str, Any], x: Int[Tensor, "b n"]) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""The position-wise feed-forward block, and the activations it can be built with."""
+"""The position-wise feed-forward block."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -15,17 +14,7 @@ from ..norms import LayerNorm
 from ..projection import whole
 from .block import MOST, Block, Site
 
-__all__ = ["FeedForward", "relu2"]
-
-
-@activations.register("relu2")
-def relu2(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """relu(x)^2 (Primer, https://arxiv.org/abs/2109.08668)."""
-    return F.relu(x).square()
-
-
-for name, function in {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "tanh": torch.tanh}.items():
-    activations.register(name)(function)
+__all__ = ["FeedForward"]
 
 
 @blocks.register("ff")
@@ -39,7 +28,9 @@ class FeedForward(Block):
         )
         dim: int | None = flag(None, "inner width in channels (None: as ff_mult says)", at_least=1, tried=(25,))
         activation: str = flag(
-            "gelu", "a registered activation: gelu, silu, relu, relu2, tanh, ...", tried=("silu", "relu2")
+            "gelu",
+            "a registered activation: gelu, gelu_tanh, silu, relu, relu2, mish, ...",
+            tried=("silu", "relu2", "solu"),
         )
         glu: bool = flag(
             False,
@@ -85,14 +76,14 @@ class FeedForward(Block):
         return self.to_out(y), None
 
 
-def inner_width(config: FeedForward.Config, site: Site) -> int:
+def inner_width(config: Any, site: Site, kind: str = "ff") -> int:
     """The channels between the two maps; ValueError when `dim` and `mult` say different numbers of them."""
     if config.mult is None:
         return 4 * site.dim if config.dim is None else config.dim
-    width = site.channels("ff_mult", config.mult, instead="ff_dim")
+    width = site.channels(f"{kind}_mult", config.mult, instead=f"{kind}_dim")
     if config.dim not in (None, width):
         raise ValueError(
-            f"ff_dim={config.dim} is set, but ff_mult={config.mult} with dim={site.dim} makes {width} channels; give "
-            "one of them"
+            f"{kind}_dim={config.dim} is set, but {kind}_mult={config.mult} with dim={site.dim} makes {width} "
+            "channels; give one of them"
         )
     return width

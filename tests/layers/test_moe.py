@@ -1,0 +1,107 @@
+"""The mixture of experts against every expert asked about every token, and what it is refused for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xflash import Ctx, Decoder, Encoder, activations
+from xflash.layers.blocks.moe import MixtureOfExperts
+
+DIM = 11
+NOTHING = Ctx(0, None, None, torch.zeros(1, 1, dtype=torch.long))
+
+
+def built(**flags) -> MixtureOfExperts:
+    torch.manual_seed(3)
+    flags = {f"moe_{name}": value for name, value in flags.items()}
+    stack = Encoder(dim=DIM, depth=1, heads=1, layers="moe", **{"moe_experts": 5, "moe_dim": 7, **flags})
+    (block,) = stack.blocks()
+    for parameter in block.parameters():  # biases begin at zero
+        torch.nn.init.normal_(parameter, std=0.5)
+    return block.double()
+
+
+def by_definition(block: MixtureOfExperts, x: Tensor) -> Tensor:
+    """Token by token: its experts in a loop."""
+    config, experts = block.config, block.experts
+    out = torch.zeros_like(x)
+    for i, token in enumerate(x):
+        scores = block.router(token)
+        weights = scores.softmax(-1) if config.router == "softmax" else scores.sigmoid()
+        chosen = weights.argsort(descending=True)[: config.top_k]
+        total = weights[chosen].sum() if config.top_k > 1 and config.normalize is not False else 1
+        for e in chosen:
+            y = F.linear(token, experts.to_inner[e], None if config.no_bias else experts.inner_bias[e])
+            activation = activations[config.activation]
+            y = y[:7] * activation(y[7:]) if config.glu else activation(y)
+            y = F.linear(y, experts.to_out[e], None if config.no_bias else experts.out_bias[e])
+            out[i] += weights[e] / total * y
+        if block.shared is not None:
+            y, _ = block.shared(token[None, None], NOTHING)
+            out[i] += y[0, 0] * (block.shared_gate(token).sigmoid() if config.shared_gate else 1)
+    return out
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"top_k": 3, "glu": True, "activation": "silu", "no_bias": True},
+        {"top_k": 1, "router_bias": True},
+        {"normalize": False, "router": "sigmoid"},
+        {"router": "sigmoid", "top_k": 5},
+        {"shared_dim": 13, "shared_gate": True, "glu": True},
+        {"shared_dim": 3, "normalize": False},
+    ],
+    ids=str,
+)
+def test_outputs_and_gradients_are_those_of_the_definition(flags: dict):
+    block = built(**flags)
+    x = torch.randn(37, DIM, dtype=torch.float64, requires_grad=True)
+    wanted = (x, *block.parameters())
+    found = []
+    for y in (by_definition(block, x), block(x[None], NOTHING)[0][0]):
+        found.append((y, *torch.autograd.grad(y.sin().sum(), wanted, materialize_grads=True)))
+    for slow, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
+def test_an_expert_that_nobody_chose_has_gradients_of_zeros():
+    block = built(router_bias=True)
+    with torch.no_grad():
+        block.router.bias[2] = -1e9
+    block(torch.randn(1, 37, DIM, dtype=torch.float64), NOTHING)[0].sum().backward()
+    assert block.experts.to_inner.grad[2].eq(0).all() and block.experts.to_inner.grad[1].ne(0).any()
+
+
+def test_scores_without_bound_give_no_nan():
+    block = built(router="sigmoid", router_bias=True)
+    with torch.no_grad():
+        block.router.bias.fill_(-1e4)
+    assert block(torch.randn(1, 5, DIM, dtype=torch.float64), NOTHING)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"moe_top_k": 9}, "moe_top_k=9 is more than there are: moe_experts=8"),
+        ({"moe_shared_gate": True}, "moe_shared_gate=True, but there is no shared expert: moe_shared_dim is None"),
+        ({"moe_top_k": 1, "moe_normalize": True}, "moe_normalize=True with moe_top_k=1 weighs every expert 1"),
+        ({"moe_dim": 7, "moe_mult": 2.0}, "moe_dim=7 is set, but moe_mult=2.0 with dim=11 makes 22 channels"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flags: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Decoder(dim=DIM, depth=1, heads=1, layers="attn moe", **flags)
+
+
+@pytest.mark.slow
+def test_a_compiled_stack_of_experts_takes_every_length():
+    torch.manual_seed(0)
+    stack = Decoder(dim=DIM, depth=1, heads=1, layers="attn moe", moe_experts=3, moe_dim=7)
+    compiled = torch.compile(stack, backend="aot_eager")
+    for n in (2, 5, 13, 29, 89, 211):
+        x = torch.randn(1, n, DIM, requires_grad=True)
+        torch.testing.assert_close(compiled(x), stack(x), rtol=1e-4, atol=1e-5)
+        compiled(x).sum().backward()
