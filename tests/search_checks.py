@@ -28,7 +28,7 @@ from search_measure import (
 )
 
 import xflash
-from xflash.flags.layout import parse_layout
+from xflash.flags.layout import parallel, parse_layout
 
 
 @law()
@@ -189,7 +189,10 @@ def kernel_flags(stack) -> dict[str, bool | None]:
 def plain_layers(layers: Any) -> Any:
     """A layout without the choice of a kernel."""
     specs = parse_layout(layers)
-    return tuple((s.name, {k: v for k, v in s.overrides.items() if k != "flash"}) for s in specs)
+    return tuple(
+        parallel([one._replace(overrides={k: v for k, v in one.flags.items() if k != "flash"}) for one in spec.members])
+        for spec in specs
+    )
 
 
 @law(lambda model, call: bool(kernel_flags(stack_of(model))))

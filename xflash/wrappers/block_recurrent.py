@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from ..saving.configurable import Configurable
 from ..stack.config import check_known
 from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
-from .block_recurrent_flags import IMPLIED, BlockRecurrentConfig, check_fits, stack_flags
+from .block_recurrent_flags import IMPLIED, PRESETS, BlockRecurrentConfig, check_fits, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens
 from .options import check_handed_on, check_needs_nothing, further_flags
 from .segments import SegmentsReader, SegmentWrapper, as_text, detached, drawn, segments_loss
@@ -53,6 +53,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
     Config = BlockRecurrentConfig
 
     takes_flags = True
+    presets: ClassVar[Mapping[str, Any]] = PRESETS
 
     def assemble(self, config: BlockRecurrentConfig, **flags: Any) -> None:
         check_known(flags, BlockRecurrentTransformer)

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -52,6 +52,7 @@ class XTransformer(Configurable):
         )
 
     takes_flags = True
+    presets: ClassVar[Mapping[str, Any]] = {"dec_cross_attend": True}
 
     gives = "a loss of a source and a target"
 
@@ -76,18 +77,20 @@ class XTransformer(Configurable):
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
         own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
         return own + [
-            (prefix + name, value, spec)
+            (prefix + name, value, spec._replace(default=self.presets.get(prefix + name, spec.default)))
             for prefix, side in self.sides().items()
             for name, value, spec in side.flag_rows()
             if name not in DECIDED
         ]
 
     def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        left = flags_of(TransformerWrapper.Config).keys() & flags_of(StackConfig).keys()
         return {
             prefix + name: value
             for prefix, side in self.sides().items()
-            for name, value in {**side.attn_layers.arguments, **side.arguments}.items()
-            if name not in DECIDED
+            # What a model leaves to its stack (None) is left to it again.
+            for name, value in (side.attn_layers.arguments | side.arguments).items()
+            if name not in DECIDED and (value is not None or name not in left)
         }
 
     def forward(

@@ -1,6 +1,6 @@
 """`Position`: the interface of the relative positions of a stack, and what the two families of them give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,12 +22,13 @@ class Position(nn.Module):
     it, or another one of its family, in their `positions`; they find it as `ctx.relative.of(Family)`.
     `places_context`: whether it also counts where the tokens of a context stand (`context_pos`). `heeds` names the side
     inputs in `ctx.beside` that it looks at. `known_as`: what its tables are remembered by in a call, the same for those
-    that make the same ones.
+    that make the same ones. `example`: the flags that its example in the docs has.
     """
 
     places_context: ClassVar[bool] = False
     heeds: ClassVar[frozenset[str]] = frozenset()
     known_as: str = ""
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
