@@ -66,11 +66,11 @@ def test_stack(causal, row, tmp_path, record_property):
     ("what", "causal", "row"),
     [
         pytest.param(what, *case.values, id=f"{what}-{case.id}", marks=case.marks)
-        for what in ("cross", "recurrent")
+        for what in ("cross", "recurrent", "experts")
         for case in some(what)
     ],
 )
-def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
+def test_other_blocks(what, causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     _, build = matrix.domain_of(what)
     stack = build(causal, matrix.as_row(what, row))
@@ -192,3 +192,8 @@ def test_parts_of_ones_own_enter_the_matrix_by_themselves():
         {"scale": "halved", "halved_share": 0.25},
         {"scale": "halved", "halved_twice": True},
     ]
+
+
+def test_every_block_is_in_some_combinations():
+    chosen = {*matrix.PLAIN, *matrix.CROSS, *matrix.RECURRENT, *matrix.EXPERTS}
+    assert chosen == {name for name, block in blocks.items() if block.__module__.startswith("xflash.")}
