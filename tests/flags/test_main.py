@@ -76,7 +76,10 @@ def test_a_wrapper_shows_its_arguments(capsys):
         (["flags", "Decoder", "rotary"], "cannot read 'rotary': settings are written flag=value, such as pos=rotary"),
         (["flags", "Decoder", "heads=0"], "heads must be at least 1, not 0"),
         (["flags", "TransformerWrapper", "pos=rotary"], "TransformerWrapper is no stack"),
-        (["list", "norm"], "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, blocks, norms"),
+        (
+            ["list", "norm"],
+            "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, models, blocks,",
+        ),
     ],
 )
 def test_errors_name_the_nearest_match_and_exit_with_2(words, message, capsys):
