@@ -18,6 +18,8 @@ VIT: Axes = {
         {"layers": "flash gau", "flash_group_size": 5, "gau_query_key_dim": 8, "flash_query_key_dim": 8},
         {"layers": "attn gau", "attn_dim_head": 6, "num_memory_tokens": 2, "gau_query_key_dim": 8},
         {"layers": "attn ff", "attn_dim_head": 6, "pos": "rotary", "shift_tokens": 1},
+        {"layers": "flash attn+ff", "flash_group_size": 5, "flash_query_key_dim": 8, "attn_dim_head": 6}
+        | {"pos": "rotary2d"},
     ],
     **axes(ViTransformerWrapper.Config),
 }
