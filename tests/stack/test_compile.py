@@ -24,6 +24,8 @@ CASES = {
     "scores in blocks": {"layers": "recurrent", "recurrent_scores": ("talking_heads", "softclamp", "learned_sink")},
     "slots": {"layers": "attn", "join": "hyper", "reads": ("unet", "lime"), "lime_views": True, "scale": "layerscale"},
     "values": {"layers": "attn", "attn_value_residual": True, "join": "gru", "scale": "rezero"},
+    "layers": {"layers": "attn+ff(norm=own) attn(pos='rel_pos rotary', rotary_base=50.0)", "pos": "rotary"}
+    | {"shift_tokens": 1},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
 
@@ -51,7 +53,7 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
-@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values"])
+@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values", "layers"])
 def test_compiled_training(name):
     flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
     stack = laws.live(build(causal=True, depth=1, **flags))
