@@ -116,7 +116,7 @@ def test_vision_transformers_give_the_same(name):
         both, theirs = (f(img, return_logits_and_embeddings=True) for f in (ours, peer))
         close(both[0], theirs[0], "logits beside embeddings")
         close(both[1], theirs[1], "embeddings beside logits")
-    assert ours.emb_dropout == arguments.get("emb_dropout", 0)
+    assert ours.embedding.emb_dropout == arguments.get("emb_dropout", 0)
 
 
 @pytest.mark.parametrize("heads", [4, 7, 12, 16])
