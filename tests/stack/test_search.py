@@ -36,7 +36,7 @@ def test_a_seed_draws_the_same_again_and_every_flag_sooner_or_later():
     drawn = {flag.removeprefix("enc_").removeprefix("dec_") for case in found for flag in case.flags}
     # A layout is either said by layers or by custom_layers.
     assert set(known_flags()) - drawn <= {"custom_layers"}
-    blocks = {name for case in found for name, _ in case.flags.get("layers", ())}
+    blocks = {block for case in found for name, _ in case.flags.get("layers", ()) for block in name.split("+")}
     assert blocks == set(xflash.blocks)
 
 
