@@ -100,9 +100,9 @@ class ViTransformerWrapper(ClassHead, Model):
         x = self.embedding(img)
         beside = {"grid": self.embedding.places(img)} if "grid" in self.attn_layers.heeded else {}
         y, _, noted = self.through(self.embedding.with_registers(x), None, beside, wanted)
-        front = self.pooled.count
-        patches = slice(front, front + x.shape[1])
-        embeddings, noted = y[:, patches], [[stream[:, patches] for stream in streams] for streams in noted]
+        # Written out at both: a slice that is kept ties a compiled graph to its numbers.
+        front, end = self.pooled.count, self.pooled.count + x.shape[1]
+        embeddings, noted = y[:, front:end], [[stream[:, front:end] for stream in streams] for streams in noted]
         return self.answer(wanted, embeddings, lambda: self.pooled(y if front else embeddings, None), noted)
 
     def features(
