@@ -36,6 +36,8 @@ def rope(kind, **numbers):
     return {**SMALL, "rope_parameters": {"rope_type": kind, "rope_theta": 5000.0, **numbers}}
 
 
+PARTIAL = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.43}
+NEOX = {name: v for name, v in DIVIDED.items() if name != "num_key_value_heads"} | {"rope_parameters": PARTIAL}
 LISTS = {name: [1 + each * i for i in range(7)] for name, each in (("short_factor", 0.1), ("long_factor", 0.9))}
 TRAINED = {"original_max_position_embeddings": 16}
 LONG = rope("longrope", **LISTS, original_max_position_embeddings=40)
@@ -62,11 +64,18 @@ CASES = {
     "Qwen3": ("Qwen3", {**SMALL, "rms_norm_eps": 1e-3}),
     "OLMo 2": ("Olmo2", DIVIDED),
     "SmolLM3": ("SmolLM3", {**DIVIDED, "no_rope_layers": [1, 0, 1]}),
+    "Phi-3": ("Phi3", {**DIVIDED, "sliding_window": 9}),
+    "Phi-2": ("Phi", {**DIVIDED, "rope_parameters": PARTIAL}),
+    "GPT-NeoX": ("GPTNeoX", NEOX),
+    "GPT-NeoX, one block after the other": (
+        "GPTNeoX",
+        {**NEOX, "use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True},
+    ),
     "GPT-2": ("GPT2", {**GPT2, "n_inner": 74}),
     "GPT-2, scaled by layer": ("GPT2", {**GPT2, "scale_attn_by_inverse_layer_idx": True}),
     "GPT-2, not scaled": ("GPT2", {**GPT2, "scale_attn_weights": False, "tie_word_embeddings": False}),
 }  # fmt: skip
-# Models whose norms fall back to float32 are compared in double to that.
+# Where norms or rotary angles fall back to float32, double is compared to that.
 EXACT = {"GPT2"}
 
 

@@ -12,6 +12,7 @@ from ...stack.face import Decoder
 from ...wrappers.transformer import TransformerWrapper
 from .gpt2 import read_gpt2
 from .llama import read_llama
+from .neox import read_neox, read_phi
 from .peer import Peer
 
 __all__ = ["from_transformers"]
@@ -25,6 +26,9 @@ FAMILIES = {
     "Qwen3ForCausalLM": read_llama,
     "Olmo2ForCausalLM": read_llama,
     "SmolLM3ForCausalLM": read_llama,
+    "Phi3ForCausalLM": read_llama,
+    "PhiForCausalLM": read_phi,
+    "GPTNeoXForCausalLM": read_neox,
 }
 
 
@@ -33,9 +37,8 @@ def from_transformers(model: nn.Module, long_texts: bool = False) -> Transformer
 
     It shares nothing with the old one, and has its dtype, device and mode. Of a model with longrope, which has one list
     of factors for short texts and one for long ones, `long_texts` takes the second for all texts. Dropout behind the
-    blocks (`resid_pdrop`), which does nothing in eval mode, is left out. TypeError for a class that is not known
-    (Llama, Mistral, Qwen2, Qwen3, Olmo2, SmolLM3, GPT2, with a head for causal language modelling); ValueError, with
-    the name of the setting, for what xflash has no counterpart of.
+    blocks (`resid_pdrop`, `hidden_dropout`), which does nothing in eval mode, is left out. TypeError for a class that
+    is not among `FAMILIES`; ValueError, with the name of the setting, for what xflash has no counterpart of.
     """
     name = type(model).__name__
     if not isinstance(model, nn.Module) or name not in FAMILIES or not hasattr(model, "config"):

@@ -25,7 +25,8 @@ def read_llama(peer: Peer) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     width = peer.said("head_dim") or dim // heads
     kv_heads = peer.said("num_key_value_heads") or heads
     after = not peer.has("model.layers.0.input_layernorm.weight")
-    attn, ff = ("model.layers.0.self_attn", "model.layers.0.mlp")
+    attn, ff = "model.layers.0.self_attn", "model.layers.0.mlp"
+    unfuse(peer, depth, (heads * width, kv_heads * width, kv_heads * width))
     flags = {
         **layers(peer, depth),
         **rotary_flags(peer, width),
@@ -58,9 +59,19 @@ def read_llama(peer: Peer) -> tuple[dict[str, Any], dict[str, Any], Weights]:
     weights["attn_layers.final_norm.gain"] = peer.take("model.norm.weight")
     weights["embedding.token_emb.weight"] = peer.take("model.embed_tokens.weight")
     arguments = {"num_tokens": peer.said("vocab_size"), "use_abs_pos_emb": False}
+    arguments |= {"emb_dropout": peer.said("embd_pdrop", 0.0)}
     if peer.said("tie_word_embeddings"):
         return flags, {**arguments, "tie_embedding": True}, weights
     return flags, arguments, {**weights, "to_logits.weight": peer.take("lm_head.weight")}
+
+
+def unfuse(peer: Peer, depth: int, widths: tuple[int, ...]) -> None:
+    """Parts of what is one projection in Phi-3 get the names that they have elsewhere."""
+    for i in range(depth):
+        attn, ff = (f"model.layers.{i}.{block}" for block in ("self_attn", "mlp"))
+        peer.split(f"{attn}.qkv_proj.weight", [f"{attn}.{part}_proj.weight" for part in "qkv"], widths)
+        half = peer.said("intermediate_size")
+        peer.split(f"{ff}.gate_up_proj.weight", [f"{ff}.{p}_proj.weight" for p in ("gate", "up")], (half, half))
 
 
 def layers(peer: Peer, depth: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`Peer`: what a model of transformers says of itself, each setting and each tensor asked for or refused."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...base.shapes import Tensor
@@ -25,8 +25,9 @@ WITHOUT_EFFECT = """architectures model_type _name_or_path name_or_path transfor
     _attn_implementation attn_implementation bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
     id2label label2id num_labels problem_type task_specific_params tokenizer_class prefix finetuning_task
     initializer_range use_cache output_attentions output_hidden_states return_dict return_dict_in_generate
-    gradient_checkpointing pretraining_tp resid_pdrop summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn max_window_layers"""
+    gradient_checkpointing pretraining_tp resid_pdrop hidden_dropout classifier_dropout is_decoder summary_type
+    summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout reorder_and_upcast_attn
+    max_window_layers original_max_position_embeddings"""
 
 
 class Peer:
@@ -58,6 +59,11 @@ class Peer:
 
     def taken(self, names: Iterable[str]) -> list[Tensor]:
         return [self.take(name) for name in names]
+
+    def split(self, name: str, parts: Sequence[str], sizes: Sequence[int]) -> None:
+        """Names each so many rows of a tensor, where there is one."""
+        if name in self.left:
+            self.left |= zip(parts, self.left.pop(name).split_with_sizes(tuple(sizes)), strict=True)
 
     def activation(self, setting: str) -> str:
         """What an activation is called here."""
