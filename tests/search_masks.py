@@ -6,7 +6,7 @@ from search_measure import Call, by_length, forward, law, measure, real_tokens, 
 
 import xflash
 from xflash.layers.positions.distance import T5Bias
-from xflash.layers.scores.forget import Forget
+from xflash.layers.scores.step import ScoreStep
 
 
 def attends_only(stack) -> bool:
@@ -76,6 +76,11 @@ def said_by_mask(model, x, call: Call, plan) -> None:
 
 
 def both_ways(model) -> bool:
-    """Whether the same weights mean the same in a bidirectional stack: T5's buckets don't, nor xPos, nor what fades."""
+    """Whether the same weights mean the same in a bidirectional stack: T5's buckets don't, nor xPos, nor steps that look back."""
     spread = any(getattr(p.config, "xpos", False) for p in model.positions.values())
-    return not spread and not any(isinstance(m, (T5Bias, Forget)) for m in model.modules())
+    steps = [m for m in model.modules() if isinstance(m, ScoreStep)]
+    return not (spread or any("causal" in step.needs for step in steps) or any_t5(model))
+
+
+def any_t5(model) -> bool:
+    return any(isinstance(module, T5Bias) for module in model.modules())

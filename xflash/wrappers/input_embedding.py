@@ -48,28 +48,41 @@ class InputEmbedding(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_tokens: int = flag(doc="token ids that there are: 0 to num_tokens - 1", at_least=1)
-        max_seq_len: int | None = flag(
-            None, "the most tokens of a row where positions are learned; a segment's length in trainers", at_least=0
+        num_tokens: int = flag(
+            doc="token ids that there are: 0 to num_tokens - 1", at_least=1, tried="every combination has its own"
         )
-        emb_dim: int | None = flag(None, "width of the embeddings, mapped to the stack's (None: its dim)", at_least=1)
-        use_abs_pos_emb: bool | None = flag(None, "learned positions (None: unless the stack has relative ones)")
+        max_seq_len: int | None = flag(
+            None,
+            "the most tokens of a row where positions are learned; a segment's length in trainers",
+            at_least=0,
+            tried="every combination has its own",
+        )
+        emb_dim: int | None = flag(
+            None, "width of the embeddings, mapped to the stack's (None: its dim)", at_least=1, tried=(20,)
+        )
+        use_abs_pos_emb: bool | None = flag(
+            None, "learned positions (None: unless the stack has relative ones)", tried=(True, False)
+        )
         scaled_sinu_pos_emb: bool = flag(
             False, "sines and cosines of the position, with a learned scale, instead of learned positions",
-            paper="https://arxiv.org/abs/2202.10447",
+            paper="https://arxiv.org/abs/2202.10447", tried=(True,),
         )  # fmt: skip
         l2norm_embed: bool = flag(
             False,
             "embeddings of tokens and positions of length one, started small",
             paper="https://arxiv.org/abs/1910.05895",
+            tried=(True,),
         )
         post_emb_norm: bool = flag(
-            False, "a LayerNorm behind the sum of the embeddings", paper="https://arxiv.org/abs/2211.05100"
+            False,
+            "a LayerNorm behind the sum of the embeddings",
+            paper="https://arxiv.org/abs/2211.05100",
+            tried=(True,),
         )
-        emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1)
+        emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1, tried=(0.1,))
         embed_num_tokens: Mapping[str, int] | None = flag(
             None, "further embeddings that are added, as many ids of each name: {'segment': 2}",
-            paper="https://arxiv.org/abs/1810.04805",
+            paper="https://arxiv.org/abs/1810.04805", tried=({"embed_num_tokens": {"segment": 2, "type": 5}},),
         )  # fmt: skip
 
     def __init__(self, config: Config, dim: int, relative: bool = False):

@@ -17,11 +17,24 @@ class TokenHead(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        tie_embedding: bool = flag(False, "the head is the token embedding", paper="https://arxiv.org/abs/1608.05859")
-        tie_embedding_scale: float | None = flag(None, "what a tied head multiplies its input by (None: 1)", above=0)
-        logits_dim: int | None = flag(None, "logits a token (None: num_tokens)", at_least=1)
-        logits_bias: bool = flag(False, "a bias in the head")
-        return_only_embed: bool = flag(False, "no head: the model gives the stack's output, as an encoder does")
+        tie_embedding: bool = flag(
+            False, "the head is the token embedding", paper="https://arxiv.org/abs/1608.05859", tried=(True,)
+        )
+        tie_embedding_scale: float | None = flag(
+            None,
+            "what a tied head multiplies its input by (None: 1)",
+            above=0,
+            tried=({"tie_embedding_scale": 0.5, "tie_embedding": True},),
+        )
+        logits_dim: int | None = flag(
+            None, "logits a token (None: num_tokens)", at_least=1, tried=({"logits_dim": 7, "tie_embedding": False},)
+        )
+        logits_bias: bool = flag(False, "a bias in the head", tried=(True,))
+        return_only_embed: bool = flag(
+            False,
+            "no head: the model gives the stack's output, as an encoder does",
+            tried=({"return_only_embed": True, "tie_embedding": False},),
+        )
 
     dim: int
     num_tokens: int

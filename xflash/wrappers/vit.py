@@ -26,10 +26,12 @@ class ClassHead(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_classes: int | None = flag(None, "logits of an image (None: its pooled embedding instead)", at_least=1)
+        num_classes: int | None = flag(
+            None, "logits of an image (None: its pooled embedding instead)", at_least=1, tried=(7,)
+        )
         pool: Literal["mean", "cls", "attn"] = flag(
             "mean", "what the head reads: the mean of the patches, a class token in front, or a learned weighting",
-            paper="https://arxiv.org/abs/2106.04560",
+            paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn"),
         )  # fmt: skip
 
     to_logits: nn.Linear | None
@@ -60,7 +62,9 @@ class ViTransformerWrapper(ClassHead, Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ClassHead.Config, ImageInput.Config):
-        attn_layers: AttentionLayers = flag(doc="the stack, which must be bidirectional: Encoder(...)")
+        attn_layers: AttentionLayers = flag(
+            doc="the stack, which must be bidirectional: Encoder(...)", tried="every combination has its own"
+        )
 
     gives = "logits of images"
     embedding: ImageInput
@@ -96,9 +100,9 @@ class ViTransformerWrapper(ClassHead, Model):
         x = self.embedding(img)
         beside = {"grid": self.embedding.places(img)} if "grid" in self.attn_layers.heeded else {}
         y, _, noted = self.through(self.embedding.with_registers(x), None, beside, wanted)
-        front = self.pooled.count
-        patches = slice(front, front + x.shape[1])
-        embeddings, noted = y[:, patches], [[stream[:, patches] for stream in streams] for streams in noted]
+        # Written out at both: a slice that is kept ties a compiled graph to its numbers.
+        front, end = self.pooled.count, self.pooled.count + x.shape[1]
+        embeddings, noted = y[:, front:end], [[stream[:, front:end] for stream in streams] for streams in noted]
         return self.answer(wanted, embeddings, lambda: self.pooled(y if front else embeddings, None), noted)
 
     def features(
