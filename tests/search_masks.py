@@ -76,7 +76,7 @@ def said_by_mask(model, x, call: Call, plan) -> None:
 
 
 def both_ways(model) -> bool:
-    """Whether the same weights mean the same in a bidirectional stack: not T5's buckets, xPos, or what looks back."""
+    """Whether the same weights mean the same in a bidirectional stack: not T5's buckets, nor xPos, nor steps back."""
     spread = any(getattr(p.config, "xpos", False) for p in model.positions.values())
     steps = [m for m in model.modules() if isinstance(m, ScoreStep)]
     return not (spread or any("causal" in step.needs for step in steps) or any_t5(model))

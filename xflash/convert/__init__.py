@@ -1,8 +1,7 @@
-"""Weights from other libraries, a file or a folder for each; none of them needs to be installed."""
+"""Weights from other libraries, one file a library; none of them needs to be installed."""
 
 from .block_recurrent import from_block_recurrent
 from .flash_pytorch import from_flash_pytorch
-from .transformers import from_transformers
 from .x_transformers import from_x_transformers
 
-__all__ = ["from_block_recurrent", "from_flash_pytorch", "from_transformers", "from_x_transformers"]
+__all__ = ["from_block_recurrent", "from_flash_pytorch", "from_x_transformers"]
