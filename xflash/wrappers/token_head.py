@@ -1,10 +1,13 @@
 """`TokenHead`: the projection of a stack's output to the vocabulary."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.roles import Role
 from ..base.shapes import Float, Tensor, typed
 from ..flags.flag import flag
 from .input_embedding import InputEmbedding
@@ -38,6 +41,7 @@ class TokenHead(nn.Module):
 
     dim: int
     num_tokens: int
+    roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     to_logits: nn.Linear | None
     embedding: InputEmbedding
 
