@@ -86,11 +86,11 @@ def cases() -> list:
 
 
 def call(stack, x, given):
-    return stack(x, **given, **laws.beside(stack, x))
+    return stack(x, **given, **laws.of_tokens(stack, x), **laws.beside(stack, x))
 
 
 def with_maps(stack, x, given):
-    return stack.attention_maps(x, **given, **laws.beside(stack, x))[0]
+    return stack.attention_maps(x, **given, **laws.of_tokens(stack, x), **laws.beside(stack, x))[0]
 
 
 def alone(stack, x, given):
