@@ -1,0 +1,5 @@
+"""Models of transformers (made against 5.24), and folders of their weights: a file for each family of models."""
+
+from .convert import from_transformers
+
+__all__ = ["from_transformers"]

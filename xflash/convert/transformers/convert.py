@@ -1,0 +1,30 @@
+"""`from_transformers`: a model of transformers as the flags that it is, with its weights."""
+
+from typing import Any
+
+from torch import nn
+
+from . import llama as llama
+from . import phi3 as phi3
+from .fill import build
+
+__all__ = ["from_transformers"]
+
+
+def from_transformers(model: nn.Module) -> Any:
+    """The xflash model with the weights and outputs of one of transformers; which ones, docs/models.md says.
+
+    It shares nothing with the old model, and has its dtype, device and mode. TypeError for what is no model of
+    transformers; ValueError, with the name of the setting, for what has no counterpart.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(model, nn.Module) or not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
+        raise TypeError(
+            "from_transformers takes a model of transformers, such as a LlamaForCausalLM, not "
+            f"{type(model).__module__}.{type(model).__qualname__}"
+        )
+    plan = build(config.to_dict(), type(model).__name__)
+    weights = model.state_dict()
+    plan.check({name: tuple(t.shape) for name, t in weights.items()})
+    main = next(t for t in weights.values() if t.is_floating_point())
+    return plan.filled(weights.items(), main.device, main.dtype).train(model.training)

@@ -1,0 +1,69 @@
+"""A family of models: which configs it reads, with which flags and under which names of weights it is built here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ...base.registry import nearest
+from ...stack.face import Decoder
+from ...wrappers.transformer import TransformerWrapper
+from .settings import Settings
+
+__all__ = ["Family", "Flags", "decoder", "families", "family_of", "head_of"]
+
+
+NO_HEAD = {"return_only_embed": True, "tie_embedding": False}
+
+
+class Flags(NamedTuple):
+    """The flags of a stack, and the arguments of the model around it."""
+
+    stack: dict[str, Any]
+    model: dict[str, Any]
+
+
+def decoder(flags: Flags) -> nn.Module:
+    """A language model with a causal stack."""
+    return TransformerWrapper(attn_layers=Decoder(**flags.stack), **flags.model)
+
+
+class Family(NamedTuple):
+    """flags: of a config.  weights: a table of names.  prefix: of the names of all but the head.
+
+    heads: the endings of class names, and what they say to the model.  tied: names of weights that may be another one
+    again.
+    """
+
+    flags: Callable[[Settings], Flags]
+    weights: str
+    build: Callable[[Flags], nn.Module] = decoder
+    heads: Mapping[str, dict[str, Any]] = {
+        "ForCausalLM": {},
+        "Model": {"return_only_embed": True, "tie_embedding": False},
+    }
+    prefix: str = "model."
+    tied: Mapping[str, str] = {"lm_head.weight": "embed_tokens.weight"}
+
+
+families: dict[str, Family] = {}
+
+
+def family_of(settings: Settings) -> Family:
+    """The family of a config; ValueError for one that is not known here."""
+    kind = settings.kind
+    if kind not in families:
+        known = ", ".join(families)
+        raise ValueError(
+            f"there are no flags here for the model_type {kind!r}; known are {known}{nearest(kind, families)}"
+        )
+    return families[kind]
+
+
+def head_of(family: Family, name: str) -> dict[str, Any]:
+    """What the class of a model says of its head; ValueError for a class with another one."""
+    for ending, arguments in family.heads.items():
+        if name.endswith(ending):
+            return arguments
+    known = " or ".join(f"...{ending}" for ending in family.heads)
+    raise ValueError(f"a {name} has a head without a counterpart in xflash; those with one end with {known}")

@@ -1,0 +1,89 @@
+"""A model built from a config, and filled with weights one after the other; all is checked before any is read."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...base.registry import nearest
+from ...base.shapes import Tensor
+from .family import Family, family_of, head_of
+from .names import places_of
+from .places import Place
+from .settings import Settings
+
+__all__ = ["Plan", "build"]
+
+# Buffers that older files hold, and that are computed.
+COMPUTED = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)")
+
+
+class Plan(NamedTuple):
+    """A model without memory for its weights, and where each weight of another library goes, by name."""
+
+    family: Family
+    model: nn.Module
+    places: dict[str, list[Place]]
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """ValueError unless these are all the weights of the model, and nothing else."""
+        found = {self.own(name): shape for name, shape in shapes.items()}
+        for name, shape in found.items():
+            if name not in self.places:
+                if not self.is_copy(name):
+                    raise ValueError(f"there is no place for the weight {name!r}{nearest(name, self.places)}")
+            elif shape != (wanted := self.places[name][0].shape(self.model)):
+                raise ValueError(f"the weight {name!r} is of shape {shape}, not {wanted}")
+        self.check_whole(found)
+
+    def check_whole(self, found: Mapping[str, Any]) -> None:
+        """ValueError where a weight of the model is not written, or twice."""
+        sources: dict[str, dict[str, int]] = {}
+        for name, places in self.places.items():
+            for place in places:
+                counts = sources.setdefault(place.name, {})
+                counts[name] = counts.get(name, 0) + place.count(self.model)
+        for ours, t in self.model.named_parameters():
+            counts = sources.get(ours, {})
+            given = [name for name in counts if name in found]
+            count = sum(counts[name] for name in given)
+            if count < t.numel():
+                missing = [repr(name) for name in counts if name not in found]
+                raise ValueError(f"there is no weight {' and '.join(missing) or ours!r}")
+            if count > t.numel():
+                raise ValueError(f"{' and '.join(map(repr, given))} are more than one weight for {ours!r}")
+
+    def own(self, name: str) -> str:
+        """The name without what the names of all but the head begin with, which some files leave out."""
+        return name.removeprefix(self.family.prefix)
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a weight without a place is another one again, or computed."""
+        return self.family.tied.get(name) in self.places or COMPUTED.fullmatch(name) is not None
+
+    def filled(
+        self, weights: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype
+    ) -> nn.Module:
+        """The model with these weights, each let go when it is copied."""
+        model = self.model.to(dtype).to_empty(device=device)
+        for name, weight in weights:
+            for place in self.places.get(self.own(name), ()):
+                place.write(model, weight)
+        return model
+
+
+def build(config: Mapping[str, Any], head: str) -> Plan:
+    """The plan of a model with this config; ValueError for a setting that has no flag.
+
+    head: the name of the class of the model.
+    """
+    settings = Settings(config)
+    family = family_of(settings)
+    flags = family.flags(settings)
+    flags.model.update(head_of(family, head))
+    settings.finish()
+    with torch.device("meta"):
+        model = family.build(flags)
+    return Plan(family, model, places_of(family.weights, model))
