@@ -46,6 +46,10 @@ SHARDS = {
         {"attn_dim_head": 6, "attn_qk_norm": True, "attn_gate_values": True},
         ("query_key_value", "to_gate"),
     ),
+    "attn normed": (
+        {"attn_dim_head": 6, "attn_qk_rmsnorm": "head", "attn_qkv_bias": True, "attn_score_scale": 0.3},
+        ("query_key_value",),
+    ),
     "cross_attn": ({"cross_attn_dim_head": 6, "cross_attn_kv_heads": 2}, ("to_q", "key_value")),
 }
 
@@ -76,6 +80,7 @@ REFUSED = {
         {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True},
         ("query_key_value",),
     ),
+    "attn_qk_rmsnorm='width'": ("attn", {"attn_qk_rmsnorm": "width"}, ("query_key_value",)),
     "a bias by position": ("attn", {"pos": "alibi"}, ("query_key_value",)),
     "a projection of ff gave 80 of its 160 channels": ("ff", {"ff_glu": True}, ("to_inner",)),
     "a projection of gau gave": ("gau", {}, ("to_hidden",)),
@@ -117,6 +122,7 @@ def two_ranks(rank: int, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     flags = {"attn_dim_head": 6, "attn_kv_heads": 2, "pos": "rotary", "ff_mult": 2.0}
+    flags |= {"attn_qkv_bias": True, "attn_out_bias": True, "attn_qk_rmsnorm": "head"}
     stack = Decoder(dim=20, depth=2, heads=4, layers="attn ff", **flags).double()
     x = torch.randn(2, 7, 20, dtype=torch.float64)
     whole = stack(x)

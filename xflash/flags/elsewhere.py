@@ -21,6 +21,8 @@ NAMES = {
     "attn_dropout": "attention_dropout attention_probs_dropout_prob attn_pdrop attn_drop attn_drop_rate",
     "attn_window": "sliding_window window_size",
     "attn_qk_norm": "qk_norm qk_layernorm use_qk_norm",
+    "attn_qkv_bias": "qkv_bias attention_bias attn_bias",
+    "attn_score_scale": "attention_multiplier attn_scale",
     "attn_flash": "use_flash_attn use_flash_attention flash_attn",
     "ff_dim": "intermediate_size dim_feedforward ffn_dim d_ff n_inner mlp_dim ffn_hidden_size",
     "ff_mult": "mlp_ratio ffn_mult",
@@ -86,7 +88,7 @@ NOTES = {
 }
 FILTERED = "give filter_logits_fn={!r}, filter_kwargs={}"
 DROPOUTS = "emb_dropout, attn_dropout, ff_dropout and the other blocks' own say it part by part"
-BIASES = "projections of attention have no biases, and ff_no_bias=True takes the feed-forward's away"
+BIASES = "attn_qkv_bias and attn_out_bias give attention biases, ff_no_bias=True takes the feed-forward's away"
 MAKES = "AutoregressiveWrapper(model).generate(prompts, seq_len) makes tokens"
 CARRIED = "step(ids, state) gives (logits, state), and goes on from a state"
 NONE = "xflash has no counterpart of this flag of x-transformers"
@@ -115,7 +117,7 @@ HINTS = {
     ),
     "is_causal": "a Decoder is causal, an Encoder is not",
     **dict.fromkeys(("dropout", "drop_rate", "hidden_dropout_prob", "hidden_dropout", "resid_pdrop"), DROPOUTS),
-    **dict.fromkeys(("qkv_bias", "attention_bias", "bias", "use_bias", "mlp_bias"), BIASES),
+    **dict.fromkeys(("bias", "use_bias", "mlp_bias"), BIASES),
     **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),
     "rope_scaling": "rotary_interpolation_factor and rotary_base_rescale_factor scale rotary positions",
     **dict.fromkeys(

@@ -14,7 +14,7 @@ from ..flags.flag import flag
 from .blocks.block import Site
 from .part import Part
 
-__all__ = ["LayerNorm", "Norm", "RMSNorm", "ScaleNorm", "SimpleRMSNorm"]
+__all__ = ["LayerNorm", "Norm", "RMSNorm", "ScaleNorm", "SimpleRMSNorm", "rms_normed"]
 
 
 class Norm(Part):
@@ -45,33 +45,64 @@ class Norm(Part):
 norms.base = Norm
 
 
-@norms.register("layernorm")
-class LayerNorm(Norm):
-    """Mean zero, variance one, a gain (and a bias) per channel (https://arxiv.org/abs/1607.06450)."""
+def rms_normed(
+    x: Float[Tensor, "... d"], gain: Float[Tensor, " d"], eps: float, unit_offset: bool = False
+) -> Float[Tensor, "... d"]:
+    """x with mean square one times its gain, or 1 + gain; a sum of 1 and a small gain needs float32."""
+    if not unit_offset:
+        return F.rms_norm(x, gain.shape, gain.to(x.dtype), eps)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(exact), gain.shape, 1 + gain.to(exact), eps).to(x.dtype)
+
+
+class Gained(Norm):
+    """Base of the norms with a learned gain, of each channel or of all."""
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Norm.Config):
+        unit_offset: bool = flag(
+            False,
+            "the gain is 1 + what is learned, which starts at zero and decays to it (Gemma)",
+            paper="https://arxiv.org/abs/2403.08295",
+            tried=(True,),
+        )
+
+    def __init__(self, config, site, gains: tuple[int, ...] | None = None):
+        super().__init__(config, site)
+        start = 0.0 if config.unit_offset else 1.0
+        self.gain = nn.Parameter(torch.full((site.dim,) if gains is None else gains, start))
+
+    def start_at(self, size: float) -> Norm:
+        return super().start_at(size - 1 if self.config.unit_offset else size)
+
+
+@norms.register("layernorm")
+class LayerNorm(Gained):
+    """Mean zero, variance one, a gain (and a bias) per channel (https://arxiv.org/abs/1607.06450)."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Gained.Config):
         bias: bool = flag(False, "a learned offset beside the gain", tried=(True,))
 
     def __init__(self, config, site):
         super().__init__(config, site)
-        self.gain = nn.Parameter(torch.ones(site.dim))
         self.bias = nn.Parameter(torch.zeros(site.dim)) if config.bias else None
 
     def forward(self, x: Float[Tensor, "... d"], ctx: Ctx | None = None) -> Float[Tensor, "... d"]:
-        return F.layer_norm(x, (self.site.dim,), self.gain, self.bias, self.config.eps)
+        gain, bias = self.gain, self.bias
+        if not self.config.unit_offset:
+            return F.layer_norm(x, (self.site.dim,), gain, bias, self.config.eps)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        bias = None if bias is None else bias.to(exact)
+        return F.layer_norm(x.to(exact), (self.site.dim,), 1 + gain.to(exact), bias, self.config.eps).to(x.dtype)
 
 
 @norms.register("rmsnorm")
-class RMSNorm(Norm):
+class RMSNorm(Gained):
     """Mean square one, a gain per channel (https://arxiv.org/abs/1910.07467)."""
 
-    def __init__(self, config, site):
-        super().__init__(config, site)
-        self.gain = nn.Parameter(torch.ones(site.dim))
-
     def forward(self, x: Float[Tensor, "... d"], ctx: Ctx | None = None) -> Float[Tensor, "... d"]:
-        return F.rms_norm(x, (self.site.dim,), self.gain.to(x.dtype), self.config.eps)
+        return rms_normed(x, self.gain, self.config.eps, self.config.unit_offset)
 
 
 @norms.register("simple_rmsnorm")
@@ -83,12 +114,12 @@ class SimpleRMSNorm(Norm):
 
 
 @norms.register("scalenorm")
-class ScaleNorm(Norm):
+class ScaleNorm(Gained):
     """Mean square one and a single gain for all channels (https://arxiv.org/abs/1910.05895)."""
 
     def __init__(self, config, site):
-        super().__init__(config, site)
-        self.gain = nn.Parameter(torch.ones(()))
+        super().__init__(config, site, ())
 
     def forward(self, x: Float[Tensor, "... d"], ctx: Ctx | None = None) -> Float[Tensor, "... d"]:
-        return F.rms_norm(x, (self.site.dim,), None, self.config.eps) * self.gain.to(x.dtype)
+        gain = 1 + self.gain if self.config.unit_offset else self.gain
+        return F.rms_norm(x, (self.site.dim,), None, self.config.eps) * gain.to(x.dtype)

@@ -1,12 +1,21 @@
-"""Fused projections: how the heads that share one weight lie in it, and what becomes of a shard of its columns."""
+"""Projections to heads: how those that share one weight lie in it, and what becomes of a shard of its columns."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from ..base.shapes import Float, Tensor
 
-__all__ = ["group_rows", "key_and_value", "split_groups", "whole"]
+__all__ = ["group_rows", "key_and_value", "linear_in", "split_groups", "whole"]
+
+
+def linear_in(dim: int, channels: int, bias: bool) -> nn.Linear:
+    """A projection to heads, its bias zero at first."""
+    linear = nn.Linear(dim, channels, bias=bias)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear
 
 
 def group_rows(parts: Sequence[Float[Tensor, "_ d"]], groups: int) -> Float[Tensor, "_ d"]:

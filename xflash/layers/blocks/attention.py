@@ -11,7 +11,7 @@ from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
 from ..positions.slots import Slots
-from ..projection import split_groups
+from ..projection import linear_in, split_groups
 from ..scores.step import Read
 from .block import Site
 from .key_values import KV, append, begin, fits, last, place, reserve, shorten
@@ -63,7 +63,7 @@ class Attention(MultiHead):
         super().__init__(config, site)
         # By key/value head: its queries, its key, its value.
         fused = (self.heads + 2 * self.kv_heads) * config.dim_head
-        self.query_key_value = nn.Linear(site.dim, fused, bias=False)
+        self.query_key_value = linear_in(site.dim, fused, config.qkv_bias)
         if not config.value_residual_learned and not config.value_residual:
             raise ValueError("attn_value_residual_learned=False is set, but attn_value_residual is False")
         if config.value_residual and config.value_residual_learned and site.layers.index(self.kind) not in site.places:

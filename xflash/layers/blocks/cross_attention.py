@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
-from ..projection import split_groups
+from ..projection import linear_in, split_groups
 from ..scores.step import Read
 from .block import Site
 from .context import Context, TakesContext, context_mask, source
@@ -24,7 +22,7 @@ class CrossAttention(TakesContext, MultiHead):
 
     The context's keys and values are computed in the first call and kept in the state, so that a decoder is stepped
     without being given it again. Rotary positions turn queries and keys only where `context_pos` says where the
-    context's tokens stand. A row whose context is all padding gives zeros, unless there are memory keys and values.
+    context's tokens stand. A row whose context is all padding reads zeros, unless there are memory keys and values.
     """
 
     kind = "cross_attn"
@@ -38,17 +36,16 @@ class CrossAttention(TakesContext, MultiHead):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
-        self.to_q = nn.Linear(site.dim, self.heads * config.dim_head, bias=False)
+        self.to_q = linear_in(site.dim, self.heads * config.dim_head, config.qkv_bias)
         # By head: its key, its value.
-        self.key_value = nn.Linear(config.dim_context or site.dim, 2 * self.kv_heads * config.dim_head, bias=False)
+        kept = 2 * self.kv_heads * config.dim_head
+        self.key_value = linear_in(config.dim_context or site.dim, kept, config.qkv_bias)
 
     @typed
     def forward(
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Context | None = None
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
         held = self.held(*self.keys_and_values(source(ctx), ctx), ctx) if state is None else state
-        if held.k.shape[1] != self.kv_heads:
-            self.check_shard(held.k.shape[1], ctx)
         q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
         read = None if self.reader.plain else Read(q, held.k, ctx)
         y = self.read(q, held.k, held.v, sight(context_mask(held)), read=read, maps=ctx.maps, over_tokens=False)
@@ -57,4 +54,6 @@ class CrossAttention(TakesContext, MultiHead):
     def keys_and_values(self, context: Float[Tensor, "b c _"], ctx: Ctx) -> tuple[Float[Tensor, "b h c k"], Tensor]:
         """The keys, normed as the flags ask for it, and the values of all key/value heads."""
         k, v = split_groups(self.key_value(context), 2, self.config.dim_head).unbind(2)
+        if k.shape[1] != self.kv_heads:
+            self.check_shard(k.shape[1], ctx)
         return self.normed(k, "k"), self.with_first(v, context, ctx) if self.config.value_residual else v

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,11 @@ from ...base.shapes import Float, Tensor
 from ...base.state import AttentionMap, Ctx
 from ...flags.aliases import names
 from ...flags.flag import flag
-from ..kernels.softmax import unit
-from ..scores.read import ReadFlags, SoftmaxRead, in_front
+from ..scores.read import SoftmaxRead, in_front
 from ..scores.step import Read
 from .block import Site
 from .masks import Sight
-from .reading import Reading
+from .qk_norm import QKFlags, QKNorm
 
 __all__ = ["MultiHead", "count_heads", "split_heads"]
 
@@ -46,11 +45,11 @@ def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n 
     return t.reshape(b, n, channels // width, width).transpose(1, 2)
 
 
-class MultiHead(Reading):
+class MultiHead(QKNorm):
     """Heads, memory keys and values, gates and the read; query head h uses key/value head h // r, r to each."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(ReadFlags):
+    class Config(QKFlags):
         dim_head: int = flag(64, "width of a head", at_least=1, tried=(6,))
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1, tried=(2,))
         kv_heads: int | None = flag(
@@ -74,26 +73,17 @@ class MultiHead(Reading):
             paper="https://arxiv.org/abs/1907.01470",
             tried=(2,),
         )
-        qk_norm: bool = flag(
+        qkv_bias: bool = flag(
             False,
-            "queries and keys l2-normalised, without gains",
-            paper="https://arxiv.org/abs/2010.04245",
+            "queries, keys and values with biases, zero at first",
+            paper="https://arxiv.org/abs/2309.16609",
             tried=(True,),
         )
-        qk_norm_groups: int = flag(
-            1,
-            "groups of channels that qk_norm normalises each for itself",
-            at_least=1,
-            tried=({"qk_norm_groups": 2, "qk_norm": True},),
-        )
-        qk_norm_scale: float = flag(
-            10.0, "what qk_norm multiplies the scores by", above=0, tried=({"qk_norm_scale": 4.0, "qk_norm": True},)
-        )
-        qk_norm_dim_scale: bool = flag(
+        out_bias: bool = flag(
             False,
-            "learned scales per head and channel instead of qk_norm_scale",
-            paper="https://arxiv.org/abs/2302.05442",
-            tried=({"qk_norm_dim_scale": True, "qk_norm": True},),
+            "what the heads give is projected with a bias, zero at first",
+            paper="https://arxiv.org/abs/1810.04805",
+            tried=(True,),
         )
         gate_values: bool = flag(
             False,
@@ -115,9 +105,10 @@ class MultiHead(Reading):
         super().__init__(config, site)
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
         width, inner = config.dim_head, self.heads * config.dim_head
-        self.to_out = site.linear_out(inner)
+        self.to_out = site.linear_out(inner, bias=config.out_bias)
+        scale = self.build_qk_norm(config, width)
         self.reader = SoftmaxRead(
-            self.kind, config, site, self.heads, self.build_qk_norm(config), dropout=config.dropout, flash=config.flash
+            self.kind, config, site, self.heads, scale, dropout=config.dropout, flash=config.flash
         )
         if config.num_mem_kv:
             self.mem_kv = nn.Parameter(torch.randn(2, self.kv_heads, config.num_mem_kv, width))
@@ -133,32 +124,6 @@ class MultiHead(Reading):
         if not self.config.flash:
             return ""
         return f"{self.kind}_flash=True: the fused kernel never makes them; leave it out, and it is used where possible"
-
-    def build_qk_norm(self, config: Config) -> float:
-        """What scores are multiplied by."""
-        plain = config.dim_head**-0.5
-        if not config.qk_norm:
-            for name in ("qk_norm_groups", "qk_norm_scale", "qk_norm_dim_scale"):
-                if getattr(config, name) != MultiHead.Config.__dataclass_fields__[name].default:
-                    kind = self.kind
-                    raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {kind}_qk_norm is False")
-            return plain
-        if config.dim_head % config.qk_norm_groups or config.dim_head // config.qk_norm_groups < 3:
-            raise ValueError(
-                f"{self.kind}_qk_norm_groups={config.qk_norm_groups} must cut {self.kind}_dim_head={config.dim_head} "
-                "into equal groups of 3 channels or more"
-            )
-        if config.qk_norm_dim_scale:
-            if config.qk_norm_scale != MultiHead.Config.__dataclass_fields__["qk_norm_scale"].default:
-                raise ValueError(
-                    f"{self.kind}_qk_norm_scale={config.qk_norm_scale} is set, but {self.kind}_qk_norm_dim_scale=True "
-                    "learns scales in its stead"
-                )
-            start = config.dim_head**0.25
-            self.q_gain = nn.Parameter(torch.full((self.heads, 1, config.dim_head), start))
-            self.k_gain = nn.Parameter(torch.full((self.kv_heads, 1, config.dim_head), start))
-            return plain
-        return config.qk_norm_scale
 
     @classmethod
     def arrange(cls, place: int, layers: Sequence[tuple[str, Any]], heads: int) -> Sequence[tuple[str, Any]]:
@@ -190,27 +155,17 @@ class MultiHead(Reading):
         y = y.transpose(1, 2).flatten(2)
         return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
 
-    def normed(self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b *h n k"]:
-        """`t` l2-normalised and scaled per channel as the flags ask for: heads of one role, or groups of both."""
-        if not self.config.qk_norm:
-            return t
-        t = unit(t.unflatten(-1, (self.config.qk_norm_groups, -1))).flatten(-2)
-        if not self.config.qk_norm_dim_scale:
-            return t
-        gains = [getattr(self, f"{role}_gain") for role in roles]
-        if len(gains) > 1:
-            gains = [torch.cat([gain.unflatten(0, (self.kv_heads, -1)) for gain in gains], 1)]
-        return t * gains[0].to(t.dtype)
-
     def check_shard(self, kv_heads: int, ctx: Ctx) -> None:
         """ValueError where only some heads are here (tensor parallel) and something is laid out for all of them."""
         config, mask = self.config, ctx.attn_mask
         for_all = {
             "num_mem_kv": config.num_mem_kv,
             "head_scale": config.head_scale,
-            "qk_norm_dim_scale": config.qk_norm and config.qk_norm_dim_scale,
+            "qk_norm_dim_scale": config.qk_norm_dim_scale,
         }
         said = [f"{self.kind}_{name}={value}" for name, value in for_all.items() if value]
+        if config.qk_rmsnorm == "width":
+            said.append(f"{self.kind}_qk_rmsnorm='width'")
         if next(self.reader.parameters(), None) is not None:
             said.append(f"{self.kind}_scores={' '.join(names(self.config.scores))!r}")
         if ctx.relative is not None and ctx.relative.biases and self.bias_heads() is not None:
