@@ -4,8 +4,11 @@ from typing import Any
 
 from torch import nn
 
+from . import experts as experts
+from . import gpt2 as gpt2
 from . import llama as llama
 from . import phi3 as phi3
+from . import qwen as qwen
 from .fill import build
 
 __all__ = ["from_transformers"]

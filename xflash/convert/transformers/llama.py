@@ -16,13 +16,20 @@ WEIGHTS = """
     embed_tokens.weight                         embedding.token_emb.weight
     layers.{i}.input_layernorm.weight           attn.before.gain
     layers.{i}.self_attn.q_proj.weight          attn.block.query_key_value.weight[q]
+    layers.{i}.self_attn.q_proj.bias            attn.block.query_key_value.bias[q]
     layers.{i}.self_attn.k_proj.weight          attn.block.query_key_value.weight[k]
+    layers.{i}.self_attn.k_proj.bias            attn.block.query_key_value.bias[k]
     layers.{i}.self_attn.v_proj.weight          attn.block.query_key_value.weight[v]
+    layers.{i}.self_attn.v_proj.bias            attn.block.query_key_value.bias[v]
     layers.{i}.self_attn.o_proj.weight          attn.block.to_out.weight
+    layers.{i}.self_attn.o_proj.bias            attn.block.to_out.bias
     layers.{i}.post_attention_layernorm.weight  ff.before.gain
     layers.{i}.mlp.up_proj.weight               ff.block.to_inner.weight[up]
+    layers.{i}.mlp.up_proj.bias                 ff.block.to_inner.bias[up]
     layers.{i}.mlp.gate_proj.weight             ff.block.to_inner.weight[gate]
+    layers.{i}.mlp.gate_proj.bias               ff.block.to_inner.bias[gate]
     layers.{i}.mlp.down_proj.weight             ff.block.to_out.weight
+    layers.{i}.mlp.down_proj.bias               ff.block.to_out.bias
     norm.weight                                 attn_layers.final_norm.gain
     lm_head.weight                              to_logits.weight
 """
@@ -32,8 +39,7 @@ def llama(settings: Settings) -> Flags:
     """Flags of a decoder with RMS norms, rotary positions and a gated feed-forward block without biases."""
     dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
     dim_head = settings("head_dim", dim // heads)
-    settings.only("attention_bias", False)
-    settings.only("mlp_bias", False)
+    biased = settings("attention_bias", False)
     stack: dict[str, Any] = {
         "dim": dim,
         "depth": settings.need("num_hidden_layers"),
@@ -43,11 +49,13 @@ def llama(settings: Settings) -> Flags:
         "norm_eps": settings("rms_norm_eps", 1e-6),
         "attn_dim_head": dim_head,
         "attn_kv_heads": settings("num_key_value_heads", heads),
+        "attn_qkv_bias": biased,
+        "attn_out_bias": biased,
         "attn_dropout": settings("attention_dropout", 0.0),
         "ff_dim": settings.need("intermediate_size"),
         "ff_activation": settings.among("hidden_act", ACTIVATIONS, "silu"),
         "ff_glu": True,
-        "ff_no_bias": True,
+        "ff_no_bias": not settings("mlp_bias", False),
         **rope(settings, dim_head),
     }
     return Flags(stack, around(settings))

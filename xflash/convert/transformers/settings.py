@@ -43,12 +43,12 @@ class Settings:
         value = self.config.get(name)
         return default if value is None else value
 
-    def need(self, name: str) -> Any:
-        """The value of a setting; ValueError where it is not there."""
-        value = self(name)
-        if value is None:
-            raise ValueError(f"the {self.kind!r} config has no {name}")
-        return value
+    def need(self, *names: str) -> Any:
+        """The value of a setting, which may have several names; ValueError where it is not there."""
+        values = [value for name in names if (value := self(name)) is not None]
+        if not values:
+            raise ValueError(f"the {self.kind!r} config has no {' or '.join(names)}")
+        return values[0]
 
     def only(self, name: str, *possible: Any) -> None:
         """ValueError for a setting, where it is there, that has none of these values."""
