@@ -44,7 +44,7 @@ CASES = {
         },
     ),
 }
-# Models that transformers computes in double; it takes the RMS norms and the angles of the others in float32 all the same.
+# Models that transformers computes in double: it takes the RMS norms and angles of the others in float32 even then.
 IN_DOUBLE = {"gpt2"}
 
 
