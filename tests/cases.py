@@ -1,10 +1,12 @@
 """Small stacks of everything that is registered, by name, for tests that try them all."""
 
-import pytest
+from collections.abc import Iterator
+
 import torch
 
 from xflash import AttentionLayers
 from xflash.base.registry import blocks, joins, norms, positions, reads, scales, scores
+from xflash.flags.layout import layout_text, parse_layout
 
 SMALL = {
     "attn": {"attn_dim_head": 6},
@@ -31,10 +33,14 @@ def build(layers: str = "attn ff", depth: int = 2, **flags) -> AttentionLayers:
     """A small stack, at least as deep as its flags ask for."""
     torch.manual_seed(0)
     depth = max(depth, least_depth(flags))
-    small = {
-        k: v for name, given in SMALL.items() if name in layers.replace("(", " ").split() for k, v in given.items()
-    }
+    named = names(layers)
+    small = {k: v for name, given in SMALL.items() if name in named for k, v in given.items()}
     return AttentionLayers(**{"dim": DIM, "depth": depth, "heads": HEADS, "layers": layers, **small, **flags})
+
+
+def names(layers: str) -> list[str]:
+    """The blocks of a layout, those in parallel each."""
+    return [block.name for spec in parse_layout(layers) for block in spec.members]
 
 
 def able(position: str) -> str:
@@ -96,6 +102,30 @@ CASES = {
     **{f"weights {name}": holding("weight_fn", name, able) for name, able in reading("weight_fn", False).items()},
     "scores in blocks": holding("scores", tuple(n for n, b in reading("scores", True).items() if b), ["recurrent"]),
     "weights in blocks": holding("weight_fn", "sigmoid", ["block_attn"]),
+    "no norm": {"layers": "attn ff", "norm": "none", "pos": "rotary"},
+    "norm after": {"layers": "attn ff", "norm": "rmsnorm", "norm_place": "after", "pos": "rotary"},
+    "parallel": {"layers": "attn+ff", "pos": "rotary", "shift_tokens": 1},
+    "parallel, norms apart": {"layers": "gau+attn(norm=own)+ff(norm=own, norm_eps=1e-3)", "shift_tokens": 2}
+    | {"num_memory_tokens": 3, "reads": "lime unet", "join": "hyper", "scale": "layerscale"},
+    "parallel, tied": {"layers": "attn(norm=own, window=3)+flash cross_attn+ff", "weight_tie_layers": True}
+    | {"attn_value_residual": True, "pos": "rel_pos", "norm_place": "sandwich"},
+    "parallel, in pieces": {"layers": "attn+state_read ff+recurrent(block_width=10)", "shift_tokens": 1, "depth": 1},
+    "norms of layers": {
+        "layers": "attn(norm=rmsnorm, norm_place=after) ff(norm=none) gau(norm_eps=1e-2)+ff(norm_place=post) flash",
+        "norm": "scalenorm",
+    },
+    "parts of layers": {
+        "layers": "attn(shift_tokens=2, join=gru) ff(scale=rezero)+gau(layer_dropout=0.2) flash(scale=none)",
+        "scale": "layerscale",
+    },
+    "positions of layers": {
+        "layers": "attn(rotary_base=50.0) gau attn(pos=none)+gau(rotary_interleaved=True) attn(pos='alibi rotary')",
+        "pos": "rotary",
+    },
+    "weights of layers' positions": {
+        "layers": "attn(rel_pos_num_buckets=8) attn+gau flash(pos=rotary)",
+        "pos": "rel_pos",
+    },
     "shift": {"layers": "attn ff flash", "shift_tokens": (2, 0, 1, 1, 3, 0)},
     "sinks": {"layers": "attn(window=3,sinks=2) ff", "pos": ("rotary", "rel_pos")},
     "memory tokens": {"layers": "flash attn gau", "num_memory_tokens": 3, "shift_tokens": 1},
@@ -109,10 +139,19 @@ CASES = {
 
 
 def both_ways(cases: dict[str, dict]) -> list:
-    """Each case as a causal stack and, without blocks that look back only, as a bidirectional one: (flags, causal)."""
-    found = []
+    """Each of `ways(cases)` as an argument of pytest: (flags, causal)."""
+    import pytest
+
+    return [pytest.param(flags, causal, id=name) for name, flags, causal in ways(cases)]
+
+
+def ways(cases: dict[str, dict]) -> Iterator[tuple[str, dict, bool]]:
+    """Each case as a causal stack and, without blocks that look back only, as a bidirectional one.
+
+    Gives (name, flags, causal).
+    """
     for case, flags in cases.items():
-        found.append(pytest.param(flags, True, id=f"{case}-causal"))
+        yield f"{case}-causal", flags, True
         steps = {
             part
             for value in flags.values()
@@ -121,9 +160,8 @@ def both_ways(cases: dict[str, dict]) -> list:
         }
         if any("causal" in scores[part].needs for part in steps):
             continue
-        entries = flags["layers"].split()
-        gone = [entry for entry in entries if blocks[entry.split("(")[0]].causal_only]
-        left = " ".join(entry for entry in entries if entry not in gone)
+        specs = parse_layout(flags["layers"])
+        kept = [spec for spec in specs if not any(blocks[block.name].causal_only for block in spec.members)]
+        left, gone = layout_text(kept), set(names(flags["layers"])) - set(names(layout_text(kept)) if kept else ())
         if left and not any(flag.startswith(tuple(gone)) for flag in flags if gone):
-            found.append(pytest.param({**flags, "layers": left}, False, id=f"{case}-bidirectional"))
-    return found
+            yield f"{case}-bidirectional", {**flags, "layers": left}, False

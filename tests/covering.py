@@ -1,10 +1,14 @@
 """Combinations of choices in which every two choices meet, unless what is built of them is refused."""
 
 import itertools
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from allpairspy import AllPairs
+
+# One choice of an axis, as their numbers.
+Pick = tuple[int, int]
 
 
 def merged(row: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -26,50 +30,88 @@ def refusal(build, causal: bool, row: dict[str, dict[str, Any]]) -> str:
     return ""
 
 
-def culprits(build, causal: bool, row: dict, defaults: dict) -> tuple[tuple[str, int], ...]:
-    """The least part of a refused combination that is refused beside defaults."""
-    kept = dict(row)
-    for name in row:
-        trial = {**kept, name: defaults[name]}
-        if refusal(build, causal, trial):
-            kept = trial
-    return tuple((name, id(kept[name])) for name in row if kept[name] is not defaults[name])
+class Cover:
+    """Finds combinations, one after the other: each begins with two choices that have not met, and takes of every
+    further axis the choice that has most to meet among those it has.
+
+    What is refused is looked into: the least part of it that is refused beside defaults is in no combination again.
+    """
+
+    def __init__(self, domain: dict[str, list[dict[str, Any]]], build: Any, causal: bool):
+        self.domain, self.build, self.causal = domain, build, causal
+        self.sizes = [len(choices) for choices in domain.values()]
+        self.barred: list[frozenset[Pick]] = []
+        self.by_pick: dict[Pick, list[frozenset[Pick]]] = {}
+        self.refused: list[tuple[int, ...]] = []
+        self.accepted: list[tuple[int, ...]] = []
+        pairs = itertools.combinations([(a, i) for a, size in enumerate(self.sizes) for i in range(size)], 2)
+        self.open = dict.fromkeys(pair for pair in pairs if pair[0][0] != pair[1][0])
+
+    def is_refused(self, indices: Iterable[int]) -> bool:
+        return bool(refusal(self.build, self.causal, as_row(self.domain, indices)))
+
+    def bar(self, row: tuple[int, ...]) -> None:
+        """Notes a refused combination, and the least part of it that is to blame."""
+        self.refused.append(row)
+        kept = list(row)
+        for at in range(len(row)):
+            trial = [*kept[:at], 0, *kept[at + 1 :]]
+            kept = trial if kept[at] and self.is_refused(trial) else kept
+        blame = frozenset((at, i) for at, i in enumerate(kept) if i)
+        self.barred.append(blame)
+        for pick in blame:
+            self.by_pick.setdefault(pick, []).append(blame)
+
+    def fits(self, pick: Pick, chosen: set[Pick]) -> bool:
+        return not any(blame - {pick} <= chosen for blame in self.by_pick.get(pick, ()))
+
+    def filled(self, pair: tuple[Pick, Pick]) -> tuple[int, ...] | None:
+        """A combination that has both, None where what is barred leaves none."""
+        chosen: set[Pick] = set()
+        for pick in pair:
+            if not self.fits(pick, chosen):
+                return None
+            chosen.add(pick)
+        left = [axis for axis in range(len(self.sizes)) if axis not in (pair[0][0], pair[1][0])]
+        # Axes of many choices first: the others find a place beside them.
+        for axis in sorted(left, key=lambda axis: -self.sizes[axis]):
+            able = [(axis, i) for i in range(self.sizes[axis]) if self.fits((axis, i), chosen)]
+            if not able:
+                return None
+            chosen.add(max(able, key=lambda pick: self.gain(pick, chosen)))
+        return tuple(i for _, i in sorted(chosen))
+
+    def gain(self, pick: Pick, chosen: set[Pick]) -> tuple[int, int]:
+        """How many pairs a further choice would have meet, and then how seldom it has been taken."""
+        fresh = sum((pick, other) in self.open or (other, pick) in self.open for other in chosen)
+        return fresh, -self.taken[pick]
+
+    def run(self) -> dict[str, list[list[int]]]:
+        """Accepted and refused combinations, as indices of choices, that cover every pair that is not refused."""
+        self.taken: Counter[Pick] = Counter()
+        plain = [0] * len(self.sizes)
+        for axis, size in enumerate(self.sizes):
+            for i in range(size):
+                row = (*plain[:axis], i, *plain[axis + 1 :])
+                if self.is_refused(row):
+                    self.bar(row)
+        while self.open:
+            pair = next(iter(self.open))
+            row = self.filled(pair)
+            if row is None:
+                row = tuple(dict(pair).get(axis, 0) for axis in range(len(self.sizes)))
+                if not self.fits(pair[0], {pair[1]}) or self.is_refused(row):
+                    del self.open[pair]
+                    continue
+            elif self.is_refused(row):
+                self.bar(row)
+                continue
+            self.accepted.append(row)
+            self.taken.update(enumerate(row))
+            for met in itertools.combinations(enumerate(row), 2):
+                self.open.pop(met, None)
+        return {"accepted": [list(r) for r in self.accepted], "refused": [list(r) for r in self.refused]}
 
 
-def cover(domain: dict[str, list[dict[str, Any]]], build, causal: bool) -> dict[str, list[list[int]]]:
-    """Accepted and refused combinations, as indices of choices, that cover every pair that is not refused."""
-    names = list(domain)
-    defaults = {name: options[0] for name, options in domain.items()}
-    accepted: list[tuple[int, ...]] = []
-    refused: list[tuple[int, ...]] = []
-    barred: set[tuple[tuple[str, int], ...]] = set()
-    for at, name in enumerate(names):
-        for i, choice in enumerate(domain[name]):
-            if refusal(build, causal, {**defaults, name: choice}):
-                refused.append(tuple(i if j == at else 0 for j in range(len(names))))
-                barred.add(((name, id(choice)),))
-
-    def allowed(values) -> bool:
-        present = {(name, id(domain[name][i])) for name, i in zip(names, values, strict=False)}
-        return not any(present.issuperset(blame) for blame in barred)
-
-    # Each round bars the pairs that turned out to be refused, and covers what the refused combinations left open.
-    while True:
-        live = [[i for i, c in enumerate(domain[n]) if ((n, id(c)),) not in barred] for n in names]
-        found = [tuple(row) for row in AllPairs(live, filter_func=allowed, previously_tested=accepted)]
-        fresh = [row for row in found if refusal(build, causal, as_row(domain, row))]
-        accepted += [row for row in found if row not in fresh]
-        refused += fresh
-        barred.update(culprits(build, causal, as_row(domain, row), defaults) for row in fresh)
-        if not fresh:
-            break
-    # What the filter kept from being joined with anything stands beside defaults.
-    for pair in itertools.combinations(range(len(names)), 2):
-        for values in itertools.product(*(range(len(domain[names[i]])) for i in pair)):
-            row = [0] * len(names)
-            for i, value in zip(pair, values, strict=True):
-                row[i] = value
-            held = any(all(r[i] == v for i, v in zip(pair, values, strict=True)) for r in accepted)
-            if not held and not refusal(build, causal, as_row(domain, row)):
-                accepted.append(tuple(row))
-    return {"accepted": [list(r) for r in accepted], "refused": [list(r) for r in refused]}
+def cover(domain: dict[str, list[dict[str, Any]]], build: Any, causal: bool) -> dict[str, list[list[int]]]:
+    return Cover(domain, build, causal).run()

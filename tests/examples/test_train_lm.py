@@ -178,7 +178,7 @@ def test_a_half_written_checkpoint_replaces_nothing(run, train_lm, monkeypatch):
             ["--stepps", "5"],
             r"unknown flag 'stepps'.* \(or, among the options of this script; did you mean 'steps'\?\)",
         ),
-        (["--flash-group-size=many"], "flash_group_size must be int, not 'many'"),
+        (["--flash-group-size=many"], "flash_group_size must be a whole number, not 'many'"),
         (["--gau_expansion_factor", "2"], "gau_expansion_factor is set but the layout .* has no 'gau'"),
         (["--batch", "0"], "--batch must be above 0, not 0"),
         (["stray"], "cannot place 'stray': options and flags are written --name value"),

@@ -124,7 +124,7 @@ def test_every_image_is_seen_once_in_a_pass(train_vit):
         (["--batch", "0"], "error: --batch must be above 0, not 0"),
         (["--patch", "3"], "image_size has a height of 8, which patches of height 3 do not divide"),
         (["--images", "9"], "error: --images must be at least 10, two for each class, not 9"),
-        (["--layouts", "ff", "--num_register_tokens", "-1"], "num_register_tokens must be at least 1, not -1"),
+        (["--layouts", "ff", "--num_register_tokens", "-1"], "num_register_tokens must be at least 0, not -1"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(arguments, message, run, train_vit, monkeypatch, tmp_path):

@@ -230,9 +230,9 @@ def test_values_are_fitted():
         ({}, TypeError, r"the flag 'x_size' \(how many\) must be given"),
         ({"size": 10}, ValueError, "x_size must be at most 9, not 10"),
         ({"size": 3, "share": 1}, ValueError, "x_share must be below 1, not 1.0"),
-        ({"size": 3, "share": True}, TypeError, "x_share must be float, not True"),
+        ({"size": 3, "share": True}, TypeError, "x_share must be a number, not True"),
         ({"size": 3, "kind": "c"}, ValueError, r"x_kind='c' is not one of 'a' \| 'b' \| None"),
-        ({"size": 3, "kind": 4}, TypeError, r"x_kind must be 'a' \| 'b' \| None, not 4"),
+        ({"size": 3, "kind": 4}, TypeError, r"x_kind must be 'a' or 'b' or None, not 4"),
         ({"size": 3, "pair": (1,)}, TypeError, r"x_pair must be \(int, float\), not \(1,\)"),
         ({"sise": 3}, TypeError, "unknown flag 'x_sise'; did you mean 'x_size'"),
     ):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from xflash import Decoder, from_config
 from xflash.base.registry import blocks
-from xflash.flags.layout import LETTERS, LayerSpec, layout_text, parse_layout
+from xflash.flags.layout import LETTERS, LayerSpec, layout_text, parallel, parse_layout
 
 
 def spec(name, **overrides):
@@ -33,6 +33,14 @@ def spec(name, **overrides):
         (["attn", "ff(mult=2)", ("attn", {"window": 4})], [spec("attn"), spec("ff", mult=2), spec("attn", window=4)]),
         ((["attn", {"window": 4}], "flash*2"), [spec("attn", window=4), spec("flash"), spec("flash")]),
         ((("f", {}),), [spec("ff")]),
+        ("(attn ff)*2 flash", [spec("attn"), spec("ff")] * 2 + [spec("flash")]),
+        ("((a f)*2 flash (gau))*2", ([spec("attn"), spec("ff")] * 2 + [spec("flash"), spec("gau")]) * 2),
+        ("a(window=4)+f", [LayerSpec("attn+ff", ({"window": 4}, {}))]),
+        ("(attn + ff(norm=own))*2", [LayerSpec("attn+ff", ({}, {"norm": "own"}))] * 2),
+        ("attn+ff*2 attn", [LayerSpec("attn+ff", ({}, {}))] * 2 + [spec("attn")]),
+        ((("a+f", [{"window": 4}, {}]), "f"), [LayerSpec("attn+ff", ({"window": 4}, {})), spec("ff")]),
+        ("attn(norm=rmsnorm, norm_place=after)", [spec("attn", norm="rmsnorm", norm_place="after")]),
+        ("attn(pos=none, window=None)", [spec("attn", pos="none", window=None)]),
     ],
 )  # fmt: skip
 def test_what_is_read(layers, expected):
@@ -46,6 +54,9 @@ def test_what_is_read(layers, expected):
         ("attn(window=4) attn(window=4) attn(window=5)", "attn(window=4)*2 attn(window=5)"),
         ((("attn", {"window": 4, "dropout": 0.5}),), "attn(window=4, dropout=0.5)"),
         ("f", "ff"),
+        ("a f a f flash", "(attn ff)*2 flash"),
+        ("((a f)*2 flash)*3 ff", "((attn ff)*2 flash)*3 ff"),
+        ("a+f(norm=own) a+f(norm=own)", "attn+ff(norm='own')*2"),
         ("gau(attn_fn='laplace')", "gau(attn_fn='laplace')"),
     ],
 )
@@ -58,19 +69,20 @@ VALUES = st.one_of(
     st.text("ab(),*=' \"\\", max_size=5), st.tuples(st.integers(0, 9), st.booleans()),
 )  # fmt: skip
 NAMES = st.sampled_from(["window", "mult", "a_b", "x2"])
-ENTRIES = st.builds(LayerSpec, st.sampled_from(sorted(blocks)), st.dictionaries(NAMES, VALUES, max_size=3))
+ALONE = st.builds(LayerSpec, st.sampled_from(sorted(blocks)), st.dictionaries(NAMES, VALUES, max_size=3))
+ENTRIES = st.one_of(ALONE, st.lists(ALONE, min_size=2, max_size=3).map(parallel))
 
 
 @given(st.lists(ENTRIES, min_size=1, max_size=6))
 def test_pairs_and_their_json_are_read_back(specs):
-    pairs = tuple((s.name, dict(s.overrides)) for s in specs)
+    pairs = tuple((s.name, s.overrides) for s in specs)
     assert parse_layout(pairs) == tuple(specs)
     assert [s.name for s in parse_layout(json.loads(json.dumps(pairs)))] == [s.name for s in specs]
 
 
-@given(st.lists(ENTRIES, min_size=1, max_size=6))
-def test_text_is_read_back(specs):
-    assert parse_layout(layout_text(specs)) == tuple(specs)
+@given(st.lists(ENTRIES, min_size=1, max_size=6), st.integers(1, 3))
+def test_text_is_read_back(specs, times):
+    assert parse_layout(layout_text(specs * times)) == tuple(specs * times)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +92,17 @@ def test_text_is_read_back(specs):
         ((), ValueError, "the layout is empty"),
         ("atn ff", ValueError, r"unknown block 'atn'; did you mean 'attn'\? \(known: 'attn', 'ff', "),
         ("attn, ff", ValueError, "cannot read the layout 'attn, ff' at ', ff'; write 'flash"),
-        ("(attn ff)*3", ValueError, r"cannot read the layout .* at '\(attn ff\)\*3'"),
+        ("(attn ff", ValueError, r"cannot read the layout '\(attn ff' at '\(attn ff'; this group has no '\)'"),
+        ("attn ff) gau", ValueError, r"cannot read the layout .* at '\) gau'; no group begins before this '\)'"),
+        ("attn (())", ValueError, r"at '\(\)\)'; a group holds at least one block, as in '\(attn ff\)\*2'"),
+        ("(attn ff)*0", ValueError, r"'\(attn ff\)\*0' in the layout .* repeats its 2 layers 0 times; give 1 to 5000"),
+        ("((attn*9)*9999)*9", ValueError, r"repeats its 9 layers 9999 times; give 1 to 1111"),
+        ("attn+(ff)", ValueError, r"cannot read the layout .* at '\(ff\)'; '\+' has no groups beside it"),
+        ("(attn ff)+ff", ValueError, r"at '\+ff'; '\+' stands between two blocks, and binds closer than '\*'"),
+        ("attn*2 + ff", ValueError, r"at '\+ ff'; '\+' stands between two blocks, and binds closer than '\*'"),
+        ("ff attn+", ValueError, r"at its end; '\+' stands between two blocks: 'attn\+ff'"),
+        ("+ff", ValueError, r"cannot read the layout '\+ff' at '\+ff'; write"),
+        ("attn+fff", ValueError, r"unknown block 'fff'; did you mean 'ff'"),
         ("3*attn", ValueError, r"cannot read the layout .* at '3\*attn'"),
         ("attn*0 ff", ValueError, r"'attn\*0' in the layout 'attn\*0 ff' repeats its block 0 times; give 1 to 10000"),
         ("ff attn*-2", ValueError, "repeats its block -2 times"),
@@ -90,7 +112,7 @@ def test_text_is_read_back(specs):
             r"cannot read '\(64\)' in the layout entry 'attn\(64\)'; write it as 'attn\(window=64\)'",
         ),
         ("attn(window=)", ValueError, r"cannot read '\(window=\)' in the layout entry"),
-        ("attn(window=n)", ValueError, r"cannot read '\(window=n\)'"),
+        ("attn(window=a b)", ValueError, r"cannot read '\(window=a b\)'.*, several words in quotes: 'a b'"),
         ("attn(window=4, window=5)", ValueError, r"cannot read '\(window=4, window=5\)'"),
         ("attn(**{'window': 4})", ValueError, "cannot read"),
         ("attn(window=4)) + (2)", ValueError, r"cannot read the layout .* at '\) \+ \(2\)'"),
@@ -130,9 +152,12 @@ LONG = "attn " * 700
         ("attn(window=" + "-" * 5000 + "1)", r"cannot read '\(window=-+\.\.\.' in the layout"),
         ("attn(window=[" + "1)," * 3000 + "])", r"cannot read '\(window=\[1\)' in the layout entry"),
         ("a" * 5000, r"unknown block 'a+\.\.\.' \(known"),
+        (LONG + "(" + LONG, r"cannot read the layout '\.\.\.[atn ]+\(attn .*\.\.\.' at '\(attn .*\.\.\.'; this group"),
+        ("(" + LONG + ")*0", r"repeats its 700 layers 0 times; give 1 to 14"),
+        (LONG + "attn+!" + LONG, r"at '!attn .*\.\.\.'; '\+' stands between two blocks"),
         (LONG + "attn*0", r"'attn\*0' in the layout '\.\.\.[atn ]+attn\*0' repeats its block 0 times"),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_errors_are_short_and_point_at_the_place(layers, match):
     with pytest.raises(ValueError, match=match) as caught:
@@ -198,7 +223,7 @@ def test_overrides_reach_their_layer():
             r"unknown flag 'windw' in the layout entry 'attn\(windw=4\)'; did you mean 'window'",
         ),
         ("attn(window=0) ff", ValueError, r"window in the layout entry .attn\(window=0\). must be at least 1, not 0"),
-        ("attn(window=2.5) ff", TypeError, r"window in the layout entry .* must be int \| None, not 2.5"),
+        ("attn(window=2.5) ff", TypeError, r"window in the layout entry .* must be a whole number or None, not 2.5"),
         ("attn(kv_heads=3) ff", ValueError, "attn_kv_heads=3 does not divide the 4 heads"),
         ("attn ff(activation='swish')", ValueError, "unknown activation 'swish'"),
         (

@@ -2,11 +2,11 @@ import subprocess
 import sys
 
 import pytest
-from code_blocks import ROOT
+from code_blocks import ROOT, registries_kept
 
 import xflash
 from xflash import __main__ as command
-from xflash.base.registry import blocks, joins, norms, positions, reads, scales
+from xflash.base.registry import Registry, blocks, joins, norms, positions, reads, scales
 from xflash.flags.aliases import ALIASES
 from xflash.flags.flag import flags_of
 from xflash.stack.config import known_flags
@@ -76,6 +76,7 @@ def test_a_wrapper_shows_its_arguments(capsys):
         (["flags", "Decoder", "rotary"], "cannot read 'rotary': settings are written flag=value, such as pos=rotary"),
         (["flags", "Decoder", "heads=0"], "heads must be at least 1, not 0"),
         (["flags", "TransformerWrapper", "pos=rotary"], "TransformerWrapper is no stack"),
+        (["list", "norm"], "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, blocks, norms"),
     ],
 )
 def test_errors_name_the_nearest_match_and_exit_with_2(words, message, capsys):
@@ -83,6 +84,33 @@ def test_errors_name_the_nearest_match_and_exit_with_2(words, message, capsys):
         command.main(words)
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_list_has_a_line_for_everything(capsys):
+    text = printed(capsys, "list")
+    parts = {name: value for name, value in vars(xflash).items() if isinstance(value, Registry)}
+    assert parts.keys() - {"residuals"} == command.CHOSEN.keys()
+    for kind, (how, found) in command.kinds().items():
+        lines = printed(capsys, "list", kind).splitlines()
+        assert lines[0] == f"{kind}: {how}" and "\n".join(lines) in text
+        assert [line.split()[0] for line in lines[1:]] == list(found)
+        assert all(len(line.split()) > 1 for line in lines[1:]), f"a part of {kind} without a word of what it is"
+    assert {"Decoder", "TransformerWrapper"} <= {line.split()[0] for line in text.splitlines() if line}
+    assert "relu   PyTorch's relu" in text
+
+
+def test_what_is_registered_later_is_listed(capsys):
+    with registries_kept():
+
+        @xflash.joins.register("averaged")
+        class Averaged(xflash.Join):
+            """(x + f(x)) / 2."""
+
+            def forward(self, x, update, ctx):
+                return (x + update) / 2
+
+        assert "averaged    (x + f(x)) / 2.\n" in printed(capsys, "list", "joins")
+    assert "averaged" not in printed(capsys, "list", "joins")
 
 
 def test_as_a_command():

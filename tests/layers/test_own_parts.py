@@ -184,7 +184,7 @@ def test_own_parts_are_in_the_flags_the_table_and_the_config(own):
     for line in ("ema_decay", "norm_start", "log_bias_bend"):
         assert line in table
     assert "share of the past that stays" in table
-    assert "TanhNorm(26, start=0.25)" in repr(stack)
+    assert "TanhNorm(26, start=0.25)" in stack.module_tree()
     assert [b.config.decay for b in stack.blocks() if hasattr(b.config, "decay")] == [0, 0.5] * 2
     again = xflash.from_config(json.loads(json.dumps(stack.to_config())))
     assert again.to_config() == stack.to_config()

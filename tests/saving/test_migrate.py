@@ -168,3 +168,17 @@ def test_a_name_of_the_first_version_is_an_alias():
     stack = Decoder(dim=12, depth=1, heads=2, layers="recurrent(qk_norm=False) block_attn", block_attn_qk_norm=True)
     assert [block.config.cosine for block in stack.blocks()] == [False, True]
     assert xflash.from_config(stack.to_config()).to_config() == stack.to_config()
+
+
+@pytest.mark.parametrize("pool", ["cls", "attn"])
+def test_a_vision_transformer_whose_parts_had_no_room_of_their_own(pool):
+    stack = xflash.Encoder(dim=8, depth=1, heads=2)
+    given = {"image_size": 6, "patch_size": 3, "num_register_tokens": 2, "post_emb_norm": True, "pool": pool}
+    model = xflash.ViTransformerWrapper(attn_layers=stack, **given)
+    then = {"pooled.cls_tokens.tokens": "cls_token", "pooled.attn_pool.query": "pool.query"}
+    old = {then.get(name, name.removeprefix("embedding.")): w + 1 for name, w in model.state_dict().items()}
+    names = {"patch_emb.project.weight", "pos_emb.weight", "register_tokens", "post_emb_norm.gain"}
+    assert names < set(old) and {"cls_token", "pool.query"} & set(old)
+    expected = {name: w + 1 for name, w in model.state_dict().items()}
+    model.load_state_dict(old)
+    assert all(torch.equal(w, expected[name]) for name, w in model.state_dict().items())

@@ -174,7 +174,7 @@ def test_a_graph_that_is_dropped_is_freed():
 def test_spelled_elsewhere():
     with pytest.raises(TypeError, match="unknown flag 'gradient_checkpointing'; it is called 'grad_checkpoint' here"):
         xflash.Decoder(dim=24, depth=1, gradient_checkpointing=True)
-    with pytest.raises(TypeError, match="grad_checkpoint must be bool, not 1"):
+    with pytest.raises(TypeError, match="grad_checkpoint must be True or False, not 1"):
         xflash.Decoder(dim=24, depth=1, grad_checkpoint=1)
 
 

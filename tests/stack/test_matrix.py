@@ -1,17 +1,20 @@
 """The laws over a pairwise covering set of all flags; the counts are printed at the end of the test run."""
 
 import itertools
+from dataclasses import dataclass
 
+import code_blocks
 import covering
 import laws
 import matrix
+import matrix_values
 import model_laws
 import pytest
 from quick import quick
 
-from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer
-from xflash.flags.flag import flags_of
-from xflash.stack.config import known_flags
+import xflash
+from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer, blocks, flag, scores
+from xflash.flags.flag import check_value, flags_of
 
 SETS = matrix.stored()
 # One combination of so many is in the quick run; which pairs of choices it then covers is left to the whole one.
@@ -125,20 +128,70 @@ def test_the_set_covers_every_pair(kind):
     assert not open_pairs, f"{len(open_pairs)} pairs are not covered; run python tests/matrix.py"
 
 
-def test_every_flag_is_in_the_matrix():
-    """A flag that is added must enter the matrix."""
-    domains = [*matrix.STACK.values(), *matrix.CROSS.values(), *matrix.RECURRENT.values()]
-    said = {flag for options in domains for choice in options for flag in choice}
-    said |= set(matrix.FIXED) | set(matrix.SMALL_BLOCKS) | set(matrix.SMALL_CROSS)
-    spelled = {"block_attn_read_from", "recurrent_read_from", "recurrent_read_layer", "recurrent_reads"} | {
-        "causal",
-        "layers",
-        "only_cross",
-        "flash_max_documents",
-        "gau_attn_fn",
-    }
-    missing = [flag for flag in known_flags() if flag not in said | spelled]
-    assert not missing, f"flags that no combination sets: {missing}"
+OWNERS = matrix_values.owners()
+
+
+@pytest.mark.parametrize(("prefix", "config"), OWNERS, ids=[f"{p}{c.__module__.split('.')[-1]}" for p, c in OWNERS])
+def test_every_flag_says_what_it_is_tried_with(prefix, config):
+    """Or why it needs nothing; and what it means."""
+    for name, spec in flags_of(config).items():
+        assert spec.doc, f"{prefix}{name} has no doc"
+        assert spec.tried is not None, f"{prefix}{name} says nothing about what it is tried with: flag(..., tried=...)"
+        assert not isinstance(spec.tried, str) or len(spec.tried.split()) > 2, (
+            f"{prefix}{name}: {spec.tried!r} is no reason"
+        )
+        for entry in matrix_values.entries(spec):
+            assert name in entry
+            for other, value in entry.items():
+                check_value(prefix + other, value, flags_of(config)[other])
+
+
+def test_every_value_that_is_tried_is_accepted_in_some_combination():
+    met = set()
+    for kind, rows in SETS.items():
+        what = kind.split()[0]
+        flags = [covering.merged(matrix.as_row(what, row)) for row in rows["accepted"]]
+        met |= {(name, shown(value)) for combination in flags for name, value in combination.items()}
+    missing = [
+        (prefix + name, value)
+        for prefix, config in OWNERS
+        for spec in flags_of(config).values()
+        for entry in matrix_values.entries(spec)
+        for name, value in entry.items()
+        if value != flags_of(config)[name].default and (prefix + name, shown(value)) not in met
+    ]
+    # Of the company that steps keep, a block has what it can hold.
+    missing = [(name, value) for name, value in missing if not name.endswith("_scores")]
+    assert not missing
+    for name, block in blocks.items():
+        able = {part for part in scores if "scores" in block.holds and not block.refuses(scores[part])}
+        assert able <= {part for flag, value in met if flag == f"{name}_scores" for part in value.split()}
+
+
+def shown(value):
+    """A value as it is compared: parts are named by a text or a tuple."""
+    named = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    return " ".join(value) if named else str(value)
+
+
+def test_parts_of_ones_own_enter_the_matrix_by_themselves():
+    with code_blocks.registries_kept():
+
+        @xflash.scales.register("halved")
+        class Halved(xflash.Scale):
+            """Half the update."""
+
+            @dataclass(frozen=True, kw_only=True)
+            class Config:
+                share: float = flag(0.5, "what is left of it", tried=(0.25,))
+                twice: bool = flag(False, "two times", tried=({"twice": True},))
+
+        scale = matrix_values.stack_axes(["scale"])["scale"]
+    assert [choice for choice in scale if choice.get("scale") == "halved"] == [
+        {"scale": "halved"},
+        {"scale": "halved", "halved_share": 0.25},
+        {"scale": "halved", "halved_twice": True},
+    ]
 
 
 def test_every_wrapper_argument_is_in_the_matrix():
@@ -152,11 +205,3 @@ def test_every_wrapper_argument_is_in_the_matrix():
     ):
         said = {flag for options in domain.values() for choice in options for flag in choice}
         assert set(inspect.signature(wrapper.__init__).parameters) - given <= said
-
-
-def test_flags_have_docs():
-    from xflash.base.registry import blocks
-
-    for name, block in blocks.items():
-        for flag in flags_of(block.Config).values():
-            assert flag.doc, f"{name}_{flag.name} has no doc"

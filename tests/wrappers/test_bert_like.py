@@ -226,7 +226,11 @@ def test_compiled_is_eager(kind):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"embed_num_tokens": 2}, TypeError, "embed_num_tokens must map names to numbers, .* not 2"),
+        (
+            {"embed_num_tokens": 2},
+            TypeError,
+            "must be a mapping of names to whole numbers or None, not 2",
+        ),
         ({"embed_num_tokens": {3: 2}}, TypeError, "embed_num_tokens must map names to numbers, but 3 is no name"),
         ({"embed_num_tokens": {"": 2}}, ValueError, "has the name ''"),
         ({"embed_num_tokens": {"a.b": 2}}, ValueError, r"has the name 'a.b': weights are named after it"),

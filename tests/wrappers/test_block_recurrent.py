@@ -176,7 +176,7 @@ def test_saved_is_built(tmp_path):
         (
             {"recurrent_layers": ("2",)},
             TypeError,
-            "recurrent_layers must be whole numbers, layers counted from 1, not '2'",
+            "recurrent_layers must be a tuple of whole numbers or None, not",
         ),
         ({"read_recurrent_layers": (1, 2)}, ValueError, "read_recurrent_layers has 2 entries, but recurrent_layers 1"),
         (
@@ -184,8 +184,8 @@ def test_saved_is_built(tmp_path):
             ValueError,
             r"read_recurrent_layers=\(2,\): layer 1 cannot be read above itself, at 2",
         ),
-        ({"num_state_vectors": 0}, ValueError, "recurrent_num_state_vectors must be at least 1, not 0"),
-        ({"use_flash_attn": 1}, TypeError, "use_flash_attn must be True or False, not 1"),
+        ({"num_state_vectors": 0}, ValueError, "num_state_vectors must be at least 1, not 0"),
+        ({"use_flash_attn": 1}, TypeError, "use_flash_attn must be True or False or None, not 1"),
         ({"depth": 0}, ValueError, "depth must be at least 1, not 0"),
         ({"recurrent_layer": (1,)}, TypeError, "unknown flag 'recurrent_layer'; did you mean 'recurrent_layers'"),
         ({"custom_layers": ("a", "f")}, ValueError, "custom_layers cannot be set: depth and recurrent_layers say"),

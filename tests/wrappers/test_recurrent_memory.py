@@ -275,7 +275,7 @@ def test_saved_is_built(tmp_path, name):
     again = xflash.load(tmp_path).eval()
     assert again.to_config() == model.to_config()
     assert torch.equal(again(tokens(13)), model(tokens(13)))
-    assert "num_memory_tokens=3, segment_len=5" in repr(again)
+    assert "num_memory_tokens=3, segment_len=5" in again.module_tree()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, state = model.float().step(tokens(13))
         assert logits.isfinite().all() and model.step(tokens(13), state)[0].isfinite().all()

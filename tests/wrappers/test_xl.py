@@ -167,7 +167,7 @@ def test_saved_is_built(tmp_path):
     again = xflash.load(tmp_path).eval()
     assert again.to_config() == xl.to_config()
     assert torch.equal(again(tokens(N)), xl(tokens(N)))
-    assert "segment_len=5, ignore_index=-1, pad_value=4" in repr(again)
+    assert "segment_len=5, ignore_index=-1, pad_value=4" in again.module_tree()
 
 
 def plain(**arguments):

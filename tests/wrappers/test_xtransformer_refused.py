@@ -20,7 +20,7 @@ BUILT = [
     ({"dim": 2.0}, TypeError, "dim must be a whole number, not 2.0"),
     ({"dim": 0}, ValueError, "dim must be at least 1, not 0"),
     ({"tie_token_emb": 1}, TypeError, "tie_token_emb must be True or False, not 1"),
-    ({"cross_attn_tokens_dropout": 1.0}, ValueError, "cross_attn_tokens_dropout must be at least 0 and below 1"),
+    ({"cross_attn_tokens_dropout": 1.0}, ValueError, "cross_attn_tokens_dropout must be below 1, not 1.0"),
     ({"pad_value": None}, TypeError, "pad_value must be a whole number"),
     ({"enc_heads": 0}, ValueError, "in the encoder, whose flags begin with enc_: heads must be at least 1, not 0"),
     ({"dec_layers": "atn"}, ValueError, "in the decoder, whose flags begin with dec_: unknown block 'atn'; did"),

@@ -60,7 +60,9 @@ def widened(ids: Tensor) -> Int[Tensor, "..."]:
 
 
 def shown(value: Any) -> str:
-    """A value in one short line, as an error message shows it: a tensor by dtype and shape, others as they print."""
+    """A value in one short line, as an error message shows it: tensors by dtype and shape, modules by their class."""
+    if isinstance(value, nn.Module):
+        return type(value).__name__
     if isinstance(value, torch.Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
     if isinstance(value, str) and len(value) > SHOWN:
@@ -71,7 +73,11 @@ def shown(value: Any) -> str:
 
 def describe(value: Any) -> str:
     """`shown`, and the type of what is no tensor."""
-    return shown(value) if isinstance(value, torch.Tensor) else f"{shown(value)} of type {type(value).__name__}"
+    return (
+        shown(value)
+        if isinstance(value, (torch.Tensor, nn.Module))
+        else f"{shown(value)} of type {type(value).__name__}"
+    )
 
 
 def check_bounds(name: str, value: float, bounds: Mapping[str, float]) -> None:

@@ -182,6 +182,7 @@ class Ctx:
     states: (b, s, d) the state vectors that a publishing layer had before this call, by its number from 1.
     beside: the side inputs of this call by name, as they are behind the door.
     relay: what layers of this call leave for those below them.
+    relative: the positions of the stack as blocks use them, `apart` those of blocks that have others, by their names.
     keep_state: whether the block must give its state back.  in_place: whether it may write into the state's buffers.
     """
 
@@ -197,6 +198,28 @@ class Ctx:
     maps: list | None = None
     memo: dict = field(default_factory=dict)
     relay: Relay = field(default_factory=Relay)
+    apart: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
+
+    def seen_by(self, pos: tuple[str, ...] | None) -> "Ctx":
+        """As a block sees it whose positions these are, by name; None for those of the stack."""
+        if pos is None:
+            return self
+        # Written out, for `replace` takes as long as a tenth of a layer that decodes a token.
+        return Ctx(
+            self.past,
+            self.length,
+            self.new,
+            self.positions,
+            self.keep_state,
+            self.in_place,
+            self.beside,
+            self.apart[pos],
+            self.states,
+            self.maps,
+            self.memo,
+            self.relay,
+            self.apart,
+        )
 
     @property
     def doc_ids(self) -> Int[Tensor, "b n"] | None:

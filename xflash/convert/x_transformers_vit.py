@@ -18,11 +18,11 @@ def read_vit(module: Any, reader: Reader, weights: dict[str, Tensor]) -> dict[st
     before, project, after = module.patch_to_embedding
     side = math.isqrt(module.pos_embedding.shape[1])
     size = module.patch_size
-    weights["patch_emb.before.gain"] = read_gain(before, reader)
-    weights["patch_emb.project.weight"] = reader.take(project.weight)
-    weights["patch_emb.project.bias"] = reader.take(project.bias)
-    weights["patch_emb.after.gain"] = read_gain(after, reader)
-    weights["pos_emb.weight"] = einx.id("1 (y x) d -> y x d", reader.take(module.pos_embedding), y=side)
+    weights["embedding.patch_emb.before.gain"] = read_gain(before, reader)
+    weights["embedding.patch_emb.project.weight"] = reader.take(project.weight)
+    weights["embedding.patch_emb.project.bias"] = reader.take(project.bias)
+    weights["embedding.patch_emb.after.gain"] = read_gain(after, reader)
+    weights["embedding.pos_emb.weight"] = einx.id("1 (y x) d -> y x d", reader.take(module.pos_embedding), y=side)
     arguments = {
         "image_size": side * size,
         "patch_size": size,
@@ -31,9 +31,9 @@ def read_vit(module: Any, reader: Reader, weights: dict[str, Tensor]) -> dict[st
     }
     if kind(module.post_emb_norm) == "LayerNorm":
         arguments["post_emb_norm"] = True
-        weights["post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
+        weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
     if module.has_register_tokens:
-        weights["register_tokens"] = reader.take(module.register_tokens)
+        weights["embedding.register_tokens"] = reader.take(module.register_tokens)
         arguments["num_register_tokens"] = len(module.register_tokens)
     if kind(module.mlp_head) == "Linear":
         weights["to_logits.weight"] = reader.take(module.mlp_head.weight)

@@ -69,7 +69,7 @@ def window(past: Any) -> dict[str, Any]:
     if past is None:
         return {}
     if not isinstance(past, int) or isinstance(past, bool):
-        raise TypeError(f"attn_max_attend_past must be int | None, not {shown(past)}")
+        raise TypeError(f"attn_max_attend_past must be a whole number or None, not {shown(past)}")
     integer("attn_max_attend_past", past, 0, LARGEST - 1)
     return {"attn_window": past + 1}
 
@@ -77,7 +77,7 @@ def window(past: Any) -> dict[str, Any]:
 def residual(name: Any) -> dict[str, Any]:
     """0.1.0 had one slot for what multiplies an update and for how it joins the stream."""
     if not isinstance(name, str):
-        raise TypeError(f"residual must be str, the name of a join or a scale, not {shown(name)}")
+        raise TypeError(f"residual must be a text, the name of a join or a scale, not {shown(name)}")
     if name not in joins and name not in scales:
         raise ValueError(f"residual={shown(name)} is no registered join or scale{nearest(name, [*joins, *scales])}")
     return {"scale" if name in scales else "join": name}

@@ -7,10 +7,12 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
+from torch import nn
+
 from ..base.checks import LARGEST, check_bounds, shown
 from ..base.registry import nearest
 
-__all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "route", "to_json"]
+__all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "like", "route", "to_json"]
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -39,6 +41,12 @@ def flag(
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     metadata = {"doc": doc, "bounds": bounds, "paper": paper, "tried": tried}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def like(config: type, name: str, *default: Any) -> Any:
+    """A field of a Config that means what `name` does in another one; its default too, unless it is given."""
+    field = next(field for field in dataclasses.fields(config) if field.name == name)  # ty: ignore
+    return dataclasses.field(default=default[0] if default else field.default, metadata=field.metadata)
 
 
 class Flag(NamedTuple):
@@ -87,6 +95,29 @@ def hint_text(hint: Any) -> str:
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+WORDS[nn.Module] = "a model from token ids to logits such as TransformerWrapper"
+
+
+def in_words(hint: Any) -> str:
+    """A type as a sentence about a value names it; a class may say itself what it is `called`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(in_words(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Mapping:
+        return f"a mapping of names to {several(get_args(hint)[1])}"
+    if get_origin(hint) is tuple and get_args(hint)[-1] is ...:
+        return f"a tuple of {several(get_args(hint)[0])}"
+    is_module = isinstance(hint, type) and issubclass(hint, nn.Module)
+    return WORDS.get(hint) or getattr(hint, "called", "") or f"{'a ' if is_module else ''}{hint_text(hint)}"
+
+
+def several(hint: Any) -> str:
+    """What many values of a type are called."""
+    return "anything" if hint is Any else f"{in_words(hint).removeprefix('a ')}s"
+
+
 def fit(value: Any, hint: Any) -> tuple[bool, Any]:
     """Whether `value` is of type `hint`, and the value to keep: a float takes an int, a tuple takes a list."""
     origin = get_origin(hint)
@@ -105,6 +136,8 @@ def fit(value: Any, hint: Any) -> tuple[bool, Any]:
         each = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         fitted = [fit(v, p) for v, p in zip(value, each, strict=False)]
         return len(each) == len(value) and all(ok for ok, _ in fitted), tuple(v for _, v in fitted)
+    if origin is Mapping:
+        return isinstance(value, Mapping), value
     if hint is Any:
         return True, value
     if hint is float:
@@ -127,12 +160,10 @@ def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
     """The value to keep for flag `name`; TypeError for a wrong type, ValueError for an unknown choice or range."""
     ok, kept = fit(value, spec.hint)
     if not ok:
-        possible = hint_text(spec.hint)
-        if isinstance(value, str) and choices(spec.hint):
-            raise ValueError(
-                f"{name}={shown(value)}{where} is not one of {possible}{nearest(value, choices(spec.hint))}"
-            )
-        raise TypeError(f"{name}{where} must be {possible}, not {shown(value)}")
+        if isinstance(value, str) and (known := choices(spec.hint)):
+            possible = f"is not one of {hint_text(spec.hint)}{nearest(value, known)}"
+            raise ValueError(f"{name}={shown(value)}{where} {possible}")
+        raise TypeError(f"{name}{where} must be {in_words(spec.hint)}, not {shown(value)}")
     for number in kept if isinstance(kept, tuple) else (kept,):
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             continue
@@ -189,13 +220,19 @@ def route(
     return routed
 
 
-def flag_table(rows: Iterable[tuple[str, Any, Flag]]) -> str:
-    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`."""
+def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False) -> str:
+    """A text table: flag, value, default, type, doc; a value that is not the default is marked with `*`.
+
+    changed_only: leaves out what is at its default.
+    """
     cells = [("flag", "value", "default", "type", "doc")]
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
+        if changed_only and value == spec.default:
+            continue
         mark = "" if spec.default is REQUIRED or value == spec.default else " *"
-        cells.append((name, repr(value) + mark, default, hint_text(spec.hint), spec.meaning()))
+        text = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+        cells.append((name, text + mark, default, hint_text(spec.hint), spec.meaning()))
     widths = [min(max(len(row[i]) for row in cells), 36) for i in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in cells

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..base.checks import given
 from ..base.shapes import Float, Tensor
 from ..base.state import BranchState, Ctx, own
-from .blocks.block import Block
+from .apart import Apart
+from .blocks.block import Block, update_of
 from .joins.join import Join
 from .norms import Norm
 from .reaching import reaching
@@ -21,7 +21,7 @@ from .shift import TokenShift
 
 __all__ = ["Branch", "NormPlace"]
 
-NormPlace = Literal["pre", "post", "sandwich"]
+NormPlace = Literal["pre", "post", "sandwich", "after"]
 
 
 class Branch(nn.Module):
@@ -38,7 +38,7 @@ class Branch(nn.Module):
         *,
         reads: Mapping[str, Read] | None = None,
         scale: Mapping[str, Scale] | None = None,
-        before: Norm | None = None,
+        before: Norm | Apart | None = None,
         after: Norm | None = None,
         final: Norm | None = None,
         shift: TokenShift | None = None,
@@ -63,14 +63,15 @@ class Branch(nn.Module):
     def run(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None, place: int):
         """`forward`, each tensor that gradients need kept."""
         last, before = state if state is not None else (None, None)
-        join = self.join
+        join, block = self.join, self.block
         read, x = (x, x) if self.reads is None and not join.wide else self.reading(x, ctx, place)
         y = read if self.before is None else self.before(read, ctx)
         if self.shift is not None:
             y, last = self.shift(y, ctx, last)
-        y, inner = update_of(self.block, self.block(y, ctx, before), read)
-        if names := self.block.optional(before):
-            y = reaching(y, (p for name, p in self.block.named_parameters() if name.startswith(names)))
+        pos = block.site.pos
+        y, inner = update_of(block, block(y, ctx if pos is None else ctx.seen_by(pos), before), read)
+        if names := block.optional(before):
+            y = reaching(y, (p for name, p in block.named_parameters() if name.startswith(names)))
         if self.after is not None:
             y = self.after(y, ctx)
         if self.scale is not None:
@@ -111,23 +112,6 @@ def recomputed(run: Callable, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: Bra
     ctx.memo.update(memo)
     ctx.relay.held.update(held)
     return y, after
-
-
-def update_of(block: Block, out: Any, x: Float[Tensor, "b n *_ d"]) -> tuple[Float[Tensor, "b n d"], Any]:
-    """What a block gave; TypeError or ValueError unless it is a pair of an update in the shape of x and a state.
-
-    A tensor of two rows would be taken apart into a pair, and one of another shape be broadcast by the join.
-    """
-    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], torch.Tensor):
-        shown = f"({', '.join(given(part) for part in out)})" if isinstance(out, tuple) else type(out).__name__
-        raise TypeError(
-            f"{type(block).__name__}.forward must give (y, state), a tensor and a state or None, not {shown}"
-        )
-    if out[0].shape != x.shape and (x.dim() == 3 or out[0].shape != x[:, :, 0].shape):
-        raise ValueError(
-            f"{type(block).__name__}.forward must give y in the shape of x, {tuple(x.shape)}, not {tuple(out[0].shape)}"
-        )
-    return out
 
 
 def drop_rows(y: Float[Tensor, "b n d"], p: float) -> Float[Tensor, "b n d"]:

@@ -29,12 +29,12 @@ class Norm(Part):
         """A norm of its own somewhere in a part, outside of the stack's slots."""
         return cls(cls.Config(**flags), Site(width))
 
-    def start_at(self, size: float) -> "Norm":
-        """The norm with its gain started at `size`; ValueError for a norm that has none."""
+    def start_at(self, size: float, place: str) -> "Norm":
+        """The norm with its gain started at `size`; ValueError for a norm that has none, said of its `norm_place`."""
         gain = getattr(self, "gain", None)
         if gain is None:
             raise ValueError(
-                "norm_place='sandwich' starts the norm behind each block small, "
+                f"norm_place={place!r} starts the norm behind each block small, "
                 f"but {type(self).__name__} has no gain: "
                 "use a norm with one, such as norm='rmsnorm' or 'scalenorm'"
             )
@@ -72,8 +72,8 @@ class Gained(Norm):
         start = 0.0 if config.unit_offset else 1.0
         self.gain = nn.Parameter(torch.full((site.dim,) if gains is None else gains, start))
 
-    def start_at(self, size: float) -> Norm:
-        return super().start_at(size - 1 if self.config.unit_offset else size)
+    def start_at(self, size: float, place: str) -> Norm:
+        return super().start_at(size - 1 if self.config.unit_offset else size, place)
 
 
 @norms.register("layernorm")

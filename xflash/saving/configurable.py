@@ -13,8 +13,9 @@ from ..base.fallback import as_eager, refusable
 from ..base.pieces import innermost
 from ..base.registry import nearest
 from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
-from ..flags.flag import from_json, to_json
+from ..flags.flag import Flag, build, flag_table, flags_of, from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
+from .summary import summary, tree
 
 __all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
 
@@ -26,25 +27,49 @@ CLASSES: dict[str, type["Configurable"]] = {}
 class Configurable(nn.Module):
     """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
 
-    Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. `gives` says
-    what the module makes of what, where that is not logits of token ids: wrappers that train such a model refuse it.
+    Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. A class with a
+    `Config` of its own, fields made by `flag()`, is built from what that has, and instead of `__init__` it has
+    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too.
+    `gives` says what the module makes of what, where that is not logits of token ids: wrappers that train such a model
+    refuse it.
     """
 
+    Config: ClassVar[type]
+    takes_flags: ClassVar[bool] = False
     gives: ClassVar[str] = ""
 
     arguments: dict[str, Any]
+
+    def __init__(self, *given: Any, **arguments: Any):
+        super().__init__()
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if not is_torchs(cls):
             check_name(cls)
             CLASSES[cls.__name__] = cls
-        if "__init__" in cls.__dict__:
+        if "Config" in cls.__dict__:
+            cls.__init__ = building(cls)  # type: ignore[method-assign]
+        elif "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
         for name in ("forward", "step"):
             if name in cls.__dict__:
                 setattr(cls, name, refusable(cls.__dict__[name]))
         answer_calls(cls)
+
+    def flag_rows(self) -> list[tuple[str, Any, Flag]]:
+        """The flags of its Config, each with its value, and those of the modules among them, which say theirs last."""
+        own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
+        inner = [row for _, value, _ in own if isinstance(value, Configurable) for row in value.flag_rows()]
+        return list({row[0]: row for row in (*own, *inner)}.values())
+
+    def flag_table(self, changed_only: bool = False) -> str:
+        """Every flag, or those that are not at their default, with its value, default, type and meaning, as text."""
+        return flag_table(self.flag_rows(), changed_only)
+
+    def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """What a config says beside the flags of its Config: those handed on, which are these and all defaults."""
+        return dict(flags)
 
     @classmethod
     def takes(cls) -> list[str]:
@@ -66,6 +91,13 @@ class Configurable(nn.Module):
         if not isinstance(built, cls):
             raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
         return built
+
+    def __repr__(self) -> str:
+        return summary(self)
+
+    def module_tree(self) -> str:
+        """All modules as text, as PyTorch shows them: thousands of lines for a large model."""
+        return tree(self)
 
     def save(self, folder: str | Path) -> None:
         """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""
@@ -133,28 +165,63 @@ def recording(init):
 
     @functools.wraps(init)
     def wrapper(self, *args, **kwargs):
-        try:
-            bound = signature.bind(self, *args, **kwargs)
-        except TypeError as error:
-            known = [p for p in signature.parameters if p != "self"]
-            takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-            if takes_any:
-                known += CLASSES["AttentionLayers"].takes()
-            for name in kwargs:
-                if name not in known and (not takes_any or name in ELSEWHERE):
-                    hint = meant(name, known, homes(but=type(self).__name__))
-                    raise TypeError(f"{type(self).__name__} has no argument {name!r}{hint}") from None
-            raise TypeError(f"{type(self).__name__}: {error}") from None
-        outermost = "arguments" not in self.__dict__
-        if outermost:
-            values = dict(list(bound.arguments.items())[1:])
-            for parameter in signature.parameters.values():
-                if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                    values.update(values.pop(parameter.name, {}))
-            self.__dict__["arguments"] = values
+        values = named(signature, self, args, kwargs)
+        self.__dict__.setdefault("arguments", values)
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+def building(cls: type[Configurable]):
+    """The `__init__` of a class with a Config: keeps what it was built from, defaults too, and has it assembled."""
+    config, signature = cls.Config, signature_of(cls.Config, cls.takes_flags)
+
+    def __init__(self, *args, **kwargs):
+        values = named(signature, self, args, kwargs)
+        flags = {name: value for name, value in values.items() if name not in flags_of(config)}
+        read = build(config, {name: value for name, value in values.items() if name in flags_of(config)})
+        outermost = "arguments" not in self.__dict__
+        if outermost:
+            self.__dict__["arguments"] = {name: getattr(read, name) for name in flags_of(config)}
+        nn.Module.__init__(self)
+        self.assemble(read, **flags)
+        if outermost:
+            self.arguments = {**self.arguments, **self.written_flags(flags)}
+
+    __init__.__signature__ = signature  # ty: ignore[missing-attribute]
+    __init__.__annotations__ = {p.name: p.annotation for p in signature.parameters.values() if p.annotation != p.empty}
+    __init__.__qualname__, __init__.__module__ = f"{cls.__qualname__}.__init__", cls.__module__
+    return __init__
+
+
+def signature_of(config: type, takes_flags: bool) -> inspect.Signature:
+    """That of the constructor of a class with a Config."""
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    parameters += inspect.signature(config).parameters.values()
+    if takes_flags:
+        parameters.append(inspect.Parameter("flags", inspect.Parameter.VAR_KEYWORD, annotation=Any))
+    return inspect.Signature(parameters)
+
+
+def named(signature: inspect.Signature, module: Any, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name; TypeError for one that it has not, with what is meant by it."""
+    try:
+        bound = signature.bind(module, *args, **kwargs)
+    except TypeError as error:
+        kind = type(module).__name__
+        known = [p for p in signature.parameters if p != "self"]
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+        if takes_any:
+            known += CLASSES["AttentionLayers"].takes()
+        for name in kwargs:
+            if name not in known and (not takes_any or name in ELSEWHERE):
+                raise TypeError(f"{kind} has no argument {name!r}{meant(name, known, homes(but=kind))}") from None
+        raise TypeError(f"{kind}: {error}") from None
+    values = dict(list(bound.arguments.items())[1:])
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            values |= values.pop(parameter.name, {})
+    return values
 
 
 # What an argument may belong to that is given to something else.

@@ -62,6 +62,15 @@ RENAMED: tuple[tuple[str, str], ...] = (
     ("residual.gain", "join.gain"),
     ("residual.gain", "scale.layerscale.gain"),
     ("residual.gain", "scale.rezero.gain"),
+    *(
+        (name, f"embedding.{name}")
+        for name in (
+            *("patch_emb.before.gain", "patch_emb.project.weight", "patch_emb.project.bias", "patch_emb.after.gain"),
+            *("pos_emb.weight", "post_emb_norm.gain", "register_tokens"),
+        )
+    ),
+    ("cls_token", "pooled.cls_tokens.tokens"),
+    ("pool.query", "pooled.attn_pool.query"),
 )
 
 
@@ -84,7 +93,8 @@ def factors_built(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in (key for key in now if key.endswith("layers") and isinstance(now[key], (str, list))):
         specs = parse_layout(now[name])
         built = [
-            {k: factor_built(v, dim) if f"ff_{k}".endswith(FACTORS) else v for k, v in o.items()} for _, o in specs
+            {k: factor_built(v, dim) if f"ff_{k}".endswith(FACTORS) else v for k, v in spec.flags.items()}
+            for spec in specs
         ]
         if built != [spec.overrides for spec in specs]:
             now[name] = [[spec.name, overrides] for spec, overrides in zip(specs, built, strict=True)]
@@ -143,7 +153,8 @@ def maker_now(maker: str) -> tuple[str, dict[str, Any]] | None:
         call: Any = ast.parse(maker, mode="eval").body
         said = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         layers = parse_layout(said.pop("layers")) if "layers" in said else []
-        column = [(one.name, called_now({f"{one.name}_{k}": v for k, v in one.overrides.items()})) for one in layers]
+        members = [one for spec in layers for one in spec.members]
+        column = [(one.name, called_now({f"{one.name}_{k}": v for k, v in one.flags.items()})) for one in members]
         return call.func.id, {**called_now(said), "layers": column}
     except (AttributeError, SyntaxError, TypeError, ValueError):
         return None

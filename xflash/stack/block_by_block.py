@@ -19,7 +19,6 @@ class BlockByBlock(Column):
 
     def __init__(self, stack: Any):
         super().__init__(stack)
-        self.publishers: list[int] = stack.publishers
         self.piece_width: int = stack.piece_width
         self.next_piece = stack.next_piece
 
@@ -53,10 +52,11 @@ class BlockByBlock(Column):
 
     def states(self, x: Tensor, state: StackState | None) -> dict[int, Tensor]:
         """The state vectors that publishing layers had before this piece, by their number from 1."""
-        states, blocks = {}, self.blocks()
-        for number, place in enumerate(self.publishers, 1):
-            held = None if state is None else state.branches[place].block
-            states[number] = blocks[self.order[place]].published(held, x)
+        blocks, states = self.blocks(), {}
+        for place, i in enumerate(self.order):
+            for block, held in blocks[i].members(None if state is None else state.branches[place].block):
+                if block.publishes:
+                    states[len(states) + 1] = block.published(held, x)
         return states
 
 

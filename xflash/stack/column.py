@@ -1,6 +1,6 @@
 """`Column`: what a tensor goes down behind the door of a stack, and the one way of going."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -34,9 +34,11 @@ class Column:
         self.branches: list[Branch] = list(stack.branches)
         self.last_norm: Norm | None = stack.final_norm
         self.positions: nn.ModuleDict = stack.positions
+        self.pos: tuple[str, ...] = stack.pos
+        self.apart: list[tuple[str, ...]] = stack.apart
 
     def blocks(self) -> list[Block]:
-        """The distinct blocks, top to bottom."""
+        """The distinct blocks, top to bottom, those in parallel as one."""
         return [branch.block for branch in self.branches]
 
     def run(
@@ -85,7 +87,11 @@ class Column:
         past, length = (0, None) if state is None else (state.bound, state.length)
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
-        relative = Relative(cast("list[Position]", list(self.positions.values()))) if len(self.positions) else None
+        relative, apart = self.relative(self.pos), {pos: self.relative(pos) for pos in self.apart}
         # The relay is made here, not by default, for Dynamo does not know factories.
         states = self.states(x, state)
-        return Ctx(past, length, new, where, keep, in_place, beside, relative, states, maps, {}, Relay())
+        return Ctx(past, length, new, where, keep, in_place, beside, relative, states, maps, {}, Relay(), apart)
+
+    def relative(self, names: Sequence[str]) -> Relative | None:
+        """The positions of these names as blocks use them; None where there are none."""
+        return Relative({name: cast(Position, self.positions[name]) for name in names}) if names else None

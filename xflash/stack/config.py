@@ -1,52 +1,35 @@
-"""From keyword flags to what a stack is built of: its own Config, its layers, and the Config of every part."""
+"""`StackConfig`: the flags of a stack itself; which flags there are at all, and what contradicts each other."""
 
 import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..base.registry import blocks, excerpt, norms, positions
-from ..flags.aliases import ALIASES, canonical, names, written
+from ..base.registry import blocks, norms, positions
+from ..flags.aliases import ALIASES, names
 from ..flags.elsewhere import meant, meant_block
-from ..flags.flag import Flag, build, flags_of, route
-from ..flags.layout import MOST_LAYERS, LayerSpec, default_layout, layout_text, parse_layout
+from ..flags.flag import Flag, flags_of
+from ..flags.layout import MOST_LAYERS, NONE, LayerSpec, default_layout, parse_layout
 from ..layers.blocks.block import Block
-from ..layers.positions.position import Position
 from ..saving.configurable import homes
-from .held import held_by_none, layer_config, parts_of, with_choices
+from .held import held_by_none, parts_of
 from .side_inputs import untaken
-from .slots import SLOTS, Slot, choices, owners, slot_prefix
+from .slots import SLOTS, Slot, slot_prefix
 from .stack_config import StackConfig
 
 __all__ = [
-    "Resolved",
     "StackConfig",
     "check_condition",
+    "check_cross",
+    "check_every",
     "check_known",
-    "check_uses",
+    "check_positions",
     "check_widths",
+    "column",
+    "every_flag",
     "known_flags",
-    "resolve",
+    "per_layer",
     "slot_prefix",
 ]
-
-
-class Resolved(NamedTuple):
-    """What a stack is built of; for each layer of the whole column its block's Config, and those of what it holds."""
-
-    config: StackConfig
-    layers: tuple[tuple[str, Any], ...]
-    held: tuple[Mapping[str, Any], ...]
-    period: int
-    text: str
-    norm: Any
-    join: Any
-    reads: dict[str, Any]
-    scale: dict[str, Any]
-    positions: dict[str, Any]
-    shifts: tuple[int, ...]
-    dropouts: tuple[float, ...]
-    flat: dict[str, Any]
-    rows: list[tuple[str, Any, Flag]]
 
 
 def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
@@ -97,12 +80,6 @@ def check_condition(config: StackConfig, taken: Collection[str]) -> None:
         )
 
 
-def check_uses(blocks_here: Sequence[Block], here: Iterable[Position]) -> None:
-    """ValueError for settings of positions that the blocks that use them cannot follow."""
-    for position in here:
-        position.check([block for block in blocks_here if position.fits(type(block))])
-
-
 def per_layer(name: str, value: Any, count: int, period: int) -> tuple:
     """One value a layer from one number for all or a tuple with exactly one entry a layer, the same every `period`."""
     if not isinstance(value, tuple):
@@ -126,58 +103,6 @@ def check_positions(pos: Sequence[str], used: Sequence[str], text: str) -> None:
             )
 
 
-def resolve(flags: Mapping[str, Any]) -> Resolved:
-    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
-    check_every(flags)
-    said = canonical(flags)
-    own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
-    listed = {slot.name: names(own.get(slot.name), slot.name, slot.registry) or None for slot in SLOTS if slot.several}
-    stack = build(StackConfig, {**own, **listed})
-    specs, depth = column(stack)
-    used = list(dict.fromkeys(spec.name for spec in specs))
-    whole = layout_text(specs)
-    text = excerpt(whole)
-    chosen = choices(stack)
-    check_positions(chosen["pos"], used, text)
-    check_cross(stack, used, text)
-    for name in used:
-        if blocks[name].causal_only and not stack.causal:
-            raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
-    said, specs = with_choices(said, specs, stack.causal)
-    all_owners = owners(StackConfig, said, specs, chosen, stack.norm, text)
-    routed = route(said, all_owners, ALIASES, lambda name: written(name, flags))
-    present = {o.prefix: o.config for o in all_owners if not o.absent}
-    parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
-    made = [layer_config(spec, parts, routed) for spec in specs]
-    layers = tuple((spec.name, config) for spec, (config, _) in zip(specs, made, strict=True)) * depth
-    for place, (name, _) in enumerate(layers):
-        layers = tuple(blocks[name].arrange(place, layers, stack.heads))
-    if stack.weight_tie_layers and depth == 1:
-        raise ValueError(
-            "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"
-        )
-    parts[""] = stack
-    distinct = len(specs) if stack.weight_tie_layers else len(layers)
-    # Owners in the order a reader expects them: the stack's flags first, then part by part.
-    rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
-    return Resolved(
-        config=stack,
-        layers=layers,
-        held=tuple(held for _, held in made) * depth,
-        period=len(specs),
-        text=whole if depth == 1 else f"({whole}) x {depth}",
-        norm=parts["norm_"],
-        join=parts[slot_prefix(stack.join)],
-        reads={name: parts[slot_prefix(name)] for name in chosen["reads"]},
-        scale={name: parts[slot_prefix(name)] for name in chosen["scale"]},
-        positions={name: parts[slot_prefix(name)] for name in chosen["pos"]},
-        shifts=per_layer("shift_tokens", stack.shift_tokens, len(layers), distinct),
-        dropouts=per_layer("layer_dropout", stack.layer_dropout, len(layers), distinct),
-        flat={name: value for name, value, _ in rows},
-        rows=rows,
-    )
-
-
 def check_every(flags: Mapping[str, Any]) -> None:
     """TypeError for a flag that no stack has, before anything that is missing is asked for."""
     known = [*known_flags(), *ALIASES]
@@ -195,7 +120,7 @@ def check_parts(flags: Mapping[str, Any]) -> None:
     for slot in (Slot("norm", norms, False), *SLOTS):
         chosen = flags.get(slot.name)
         readable = isinstance(chosen, (str, tuple) if slot.several else str)
-        for part in names(chosen, slot.name) if readable else ():
+        for part in names(chosen, slot.name) if readable and (slot.several or chosen != NONE) else ():
             slot.registry[part]
 
 
@@ -219,10 +144,19 @@ def check_known(flags: Iterable[str], cls: type) -> None:
             raise TypeError(f"unknown flag {name!r}{answer(name, known)}")
 
 
-def known_flags() -> list[str]:
-    """Every flag that some stack has, aliases not counted."""
+def every_flag() -> dict[str, Flag]:
+    """Every flag that some stack has, by its whole name, aliases not counted."""
     named = [*blocks.items(), *(item for slot in SLOTS for item in slot.registry.items())]
     parts = [("", StackConfig), *((slot_prefix(name), part.Config) for name, part in named)]
     parts += [(slot_prefix(f"{name}_{part}"), config) for name in blocks for _, part, config in parts_of(name)]
     parts += [("norm_", part.Config) for part in norms.values()]
-    return list(dict.fromkeys(prefix + name for prefix, config in parts for name in flags_of(config)))
+    found: dict[str, Flag] = {}
+    for prefix, config in parts:
+        for name, spec in flags_of(config).items():
+            found.setdefault(prefix + name, spec)
+    return found
+
+
+def known_flags() -> list[str]:
+    """The names of all flags."""
+    return list(every_flag())

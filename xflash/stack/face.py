@@ -7,11 +7,11 @@ from torch import nn
 
 from ..base.checks import as_rows
 from ..base.pieces import Piecewise
-from ..base.registry import blocks, norms, positions
+from ..base.registry import blocks
 from ..base.shapes import Bool, Float, Int, Tensor, typed
 from ..base.state import AttentionMap, StackState
 from ..flags.aliases import ALIASES
-from ..flags.flag import flag_table
+from ..flags.flag import Flag
 from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
@@ -20,23 +20,27 @@ from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
 from .column import Column
-from .config import check_condition, check_uses, check_widths, known_flags, resolve
+from .config import check_condition, check_widths, known_flags
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
-from .parts import make_branch, publishing, sites_of, unpacked
+from .parts import make_branch, make_norm, publishing, sites_of, unpacked
+from .places import apart, check_uses, make_position
+from .resolve import resolve
 from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
+from .signature import TakesFlags
 from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
 
 __all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
 
 
-class AttentionLayers(Piecewise, Configurable):
+class AttentionLayers(TakesFlags, Piecewise, Configurable):
     """A stack of blocks composed from keyword flags; `flag_table()` lists them all with their values.
 
     Called with x (b, n, d) and a mask (b, n) (True = real token) it gives (b, n, d), zeros where the mask is False;
     a masked token does not exist: tokens behind a hole move up. `step` carries a state on instead.
     """
 
+    called: ClassVar[str] = "a stack such as Encoder(...) or Decoder(...)"
     gives = "embeddings of embeddings"
 
     fixed: ClassVar[Mapping[str, bool]] = {}
@@ -50,7 +54,7 @@ class AttentionLayers(Piecewise, Configurable):
                 raise ValueError(f"{name}={said} contradicts {type(self).__name__}; use AttentionLayers({name}=...)")
         plan = resolve(flags)
         self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
-        self.rows = plan.rows
+        self.rows, self.said = plan.rows, plan.said
         self.maker = self.signature()
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
@@ -58,16 +62,13 @@ class AttentionLayers(Piecewise, Configurable):
         self.branches = nn.ModuleList(make_branch(plan, i, own) for i, own in enumerate(sites))
         check_widths(self.blocks())
         self.order = [i % len(sites) for i in range(len(plan.layers))]
-        self.publishers, self.piece_width = publishing(self.blocks(), self.order, self.layout)
+        held = [cast(Branch, branch).block for branch in self.branches]
+        self.piece_width = publishing(held, self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
-        last = plan.config.final_norm
-        keep_last = plan.config.norm_place != "post" if last is None else last
-        self.final_norm = norms[plan.config.norm](plan.norm, site) if keep_last else None
-        heads = sorted({h for b in self.blocks() if (h := b.bias_heads()) is not None})
-        self.positions = nn.ModuleDict(
-            {name: positions[name](config, self.causal, tuple(heads)) for name, config in plan.positions.items()}
-        )
-        check_uses(self.blocks(), cast("list[Position]", list(self.positions.values())))
+        self.final_norm = make_norm(plan.norm, site)
+        self.pos, self.apart = plan.pos, apart(self.blocks())
+        self.positions = nn.ModuleDict({name: make_position(self, name, *of) for name, of in plan.positions.items()})
+        check_uses(self)
         self.heeded, self.dim_condition = heeded_by(self), plan.config.dim_condition or self.dim
         self.asked = asked_by(self)
         check_condition(plan.config, self.heeded)
@@ -85,12 +86,11 @@ class AttentionLayers(Piecewise, Configurable):
         return self.way(self)
 
     def blocks(self) -> list[Block]:
-        """The distinct blocks of the column, top to bottom."""
-        return [cast(Branch, branch).block for branch in self.branches]
+        """The distinct blocks of the column, top to bottom, those in parallel each."""
+        return [block for branch in self.branches for block, _ in cast(Branch, branch).block.members()]
 
-    def flag_table(self) -> str:
-        """Every flag of this stack with its value, default, type and meaning, as text."""
-        return flag_table(self.rows)
+    def flag_rows(self) -> list[tuple[str, Any, Flag]]:
+        return [*self.rows, *self.said]
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, layout={self.layout!r}, causal={self.causal}"

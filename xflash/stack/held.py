@@ -3,12 +3,21 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..base.registry import blocks, excerpt, nearest
+from ..base.registry import blocks, nearest
 from ..flags.aliases import ALIASES, canonical, names
 from ..flags.flag import Owner, build, flags_of
-from ..flags.layout import LayerSpec, layout_text
+from ..flags.layout import AROUND, LayerSpec
 
-__all__ = ["borrowed", "held_by_none", "held_owners", "layer_config", "parts_of", "slot_prefix", "with_choices"]
+__all__ = [
+    "borrowed",
+    "held_by_none",
+    "held_owners",
+    "layer_config",
+    "own_names",
+    "parts_of",
+    "slot_prefix",
+    "with_choices",
+]
 
 
 def slot_prefix(name: str) -> str:
@@ -58,18 +67,24 @@ def held_by_none(block: str, field: str) -> str:
     return f": {block} has no {blocks[able[0]].holds[field].kind}s (blocks that have: {', '.join(able)})"
 
 
+def own_names(block: str) -> list[str]:
+    """The flags that a block and what it can hold have, as a layout says them."""
+    held = [slot_prefix(part) + flag for _, part, config in parts_of(block) for flag in flags_of(config)]
+    return [*flags_of(blocks[block].Config), *held]
+
+
 def check_own(spec: LayerSpec, where: str) -> None:
-    """TypeError for a flag of a layer that neither its block nor what that can hold has."""
-    held = [slot_prefix(part) + flag for _, part, config in parts_of(spec.name) for flag in flags_of(config)]
-    known = [*flags_of(blocks[spec.name].Config), *held]
-    for name in dict(spec.overrides):
+    """TypeError for a flag of a layer that neither its block nor what that can hold or stands around has."""
+    known = own_names(spec.name)
+    for name in spec.flags:
         if name not in known:
-            raise TypeError(f"unknown flag {name!r}{where}{held_by_none(spec.name, name) or nearest(name, known)}")
+            near = held_by_none(spec.name, name) or nearest(name, [*known, *AROUND])
+            raise TypeError(f"unknown flag {name!r}{where}{near}")
 
 
 def spelled(spec: LayerSpec, causal: bool) -> LayerSpec:
     """A layer with its overrides in xflash's own spelling, and what it holds as Configs keep it."""
-    begin, own = slot_prefix(spec.name), dict(spec.overrides)
+    begin, own = slot_prefix(spec.name), spec.flags
     if any(begin + name in ALIASES for name in own):
         said = canonical({**{begin + name: value for name, value in own.items()}, "causal": causal})
         own = {name.removeprefix(begin): value for name, value in said.items() if name != "causal"}
@@ -139,7 +154,7 @@ def part_flags(block: str, lent: Mapping[str, Any], said: Mapping[str, Any]) -> 
 def held_owners(block: str, said: Mapping[str, Any], specs: Sequence[LayerSpec], absent: str) -> list[Owner]:
     """The parts of a block that could own a flag, and why they are absent where they are."""
     found, config = [], flags_of(blocks[block].Config)
-    own = [spec.overrides for spec in specs if spec.name == block]
+    own = [spec.flags for spec in specs if spec.name == block]
     for field, part, flags in parts_of(block):
         flag = slot_prefix(block) + field
         value = said.get(flag, config[field].default)
@@ -150,11 +165,13 @@ def held_owners(block: str, said: Mapping[str, Any], specs: Sequence[LayerSpec],
 
 
 def layer_config(
-    spec: LayerSpec, shared: Mapping[str, Any], routed: Mapping[str, Mapping[str, Any]]
+    spec: LayerSpec, where: str, shared: Mapping[str, Any], routed: Mapping[str, Mapping[str, Any]]
 ) -> tuple[Any, dict[str, Any]]:
-    """The Configs of one layer and of the parts it holds: the stack's flags with the layout's overrides on top."""
-    begin, own = slot_prefix(spec.name), dict(spec.overrides)
-    where = f" in the layout entry {excerpt(layout_text([spec]))}" if own else ""
+    """The Configs of one block and of the parts it holds: the stack's flags with the layout's overrides on top.
+
+    where: how the place of these is named.
+    """
+    begin, own = slot_prefix(spec.name), spec.flags
     check_own(spec, where)
     given = {}
     for _, part, flags in parts_of(spec.name):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +11,45 @@ from ..base.registry import blocks as registered
 from ..base.registry import excerpt, joins, norms, reads, scales
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import AttentionMap, StackState
+from ..layers.apart import Apart
 from ..layers.blocks.block import Block, Site
+from ..layers.blocks.parallel import Parallel
 from ..layers.branch import Branch
+from ..layers.norms import Norm
 from ..layers.shift import TokenShift
-from .config import Resolved
+from .around import Chosen
 from .door import Plan, unpack_columns, unpack_rows
+from .layers import Layer
+from .resolve import Resolved
 
-__all__ = ["auxiliary_loss", "make_branch", "publishing", "renewed", "unpacked"]
+__all__ = ["auxiliary_loss", "make_branch", "make_norm", "publishing", "renewed", "sites_of", "unpacked"]
 
 
-def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> tuple[list[int], int | None]:
-    """The places of layers with state vectors, and after how many tokens others may read them anew (None: none do)."""
-    places = [place for place, i in enumerate(order) if blocks[i].publishes]
-    wanted = {number for block in blocks for number in block.reads_states()}
-    for number, place in enumerate(places, 1):
-        if number not in wanted and not blocks[order[place]].reads_own:
+def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> int | None:
+    """After how many tokens layers with state vectors may be read anew by others; None: none are.
+
+    ValueError for one that no layer reads, and for one that is to be read and is not there.
+    """
+    places = [block for i in order for block, _ in blocks[i].members() if block.publishes]
+    wanted = {number for holder in blocks for block, _ in holder.members() for number in block.reads_states()}
+    for number, block in enumerate(places, 1):
+        if number not in wanted and not block.reads_own:
             raise ValueError(
                 f"no layer of the layout {excerpt(layout)} reads the state vectors of its "
-                f"{registered.name_of(type(blocks[order[place]]))} layer {number}"
+                f"{registered.name_of(type(block))} layer {number}"
             )
     if not wanted:
-        return places, None
+        return None
     if max(wanted) > len(places):
         able = " or ".join(name for name, block in registered.items() if block.publishes)
         raise ValueError(
             f"the state vectors of {able} layer {max(wanted)} are to be read, but the layout {excerpt(layout)} has "
             f"{len(places)}"
         )
-    widths = {blocks[order[places[number - 1]]].publishes_every() for number in wanted}
+    widths = {places[number - 1].publishes_every() for number in wanted}
     if len(widths) > 1:
         raise ValueError(f"layers that others read must publish after equally many tokens, not after {sorted(widths)}")
-    return places, widths.pop()
+    return widths.pop()
 
 
 def renewed(state: Any, rows: Bool[Tensor, " b"], fresh: Any, bound: int) -> Any:
@@ -67,10 +75,13 @@ def auxiliary_loss(
     """The mean over tokens read between two states, and over layers, of what blocks lose beside the model's loss."""
     sums = []
     for place, i in enumerate(order):
-        total = blocks[i].auxiliary(state.branches[place].block)
-        known = None if since is None else blocks[i].auxiliary(since.branches[place].block)
-        if total is not None:
-            sums.append(total if known is None else total - known)
+        before = None if since is None else since.branches[place].block
+        pairs = zip(blocks[i].members(state.branches[place].block), blocks[i].members(before), strict=True)
+        for (block, held), (_, earlier) in pairs:
+            total = block.auxiliary(held)
+            known = None if since is None else block.auxiliary(earlier)
+            if total is not None:
+                sums.append(total if known is None else total - known)
     if not sums:
         able = " or ".join(f"{name}_{block.auxiliary_by}" for name, block in registered.items() if block.auxiliary_by)
         raise ValueError(f"no block of the layout {excerpt(layout)} has a loss of its own ({able} gives one)")
@@ -105,34 +116,62 @@ def sites_of(plan: Resolved) -> list[Site]:
         stack.dim,
         stack.heads,
         stack.causal,
-        count,
+        sum(len(layer.members) for layer in plan.layers),
         period=plan.period,
-        layers=tuple(name for name, _ in plan.layers),
+        layers=tuple(layer.name for layer in plan.layers),
         dim_condition=stack.dim_condition,
     )
     return [whole, *(replace(whole, places=tuple(range(i, count, distinct))) for i in range(distinct))]
 
 
+def make_norm(chosen: Chosen | None, site: Site) -> Norm | None:
+    """A norm, where there is one."""
+    return None if chosen is None else norms[chosen[0]](chosen[1], site)
+
+
+def make_block(layer: Layer, site: Site) -> Block:
+    """The block of a layer, or those in parallel."""
+    made = []
+    for i, member in enumerate(layer.members):
+        own = replace(site, parts=member.held, member=i, pos=member.pos)
+        made.append(registered[member.name](member.config, own))
+    return made[0] if len(made) == 1 else Parallel(made, site)
+
+
+def norm_before(layer: Layer, site: Site) -> Norm | Apart | None:
+    """What norms the stream for the block; for each of several, where some have a norm of their own."""
+    if layer.norm_place not in ("pre", "sandwich"):
+        return None
+    own = {i: cast(Norm, make_norm(member.norm, site)) for i, member in enumerate(layer.members) if member.norm}
+    shared = make_norm(layer.norm, site) if len(own) < len(layer.members) else None
+    return Apart(shared, own, len(layer.members)) if own else shared
+
+
+def norm_behind(layer: Layer, site: Site) -> Norm | None:
+    """The norm of the update, small at the start.
+
+    It makes every update as large as the stream: started small, their sum keeps its size.
+    """
+    found = make_norm(layer.norm, site) if layer.norm_place in ("sandwich", "after") else None
+    return found and found.start_at(site.branches**-0.5, layer.norm_place)
+
+
 def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
     """Layer i of the column with its norms, shift and residual slots."""
-    name, config = plan.layers[i]
-    stack, shift = plan.config, plan.shifts[i]
-    site = replace(site, views=registered[name].views)
-
-    def norm(wanted: bool):
-        return norms[stack.norm](plan.norm, site) if wanted else None
-
-    after = norm(stack.norm_place == "sandwich")
+    layer, stack = plan.layers[i], plan.config
+    alone = len(layer.members) == 1
+    site = replace(site, views=registered[layer.name].views if alone else 1)
+    block, join = make_block(layer, site), layer.join
+    shift = TokenShift.Config(amount=layer.shift, style=stack.shift_style) if layer.shift else None
     return Branch(
-        registered[name](config, replace(site, parts=plan.held[i])),
-        joins[stack.join](plan.join, site),
+        block,
+        joins[join[0]](join[1], site),
         reads={n: reads[n](c, site) for n, c in plan.reads.items() if reads[n].stands(c, site)},
-        scale={n: scales[n](c, site) for n, c in plan.scale.items()},
-        before=norm(stack.norm_place != "post"),
-        # A norm behind each block makes every update as large as the stream: started small, their sum keeps its size.
-        after=after and after.start_at(site.branches**-0.5),
-        final=norm(stack.norm_place == "post"),
-        shift=TokenShift(TokenShift.Config(amount=shift, style=stack.shift_style), site) if shift else None,
-        dropout=plan.dropouts[i],
+        scale={n: scales[n](c, site) for n, c in layer.scale.items()},
+        before=norm_before(layer, site),
+        after=norm_behind(layer, site),
+        final=make_norm(layer.norm, site) if layer.norm_place == "post" else None,
+        shift=TokenShift(shift, site) if shift else None,
+        dropout=layer.dropout,
         grad_checkpoint=stack.grad_checkpoint,
     )

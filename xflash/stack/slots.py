@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ..base.registry import Registry, blocks, joins, norms, positions, reads, scales
 from ..flags.aliases import names
 from ..flags.flag import Owner
-from ..flags.layout import LayerSpec
+from ..flags.layout import NONE, LayerSpec
 from .held import held_owners, slot_prefix
 
 __all__ = ["SLOTS", "Slot", "choices", "owners", "slot_prefix"]
@@ -42,7 +42,8 @@ def owners(
         for name, part in slot.registry.items():
             absent = "" if name in here else f"{slot.name}={' '.join(here) or None!r} has no {name!r}"
             found.append(Owner(slot_prefix(name), part.Config, absent))
-    found.append(Owner("norm_", norms[norm].Config))
+    if norm != NONE:
+        found.append(Owner("norm_", norms[norm].Config))
     others = [part for name, part in norms.items() if name != norm]
     return found + [Owner("norm_", part.Config, f"norm={norm!r} has no such flag") for part in others]
 

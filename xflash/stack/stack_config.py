@@ -22,12 +22,12 @@ class StackConfig:
     causal: bool = flag(False, "no token sees a later one", tried="combinations are tried both ways")
     layers: str | tuple[Any, ...] | None = flag(
         None,
-        "the layout: 'flash*3 attn(window=64) ff' (None: 'attn ff')",
+        "the layout: '(flash*3 attn(window=64))*2 attn+ff', '+' for blocks in parallel (None: 'attn ff')",
         tried=(
-            "flash attn gau ff",
+            "flash attn gau ff attn",
             "gau ff flash attn",
             "attn ff gau(heads=2) flash(group_size=3) attn(window=4)",
-            "cross_attn ff cross_gau",
+            "cross_attn ff cross_gau cross_attn",
             "attn cross_attn cross_gau",
             "flash cross_attn(heads=2) cross_gau(heads=2)",
             "block_attn state_read flash recurrent ff",
@@ -43,20 +43,20 @@ class StackConfig:
     )
     norm: str = flag(
         "layernorm",
-        "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ...",
+        "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ..., or 'none'",
         tried="all that are registered are",
     )
     norm_place: NormPlace = flag(
         "pre",
-        "norms before each block, after each sum, or before and after each block",
+        "norms before each block, after each sum, before and after each block, or (OLMo 2) only after it",
         paper="https://arxiv.org/abs/2002.04745",
-        tried=("post", "sandwich"),
+        tried=("post", "sandwich", "after"),
     )
     final_norm: bool | None = flag(
         None, "a norm behind the last layer (None: unless norm_place is 'post')", tried=(False, True)
     )
     reads: str | tuple[str, ...] | None = flag(
-        None, "what branches read of the stream beside itself: any registered", tried="all that are registered are"
+        None, "what branches read of the stream beside itself: any registered", tried=({"reads": "unet", "depth": 2},)
     )
     scale: str | tuple[str, ...] | None = flag(
         None, "what multiplies updates: any of layerscale, rezero, ...", tried="all that are registered are"

@@ -9,6 +9,7 @@ import torch
 from ..base.checks import as_rows, check_count
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import TAKEN, BranchState, Ctx, Lease, StackState, row_count, tensors
+from ..layers.blocks.block import Block
 from ..layers.embeddings import MemoryTokens
 from ..saving.migrate import same_maker
 from .parts import auxiliary_loss, renewed
@@ -110,12 +111,22 @@ def reset(
     branches = tuple(
         renewed(b, rows, fresh and fresh[i], state.bound)
         if held is None
-        else BranchState(renewed(b.shift, rows, fresh and fresh[i].shift, state.bound), held)
+        else BranchState(
+            renewed(b.shift, rows, fresh and fresh[i].shift, state.bound),
+            kept_or_renewed(distinct[column.order[i]], b.block, held, rows, fresh and fresh[i].block, state.bound),
+        )
         for i, (b, held) in enumerate(zip(state.branches, kept, strict=True))
     )
     before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
     length = torch.where(rows, torch.full_like(before, start), before)
     return state._replace(length=length, lease=None, branches=branches)
+
+
+def kept_or_renewed(block: Block, state: Any, kept: Any, rows: Tensor, fresh: Any, bound: int) -> Any:
+    """A block's state with the named rows as in `fresh`, but for what it keeps of them: all, or in parallel some."""
+    parts = zip(block.members(state), block.members(kept), block.members(fresh), strict=True)
+    found = [renewed(s, rows, f, bound) if held is None else held for (_, s), (_, held), (_, f) in parts]
+    return tuple(found) if len(found) > 1 else found[0]
 
 
 def shorten(column: Column, state: StackState, tokens: int, front: int) -> StackState:

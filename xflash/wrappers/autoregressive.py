@@ -1,13 +1,15 @@
 """`AutoregressiveWrapper`: the next-token loss of a causal model, and text from it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..base.checks import LARGEST, as_mask, check_switch, check_switches, integer
+from ..base.checks import as_mask, check_switch, check_switches
 from ..base.shapes import Bool, Float, Int, Tensor
+from ..flags.flag import flag
 from ..generation.beam import beam_search
 from ..generation.decoding import draws, evaluating, until_ended
 from ..generation.nets import check_causal, check_eos, check_gives_logits, check_token, only_logits
@@ -22,7 +24,7 @@ from ..generation.prompts import (
 )
 from ..generation.sampling import Draw
 from ..saving.configurable import Configurable
-from .losses import check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
+from .losses import Chunks, Labels, check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_loss_chunk, check_tokens_only, without_last
 
 __all__ = ["AutoregressiveWrapper"]
@@ -31,28 +33,27 @@ __all__ = ["AutoregressiveWrapper"]
 class AutoregressiveWrapper(Configurable):
     """Trains and samples a causal `net` with `net(ids, mask=) -> logits` and `net.step(ids, state, mask=)`.
 
-    ignore_index: the label that is no target; where `x` itself holds it, `net` reads `pad_value` in its place.
-    pad_value: what generated rows hold behind their end token.
-    loss_chunk: the loss is computed from the logits of so many tokens at a time, which are made again for their
-    gradients, so that those of the whole batch never exist (None: they do, which is faster where they are small).
     Raises TypeError when `net` is no module and ValueError when it is not causal; one of your own that says nothing of
     `causal` is believed, unless all stacks in it are bidirectional.
     """
 
+    @dataclass(frozen=True)
+    class Config(Chunks, Labels):
+        net: nn.Module = flag(doc="a causal model from token ids to logits")
+
     gives = "a loss of token ids"
 
-    def __init__(self, net: nn.Module, *, ignore_index: int = -100, pad_value: int = 0, loss_chunk: int | None = None):
-        super().__init__()
+    def assemble(self, config: Any) -> None:
+        net = config.net
         check_gives_logits(net)
         pooled: Any = getattr(net, "pooled", None)
         if pooled is not None:
             raise ValueError(f"{type(net).__name__} pools its outputs ({pooled.kind}=True): it predicts no next token")
         check_causal(net)
-        self.net = net
-        integer("ignore_index", ignore_index, -LARGEST)
-        check_token(net, "pad_value", pad_value)
-        check_loss_chunk(net, loss_chunk)
-        self.ignore_index, self.pad_value, self.loss_chunk = ignore_index, pad_value, loss_chunk
+        check_token(net, "pad_value", config.pad_value)
+        check_loss_chunk(net, config.loss_chunk)
+        self.net, self.ignore_index, self.pad_value = net, config.ignore_index, config.pad_value
+        self.loss_chunk = config.loss_chunk
 
     def extra_repr(self) -> str:
         chunk = "" if self.loss_chunk is None else f", loss_chunk={self.loss_chunk}"

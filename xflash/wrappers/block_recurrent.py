@@ -1,24 +1,15 @@
 """`BlockRecurrentTransformer` and its trainer, with the calls of block-recurrent-transformer-pytorch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..base.checks import (
-    LARGEST,
-    as_mask,
-    check_count,
-    check_share,
-    check_switch,
-    check_switches,
-    describe,
-    integer,
-    main_weight,
-)
+from ..base.checks import as_mask, check_count, check_switch, describe, main_weight
 from ..base.shapes import Float, Int, Tensor
 from ..base.state import BranchState, StackState, State
-from ..flags.layout import MOST_LAYERS
+from ..flags.flag import build, flag, flags_of, like
 from ..generation.prompts import token_ids
 from ..layers.blocks.block_attention import BlockAttention
 from ..layers.blocks.recurrent import RecurrentState
@@ -26,10 +17,10 @@ from ..saving.configurable import Configurable
 from ..stack.config import check_known
 from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
-from .block_recurrent_flags import FF_MULT, columns, gated_width, stack_flags
+from .block_recurrent_flags import IMPLIED, BlockRecurrentConfig, check_fits, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens
-from .options import check_handed_on, check_needs_nothing
-from .segments import SegmentsReader, as_text, detached, drawn, segments_loss
+from .options import check_handed_on, check_needs_nothing, further_flags
+from .segments import SegmentsReader, SegmentWrapper, as_text, detached, drawn, segments_loss
 from .state_vectors import check_memories, with_vectors
 from .transformer import ModelState, TransformerWrapper
 
@@ -59,52 +50,20 @@ class BlockRecurrentTransformer(TransformerWrapper):
     their width itself. `flags` are further flags of the stack (`recurrent_gate='lstm'`).
     """
 
-    def __init__(
-        self,
-        *,
-        num_tokens: int,
-        dim: int,
-        depth: int,
-        dim_head: int = 64,
-        heads: int = 8,
-        all_layers_qk_rmsnorm: bool = False,
-        ff_mult: float = FF_MULT,
-        max_seq_len: int = 1024,
-        block_width: int = 512,
-        recurrent_layers: tuple[int, ...] | None = None,
-        read_recurrent_layers: tuple[int, ...] | None = None,
-        num_state_vectors: int | None = None,
-        ignore_index: int = -100,
-        use_flash_attn: bool | None = None,
-        use_compressed_mem: bool = False,
-        compressed_mem_factor: int = 4,
-        **flags: Any,
-    ):
+    Config = BlockRecurrentConfig
+
+    takes_flags = True
+
+    def assemble(self, config: BlockRecurrentConfig, **flags: Any) -> None:
         check_known(flags, BlockRecurrentTransformer)
-        check_count("dim", dim)
-        integer("depth", depth, 1, MOST_LAYERS)
-        integer("ignore_index", ignore_index, -LARGEST)
-        sizes = {"max_seq_len": max_seq_len, "block_width": block_width, "compressed_mem_factor": compressed_mem_factor}
-        for name, size in sizes.items():
-            check_count(name, size)
-        use_flash_attn = True if use_flash_attn is None else use_flash_attn
-        check_switches(all_layers_qk_rmsnorm=all_layers_qk_rmsnorm, use_flash_attn=use_flash_attn)
-        check_switch("use_compressed_mem", use_compressed_mem)
-        check_fits(max_seq_len, block_width, compressed_mem_factor, use_compressed_mem, flags)
-        inner = gated_width(dim, ff_mult, flags)
-        column = columns(depth, recurrent_layers, read_recurrent_layers, all_layers_qk_rmsnorm)
-        own = stack_flags(
-            column,
-            dim_head=dim_head,
-            block_width=block_width,
-            num_state_vectors=num_state_vectors,
-            fused=use_flash_attn,
-            compress_factor=compressed_mem_factor if use_compressed_mem else None,
-        )
-        stack = Decoder(**{"dim": dim, "heads": heads, "ff_dim": inner, **own, **flags})
-        super().__init__(num_tokens=num_tokens, attn_layers=stack)
-        self.max_seq_len = self.segment = max_seq_len
-        self.block_width, self.ignore_index = block_width, ignore_index
+        check_fits(config, flags)
+        stack = Decoder(**{**stack_flags(config, flags), **flags})
+        super().assemble(build(TransformerWrapper.Config, {"num_tokens": config.num_tokens, "attn_layers": stack}))
+        self.max_seq_len = self.segment = config.max_seq_len
+        self.block_width, self.ignore_index = config.block_width, config.ignore_index
+
+    def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        return further_flags(self.attn_layers, flags, ("layers", "custom_layers", *flags_of(self.Config)), IMPLIED)
 
     @property
     def length_limit(self) -> None:
@@ -222,28 +181,26 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     """Trains a BlockRecurrentTransformer on sequences longer than its max_seq_len, and samples any length.
 
     `loss = trainer(ids)` reads segments of max_seq_len tokens; gradients are cut after each `detach_every`.
-    xl_memories_dropout, state_dropout: chance that all rows forget the one or the other before a segment, in training.
     """
+
+    @dataclass(frozen=True)
+    class Config:
+        transformer: BlockRecurrentTransformer = flag(doc="the model that is trained")
+        xl_memories_dropout: float = flag(
+            0.0, "chance, while training, that all rows forget the attention layers' blocks before a segment",
+            at_least=0, below=1,
+        )  # fmt: skip
+        state_dropout: float = flag(
+            0.0, "chance, while training, that all rows forget the state vectors before a segment", at_least=0, below=1
+        )
+        detach_every: int | None = like(SegmentWrapper.Config, "detach_every")
 
     gives = "a loss of token ids"
 
-    def __init__(
-        self,
-        transformer: BlockRecurrentTransformer,
-        xl_memories_dropout: float = 0.0,
-        state_dropout: float = 0.0,
-        detach_every: int | None = None,
-    ):
-        super().__init__()
-        if not isinstance(transformer, BlockRecurrentTransformer):
-            raise TypeError(f"transformer must be a BlockRecurrentTransformer, not {type(transformer).__name__}")
-        check_needs_nothing(transformer.attn_layers, "its trainer is given ids of tokens only")
-        check_share("xl_memories_dropout", xl_memories_dropout)
-        check_share("state_dropout", state_dropout)
-        if detach_every is not None:
-            check_count("detach_every", detach_every)
-        self.transformer, self.detach_every = transformer, detach_every
-        self.xl_memories_dropout, self.state_dropout = xl_memories_dropout, state_dropout
+    def assemble(self, config: Config) -> None:
+        check_needs_nothing(config.transformer.attn_layers, "its trainer is given ids of tokens only")
+        self.transformer, self.detach_every = config.transformer, config.detach_every
+        self.xl_memories_dropout, self.state_dropout = config.xl_memories_dropout, config.state_dropout
 
     def read_by(self) -> tuple[Any, int]:
         return self.transformer, self.transformer.ignore_index
@@ -287,14 +244,3 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     ) -> Iterator[Int[Tensor, " b"]]:
         """`generate` one token a row at a time, as each is drawn."""
         return self.transformer.stream(prime, length, **options)
-
-
-def check_fits(width: int, block_width: int, factor: int, compressed: bool, flags: Mapping[str, Any]) -> None:
-    """ValueError for arguments that contradict each other; `width`: max_seq_len."""
-    if factor != 4 and not compressed:
-        raise ValueError(f"compressed_mem_factor={factor} is set, but use_compressed_mem is False")
-    for name in ("layers", "custom_layers"):
-        if name in flags:
-            raise ValueError(f"{name} cannot be set: depth and recurrent_layers say what the layers are")
-    if width % block_width:
-        raise ValueError(f"block_width={block_width} does not divide max_seq_len={width}")

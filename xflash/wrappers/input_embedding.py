@@ -1,62 +1,35 @@
 """`InputEmbedding`: what turns token ids into the stream that a stack reads."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.checks import (
-    as_mask,
-    check_count,
-    check_dtype,
-    check_share,
-    check_switches,
-    given,
-    is_integral,
-    shown,
-    widened,
-)
+from ..base.checks import as_mask, check_count, check_dtype, given, is_integral, widened
 from ..base.looks import has_values, within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..base.state import document_positions
+from ..flags.flag import flag
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
 from ..stack.door import plan_rows
 
-__all__ = ["InputEmbedding", "absolute_positions"]
+__all__ = ["InputEmbedding"]
 
 
-def absolute_positions(
-    wanted: bool | None, sinusoidal: bool, relative: bool, max_seq_len: int | None, width: int, l2norm: bool
-) -> nn.Module | None:
-    """The absolute positions that a model's arguments ask for; `relative`: whether its stack has positions already."""
-    if sinusoidal:
-        if wanted is False:
-            raise ValueError("scaled_sinu_pos_emb=True contradicts use_abs_pos_emb=False")
-        return ScaledSinusoidal(width)
-    if not (not relative if wanted is None else wanted):
-        return None
-    if max_seq_len is None:
-        raise ValueError("learned absolute positions need max_seq_len; give it, or use_abs_pos_emb=False")
-    return LearnedPositions(max_seq_len, width, l2norm)
-
-
-def check_embed_num_tokens(counts: Any) -> dict[str, int]:
+def check_embed_num_tokens(counts: Mapping[str, int] | None) -> dict[str, int]:
     """`embed_num_tokens` as a dict; TypeError or ValueError unless it maps names to whole numbers of 1 or more."""
-    if counts is None:
-        return {}
-    if not isinstance(counts, Mapping):
-        raise TypeError(f"embed_num_tokens must map names to numbers, such as {{'segment': 2}}, not {shown(counts)}")
-    for name, count in counts.items():
+    for name, count in (counts or {}).items():
         if not isinstance(name, str):
             raise TypeError(f"embed_num_tokens must map names to numbers, but {name!r} is no name")
         if not name or "." in name:
             raise ValueError(f"embed_num_tokens has the name {name!r}: weights are named after it, so it needs letters")
         check_count(f"embed_num_tokens[{name!r}]", count)
-    return dict(counts)
+    return dict(counts or {})
 
 
 TOO_LONG = (
@@ -68,46 +41,50 @@ TOO_LONG = (
 class InputEmbedding(nn.Module):
     """Token embeddings with absolute positions, norm, dropout and projection, and embeddings put in front of them.
 
-    `embed_num_tokens`: further embeddings that are added, such as BERT's of segments (https://arxiv.org/abs/1810.04805).
-    `width` is that of the embeddings, `dim` that of the stream. `past` and `length` say how many tokens the rows have
-    seen before a call: all of them `past`, or each its `length` (b,), of which `past` is a bound.
+    `dim` is the width of the stream; `relative`: whether its stack has positions already. `past` and `length` say how
+    many tokens the rows have seen before a call: all of them `past`, or each its `length` (b,), of which `past` is a
+    bound.
     """
 
-    def __init__(
-        self,
-        num_tokens: int,
-        width: int,
-        dim: int,
-        *,
-        use_abs_pos_emb: bool | None,
-        scaled_sinu_pos_emb: bool,
-        relative: bool,
-        max_seq_len: int | None,
-        l2norm_embed: bool,
-        post_emb_norm: bool,
-        emb_dropout: float,
-        embed_num_tokens: Mapping[str, int] | None,
-    ):
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        num_tokens: int = flag(doc="token ids that there are: 0 to num_tokens - 1", at_least=1)
+        max_seq_len: int | None = flag(
+            None, "the most tokens of a row where positions are learned; a segment's length in trainers", at_least=0
+        )
+        emb_dim: int | None = flag(None, "width of the embeddings, mapped to the stack's (None: its dim)", at_least=1)
+        use_abs_pos_emb: bool | None = flag(None, "learned positions (None: unless the stack has relative ones)")
+        scaled_sinu_pos_emb: bool = flag(
+            False, "sines and cosines of the position, with a learned scale, instead of learned positions",
+            paper="https://arxiv.org/abs/2202.10447",
+        )  # fmt: skip
+        l2norm_embed: bool = flag(
+            False,
+            "embeddings of tokens and positions of length one, started small",
+            paper="https://arxiv.org/abs/1910.05895",
+        )
+        post_emb_norm: bool = flag(
+            False, "a LayerNorm behind the sum of the embeddings", paper="https://arxiv.org/abs/2211.05100"
+        )
+        emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1)
+        embed_num_tokens: Mapping[str, int] | None = flag(
+            None, "further embeddings that are added, as many ids of each name: {'segment': 2}",
+            paper="https://arxiv.org/abs/1810.04805",
+        )  # fmt: skip
+
+    def __init__(self, config: Config, dim: int, relative: bool = False):
         super().__init__()
-        check_switches(
-            scaled_sinu_pos_emb=scaled_sinu_pos_emb,
-            use_abs_pos_emb=False if use_abs_pos_emb is None else use_abs_pos_emb,
-            l2norm_embed=l2norm_embed,
-            post_emb_norm=post_emb_norm,
-        )
-        check_share("emb_dropout", emb_dropout)
-        self.num_tokens, self.dim = num_tokens, dim
-        self.token_emb = TokenEmbedding(num_tokens, width, l2norm_embed)
-        self.pos_emb = absolute_positions(
-            use_abs_pos_emb, scaled_sinu_pos_emb, relative, max_seq_len, width, l2norm_embed
-        )
-        self.embed_num_tokens = check_embed_num_tokens(embed_num_tokens)
+        width = config.emb_dim or dim
+        self.num_tokens, self.dim = config.num_tokens, dim
+        self.token_emb = TokenEmbedding(config.num_tokens, width, config.l2norm_embed)
+        self.pos_emb = absolute_positions(config, width, relative)
+        self.embed_num_tokens = check_embed_num_tokens(config.embed_num_tokens)
         # A ModuleDict has methods, and a name such as 'type' would be one of them.
         self.embeds = nn.ModuleDict(
             {f"{name}_embed": TokenEmbedding(count, width) for name, count in self.embed_num_tokens.items()}
         )
-        self.post_emb_norm = LayerNorm.of(width) if post_emb_norm else None
-        self.emb_dropout = emb_dropout
+        self.post_emb_norm = LayerNorm.of(width) if config.post_emb_norm else None
+        self.emb_dropout = config.emb_dropout
         self.project_emb = projection(width, dim) if width != dim else None
 
     @property
@@ -219,6 +196,19 @@ class InputEmbedding(nn.Module):
         if where.shape[0] == 1 or not has_values(where) or int(where.max()) >= limit:
             raise ValueError(f"{bound} {TOO_LONG.format(count=limit)}")
         return where
+
+
+def absolute_positions(config: InputEmbedding.Config, width: int, relative: bool) -> nn.Module | None:
+    """The absolute positions that flags ask for; ValueError where they contradict each other."""
+    if config.scaled_sinu_pos_emb:
+        if config.use_abs_pos_emb is False:
+            raise ValueError("scaled_sinu_pos_emb=True contradicts use_abs_pos_emb=False")
+        return ScaledSinusoidal(width)
+    if not (not relative if config.use_abs_pos_emb is None else config.use_abs_pos_emb):
+        return None
+    if not config.max_seq_len:
+        raise ValueError("learned absolute positions need max_seq_len; give it, or use_abs_pos_emb=False")
+    return LearnedPositions(config.max_seq_len, width, config.l2norm_embed)
 
 
 def check_integers(name: str, x: Any) -> None:

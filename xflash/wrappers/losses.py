@@ -1,6 +1,7 @@
 """What a language model is trained towards: the targets of a row of tokens, and the loss on them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -11,11 +12,39 @@ from torch.utils.checkpoint import checkpoint
 
 from ..base.looks import transformed, within
 from ..base.shapes import Bool, Float, Int, Tensor
+from ..flags.flag import flag
 from ..generation.prompts import prefix_of
 from ..generation.sampling import wide
 from ..layers.kernels.operators import as_autocast, gradients_of, operators_work
 
-__all__ = ["check_targets", "loss_in_chunks", "next_token_loss", "next_tokens", "summed_loss", "unseen_targets"]
+__all__ = [
+    "Chunks",
+    "Labels",
+    "check_targets",
+    "loss_in_chunks",
+    "next_token_loss",
+    "next_tokens",
+    "summed_loss",
+    "unseen_targets",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What stands for no label, and for no token."""
+
+    ignore_index: int = flag(-100, "the label that is no target; where x holds it, the model reads pad_value")
+    pad_value: int = flag(0, "what generated rows hold behind their end token", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """How much of a loss is computed at once."""
+
+    loss_chunk: int | None = flag(
+        None, "tokens whose logits there are at a time, made again for their gradients (None: all, kept)", at_least=1,
+        paper="https://arxiv.org/abs/2411.09009",
+    )  # fmt: skip
 
 
 def next_tokens(

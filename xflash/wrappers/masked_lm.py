@@ -2,14 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..base.checks import as_mask, check_generator, check_switch, describe, integer, number
+from ..base.checks import as_mask, check_generator, check_switch, integer, number
 from ..base.shapes import Bool, Float, Int, Tensor
+from ..flags.flag import flag
 from ..generation.decoding import evaluating
 from ..generation.nets import check_gives_logits, only_logits
 from ..generation.prompts import token_ids
@@ -17,7 +19,7 @@ from ..generation.sampling import filter_settings, find_filter, sample, wide
 from ..saving.configurable import Configurable
 from .hiding import SCHEDULES, SLACK, check_schedule, random_subset, reveal, uniform
 from .input_embedding import in_range
-from .losses import check_targets, loss_in_chunks, next_token_loss
+from .losses import Chunks, check_targets, loss_in_chunks, next_token_loss
 from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["MaskedLMWrapper"]
@@ -35,47 +37,62 @@ class MaskedLMWrapper(Configurable):
     that pools or is causal, and for ids that are not among `num_tokens` (unless given, those of the net).
     """
 
+    @dataclass(frozen=True)
+    class Config(Chunks):
+        net: nn.Module = flag(doc="a bidirectional model from token ids to logits")
+        _: KW_ONLY
+        mask_token_id: int = flag(doc="the token that stands for hidden ones", at_least=0)
+        pad_token_id: int | None = flag(None, "the token that is padding", at_least=0)
+        mask_prob: float | str = flag(
+            0.15, "share of a row's tokens that are to be told; 'linear' or 'cosine': drawn anew for each row",
+            above=0, at_most=1,
+        )  # fmt: skip
+        replace_prob: float = flag(0.9, "share of these that become the mask token", at_least=0, at_most=1)
+        random_token_prob: float = flag(0.0, "share of these that become another token", at_least=0, at_most=1)
+        mask_ignore_token_ids: tuple[int, ...] = flag(
+            (), "tokens that are never chosen, drawn or generated", at_least=0
+        )
+        num_tokens: int | None = flag(None, "token ids that there are (None: those of the net)", at_least=1)
+
     gives = "a loss of token ids"
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        mask_token_id: int,
-        pad_token_id: int | None = None,
-        mask_prob: float | str = 0.15,
-        replace_prob: float = 0.9,
-        random_token_prob: float = 0.0,
-        mask_ignore_token_ids: Sequence[int] = (),
-        num_tokens: int | None = None,
-        loss_chunk: int | None = None,
-    ):
-        super().__init__()
+    def assemble(self, config: Config) -> None:
+        net = self.net = config.net
         check_net(net)
-        check_loss_chunk(net, loss_chunk)
-        self.loss_chunk = loss_chunk
-        self.net = net
-        num_tokens = getattr(net, "num_tokens", None) if num_tokens is None else num_tokens
+        check_loss_chunk(net, config.loss_chunk)
+        self.loss_chunk = config.loss_chunk
+        num_tokens = getattr(net, "num_tokens", None) if config.num_tokens is None else config.num_tokens
         self.num_tokens = integer("num_tokens", num_tokens, 1)
-        self.mask_token_id = self.checked_id("mask_token_id", mask_token_id)
-        self.pad_token_id = None if pad_token_id is None else self.checked_id("pad_token_id", pad_token_id)
-        if self.pad_token_id == self.mask_token_id:
-            raise ValueError(f"mask_token_id and pad_token_id are both {mask_token_id}: hidden tokens would be padding")
-        if not isinstance(mask_ignore_token_ids, (tuple, list)):
-            raise TypeError(f"mask_ignore_token_ids must be a tuple of ids, not {describe(mask_ignore_token_ids)}")
-        ignored = {self.checked_id("mask_ignore_token_ids", token) for token in mask_ignore_token_ids}
-        self.mask_prob = self.checked_share(mask_prob)
-        self.replace_prob = number("replace_prob", replace_prob, at_least=0, at_most=1)
-        self.random_token_prob = number("random_token_prob", random_token_prob, at_least=0, at_most=1)
+        self.mask_token_id, self.pad_token_id = config.mask_token_id, config.pad_token_id
+        self.mask_prob = config.mask_prob
+        if isinstance(self.mask_prob, str):
+            check_schedule("mask_prob", self.mask_prob)
+        self.replace_prob, self.random_token_prob = config.replace_prob, config.random_token_prob
         if self.replace_prob + self.random_token_prob > 1 + 1e-6:
-            raise ValueError(f"replace_prob={replace_prob} and random_token_prob={random_token_prob} are more than 1")
-        special = {self.mask_token_id, *ignored} | ({self.pad_token_id} if self.pad_token_id is not None else set())
-        if len(special) == self.num_tokens:
-            raise ValueError(f"all {self.num_tokens} tokens are special ones: there is none to hide")
-        runs = itertools.groupby(enumerate(sorted(special)), lambda pair: pair[1] - pair[0])
+            raise ValueError(
+                f"replace_prob={self.replace_prob} and random_token_prob={self.random_token_prob} are more than 1"
+            )
+        special = self.special_tokens(config)
+        runs = itertools.groupby(enumerate(special), lambda pair: pair[1] - pair[0])
         found = [[token for _, token in run] for _, run in runs]
         self.special = [(ids[0], ids[-1] + 1) for ids in found]
         self.words = self.num_tokens - len(special)
+
+    def special_tokens(self, config: Config) -> list[int]:
+        """The tokens that are never hidden, in order; ValueError for ids that are none of the vocabulary, or all."""
+        named = {"mask_token_id": config.mask_token_id, "pad_token_id": config.pad_token_id}
+        ids = [*named.items(), *(("mask_ignore_token_ids", token) for token in config.mask_ignore_token_ids)]
+        for name, token in ids:
+            if token is not None and token >= self.num_tokens:
+                raise ValueError(f"{name} must be below num_tokens={self.num_tokens}, not {token}")
+        if config.pad_token_id == config.mask_token_id:
+            raise ValueError(
+                f"mask_token_id and pad_token_id are both {config.mask_token_id}: hidden tokens would be padding"
+            )
+        special = {token for _, token in ids if token is not None}
+        if len(special) == self.num_tokens:
+            raise ValueError(f"all {self.num_tokens} tokens are special ones: there is none to hide")
+        return sorted(special)
 
     def ordinary(self, device: torch.device) -> Bool[Tensor, " v"]:
         """Which tokens are no special ones: made where it is needed, for no checkpoint would fill a buffer of it."""
@@ -84,20 +101,6 @@ class MaskedLMWrapper(Configurable):
         for start, end in self.special:
             ordinary[start:end] = False
         return ordinary
-
-    def checked_id(self, name: str, token: Any) -> int:
-        """A token id; TypeError or ValueError unless it is one of the vocabulary."""
-        if integer(name, token, 0) >= self.num_tokens:
-            raise ValueError(f"{name} must be below num_tokens={self.num_tokens}, not {token}")
-        return token
-
-    def checked_share(self, share: Any) -> float | str:
-        """A share above 0 or the name of a schedule; TypeError or ValueError for anything else."""
-        return (
-            check_schedule("mask_prob", share)
-            if isinstance(share, str)
-            else number("mask_prob", share, above=0, at_most=1)
-        )
 
     def extra_repr(self) -> str:
         return f"mask_token_id={self.mask_token_id}, pad_token_id={self.pad_token_id}, mask_prob={self.mask_prob}"

@@ -1,12 +1,14 @@
 """`NonAutoregressiveWrapper`: x-transformers' names for `MaskedLMWrapper`."""
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ..base.checks import integer, number
+from ..base.checks import number
 from ..base.shapes import Float, Int, Tensor
+from ..flags.flag import flag, like
 from ..saving.configurable import Configurable
 from .masked_lm import MaskedLMWrapper, check_schedule
 from .options import also_called
@@ -25,40 +27,37 @@ class Losses(NamedTuple):
 class NonAutoregressiveWrapper(Configurable):
     """Training and decoding of masked tokens as in https://arxiv.org/abs/2202.04200, called as in x-transformers.
 
-    The share of hidden tokens is drawn anew for each row, by `schedule`. Of them `no_replace_prob` stay and
-    `random_token_prob` become another token (x-transformers does either in half of the calls). The loss is the plain
-    mean over hidden tokens, x-transformers' with `use_simple_mdlm_loss_weight=False` (its own weight is negative).
-    Rows of any length and padding are fine. Self-conditioning and critics don't exist here.
+    The share of hidden tokens is drawn anew for each row (x-transformers replaces some, or leaves some, in half of the
+    calls). The loss is the plain mean over hidden tokens, x-transformers' with `use_simple_mdlm_loss_weight=False` (its
+    own weight is negative). Rows of any length and padding are fine. Self-conditioning and critics don't exist here.
     """
+
+    @dataclass(frozen=True)
+    class Config:
+        net: nn.Module = flag(doc="a bidirectional model from token ids to logits")
+        _: KW_ONLY
+        mask_id: int = like(MaskedLMWrapper.Config, "mask_token_id")
+        steps: int = flag(18, "calls of the net that generate makes", at_least=1)
+        schedule: str = flag("linear", "which share is hidden, as time goes on: 'linear' or 'cosine'")
+        no_replace_prob: float = flag(0.15, "share of hidden tokens that stay as they are", at_least=0, at_most=1)
+        random_token_prob: float = flag(0.1, "share of them that become another token", at_least=0, at_most=1)
+        pad_token_id: int | None = like(MaskedLMWrapper.Config, "pad_token_id")
 
     gives = "losses of token ids"
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        mask_id: int,
-        steps: int = 18,
-        schedule: str = "linear",
-        no_replace_prob: float = 0.15,
-        random_token_prob: float = 0.1,
-        pad_token_id: int | None = None,
-    ):
-        integer("mask_id", mask_id, 0)
-        kept = number("no_replace_prob", no_replace_prob, at_least=0, at_most=1)
-        odd = number("random_token_prob", random_token_prob, at_least=0, at_most=1)
+    def assemble(self, config: Config) -> None:
+        kept, odd = config.no_replace_prob, config.random_token_prob
         if kept + odd > 1:
             raise ValueError(f"no_replace_prob={kept} and random_token_prob={odd} are more than 1")
-        super().__init__()
         self.masked = MaskedLMWrapper(
-            net,
-            mask_token_id=mask_id,
-            pad_token_id=pad_token_id,
-            mask_prob=check_schedule("schedule", schedule),
+            config.net,
+            mask_token_id=config.mask_id,
+            pad_token_id=config.pad_token_id,
+            mask_prob=check_schedule("schedule", config.schedule),
             replace_prob=1 - kept - odd,
             random_token_prob=odd,
         )
-        self.steps, self.schedule = integer("steps", steps, 1), schedule
+        self.steps, self.schedule = config.steps, config.schedule
 
     @property
     def net(self) -> nn.Module:

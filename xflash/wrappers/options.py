@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..base.checks import check_count
 from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
+from ..flags.aliases import canonical
 from ..flags.elsewhere import answering, arguments_of, meant
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "check_needs_nothing",
     "check_option_names",
     "check_tokens_only",
+    "further_flags",
     "without_last",
 ]
 
@@ -67,11 +68,22 @@ def check_needs_nothing(stack: Any, what: str) -> None:
         raise ValueError(f"parts of the stack need {needed[0]}, but {what}")
 
 
-def check_loss_chunk(net: Any, chunk: Any) -> None:
-    """TypeError or ValueError unless `chunk` is None, or a number of tokens and `net` has a head of its own to call."""
+def further_flags(
+    stack: Any, flags: Mapping[str, Any], taken: Iterable[str], implied: Iterable[str] = ()
+) -> dict[str, Any]:
+    """All flags of a stack as a model that hands on `flags` writes them into its config.
+
+    taken: those that say the same as arguments of the model.  implied: those that arguments of the model may set, left
+    to them where they are not among the flags.
+    """
+    left = {*taken, *(set(implied) - canonical(flags).keys())}
+    return {name: value for name, value in stack.arguments.items() if name not in left}
+
+
+def check_loss_chunk(net: Any, chunk: int | None) -> None:
+    """TypeError unless `chunk` is None, or `net` has a head of its own to call."""
     if chunk is None:
         return
-    check_count("loss_chunk", chunk)
     if "return_embeddings" not in inspect.signature(net.forward).parameters or not hasattr(net, "logits"):
         raise TypeError(
             f"loss_chunk={chunk} needs a net that gives its embeddings (return_embeddings=True) and turns them into "

@@ -1,11 +1,13 @@
 """`PooledOutput`: one embedding a row out of the stack's outputs, for models that judge whole sequences."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.checks import check_count, check_switch
 from ..base.shapes import Float, Tensor
+from ..flags.flag import flag
 from ..layers.embeddings import MemoryTokens
 from .pooling import AttentionPool, mean_pool
 
@@ -19,11 +21,29 @@ class PooledOutput(nn.Module):
     https://arxiv.org/abs/1810.04805). CLS tokens are real in every row and carry no absolute position.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        average_pool_embed: bool = flag(False, "the head reads the mean of each row's real outputs")
+        use_cls_token: bool = flag(
+            False, "the head reads learned tokens in front of each row", paper="https://arxiv.org/abs/1810.04805"
+        )
+        num_cls_tokens: int = flag(1, "how many of them, each with logits of its own", at_least=1)
+        attn_pool: bool = flag(
+            False,
+            "the head reads a learned weighting of each row's real outputs",
+            paper="https://arxiv.org/abs/1810.00825",
+        )
+
     def __init__(self, dim: int, kind: str, num_cls_tokens: int = 1):
         super().__init__()
         self.kind = kind
         self.cls_tokens = MemoryTokens(num_cls_tokens, dim) if kind == "use_cls_token" else None
         self.attn_pool = AttentionPool(dim) if kind == "attn_pool" else None
+
+    @property
+    def count(self) -> int:
+        """How many tokens it puts in front."""
+        return 0 if self.cls_tokens is None else len(self.cls_tokens)
 
     def extra_repr(self) -> str:
         return self.kind
@@ -51,22 +71,16 @@ class PooledOutput(nn.Module):
         return mean_pool(y, mask) if self.attn_pool is None else self.attn_pool(y, mask)
 
 
-def pooled_output(
-    dim: int, causal: bool, average_pool_embed: bool, use_cls_token: bool, num_cls_tokens: int, attn_pool: bool
-) -> PooledOutput | None:
-    """The pooling that a model's arguments ask for; TypeError or ValueError where they contradict each other."""
-    switches = {"average_pool_embed": average_pool_embed, "use_cls_token": use_cls_token, "attn_pool": attn_pool}
-    for name, value in switches.items():
-        check_switch(name, value)
-    check_count("num_cls_tokens", num_cls_tokens)
-    kinds = [name for name, value in switches.items() if value]
+def pooled_output(config: PooledOutput.Config, dim: int, causal: bool) -> PooledOutput | None:
+    """The pooling that a model's flags ask for; ValueError where they contradict each other."""
+    kinds = [name for name in ("average_pool_embed", "use_cls_token", "attn_pool") if getattr(config, name)]
     if len(kinds) > 1:
         raise ValueError(f"{kinds[0]}=True and {kinds[1]}=True exclude each other: a model has one pooled output")
-    if num_cls_tokens != 1 and not use_cls_token:
-        raise ValueError(f"num_cls_tokens={num_cls_tokens} is set, but use_cls_token is False")
-    if use_cls_token and causal:
+    if config.num_cls_tokens != 1 and not config.use_cls_token:
+        raise ValueError(f"num_cls_tokens={config.num_cls_tokens} is set, but use_cls_token is False")
+    if config.use_cls_token and causal:
         raise ValueError(
             "use_cls_token=True needs a bidirectional stack: in a causal one a token in front sees no other; "
             "average_pool_embed=True and attn_pool=True work there"
         )
-    return PooledOutput(dim, kinds[0], num_cls_tokens) if kinds else None
+    return PooledOutput(dim, kinds[0], config.num_cls_tokens) if kinds else None

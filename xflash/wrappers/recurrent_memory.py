@@ -1,14 +1,16 @@
 """`RecurrentMemoryWrapper`: a causal model that reads segment by segment, learned memory tokens between them."""
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
-from ..base.checks import as_rows, check_count
+from ..base.checks import as_rows
 from ..base.pieces import Piecewise, borders, fills
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..base.state import StackState, State
+from ..flags.flag import flag
 from ..layers.norms import RMSNorm
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable
@@ -53,11 +55,15 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
 
     causal, pooled, length_limit, max_seq_len = True, None, None, None
 
-    def __init__(self, net: TransformerWrapper, num_memory_tokens: int, segment_len: int):
-        super().__init__()
+    @dataclass(frozen=True)
+    class Config:
+        net: TransformerWrapper = flag(doc="a causal model that reads the segments")
+        num_memory_tokens: int = flag(doc="learned tokens that one segment hands to the next", at_least=1)
+        segment_len: int = flag(doc="tokens in a segment", at_least=1)
+
+    def assemble(self, config: Config) -> None:
+        net, num_memory_tokens, segment_len = config.net, config.num_memory_tokens, config.segment_len
         check_net(net)
-        check_count("num_memory_tokens", num_memory_tokens)
-        check_count("segment_len", segment_len)
         if net.length_limit is not None and net.length_limit < segment_len:
             raise ValueError(
                 f"segment_len={segment_len} is more than max_seq_len={net.length_limit}, the number of learned "
@@ -237,10 +243,8 @@ def lengths(state: RecurrentMemoryState) -> Int[Tensor, " b"]:
     return torch.full(state.memory.shape[:1], state.bound, dtype=torch.long, device=state.memory.device)
 
 
-def check_net(net: Any) -> None:
-    """TypeError or ValueError for what cannot be read in segments with memory tokens around them."""
-    if not isinstance(net, TransformerWrapper):
-        raise TypeError(f"net must be a TransformerWrapper, not {type(net).__name__}")
+def check_net(net: TransformerWrapper) -> None:
+    """ValueError for what cannot be read in segments with memory tokens around them."""
     if net.pooled is not None:
         raise ValueError(f"a model with {net.pooled.kind}=True has one output a text: it cannot be read in segments")
     net.attn_layers.check_steppable()

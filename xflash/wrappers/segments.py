@@ -1,20 +1,22 @@
 """`SegmentWrapper`: trains a causal model on texts longer than what it reads at a time, its state carried across."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..base.checks import as_binary, as_mask, check_count, check_share, check_switch, given, is_integral
+from ..base.checks import as_binary, as_mask, check_switch, given, is_integral
 from ..base.looks import has_values, may_look
 from ..base.pieces import Piecewise, borders
 from ..base.registry import side_inputs
 from ..base.shapes import Bool, Float, Int, Tensor
+from ..flags.flag import flag
 from ..generation.prompts import prefix_of, token_ids
 from .autoregressive import AutoregressiveWrapper
-from .losses import check_targets, in_front, next_token_loss, next_tokens, unseen_targets
+from .losses import Labels, check_targets, in_front, next_token_loss, next_tokens, unseen_targets
 from .options import check_handed_on, check_tokens_only
 
 __all__ = [
@@ -220,40 +222,35 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
     and how much is held for them. Only a net with Transformer-XL's memory (`max_mem_len`, https://arxiv.org/abs/1901.02860)
     knows less: at the end of each segment its state is cut to the last max_mem_len tokens and detached.
 
-    detach_every: gradients flow through that many segments; None: a call cuts none.
-    memory_dropout: chance, while training, that all rows start anew before a segment.
-    grad_checkpoint: what is computed inside a segment is computed again for its gradients instead of being kept.
     `generate`, `stream` and `beam_search` are those of AutoregressiveWrapper, which cuts no memory down
     (XLAutoregressiveWrapper does).
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        segment_len: int,
-        *,
-        detach_every: int | None = None,
-        memory_dropout: float = 0.0,
-        grad_checkpoint: bool = False,
-        ignore_index: int = -100,
-        pad_value: int = 0,
-    ):
-        super().__init__(net, ignore_index=ignore_index, pad_value=pad_value)
+    @dataclass(frozen=True)
+    class Config(Labels):
+        net: nn.Module = flag(doc="a causal model with step(ids, state, mask=, reset=)")
+        segment_len: int = flag(doc="tokens that are read at a time", at_least=1)
+        _: KW_ONLY
+        detach_every: int | None = flag(None, "segments that gradients flow through (None: all of a call)", at_least=1)
+        memory_dropout: float = flag(
+            0.0, "chance, while training, that all rows start anew before a segment", at_least=0, below=1
+        )
+        grad_checkpoint: bool = flag(False, "what is computed inside a segment is computed again for its gradients")
+
+    def assemble(self, config: Config) -> None:
+        net, every = config.net, config.detach_every
+        labels = {"ignore_index": config.ignore_index, "pad_value": config.pad_value}
+        super().assemble(AutoregressiveWrapper.Config(net, **labels))
         if not hasattr(net, "step"):
             raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): nothing is carried across segments")
         check_tokens_only(net, "segments are read with token ids only")
-        check_count("segment_len", segment_len)
-        if detach_every is not None:
-            check_count("detach_every", detach_every)
-            if detach_every > 1 and has_memory(net):
-                raise ValueError(
-                    f"detach_every={detach_every} cannot be had with max_mem_len={getattr(net, 'max_mem_len', None)}: "
-                    "Transformer-XL's memory is detached after each segment"
-                )
-        check_share("memory_dropout", memory_dropout)
-        check_switch("grad_checkpoint", grad_checkpoint)
-        self.segment_len, self.detach_every = segment_len, detach_every
-        self.memory_dropout, self.grad_checkpoint = memory_dropout, grad_checkpoint
+        if every is not None and every > 1 and has_memory(net):
+            raise ValueError(
+                f"detach_every={every} cannot be had with max_mem_len={getattr(net, 'max_mem_len', None)}: "
+                "Transformer-XL's memory is detached after each segment"
+            )
+        self.segment_len, self.detach_every = config.segment_len, every
+        self.memory_dropout, self.grad_checkpoint = config.memory_dropout, config.grad_checkpoint
 
     def extra_repr(self) -> str:
         return f"segment_len={self.segment_len}, detach_every={self.detach_every}, {super().extra_repr()}"

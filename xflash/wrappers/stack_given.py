@@ -1,18 +1,14 @@
 """What a model on token ids asks of the stack that it is given."""
 
-from typing import Any
-
-from ..base.checks import count_or_none
 from ..base.registry import blocks as registered
 from ..stack.face import AttentionLayers
 
-__all__ = ["check_stack", "memory_length"]
+__all__ = ["memory_length"]
 
 
 def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None:
-    """`max_mem_len`, None for 0; TypeError or ValueError where it cannot be one of the stack."""
-    max_mem_len = count_or_none("max_mem_len", max_mem_len)
-    if max_mem_len is None:
+    """`max_mem_len`, None for 0; ValueError where it cannot be one of the stack."""
+    if not max_mem_len:
         return None
     if not stack.causal:
         raise ValueError(f"max_mem_len={max_mem_len}: a bidirectional stack carries nothing on; use a Decoder")
@@ -23,11 +19,3 @@ def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None
             f"keep every token: {able})"
         )
     return max_mem_len
-
-
-def check_stack(attn_layers: Any) -> None:
-    """TypeError unless it is a stack."""
-    if not isinstance(attn_layers, AttentionLayers):
-        raise TypeError(
-            f"attn_layers must be a stack such as Encoder(...) or Decoder(...), not {type(attn_layers).__name__}"
-        )

@@ -1,50 +1,48 @@
 """`TokenHead`: the projection of a stack's output to the vocabulary."""
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.checks import number, shown
 from ..base.shapes import Float, Tensor, typed
+from ..flags.flag import flag
 from .input_embedding import InputEmbedding
 
-__all__ = ["TokenHead", "scale_of_tied"]
-
-
-def scale_of_tied(tied: bool, scale: float | None) -> float:
-    """What a head that is the token embedding multiplies by; TypeError or ValueError for another head that has one."""
-    if scale is not None and not tied:
-        raise ValueError(f"tie_embedding_scale={shown(scale)} is set, but tie_embedding is False")
-    return number("tie_embedding_scale", 1.0 if scale is None else scale, above=0)
+__all__ = ["TokenHead"]
 
 
 class TokenHead(nn.Module):
     """The part of a model that makes logits: by a projection of its own, by the token embedding, or not at all."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        tie_embedding: bool = flag(False, "the head is the token embedding", paper="https://arxiv.org/abs/1608.05859")
+        tie_embedding_scale: float | None = flag(None, "what a tied head multiplies its input by (None: 1)", above=0)
+        logits_dim: int | None = flag(None, "logits a token (None: num_tokens)", at_least=1)
+        logits_bias: bool = flag(False, "a bias in the head")
+        return_only_embed: bool = flag(False, "no head: the model gives the stack's output, as an encoder does")
+
     dim: int
     num_tokens: int
-    return_only_embed: bool
-    tie_embedding_scale: float
     to_logits: nn.Linear | None
     embedding: InputEmbedding
 
-    def head(self, tied: bool, logits_dim: int | None, bias: bool, width: int) -> nn.Linear | None:
-        """The projection to logits; None when it is the token embedding itself, or there is none."""
-        if self.return_only_embed:
-            for name, clash in (("tie_embedding", tied), ("logits_dim", logits_dim is not None), ("logits_bias", bias)):
-                if clash:
-                    raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
-            return None
-        if not tied:
-            head = nn.Linear(self.dim, logits_dim or self.num_tokens, bias=bias)
-            if bias:
-                nn.init.zeros_(head.bias)
-            return head
-        for name, clash in (("logits_dim", logits_dim is not None), ("logits_bias", bias)):
-            if clash:
-                raise ValueError(f"tie_embedding=True uses the token embedding as the head, so {name} cannot be set")
-        if width != self.dim:
+    def head(self, config: Config, width: int) -> nn.Linear | None:
+        """The projection to logits; None when it is the token embedding, `width` wide, itself, or there is none."""
+        self.tie_embedding, self.return_only_embed = config.tie_embedding, config.return_only_embed
+        self.tie_embedding_scale = 1.0 if config.tie_embedding_scale is None else config.tie_embedding_scale
+        if config.tie_embedding_scale is not None and not config.tie_embedding:
+            raise ValueError(f"tie_embedding_scale={config.tie_embedding_scale} is set, but tie_embedding is False")
+        check_alone(config)
+        if config.tie_embedding and width != self.dim:
             raise ValueError(f"tie_embedding=True needs emb_dim ({width}) to be the stack's dim ({self.dim})")
-        return None
+        if config.tie_embedding or config.return_only_embed:
+            return None
+        head = nn.Linear(self.dim, config.logits_dim or self.num_tokens, bias=config.logits_bias)
+        if config.logits_bias:
+            nn.init.zeros_(head.bias)
+        return head
 
     def features(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
         """What the head projects, of the stack's output."""
@@ -82,6 +80,17 @@ class TokenHead(nn.Module):
         if not is_plain(head):
             return None
         return self.features(y), head.weight, head.bias
+
+
+def check_alone(config: TokenHead.Config) -> None:
+    """ValueError for flags of a head beside one that leaves none of its own."""
+    own = ("logits_dim", config.logits_dim is not None), ("logits_bias", config.logits_bias)
+    for name, is_set in (("tie_embedding", config.tie_embedding), *own):
+        if config.return_only_embed and is_set:
+            raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
+    for name, is_set in own:
+        if config.tie_embedding and is_set:
+            raise ValueError(f"tie_embedding=True uses the token embedding as the head, so {name} cannot be set")
 
 
 def is_plain(head: nn.Linear) -> bool:

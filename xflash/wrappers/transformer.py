@@ -1,34 +1,28 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..base.checks import (
-    as_doc_ids,
-    as_rows,
-    check_count,
-    check_counts,
-    check_switches,
-    count_or_none,
-)
+from ..base.checks import as_doc_ids, as_rows
 from ..base.shapes import Float, Int, Tensor
-from ..saving.configurable import Configurable
+from ..flags.flag import flag
 from ..stack.face import AttentionLayers
-from ..stack.side_inputs import behind_front
 from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
+from .model import Model, behind
 from .model_state import ModelState, stack_state
-from .pooled_output import pooled_output
-from .stack_given import check_stack, memory_length
-from .token_head import TokenHead, scale_of_tied
+from .pooled_output import PooledOutput, pooled_output
+from .stack_given import memory_length
+from .token_head import TokenHead
 from .wanted import Wanted
 
 __all__ = ["ModelState", "TransformerWrapper"]
 
 
-class TransformerWrapper(CompilableStep, TokenHead, Configurable):
+class TransformerWrapper(CompilableStep, TokenHead, Model):
     """Token embedding, absolute positions, a stack, and the projection to logits.
 
     `model(ids)` gives logits (b, n, num_tokens); `model.step(ids, state)` gives (logits, state) for any number of new
@@ -45,53 +39,29 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
     (https://arxiv.org/abs/1901.02860): `logits, mems = model(ids, mems=mems, return_mems=True)`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_tokens: int,
-        max_seq_len: int | None = None,
-        attn_layers: AttentionLayers,
-        emb_dim: int | None = None,
-        num_memory_tokens: int | None = None,
-        use_abs_pos_emb: bool | None = None,
-        scaled_sinu_pos_emb: bool = False,
-        l2norm_embed: bool = False,
-        post_emb_norm: bool = False,
-        emb_dropout: float = 0.0,
-        tie_embedding: bool = False,
-        tie_embedding_scale: float | None = None,
-        logits_dim: int | None = None,
-        logits_bias: bool = False,
-        embed_num_tokens: Mapping[str, int] | None = None,
-        average_pool_embed: bool = False,
-        use_cls_token: bool = False,
-        num_cls_tokens: int = 1,
-        attn_pool: bool = False,
-        return_only_embed: bool = False,
-        max_mem_len: int | None = None,
-    ):
-        super().__init__()
-        check_stack(attn_layers)
-        check_count("num_tokens", num_tokens)
-        self.max_mem_len = memory_length(max_mem_len, attn_layers)
-        check_counts(emb_dim=emb_dim, logits_dim=logits_dim)
-        check_switches(tie_embedding=tie_embedding, logits_bias=logits_bias, return_only_embed=return_only_embed)
-        self.attn_layers, self.num_tokens, self.dim = attn_layers, num_tokens, attn_layers.dim
-        memory_tokens = count_or_none("num_memory_tokens", num_memory_tokens)
-        if memory_tokens is not None:
-            attn_layers.set_memory_tokens(memory_tokens)
-        self.max_seq_len = count_or_none("max_seq_len", max_seq_len)
-        absolute: dict[str, Any] = {"use_abs_pos_emb": use_abs_pos_emb, "scaled_sinu_pos_emb": scaled_sinu_pos_emb}
-        absolute |= {"relative": attn_layers.has_relative_positions, "max_seq_len": self.max_seq_len}
-        looks: dict[str, Any] = {"l2norm_embed": l2norm_embed, "post_emb_norm": post_emb_norm}
-        looks |= {"emb_dropout": emb_dropout, "embed_num_tokens": embed_num_tokens}
-        self.embedding = InputEmbedding(num_tokens, emb_dim or self.dim, self.dim, **absolute, **looks)
-        self.tie_embedding, self.return_only_embed = tie_embedding, return_only_embed
-        self.tie_embedding_scale = scale_of_tied(tie_embedding, tie_embedding_scale)
-        self.to_logits = self.head(tie_embedding, logits_dim, logits_bias, emb_dim or self.dim)
-        self.pooled = pooled_output(
-            self.dim, attn_layers.causal, average_pool_embed, use_cls_token, num_cls_tokens, attn_pool
-        )
+    @dataclass(frozen=True, kw_only=True)
+    class Config(TokenHead.Config, PooledOutput.Config, InputEmbedding.Config):
+        attn_layers: AttentionLayers = flag(doc="the stack: Decoder(...), Encoder(...) or another")
+        num_memory_tokens: int | None = flag(
+            None, "learned tokens in front of every sequence (None: as the stack says)", at_least=0,
+            paper="https://arxiv.org/abs/2006.11527",
+        )  # fmt: skip
+        max_mem_len: int | None = flag(
+            None, "tokens whose keys and values are carried on to the next segment (None: no memory)", at_least=0,
+            paper="https://arxiv.org/abs/1901.02860",
+        )  # fmt: skip
+
+    embedding: InputEmbedding
+
+    def assemble(self, config: Any) -> None:
+        self.attn_layers, self.num_tokens = config.attn_layers, config.num_tokens
+        self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
+        if config.num_memory_tokens:
+            self.attn_layers.set_memory_tokens(config.num_memory_tokens)
+        self.max_seq_len = config.max_seq_len or None
+        self.embedding = InputEmbedding(config, self.dim, self.attn_layers.has_relative_positions)
+        self.to_logits = self.head(config, config.emb_dim or self.dim)
+        self.pooled = pooled_output(config, self.dim, self.attn_layers.causal)
 
     @property
     def causal(self) -> bool:
@@ -102,10 +72,6 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
     def length_limit(self) -> int | None:
         """The most tokens a row can have; None when any number is possible."""
         return self.embedding.length_limit
-
-    def flag_table(self) -> str:
-        """Every flag of the stack with its value, default, type and meaning, as text."""
-        return self.attn_layers.flag_table()
 
     def forward(
         self,
@@ -149,11 +115,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
             logits, state = self.step(x, mems, mask, **front, **beside)
             return (logits, self.remember(state)) if return_mems else logits
         y, maps = self.outputs(x, mask, front, {**beside, "attn_mask": attn_mask, "doc_ids": doc_ids}, return_attn)
-        if return_logits_and_embeddings:
-            out: Any = (self.logits(y), y)
-        else:
-            out = y if return_embeddings else self.logits(y)
-        return (out, maps) if return_attn else out
+        return self.answer(wanted, y, lambda: y, maps)
 
     def outputs(
         self, x: Int[Tensor, "b n"], mask: Tensor | None, front: dict[str, Any], beside: dict[str, Any], with_maps: bool
@@ -163,25 +125,11 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
         if beside["doc_ids"] is not None:
             beside["doc_ids"] = as_doc_ids(beside["doc_ids"], (x.shape[0], x.shape[1]))
         embedded, mask = self.embedding(x, mask, doc_ids=beside["doc_ids"], **front)
-        beside = self.behind(x, embedded.shape[1] - x.shape[1], beside)
-        if self.pooled is not None:
-            if beside.get("doc_ids") is not None:
-                raise ValueError(
-                    f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together"
-                )
-            tokens, attn_mask = embedded, beside.get("attn_mask")
-            embedded, mask, beside["attn_mask"] = self.pooled.front(embedded, mask, attn_mask)
-            beside = self.behind(tokens, embedded.shape[1] - tokens.shape[1], beside)
-        maps = None
-        if with_maps:
-            y, maps = self.attn_layers.attention_maps(embedded, mask, **beside)
-        else:
-            y = self.attn_layers(embedded, mask, **beside)
+        beside = behind(x, embedded.shape[1] - x.shape[1], beside)
+        if self.pooled is not None and beside.get("doc_ids") is not None:
+            raise ValueError(f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together")
+        y, mask, maps = self.through(embedded, mask, beside, with_maps)
         return (y if self.pooled is None else self.pooled(y, mask)), maps
-
-    def behind(self, x: Tensor, count: int, beside: dict[str, Any]) -> dict[str, Any]:
-        """The side inputs as the stack is given them where `count` tokens stand in front of x."""
-        return behind_front(beside, count, (x.shape[0], x.shape[1])) if count else beside
 
     def step(
         self,
@@ -246,7 +194,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Configurable):
             prepend_mask=prepend_mask,
             embed_ids=embed_ids,
         )
-        beside = self.behind(x, embedded.shape[1] - x.shape[1], beside)
+        beside = behind(x, embedded.shape[1] - x.shape[1], beside)
         y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)

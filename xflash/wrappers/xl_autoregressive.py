@@ -1,6 +1,7 @@
 """`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 from ..base.checks import check_switch, given
 from ..base.shapes import Float, Int, Tensor
 from ..base.state import State
+from ..flags.flag import flag, like
 from ..saving.configurable import Configurable
 from .autoregressive import AutoregressiveWrapper
+from .losses import Labels
 from .model_state import ModelState
 from .options import check_handed_on, check_tokens_only
 from .segments import SegmentsReader, as_text, has_memory, segments_loss
@@ -79,12 +82,16 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
     end where a second segment begins.
     """
 
+    @dataclass(frozen=True)
+    class Config:
+        net: TransformerWrapper = flag(doc="a causal model with max_mem_len, and max_seq_len for a segment's length")
+        ignore_index: int = like(Labels, "ignore_index")
+        pad_value: int = like(Labels, "pad_value")
+
     gives = "a loss of token ids"
 
-    def __init__(self, net: TransformerWrapper, ignore_index: int = -100, pad_value: int = 0):
-        super().__init__()
-        if not isinstance(net, TransformerWrapper):
-            raise TypeError(f"net must be a TransformerWrapper, not {type(net).__name__}")
+    def assemble(self, config: Config) -> None:
+        net = config.net
         if not has_memory(net):
             raise ValueError(
                 f"{type(net).__name__} has no memory to carry across segments: build it with max_mem_len, or train it "
@@ -99,8 +106,8 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
             )
         check_tokens_only(net, "segments are read with token ids only")
         self.net, self.segment_len = net, net.max_seq_len
-        self.ignore_index, self.pad_value = ignore_index, pad_value
-        AutoregressiveWrapper(net, ignore_index=ignore_index, pad_value=pad_value)  # for its checks
+        self.ignore_index, self.pad_value = config.ignore_index, config.pad_value
+        AutoregressiveWrapper(net, ignore_index=self.ignore_index, pad_value=self.pad_value)  # for its checks
 
     def extra_repr(self) -> str:
         return f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"

@@ -2,22 +2,25 @@
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
 
-from ..base.checks import as_mask, check_count, check_share, check_switch
+from ..base.checks import as_mask
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.aliases import ALIASES
 from ..flags.elsewhere import ELSEWHERE
-from ..flags.flag import Flag, flag_table
+from ..flags.flag import Flag, flag, flags_of, like
 from ..generation.decoding import evaluating
 from ..generation.prompts import Rows, token_ids
 from ..saving.configurable import Configurable
 from ..stack.config import known_flags
 from ..stack.face import AttentionLayers, Decoder, Encoder
+from ..stack.stack_config import StackConfig
 from .autoregressive import AutoregressiveWrapper
+from .losses import Chunks, Labels
 from .options import also_called, check_option_names
 from .sides import check_plain, check_rows, check_sides, check_tied, starts
 from .transformer import TransformerWrapper
@@ -40,51 +43,58 @@ class XTransformer(Configurable):
     """An encoder, and a decoder that attends to its output: `model(src, tgt, mask=)` is the loss.
 
     Flags that begin with `enc_` and `dec_` are those of an `Encoder` and a `Decoder` and the arguments of the
-    TransformerWrappers around them. `tie_token_emb`: one token embedding for both. `cross_attn_tokens_dropout`: the
-    share of the encoder's tokens that the decoder is not shown while training. `loss_chunk` as in
-    AutoregressiveWrapper. TypeError for a flag that nobody
-    knows, with the nearest one; errors of a side name it.
+    TransformerWrappers around them. TypeError for a flag that nobody knows, with the nearest one; errors of a side name
+    it.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Chunks, Labels):
+        dim: int = like(StackConfig, "dim")
+        tie_token_emb: bool = flag(
+            False, "one token embedding for both sides", paper="https://arxiv.org/abs/1608.05859"
+        )
+        cross_attn_tokens_dropout: float = flag(
+            0.0, "share of the encoder's tokens that the decoder is not shown while training", at_least=0, below=1
+        )
+
+    takes_flags = True
 
     gives = "a loss of a source and a target"
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        tie_token_emb: bool = False,
-        ignore_index: int = -100,
-        pad_value: int = 0,
-        cross_attn_tokens_dropout: float = 0.0,
-        loss_chunk: int | None = None,
-        **flags: Any,
-    ):
-        super().__init__()
-        check_count("dim", dim)
-        check_switch("tie_token_emb", tie_token_emb)
-        check_share("cross_attn_tokens_dropout", cross_attn_tokens_dropout)
-        sides = read_sides(flags)
-        self.dim, self.cross_attn_tokens_dropout = dim, cross_attn_tokens_dropout
+    def assemble(self, config: Config, **flags: Any) -> None:
+        dim, sides = config.dim, read_sides(flags)
+        self.dim, self.cross_attn_tokens_dropout = dim, config.cross_attn_tokens_dropout
         self.encoder = build_side("enc_", Encoder, {"dim": dim, **sides["enc_"]}, {"return_only_embed": True})
         decoder = build_side("dec_", Decoder, {"dim": dim, "cross_attend": True, **sides["dec_"]}, {})
         check_sides(self.encoder.attn_layers, decoder.attn_layers, dim)
         for prefix, side in (("enc_", self.encoder), ("dec_", decoder)):
             check_plain(prefix, side)
-        if tie_token_emb:
+        if config.tie_token_emb:
             check_tied(self.encoder, decoder)
             decoder.embedding.token_emb = self.encoder.embedding.token_emb
-        self.decoder = AutoregressiveWrapper(
-            decoder, ignore_index=ignore_index, pad_value=pad_value, loss_chunk=loss_chunk
-        )
+        labels = {"ignore_index": config.ignore_index, "pad_value": config.pad_value}
+        self.decoder = AutoregressiveWrapper(decoder, loss_chunk=config.loss_chunk, **labels)
 
-    def flag_table(self) -> str:
-        """Every flag of both sides with its value, default, type and meaning, as text."""
-        rows: list[tuple[str, Any, Flag]] = []
-        sides = {"enc_": self.encoder.attn_layers, "dec_": cast(TransformerWrapper, self.decoder.net).attn_layers}
-        for prefix, stack in sides.items():
-            rows += [(prefix + name, value, spec) for name, value, spec in stack.rows if name != "dim"]
-        spec = next(spec for name, _, spec in sides["enc_"].rows if name == "dim")
-        return flag_table([("dim", self.dim, spec), *rows])
+    def sides(self) -> dict[str, TransformerWrapper]:
+        """The two models, by what their flags begin with."""
+        return {"enc_": self.encoder, "dec_": cast(TransformerWrapper, self.decoder.net)}
+
+    def flag_rows(self) -> list[tuple[str, Any, Flag]]:
+        own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
+        return own + [
+            (prefix + name, value, spec)
+            for prefix, side in self.sides().items()
+            for name, value, spec in side.flag_rows()
+            if name not in DECIDED
+        ]
+
+    def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            prefix + name: value
+            for prefix, side in self.sides().items()
+            for name, value in {**side.attn_layers.arguments, **side.arguments}.items()
+            if name not in DECIDED
+        }
 
     def forward(
         self,

@@ -66,7 +66,7 @@ class Attention(MultiHead):
         self.query_key_value = linear_in(site.dim, fused, config.qkv_bias)
         if not config.value_residual_learned and not config.value_residual:
             raise ValueError("attn_value_residual_learned=False is set, but attn_value_residual is False")
-        if config.value_residual and config.value_residual_learned and site.layers.index(self.kind) not in site.places:
+        if config.value_residual and config.value_residual_learned and not site.is_first(self.kind):
             self.to_mix = nn.Linear(site.dim, self.kv_heads)
         if config.sinks and config.window is None:
             raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")

@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...base.registry import Registry, blocks
+from ...base.checks import given
+from ...base.registry import Registry, blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
+from ...flags.flag import flags_of
+from ...flags.layout import AROUND
 
-__all__ = ["Block", "Site"]
+__all__ = ["Block", "Site", "update_of"]
 
 # A factor such as 960 / 704 is meant as written, although in floats it times 704 falls short of 960.
 SLACK = 1e-6
@@ -25,11 +28,12 @@ MOST = 10**6
 class Site:
     """Where a part stands: the width, heads and direction of its stack, and its places in the column.
 
-    branches: how many branches the stack runs, the column's length.  places: all those, from 0, at which this one
-    module stands: several where layers are tied.  period: the layers in one repetition of the layout.  parts: the
-    Configs of the parts that a block holds, by name; those that are not there have their defaults.
-    layers: the names of all blocks down the column.  views: how many tensors the block here can read in place of one.
-    dim_head: how wide the queries are whose scores a step stands behind.
+    branches: how many blocks the stack runs, those in parallel counted each.  places: all those of the column, from 0,
+    at which this one module stands: several where layers are tied.  member: which one of blocks in parallel is here.
+    period: the layers in one repetition of the layout.  parts: the Configs of the parts that a block holds, by name;
+    those that are not there have their defaults.  layers: the names of all blocks down the column, of those in parallel
+    'attn+ff'.  pos: the names of the block's positions, None for those of the stack.  views: how many tensors the block
+    here can read in place of one.  dim_head: how wide the queries are whose scores a step stands behind.
     """
 
     dim: int
@@ -43,6 +47,13 @@ class Site:
     dim_condition: int | None = None
     dim_head: int | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
+    member: int = 0
+    pos: tuple[str, ...] | None = None
+
+    def is_first(self, name: str) -> bool:
+        """Whether the block here is the first of this name down the column, at one of its places."""
+        named = ((p, m) for p, layer in enumerate(self.layers) for m, n in enumerate(layer.split("+")) if n == name)
+        return next(named, None) in [(place, self.member) for place in self.places]
 
     def channels(self, flag: str, factor: float, instead: str = "") -> int:
         """The whole number of channels that `factor` times the stream's width makes; ValueError for any other number.
@@ -87,7 +98,8 @@ class Block(nn.Module, ABC):
     its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
     which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
     with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
-    otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to.
+    otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to. One that
+    `counts_places` counts itself where its queries and keys stand, in one line, whatever positions say.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -104,6 +116,7 @@ class Block(nn.Module, ABC):
     has_matrix: ClassVar[bool] = False
     auxiliary_by: ClassVar[str] = ""
     heeds: ClassVar[frozenset[str]] = frozenset()
+    counts_places: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -114,9 +127,22 @@ class Block(nn.Module, ABC):
         self.config = config
         self.site = site
 
+    @classmethod
+    def unlike(cls) -> str:
+        """Why no block can be as this class is, or ''."""
+        for name in getattr(cls.Config, "__dataclass_fields__", ()):
+            of_position = any(name in [f"{p}_{f}" for f in flags_of(part.Config)] for p, part in positions.items())
+            if name in AROUND or name.startswith("norm_") or of_position:
+                return f"has a flag {name!r}, which a layout says of any block: give it another name"
+        return ""
+
     @abstractmethod
     def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], Any]:
         """The update of the stream, and the state to carry on (None unless `ctx.keep_state`)."""
+
+    def members(self, state: Any = None) -> list[tuple["Block", Any]]:
+        """The blocks in here, each with its part of a state: itself, or those in parallel."""
+        return [(self, state)]
 
     def bias_heads(self) -> int | None:
         """How many heads of an additive position bias the block takes; None when it takes none."""
@@ -206,3 +232,20 @@ class Block(nn.Module, ABC):
 
 
 blocks.base = Block
+
+
+def update_of(block: Block, out: Any, x: Float[Tensor, "b n *_ d"]) -> tuple[Float[Tensor, "b n d"], Any]:
+    """What a block gave; TypeError or ValueError unless it is a pair of an update in the shape of x and a state.
+
+    A tensor of two rows would be taken apart into a pair, and one of another shape be broadcast by the join.
+    """
+    if not isinstance(out, tuple) or len(out) != 2 or not isinstance(out[0], torch.Tensor):
+        shown = f"({', '.join(given(part) for part in out)})" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(
+            f"{type(block).__name__}.forward must give (y, state), a tensor and a state or None, not {shown}"
+        )
+    if out[0].shape != x.shape and (x.dim() == 3 or out[0].shape != x[:, :, 0].shape):
+        raise ValueError(
+            f"{type(block).__name__}.forward must give y in the shape of x, {tuple(x.shape)}, not {tuple(out[0].shape)}"
+        )
+    return out

@@ -42,6 +42,7 @@ class BlockAttention(Reading):
     causal_only = True
     auxiliary_by = "compress_loss=True"
     positions = frozenset({"rotary", "rel_pos", "alibi"})
+    counts_places = True
 
     Config = BlockFlags
 

@@ -43,7 +43,7 @@ class Hyper(Join):
         mixing: Literal["balanced", "sum"] = flag(
             "balanced",
             "how streams are mixed; 'sum' (each becomes the sum of all) reproduces x-transformers 2.31",
-            tried=({"mixing": "sum"},),
+            tried=({"mixing": "sum", "streams": 2},),
         )
         rounds: int = flag(5, "rounds of balancing the matrices that mix streams", at_least=1, tried=(2,))
 

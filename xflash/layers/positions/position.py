@@ -19,10 +19,12 @@ class Position(nn.Module):
 
     A class that derives from it directly is a family of its own: what it gives is between it and the blocks that name
     it, or another one of its family, in their `positions`; they find it as `ctx.relative.of(Family)`.
-    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`).
+    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`). `known_as`: what its
+    tables are remembered by in a call, the same for those that make the same ones.
     """
 
     places_context: ClassVar[bool] = False
+    known_as: str = ""
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -39,8 +41,8 @@ class Position(nn.Module):
         return next(c for c in cls.__mro__ if issubclass(c, Position) and Position in c.__bases__)
 
     @classmethod
-    def fits(cls, block: type[Block]) -> bool:
-        """Whether blocks of this class can use it: those that name it or another of its family."""
+    def fits(cls, block: Block | type[Block]) -> bool:
+        """Whether a block, or those of a class, can use it: those that name it or another of its family."""
         return any(positions[name].family() is cls.family() for name in block.positions)
 
     def check(self, users: Sequence[Block]) -> None:

@@ -1,6 +1,6 @@
 """`Relative`: the positions of a stack as its blocks use them."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -23,12 +23,15 @@ def places(ctx: Ctx) -> Int[Tensor, "_ n"]:
 
 
 class Relative:
-    """The positions of a stack as its blocks use them: tables and biases are made once a call."""
+    """Positions of a stack, by name, as its blocks use them: tables and biases are made once a call."""
 
-    def __init__(self, modules: Iterable[Position]):
-        self.modules = list(modules)
+    def __init__(self, named: Mapping[str, Position]):
+        self.modules = list(named.values())
         self.turns = [m for m in self.modules if isinstance(m, Turn)]
         self.biases = [m for m in self.modules if isinstance(m, Bias)]
+        known = [(m.known_as or name, m) for name, m in named.items()]
+        self.turned_by = [name for name, m in known if isinstance(m, Turn)]
+        self.biased_by = tuple(name for name, m in known if isinstance(m, Bias))
 
     def of(self, family: type[P]) -> list[P]:
         """The stack's positions of a family, for the blocks that know what it gives."""
@@ -43,10 +46,10 @@ class Relative:
     ) -> Float[Tensor, "b *h n k"]:
         """Queries (or keys, `inverse`) turned to their places, or to those of a context (`where`)."""
         stand = places(ctx) if where is None else where
-        for i, turn in enumerate(self.turns):
+        for name, turn in zip(self.turned_by, self.turns, strict=True):
             width, dtype = t.shape[-1], t.dtype
             make = partial(turn.table, stand, width, dtype)
-            t = turn.turn(t, ctx.once(("turn", i, width, dtype, where is None), make), inverse)
+            t = turn.turn(t, ctx.once(("turn", name, width, dtype, where is None), make), inverse)
         return t
 
     @property
@@ -60,7 +63,7 @@ class Relative:
         """The tables (n, width) of a stack that `turns_once`, alike for all rows, and whether pairs are neighbours."""
         (turn,) = self.turns
         make = partial(turn.table, ctx.positions, key_width, dtype)
-        cos, sin, _ = ctx.once(("turn", 0, key_width, dtype, True), make)
+        cos, sin, _ = ctx.once(("turn", self.turned_by[0], key_width, dtype, True), make)
         return cos[0, 0], sin[0, 0], turn.neighbours
 
     def rotate_both(
@@ -78,9 +81,9 @@ class Relative:
         self, t: Float[Tensor, "b h n k"], where: Int[Tensor, "_ n"], ctx: Ctx, view: Any, inverse: bool = False
     ) -> Float[Tensor, "b h n k"]:
         """Queries (or keys, `inverse`) turned to places in a window, the same in all layers of the same `view`."""
-        for i, turn in enumerate(self.turns):
+        for name, turn in zip(self.turned_by, self.turns, strict=True):
             make = partial(turn.table, where, t.shape[-1], t.dtype)
-            t = turn.turn(t, ctx.once(("window", i, t.shape[-1], t.dtype, view, inverse), make), inverse)
+            t = turn.turn(t, ctx.once(("window", name, t.shape[-1], t.dtype, view, inverse), make), inverse)
         return t
 
     def by_distance(self, distance: Int[Tensor, " l"], heads: int, dtype: torch.dtype) -> Float[Tensor, "h l"] | None:
@@ -99,6 +102,6 @@ class Relative:
         if not self.biases:
             return None
         return ctx.once(
-            ("bias", heads, dtype, view),
+            ("bias", self.biased_by, heads, dtype, view),
             lambda: scores_bias(lambda gap: cast(Tensor, self.by_distance(gap, heads, dtype)), *slots, m),
         )

@@ -9,8 +9,9 @@ from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
 from ..blocks.block import Block
-from .angles import angle_dtype, inverse_frequencies
+from .angles import angle_dtype
 from .position import Turn
+from .scaling import ScalingFlags, amplitude, check_factors, check_scaling, scaled_frequencies
 
 __all__ = ["Rotary"]
 
@@ -20,7 +21,7 @@ class Rotary(Turn):
     """Rotary embedding of queries and keys (https://arxiv.org/abs/2104.09864), optionally xPos (2212.10554)."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config:
+    class Config(ScalingFlags):
         emb_dim: int | None = flag(
             None, "channels of each key that are turned (None: all; all of narrower keys)", at_least=2, tried=(4,)
         )
@@ -53,6 +54,7 @@ class Rotary(Turn):
             raise ValueError(f"rotary_emb_dim must be even, not {config.emb_dim}")
         if config.xpos and not causal:
             raise ValueError("rotary_xpos=True needs a causal stack: its decay has a direction")
+        check_scaling(config, positions.name_of(type(self)))
 
     def check(self, users: Sequence[Block]) -> None:
         """ValueError when keys have no pair of channels, or none has as many as are to be turned."""
@@ -65,6 +67,14 @@ class Rotary(Turn):
             raise ValueError(
                 f"{name}_emb_dim={wanted}, but the widest keys, those of {widths[widest]!r}, have {widest} channels"
             )
+        for width in widths:
+            check_factors(self.config, self.width(width), name)
+        for block in users:
+            if block.counts_places and self.config.scaling == "dynamic":
+                raise ValueError(
+                    f"{name}_scaling='dynamic' counts the text up to each token, but "
+                    f"{blocks.name_of(type(block))!r} counts places inside its window"
+                )
 
     def refuses_ahead(self) -> tuple[str, str] | None:
         if not self.config.xpos:
@@ -95,11 +105,13 @@ class Rotary(Turn):
         width, config = self.width(key_width), self.config
         exact = angle_dtype(dtype)
         base = config.base * config.base_rescale_factor ** (width / max(width - 2, 1))
-        frequency = inverse_frequencies(width, base, where.device).to(exact)
-        angle = where.to(exact)[..., None] * frequency
+        at = where.to(exact)
+        angle = at[..., None] * scaled_frequencies(config, base, width, at).to(exact)
         if config.interpolation_factor != 1:
             angle = angle / config.interpolation_factor
         sin, cos = angle.sin(), angle.cos()
+        if (size := amplitude(config)) != 1:
+            sin, cos = sin * size, cos * size
         scale = None
         if config.xpos:
             ratio = (torch.arange(0, width, 2, device=where.device) + 0.4 * width) / (1.4 * width)

@@ -14,7 +14,7 @@ __all__ = ["UNet"]
 
 def twin(site: Site) -> int | None:
     """The first layer of the repetition of the layout that mirrors the one which this site begins; None where none."""
-    place, last = site.places[0], site.branches // site.period - 1
+    place, last = site.places[0], len(site.layers) // site.period - 1
     if place % site.period:
         return None
     mirrored = (last - place // site.period) * site.period
@@ -35,7 +35,7 @@ class UNet(Read):
             raise ValueError(
                 "reads='unet' joins two halves of the column, but weight_tie_layers=True makes all repetitions one"
             )
-        if site.branches == site.period:
+        if len(site.layers) == site.period:
             raise ValueError(
                 "reads='unet' joins repetitions of the layout in pairs, but it is there only once (depth=1)"
             )

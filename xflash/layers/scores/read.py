@@ -31,8 +31,8 @@ class ReadFlags:
         tried=(
             "softclamp topk learned_sink",
             "topk talking_heads",
-            "residual topk",
-            "residual forget softclamp",
+            "residual softclamp",
+            "residual forget",
             "forget learned_sink",
             "cope softclamp",
             "talking_heads",

@@ -7,6 +7,7 @@ import torch
 
 from ...base.checks import as_mask, given, is_integral
 from ...base.registry import blocks, positions, side_inputs
+from ..places import users
 from .side_input import Call, Door, SideInput
 
 __all__ = ["Context", "ContextMask", "ContextPlaces"]
@@ -83,7 +84,8 @@ class ContextPlaces(OfContext):
     def check(self, value: Any, call: Call) -> Any:
         """As (1 | b, c)."""
         batch, c = call.given["context"].shape[:2]
-        if not any(p.places_context for p in call.stack.positions.values()):
+        named = [name for name, p in call.stack.positions.items() if p.places_context]
+        if not any(block.takes_context for name in named for block in users(call.stack, name)):
             able = " or ".join(name for name in positions if positions[name].places_context)
             raise ValueError(f"context_pos is for {able} positions, and this stack has none")
         for p in call.stack.positions.values():
@@ -106,7 +108,6 @@ class ContextPlaces(OfContext):
 def unplaced(stack: Any) -> str:
     """A position of the stack that has only a context's tokens to place, and is not told where they stand; or ''."""
     for name, position in stack.positions.items():
-        users = [block for block in stack.blocks() if position.fits(type(block))]
-        if position.places_context and all(block.takes_context for block in users):
+        if position.places_context and all(block.takes_context for block in users(stack, name)):
             return name
     return ""

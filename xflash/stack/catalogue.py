@@ -1,0 +1,125 @@
+"""The catalogue: every flag of every registered part, with its default and its meaning."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..base.registry import Registry, blocks, joins, norms, positions, reads, scales
+from ..flags.aliases import ALIASES, SWITCHES, spoken
+from ..flags.flag import REQUIRED, Flag, flag_table, flags_of
+from ..flags.layout import LETTERS
+from .config import StackConfig, slot_prefix
+
+__all__ = ["Group", "aliases", "catalogue", "groups", "sentence", "unset"]
+
+# A value for each alias that is more than a switch, to show what it means.
+SAMPLES: dict[str, Any] = {
+    "norm_type": "scalenorm",
+    "pre_norm_has_final_norm": False,
+    "rotary_xpos": True,
+    "layerscale_init_value": 0.1,
+    "num_residual_streams": 4,
+    "hyper_conn_sinkhorn_iters": 20,
+    "residual": "layerscale",
+    "residual_init": 0.1,
+    "attn_max_attend_past": 63,
+    **{
+        f"{block}_{begin}qk_norm{end}": value
+        for block in ("block_attn", "recurrent", "state_read")
+        for begin in ("", "read_")
+        for end, value in (("", True), ("_scale", 10.0))
+    },
+    **{
+        f"{block}_{name}": value
+        for block in ("attn", "cross_attn")
+        for name, value in (
+            ("pre_talking_heads", True),
+            ("post_talking_heads", True),
+            ("sparse_topk", 8),
+            ("sparse_topk_straight_through", True),
+            ("logit_softclamp_value", 30.0),
+        )
+    },
+}
+
+
+class Group(NamedTuple):
+    """The flags of one part, with a heading and a sentence on the part."""
+
+    title: str
+    doc: str
+    flags: list[tuple[str, Flag]]
+
+
+class Open:
+    """What stands in the table for the value of a flag that must be given."""
+
+    def __repr__(self) -> str:
+        return "-"
+
+
+def sentence(part: Any) -> str:
+    """The first line of a part's docstring; the name of a function of PyTorch."""
+    line = (inspect.getdoc(part) or "").split("\n")[0]
+    return f"PyTorch's {part.__name__}" if not isinstance(part, type) and "->" in line else line
+
+
+def groups() -> Iterator[Group]:
+    """Every flag of every registered part, the stack's own first."""
+    yield Group("the stack", "", list(flags_of(StackConfig).items()))
+    for registry in (blocks, positions, reads, scales, joins):
+        for name, part in registry.items():
+            own = [(slot_prefix(name) + flag, spec) for flag, spec in flags_of(part.Config).items()]
+            lender = getattr(part, "borrows", None)
+            taken = f" Flags of {lender} reach it too, unless its own say otherwise." if lender else ""
+            yield Group(f"{registry.kind} {name!r}", sentence(part) + taken, own)
+    for field, registry in {f: r for block in blocks.values() for f, r in block.holds.items()}.items():
+        for name, part in registry.items():
+            takers = [b for b, block in blocks.items() if field in block.holds and not block.refuses(part)]
+            rows = [(f"{name}_{flag}", spec) for flag, spec in flags_of(part.Config).items()]
+            begin = f"; flags begin with the block, as {takers[0]}_{rows[0][0]}" if rows else ""
+            yield Group(f"{registry.kind} {name!r}", f"{sentence(part)} For {', '.join(takers)}{begin}.", rows)
+    yield slot("norm", norms)
+
+
+def slot(name: str, registry: Registry) -> Group:
+    """The flags of all parts that can take a place of which there is one, and who has them where not all do."""
+    found: dict[tuple[str, Any], tuple[Flag, list[str]]] = {}
+    for part_name, part in registry.items():
+        for flag, spec in flags_of(part.Config).items():
+            found.setdefault((flag, spec.default), (spec, []))[1].append(part_name)
+    rows = []
+    for spec, owners in found.values():
+        only = "" if len(owners) == len(registry) else f" ({', '.join(owners)})"
+        rows.append((slot_prefix(name) + spec.name, spec._replace(doc=spec.doc + only)))
+    return Group(f"{name}s", f"{name}= one of {', '.join(registry)}.", rows)
+
+
+def aliases() -> list[tuple[str, str]]:
+    """The other spellings, and what each means in xflash's own."""
+    rows = []
+    for name in ALIASES:
+        value = SWITCHES[name][0] if name in SWITCHES else SAMPLES[name]
+        meant = ", ".join(f"{flag}={value!r}" for flag, value in spoken(name, value).items())
+        rows.append((f"{name}={value!r}", meant))
+    return rows
+
+
+def unset(rows: Sequence[tuple[str, Flag]], fixed: Mapping[str, Any]) -> str:
+    """The table of flags that nobody has set, but for those the class fixes."""
+    return flag_table((name, fixed.get(name, Open() if f.default is REQUIRED else f.default), f) for name, f in rows)
+
+
+def catalogue(cls: Any) -> str:
+    """Every flag a class of stacks can take, part by part."""
+    fixed = cls.fixed
+    text = []
+    for group in groups():
+        if group.flags:
+            text.append(f"{group.title}{': ' + group.doc if group.doc else ''}")
+            text.append(unset(group.flags, fixed) + "\n")
+    width = max(len(said) for said, _ in aliases())
+    text += ["other spellings", *(f"{said.ljust(width)}  {meant}" for said, meant in aliases())]
+    letters = ", ".join(f"{letter!r} for {name}" for letter, name in LETTERS.items() if name in blocks)
+    text.append(f"\nIn a layout the letters of x-transformers are understood too: {letters}.")
+    return "\n".join(text)

@@ -1,0 +1,124 @@
+"""The layers of a column, each with all that it is built of."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..base.registry import blocks, joins, positions
+from ..flags.flag import build
+from ..flags.layout import NONE
+from .around import Chosen, Entry, norm_of, of_group, position_flag
+from .slots import slot_prefix
+
+__all__ = ["Layer", "Member", "check_joins", "layer_of", "positions_of"]
+
+
+class Member(NamedTuple):
+    """A block: its name and Config, the Configs of what it holds.
+
+    pos: the names of its positions, None for those of the stack.  norm: one of its own among blocks in parallel.
+    """
+
+    name: str
+    config: Any
+    held: Mapping[str, Any]
+    pos: tuple[str, ...] | None = None
+    norm: Chosen | None = None
+
+
+class Layer(NamedTuple):
+    """A branch of the column: its block, or those in parallel, and what stands around."""
+
+    members: tuple[Member, ...]
+    norm: Chosen | None
+    norm_place: str
+    scale: dict[str, Any]
+    join: Chosen
+    shift: int
+    dropout: float
+
+    @property
+    def name(self) -> str:
+        """Its block's, or those in parallel: `attn+ff`."""
+        return "+".join(member.name for member in self.members)
+
+
+def layer_of(
+    entries: Sequence[Entry],
+    members: Sequence[Member],
+    stack: Any,
+    shift: int,
+    dropout: float,
+    parts: Mapping[str, Any],
+) -> Layer:
+    """A layer from what the layout says of it and what the stack has for all; `parts`: the Configs by their prefix."""
+    said, own = of_group(entries)
+    name, place, where = said.get("norm", stack.norm), said.get("norm_place", stack.norm_place), entries[0].where
+
+    def norm(chosen: str, flags: Mapping[str, Any], where: str) -> Chosen | None:
+        shared = vars(parts["norm_"]) if chosen == stack.norm and "norm_" in parts else {}
+        return norm_of(chosen, flags, shared, where)
+
+    if name == NONE and "norm_place" in said:
+        raise ValueError(f"norm_place={place!r} is set{where}, but norm={NONE!r} has nothing to place")
+    norms = {i: norm(stack.norm if name == NONE else name, flags, entries[i].where) for i, flags in own.items()}
+    for i, found in norms.items():
+        if found is None or place not in ("pre", "sandwich"):
+            why = f"norm={NONE!r} is what the stack has" if found is None else f"norm_place={place!r} has none there"
+            raise ValueError(f"norm='own'{entries[i].where} is a norm in front of the block, but {why}")
+    group = {flag: value for flag, value in said.items() if flag.startswith("norm")}
+    return Layer(
+        tuple(member._replace(norm=norms.get(i)) for i, member in enumerate(members)),
+        norm(name, group, next((e.where for e in entries if group.keys() & e.around), where)),
+        place,
+        {n: parts[slot_prefix(n)] for n in said.get("scale", parts["scale"])},
+        (join := said.get("join", stack.join), parts[slot_prefix(join)]),
+        int(said.get("shift_tokens", shift)),
+        said.get("layer_dropout", dropout),
+    )
+
+
+def check_joins(layers: Sequence[Layer]) -> None:
+    """ValueError where only some layers have the streams of a join that has several."""
+    found = list(dict.fromkeys(layer.join[0] for layer in layers))
+    wide = [name for name in found if joins[name].wide]
+    if wide and len(found) > 1:
+        other = next(name for name in found if name != wide[0])
+        raise ValueError(
+            f"join={wide[0]!r} has streams of its own from the first layer to the last, but join={other!r} is set for "
+            "some"
+        )
+
+
+def positions_of(
+    entry: Entry, at: str, chosen: Sequence[str], routed: Mapping[str, Mapping[str, Any]]
+) -> tuple[tuple[str, ...] | None, dict[str, Chosen]]:
+    """The names of a block's positions (None: the stack's), and those among them that it has of its own.
+
+    at: what the names of these begin with.  ValueError for a position that the block has no use for.
+    """
+    if not entry.pos:
+        return None, {}
+    block, here, own = entry.spec.name, entry.pos.get("pos", tuple(chosen)), {}
+    for name, value in entry.pos.items():
+        if (found := position_flag(name)) is not None:
+            if found[0] not in here:
+                raise ValueError(f"{name} is set{entry.where}, but pos={' '.join(here) or None!r} has no {found[0]!r}")
+            own.setdefault(found[0], {})[found[1]] = value
+    for name in (*(here if "pos" in entry.pos else own),):
+        check_use(name, block, entry.where)
+    if not here and not any(cls.fits(blocks[block]) for cls in positions.values()):
+        raise ValueError(f"pos is set{entry.where}, but {block!r} uses no positions")
+    made = {}
+    for name, flags in own.items():
+        prefix = slot_prefix(name)
+        config = build(positions[name].Config, {**routed[prefix], **flags}, prefix, entry.where)
+        made[f"{at}_{name}"] = (name, config)
+    keys = tuple(f"{at}_{name}" if name in own else name for name in here)
+    return (None if keys == tuple(chosen) else keys), made
+
+
+def check_use(name: str, block: str, where: str) -> None:
+    """ValueError for a position that a block cannot use."""
+    if not positions[name].fits(blocks[block]):
+        able = ", ".join(other for other in blocks if positions[name].fits(blocks[other]))
+        raise ValueError(f"{name!r} is set{where}, but {block!r} cannot use it (blocks that can: {able})")

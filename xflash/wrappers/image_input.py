@@ -1,0 +1,112 @@
+"""`ImageInput`: what turns images into the stream that a stack reads."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..base.checks import check_dtype, given, main_weight
+from ..base.shapes import Float, Tensor
+from ..flags.flag import flag
+from ..layers.norms import LayerNorm
+from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
+
+__all__ = ["ImageInput"]
+
+
+class ImageInput(nn.Module):
+    """Patches of images (b, channels, height, width) as tokens (b, n, d), with positions, norm and dropout.
+
+    Images of another size than `image_size` work when patches divide them: learned positions are interpolated, those
+    of 'sincos2d' made for the new grid.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config:
+        image_size: int | tuple[int, int] = flag(doc="pixels of images, one number or (height, width)", at_least=1)
+        patch_size: int | tuple[int, int] = flag(doc="pixels of a patch, one number or (height, width)", at_least=1)
+        channels: int = flag(3, "numbers a pixel has", at_least=1)
+        post_emb_norm: bool = flag(False, "a LayerNorm behind the embedded patches and their positions")
+        num_register_tokens: int | None = flag(
+            0, "learned tokens behind the patches, which nothing is read of", at_least=0,
+            paper="https://arxiv.org/abs/2309.16588",
+        )  # fmt: skip
+        emb_dropout: float = flag(0.0, "dropout of the embedded patches", at_least=0, below=1)
+        pos_emb: Literal["learned", "sincos2d"] | None = flag(
+            "learned", "absolute positions of patches: learned on a grid, fixed waves down and across, or none",
+            paper="https://arxiv.org/abs/2205.01580",
+        )  # fmt: skip
+
+    def __init__(self, config: Config, dim: int):
+        super().__init__()
+        self.image_size, self.patch_size = pair(config.image_size), pair(config.patch_size)
+        self.channels, self.emb_dropout = config.channels, config.emb_dropout
+        self.grid = grid_of("image_size", self.image_size, self.patch_size)
+        self.patch_emb = PatchEmbedding(config.channels, self.patch_size, dim)
+        self.pos_emb = positions(config.pos_emb, self.grid, dim)
+        self.post_emb_norm = LayerNorm.of(dim) if config.post_emb_norm else None
+        self.register_tokens: nn.Parameter | None = None
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.empty(config.num_register_tokens, dim).normal_(std=0.02))
+
+    def forward(self, img: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
+        """The patches as the stack gets them, row by row of the image."""
+        try:
+            x = self.patch_emb(img)
+        except RuntimeError:
+            # Only then: what the weights look like says little of a model that is sharded or quantised.
+            weight = main_weight(self)
+            if weight is not None and not torch.is_autocast_enabled(img.device.type):
+                check_dtype("img is", "img", img.dtype, weight.dtype)
+            raise
+        if self.pos_emb is not None:
+            down, across = img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
+            x = self.pos_emb(x, down, across)
+        if self.post_emb_norm is not None:
+            x = self.post_emb_norm(x)
+        return F.dropout(x, self.emb_dropout, self.training) if self.emb_dropout else x
+
+    def with_registers(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """The register tokens behind the patches."""
+        if self.register_tokens is None:
+            return x
+        return torch.cat((x, self.register_tokens.to(x.dtype).expand(x.shape[0], -1, -1)), 1)
+
+    def check(self, img: Any) -> None:
+        """TypeError or ValueError for what is no batch of images, or of images that the patches do not divide."""
+        wanted = f"(batch, {self.channels}, height, width)"
+        if not isinstance(img, torch.Tensor) or not img.is_floating_point():
+            raise TypeError(
+                f"img must be a floating-point tensor {wanted}, not {given(img)}; bytes are scaled by / 255"
+            )
+        if img.dim() != 4:
+            raise ValueError(f"img must be images {wanted}, not {tuple(img.shape)}")
+        if img.shape[1] != self.channels:
+            raise ValueError(f"img must have {self.channels} channels on their second axis, not {img.shape[1]}")
+        grid_of("img", (img.shape[2], img.shape[3]), self.patch_size)
+
+
+def positions(kind: str | None, grid: tuple[int, int], dim: int) -> nn.Module | None:
+    """The absolute positions of patches; ValueError for waves that the width has no room for."""
+    if kind == "sincos2d" and dim % 4:
+        raise ValueError(f"pos_emb='sincos2d' needs a dim that 4 divides, not {dim}")
+    return {None: lambda: None, "sincos2d": SinCosGrid, "learned": lambda: LearnedGrid(*grid, dim)}[kind]()
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """One number or (height, width) as (height, width)."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def grid_of(name: str, size: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """How many patches stand below and beside each other; ValueError when they do not cover the image exactly."""
+    for axis, pixels, side in zip(("height", "width"), size, patch, strict=True):
+        if pixels < side or pixels % side:
+            down, up = pixels // side * side, (pixels // side + 1) * side
+            near = f"{down} or {up}" if down else f"{up}"
+            raise ValueError(
+                f"{name} has a {axis} of {pixels}, which patches of {axis} {side} do not divide; {near} would do"
+            )
+    return size[0] // patch[0], size[1] // patch[1]

@@ -1,0 +1,60 @@
+"""`Model`: what stands in front of a stack, and what reads it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..base.shapes import Float, Tensor
+from ..saving.configurable import Configurable
+from ..stack.face import AttentionLayers
+from ..stack.side_inputs import behind_front
+from .wanted import Wanted
+
+__all__ = ["Model"]
+
+
+class Model(Configurable):
+    """Inputs, a stack, pooling and a head: `embedding`, `attn_layers`, `pooled` (None: there is none) and `logits`.
+
+    Each of the four has a `Config`; that of a model holds all of their flags.
+    """
+
+    embedding: Any
+    attn_layers: AttentionLayers
+    pooled: Any
+    logits: Callable[..., Tensor]
+
+    @property
+    def dim(self) -> int:
+        """The width of the stream."""
+        return self.attn_layers.dim
+
+    def through(
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Tensor | None = None,
+        beside: Mapping[str, Any] | None = None,
+        with_maps: bool = False,
+    ) -> tuple[Float[Tensor, "b m d"], Tensor | None, Any]:
+        """What the stack makes of embedded tokens and the class tokens in front of them, their mask, and its maps."""
+        inputs, tokens = dict(beside or {}), x
+        if self.pooled is not None:
+            x, mask, inputs["attn_mask"] = self.pooled.front(x, mask, inputs.get("attn_mask"))
+            inputs = behind(tokens, x.shape[1] - tokens.shape[1], inputs)
+        if with_maps:
+            y, maps = self.attn_layers.attention_maps(x, mask, **inputs)
+            return y, mask, maps
+        return self.attn_layers(x, mask, **inputs), mask, None
+
+    def answer(self, wanted: Wanted, embeddings: Tensor, read: Callable[[], Tensor], maps: Any = None) -> Any:
+        """What a call gives: logits of what the head is to `read`, or the embeddings, or both; and maps beside them."""
+        if wanted.embeddings:
+            out: Any = embeddings
+        else:
+            out = self.logits(read())
+            out = (out, embeddings) if wanted.logits_and_embeddings else out
+        return (out, maps) if wanted.attn else out
+
+
+def behind(x: Tensor, count: int, beside: dict[str, Any]) -> dict[str, Any]:
+    """The side inputs as the stack is given them where `count` tokens stand in front of x."""
+    return behind_front(beside, count, (x.shape[0], x.shape[1])) if count else beside
