@@ -9,11 +9,20 @@ from xflash.convert import from_transformers
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 19, "head_dim": 10}
 GPT2 = {"n_embd": 42, "n_head": 6, "n_layer": 3, "n_positions": 41}
 SCALED = {"scale_attn_by_inverse_layer_idx": True, "n_inner": 53, "tie_word_embeddings": False}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16, "rope_theta": 500.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+TOLD = {"attention_factor": 1.2, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False, "rope_theta": 500.0}
+MSCALES = {"mscale": 0.9, "mscale_all_dim": 0.6, "rope_theta": 500.0}
 CASES = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 6, "rms_norm_eps": 1e-3}),
     "llama linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}}),
     "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "max_position_embeddings": 64}),
+    "llama yarn": ("llama", {"rope_parameters": {**YARN, "rope_theta": 700.0}, "max_position_embeddings": 64}),
+    "llama yarn told": ("llama", {"rope_parameters": {**YARN, **TOLD}, "max_position_embeddings": 64}),
+    "llama yarn scaled": ("llama", {"rope_parameters": {**YARN, **MSCALES}, "max_position_embeddings": 64}),
     "mistral": ("mistral", {"sliding_window": 5}),
     "mistral without window": ("mistral", {"sliding_window": None, "hidden_act": "gelu"}),
     "phi3": ("phi3", {"hidden_size": 48, "sliding_window": 7}),
@@ -95,3 +104,36 @@ def test_decoding(case):
             cache = expected.cache
             logits, state = ours.step(piece, state)
             assert difference(logits, expected.logits) < 1e-4
+
+
+def test_dynamic_frequencies():
+    """Each token is turned by the length of the text up to it, as transformers does token after token."""
+    rope = {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 500.0}
+    theirs = causal("llama", rope_parameters=rope, max_position_embeddings=13)
+    ours = from_transformers(theirs)
+    x, cache, found = tokens(2, 29), None, []
+    with torch.no_grad():
+        for piece in x.split([11, *[1] * 18], 1):
+            expected = theirs(piece, cache=cache, use_cache=True)
+            cache = expected.cache
+            found.append(expected.logits)
+        assert difference(ours(x), torch.cat(found, 1)) < 1e-4
+        assert difference(from_transformers(causal("llama"))(x), torch.cat(found, 1)) > 1e-2
+
+
+def longrope():
+    short, long = [1.0, 1.1, 1.2, 1.3], [2.0, 3.0, 5.0, 9.0]
+    rope = {"rope_type": "longrope", "short_factor": short, "long_factor": long, "rope_theta": 500.0}
+    sizes = {"hidden_size": 48, "max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    return causal("phi3", rope_parameters={**rope, "original_max_position_embeddings": 16}, **sizes)
+
+
+def test_factors_of_short_and_of_long_texts():
+    theirs, x = longrope(), tokens(2, 29)
+    with torch.no_grad():
+        for long, n in ((False, 16), (True, 17), (True, 29)):
+            ours = from_transformers(theirs, long_context=long)
+            expected = theirs(x[:, :n]).logits
+            assert difference(ours(x[:, :n]), expected) < 1e-4
+            other = from_transformers(theirs, long_context=not long)
+            assert difference(other(x[:, :n]), expected) > 1e-2

@@ -14,11 +14,14 @@ from .fill import build
 __all__ = ["from_transformers"]
 
 
-def from_transformers(model: nn.Module) -> Any:
+def from_transformers(model: nn.Module, long_context: bool = False) -> Any:
     """The xflash model with the weights and outputs of one of transformers; which ones, docs/models.md says.
 
     It shares nothing with the old model, and has its dtype, device and mode. TypeError for what is no model of
     transformers; ValueError, with the name of the setting, for what has no counterpart.
+
+    long_context: of rotary factors for texts as long as in training and for longer ones (rope_type 'longrope'), between
+    which transformers changes in the midst of a text, those for longer ones.
     """
     config = getattr(model, "config", None)
     if not isinstance(model, nn.Module) or not hasattr(config, "model_type") or not hasattr(config, "to_dict"):
@@ -26,7 +29,7 @@ def from_transformers(model: nn.Module) -> Any:
             "from_transformers takes a model of transformers, such as a LlamaForCausalLM, not "
             f"{type(model).__module__}.{type(model).__qualname__}"
         )
-    plan = build(config.to_dict(), type(model).__name__)
+    plan = build(config.to_dict(), type(model).__name__, long_context)
     weights = model.state_dict()
     plan.check({name: tuple(t.shape) for name, t in weights.items()})
     main = next(t for t in weights.values() if t.is_floating_point())

@@ -74,12 +74,12 @@ class Plan(NamedTuple):
         return model
 
 
-def build(config: Mapping[str, Any], head: str) -> Plan:
+def build(config: Mapping[str, Any], head: str, long_context: bool = False) -> Plan:
     """The plan of a model with this config; ValueError for a setting that has no flag.
 
     head: the name of the class of the model.
     """
-    settings = Settings(config)
+    settings = Settings(config, long_context)
     family = family_of(settings)
     flags = family.flags(settings)
     flags.model.update(head_of(family, head))

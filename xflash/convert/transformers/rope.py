@@ -1,5 +1,7 @@
 """How transformers says rotary positions: `rope_parameters`, or in older files `rope_theta` and `rope_scaling`."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from .settings import Settings
@@ -7,28 +9,84 @@ from .settings import Settings
 __all__ = ["rope"]
 
 
-def rope(settings: Settings, dim_head: int, base: float = 10000.0) -> dict[str, Any]:
-    """The flags of a config's rotary positions."""
-    said = dict(settings("rope_parameters", None) or settings("rope_scaling", {}))
+def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float = 1.0) -> dict[str, Any]:
+    """The flags of a config's rotary positions; base and share of a head's channels: where it says nothing."""
+    said = settings("rope_parameters") or settings("rope_scaling", {})
     settings.without_effect("rope_scaling")
-    base = said.pop("rope_theta", settings("rope_theta", base))
-    share = said.pop("partial_rotary_factor", settings("partial_rotary_factor", 1.0))
-    kind = said.pop("rope_type", said.pop("type", "default"))
-    said.pop("type", None)
-    flags = {"pos": "rotary", "rotary_base": float(base)}
+    base, share = settings("rope_theta", base), settings("partial_rotary_factor", share)
+    own = Settings({**said, "model_type": f"{settings.kind} rope"})
+    flags = {"pos": "rotary", "rotary_base": float(own("rope_theta", base))}
+    share = own("partial_rotary_factor", share)
     if share != 1:
         flags["rotary_emb_dim"] = int(dim_head * share)
-    if kind not in SCALINGS:
-        raise settings.error("rope_type", kind, f"known are {', '.join(SCALINGS)}")
-    return flags | SCALINGS[kind](said)
+    scaling = own.among("rope_type", SCALINGS, own("type", "default"))
+    flags |= scaling(own, settings)
+    own.finish()
+    return flags
 
 
-def plain(said: dict[str, Any]) -> dict[str, Any]:
+def trained_length(own: Settings, settings: Settings) -> int:
+    """How long texts were in training, before they became longer."""
+    outside = settings("original_max_position_embeddings", settings("max_position_embeddings"))
+    return own("original_max_position_embeddings", outside)
+
+
+def default(own: Settings, settings: Settings) -> dict[str, Any]:
+    own.without_effect("factor", "original_max_position_embeddings")
     return {}
 
 
-def linear(said: dict[str, Any]) -> dict[str, Any]:
-    return {"rotary_interpolation_factor": float(said["factor"])}
+def linear(own: Settings, settings: Settings) -> dict[str, Any]:
+    own.without_effect("original_max_position_embeddings")
+    return {"rotary_interpolation_factor": float(own.need("factor"))}
 
 
-SCALINGS = {"default": plain, "linear": linear}
+def dynamic(own: Settings, settings: Settings) -> dict[str, Any]:
+    own.without_effect("original_max_position_embeddings")
+    length = settings.need("max_position_embeddings")
+    return rotary({"scaling": "dynamic", "scaling_factor": float(own.need("factor")), "scaling_length": length})
+
+
+def llama3(own: Settings, settings: Settings) -> dict[str, Any]:
+    flags = {"scaling": "llama3", "scaling_factor": float(own.need("factor"))}
+    flags["scaling_turns"] = (float(own("low_freq_factor", 1)), float(own("high_freq_factor", 4)))
+    return rotary({**flags, "scaling_length": trained_length(own, settings)})
+
+
+def rotary(flags: dict[str, Any]) -> dict[str, Any]:
+    return {f"rotary_{name}": value for name, value in flags.items() if value is not None}
+
+
+def yarn(own: Settings, settings: Settings) -> dict[str, Any]:
+    length = trained_length(own, settings)
+    factor = own("factor") or settings.need("max_position_embeddings") / length
+    size, both = own("attention_factor"), (own("mscale"), own("mscale_all_dim"))
+    if size is None and all(both):
+        size = (both[0] * math.log(factor) + 10) / (both[1] * math.log(factor) + 10)
+    flags = {"scaling": "yarn", "scaling_factor": float(factor), "scaling_length": length, "scaling_attention": size}
+    flags["scaling_turns"] = (float(own("beta_slow", 1)), float(own("beta_fast", 32)))
+    return rotary({**flags, "scaling_truncate": own("truncate", True)})
+
+
+def longrope(own: Settings, settings: Settings) -> dict[str, Any]:
+    """Two lists of factors: a model here has that of texts no longer than trained on, or that of longer ones."""
+    length = trained_length(own, settings)
+    factor = own("factor") or settings.need("max_position_embeddings") / length
+    lists = {False: own.need("short_factor"), True: own.need("long_factor")}
+    own.without_effect("short_mscale", "long_mscale")
+    flags = {"scaling": "longrope", "scaling_factors": tuple(map(float, lists[settings.long_context()]))}
+    size = own("attention_factor", 1.0 if factor <= 1 else None)
+    return rotary(
+        flags | ({"scaling_attention": size} if size else {"scaling_factor": factor, "scaling_length": length})
+    )
+
+
+SCALINGS: dict[str, Callable[[Settings, Settings], dict[str, Any]]] = {
+    "default": default,
+    "linear": linear,
+    "dynamic": dynamic,
+    "llama3": llama3,
+    "yarn": yarn,
+    "longrope": longrope,
+    "su": longrope,
+}

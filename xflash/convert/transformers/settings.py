@@ -32,8 +32,9 @@ class Settings:
     Unless it is off (None, False, 0, empty), a setting that is not known here could change the outputs.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], long: bool = False):
         self.config = dict(config)
+        self.long, self.has_long = long, False
         self.kind: str = self.config.get("model_type", "")
         self.taken: set[str] = set()
 
@@ -71,8 +72,18 @@ class Settings:
         said = f"{name}={shown(value)} of a {self.kind!r} config has no counterpart in xflash"
         return ValueError(f"{said}; {known}" if known else said)
 
+    def long_context(self) -> bool:
+        """Whether the model is to be that of texts longer than trained on; for models that have both."""
+        self.has_long = True
+        return self.long
+
     def finish(self) -> None:
         """ValueError for a setting that is on and was not taken."""
+        if self.long and not self.has_long:
+            raise ValueError(
+                f"long_context=True takes the second list of factors of rope_type='longrope', but this {self.kind!r} "
+                "config has none"
+            )
         for name, value in self.config.items():
             if value and name not in self.taken and name not in SILENT:
                 raise ValueError(
