@@ -14,6 +14,7 @@ LLAMA3 |= {"original_max_position_embeddings": 16, "rope_theta": 500.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 TOLD = {"attention_factor": 1.2, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False, "rope_theta": 500.0}
 MSCALES = {"mscale": 0.9, "mscale_all_dim": 0.6, "rope_theta": 500.0}
+GEMMA2 = {"query_pre_attn_scalar": 17, "num_hidden_layers": 4}
 CASES = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 6, "rms_norm_eps": 1e-3}),
@@ -38,6 +39,9 @@ CASES = {
         "gpt2",
         {**GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 53, "tie_word_embeddings": False},
     ),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {**GEMMA2, "sliding_window": 5}),
+    "gemma2 open": ("gemma2", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "mixtral": ("mixtral", {"num_local_experts": 5, "sliding_window": 6}),
     "qwen3_moe": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
     "qwen3_moe some": (

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from . import experts as experts
+from . import gemma as gemma
 from . import gpt2 as gpt2
 from . import llama as llama
 from . import phi3 as phi3

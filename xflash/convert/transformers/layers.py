@@ -5,7 +5,7 @@ from typing import Any
 
 from .settings import Settings
 
-__all__ = ["layered", "windowed", "windows"]
+__all__ = ["layered", "types_of", "windowed"]
 
 
 def layered(layers: Sequence[str]) -> dict[str, Any]:
@@ -15,22 +15,20 @@ def layered(layers: Sequence[str]) -> dict[str, Any]:
     return {"layers": " ".join(layers[:period]), "depth": count // period}
 
 
-def windows(settings: Settings, depth: int) -> list[int | None]:
-    """How many tokens the attention of each layer sees: `layer_types`, or from which layer on there is a window."""
-    window = settings("sliding_window")
-    types, first = settings("layer_types"), settings("max_window_layers", depth)
+def types_of(settings: Settings, depth: int, every: int | None = None) -> list[str]:
+    """Which layers have windows: `layer_types`, or all but each `every`-th, or as older files of Qwen say."""
+    first, on = settings("max_window_layers", depth), settings("use_sliding_window", False)
+    types = settings("layer_types")
     if types is None:
-        on = settings("use_sliding_window", False)
-        return [window if on and layer >= first else None for layer in range(depth)]
-    settings.without_effect("use_sliding_window")
-    known = {"sliding_attention": window, "full_attention": None}
+        some = [on and layer >= first if every is None else (layer + 1) % every for layer in range(depth)]
+        return ["sliding_attention" if window else "full_attention" for window in some]
     for name in types:
-        if name not in known:
-            raise settings.error("layer_types", name, f"known are {', '.join(known)}")
-    return [known[name] for name in types]
+        if name not in ("sliding_attention", "full_attention"):
+            raise settings.error("layer_types", name, "known are sliding_attention and full_attention")
+    return types
 
 
-def windowed(settings: Settings, depth: int) -> dict[str, Any]:
+def windowed(settings: Settings, depth: int, every: int | None = None) -> dict[str, Any]:
     """The flags of a column whose attention has windows in some layers."""
-    found = windows(settings, depth)
-    return layered(["attn ff" if window is None else f"attn(window={window}) ff" for window in found])
+    window, types = settings("sliding_window"), types_of(settings, depth, every)
+    return layered([f"attn(window={window}) ff" if window and name[0] == "s" else "attn ff" for name in types])

@@ -36,7 +36,7 @@ WEIGHTS = """
 
 
 def llama(settings: Settings) -> Flags:
-    """Flags of a decoder with RMS norms, rotary positions and a gated feed-forward block without biases."""
+    """Flags of a decoder with RMS norms, rotary positions and a gated feed-forward block."""
     dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
     dim_head = settings("head_dim", dim // heads)
     biased = settings("attention_bias", False)

@@ -44,6 +44,10 @@ class Settings:
         value = self.config.get(name)
         return default if value is None else value
 
+    def said(self, name: str, default: Any) -> Any:
+        """The value of a setting, None too; the default where it is not there."""
+        return self(name) if name in self.config else self(name, default)
+
     def need(self, *names: str) -> Any:
         """The value of a setting, which may have several names; ValueError where it is not there."""
         values = [value for name in names if (value := self(name)) is not None]
