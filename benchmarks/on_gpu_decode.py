@@ -109,6 +109,7 @@ def compiled(layers: str, mode: str | None, options: Any) -> Iterator[Row]:
         for fast in (False, True):
             net.compiled_step = None
             if fast:
+                torch._dynamo.reset()  # a graph of its own for each number of rows
                 net.compile_step(**way)
             step = stepping(net, ids(rows, n, options.device), mask)
             step = marked(step) if mode and fast else step

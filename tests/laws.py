@@ -63,18 +63,31 @@ def context_for(stack, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def embed_ids_for(model, ids) -> dict[str, dict[str, torch.Tensor]]:
     """Ids for the further embeddings of a model, made of its token ids so that they are cut as these are."""
-    counts = model.embedding.embed_num_tokens if hasattr(model, "embedding") else {}
+    counts = getattr(getattr(model, "embedding", None), "embed_num_tokens", {})
     return {"embed_ids": {name: ids * 5 % count for name, count in counts.items()}} if counts else {}
+
+
+def of_tokens(model, x) -> dict:
+    """What a call must be given for each token, made of the tokens so that it is cut and moved as these are."""
+    return embed_ids_for(model, x) | grid_for(model, x)
+
+
+def grid_for(model, x) -> dict[str, torch.Tensor]:
+    """A row and a column for each token."""
+    if "grid" not in getattr(model, "attn_layers", model).heeded:
+        return {}
+    seed = (x[..., 0].detach().nan_to_num() * 97).long() if x.is_floating_point() else x
+    return {"grid": torch.stack((seed * 5 % 7, seed * 3 % 11), -1)}
 
 
 def run(stack, x, mask=None, **given):
     """The whole stack, given a context and ids of further embeddings if it wants them."""
-    return stack(x, mask, **given, **embed_ids_for(stack, x), **beside(stack, x))
+    return stack(x, mask, **given, **of_tokens(stack, x), **beside(stack, x))
 
 
 def go(stack, x, state=None, mask=None, **given):
     """A step of the stack, given ids of further embeddings, and the first one a context, if it wants them."""
-    return stack.step(x, state, mask, **given, **embed_ids_for(stack, x), **(beside(stack, x) if state is None else {}))
+    return stack.step(x, state, mask, **given, **of_tokens(stack, x), **(beside(stack, x) if state is None else {}))
 
 
 def close(a: torch.Tensor, b: torch.Tensor, law: str) -> None:

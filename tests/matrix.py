@@ -22,10 +22,11 @@ FILE = Path(__file__).with_name("covering.json")
 
 
 FIXED = {"dim": 24, "heads": 4}
-PLAIN, CROSS, RECURRENT = (
+PLAIN, CROSS, RECURRENT, EXPERTS = (
     ("flash", "attn", "gau", "ff"),
     ("cross_attn", "cross_gau"),
     ("block_attn", "recurrent", "state_read"),
+    ("moe",),
 )
 # What reaches every block is combined with some of them only.
 AROUND = ("norm_place", "shift_tokens", "num_memory_tokens", "layer_dropout", "grad_checkpoint", "weight_tie_layers")
@@ -33,6 +34,7 @@ EVERY = [name for name in flags_of(StackConfig) if name not in (*LAYOUT, "cross_
 STACK: Axes = {"layers": layouts(PLAIN), **stack_axes(EVERY), **norm_axes(), **apart(PLAIN)}
 CROSSED: Axes = {"layers": layouts(CROSS), **stack_axes((*AROUND, "cross_attend")), **together(CROSS)}
 BACK: Axes = {"layers": layouts(RECURRENT), **stack_axes((*AROUND, "pos")), **apart(RECURRENT)}
+ROUTED: Axes = {"layers": layouts(EXPERTS), **stack_axes(AROUND), **apart(EXPERTS)}
 
 
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
@@ -46,6 +48,7 @@ DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]
     "stack": (STACK, build_stack, (True, False)),
     "cross": (CROSSED, build_stack, (True, False)),
     "recurrent": (BACK, build_stack, (True,)),
+    "experts": (ROUTED, build_stack, (True, False)),
     "wrapper": (WRAPPER, build_model, (True, False)),
     "vit": (VIT, build_vit, (False,)),
     "seq2seq": (SEQ2SEQ, build_seq2seq, (True,)),

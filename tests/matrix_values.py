@@ -183,7 +183,7 @@ LAYOUT = ("layers", "custom_layers")
 
 def inside(layers: Any) -> list[str]:
     """The blocks of a layout."""
-    return list(dict.fromkeys(spec.name for spec in parse_layout(layers)))
+    return list(dict.fromkeys(block.name for spec in parse_layout(layers) for block in spec.members))
 
 
 def layouts(chosen: Iterable[str]) -> list[Choice]:

@@ -17,7 +17,7 @@ from typing import Any
 import search_draw as draw
 import search_losses  # noqa: F401
 import search_masks  # noqa: F401
-from search_case import Case, built, inputs, layouts, sentence
+from search_case import Case, built, every_block, inputs, joined, layouts, members, sentence
 from search_measure import LAWS, forward
 from search_mutants import MUTANTS
 from search_shrink import Wrong, outcome, shown, shrunk
@@ -53,7 +53,7 @@ def lighter(case: Case, error: Exception, chance: Random) -> Case | None:
     options: list[tuple[str, Any]] = [("flags", name) for name in case.flags if not is_needed(name)]
     options += [("call", name) for name in case.call if name != "src"]
     options += [("wraps", (at, name)) for at, (_, own) in enumerate(case.wraps) for name in own if not is_needed(name)]
-    options += [("own", name) for name, layers in layouts(case).items() if any(own for _, own in layers)]
+    options += [("own", name) for name, layers in layouts(case).items() if any(own for _, own in every_block(layers))]
     named = [o for o in options if o[0] != "own" and is_named(o[1] if isinstance(o[1], str) else o[1][1], text)]
     near = [o for o in options if o[0] == "flags" and any(w in text for w in o[1].split("_") if len(w) > 5)]
     if named or near or options:
@@ -83,7 +83,8 @@ def without(case: Case, where: str, what: Any) -> Case:
     if where == "call":
         return case.changed(call={k: v for k, v in case.call.items() if k != what})
     if where == "own":
-        return case.changed(flags={**case.flags, what: [(name, {}) for name, _ in case.flags[what]]})
+        bare = [joined([(name, {}) for name, _ in members(layer)]) for layer in case.flags[what]]
+        return case.changed(flags={**case.flags, what: bare})
     if where == "layers":
         name, i = what
         return case.changed(flags={**case.flags, name: [*case.flags[name][:i], *case.flags[name][i + 1 :]]})
@@ -153,7 +154,9 @@ def parts(case: Case) -> set:
     """What a case is made of: flags, blocks, what its call is given."""
     found = {name for name in case.flags if name not in ("dim", "depth", "heads", "layers")} | set(case.call)
     for layers in layouts(case).values():
-        found |= {f"{block}_{flag}" for block, own in layers for flag in own} | {block for block, _ in layers}
+        every = every_block(layers)
+        found |= {f"{block}_{flag}" for block, own in every for flag in own} | {block for block, _ in every}
+        found |= {"+" for block, _ in layers if "+" in block}
     return found | {name for _, given in case.wraps for name in given}
 
 

@@ -11,7 +11,7 @@ import laws
 import torch
 
 import xflash
-from xflash.flags.layout import LayerSpec, layout_text
+from xflash.flags.layout import LayerSpec, layout_text, parallel
 
 HERE = str(Path(xflash.__file__).parent)
 MOST_WORDS = 90
@@ -57,6 +57,21 @@ def spoken(flags: Mapping[str, Any]) -> dict[str, Any]:
 def layouts(case: Case) -> dict[str, list]:
     """The layouts among the flags of a case, as lists of (name, overrides)."""
     return {name: value for name, value in case.flags.items() if isinstance(value, list)}
+
+
+def members(layer: tuple[str, Any]) -> list[tuple[str, dict]]:
+    """The blocks of a layer, those in parallel each, with their overrides."""
+    return [(block.name, block.flags) for block in LayerSpec(*layer).members]
+
+
+def joined(blocks: list[tuple[str, dict]]) -> tuple[str, Any]:
+    """Blocks in parallel as one layer."""
+    return tuple(parallel([LayerSpec(*block) for block in blocks]))
+
+
+def every_block(layers: list) -> list[tuple[str, dict]]:
+    """The blocks of a layout, those in parallel each."""
+    return [block for layer in layers for block in members(layer)]
 
 
 def built(case: Case) -> torch.nn.Module:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from laws import embed_ids_for
+from laws import of_tokens
 from search_case import sentence
 from search_measure import (
     EVERY,
@@ -28,7 +28,7 @@ from search_measure import (
 )
 
 import xflash
-from xflash.flags.layout import parse_layout
+from xflash.flags.layout import parallel, parse_layout
 
 
 @law()
@@ -112,7 +112,7 @@ def context_alone(model, x, call: Call, plan) -> None:
 def mapped(model, x, call: Call) -> tuple[torch.Tensor, list[torch.Tensor]]:
     if model is stack_of(model):
         return model.attention_maps(x, **call)
-    return model(x, **call, return_attn=True, **embed_ids_for(model, x))
+    return model(x, **call, return_attn=True, **of_tokens(model, x))
 
 
 def refused(fn: Callable) -> bool:
@@ -172,7 +172,10 @@ def kernel_flags(stack) -> dict[str, bool | None]:
 def plain_layers(layers: Any) -> Any:
     """A layout without the choice of a kernel."""
     specs = parse_layout(layers)
-    return tuple((s.name, {k: v for k, v in s.overrides.items() if k != "flash"}) for s in specs)
+    return tuple(
+        parallel([one._replace(overrides={k: v for k, v in one.flags.items() if k != "flash"}) for one in spec.members])
+        for spec in specs
+    )
 
 
 @law(lambda model, call: bool(kernel_flags(stack_of(model))))

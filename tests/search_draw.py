@@ -1,18 +1,17 @@
 """Drawing cases: flags by the types and bounds of the Configs, layouts of what is registered, calls at random."""
 
-import inspect
 import types
-import typing
 from collections.abc import Mapping
 from random import Random
 from typing import Any, Literal, Union, get_args, get_origin
 
-from search_case import Case
+from search_case import Case, every_block, joined
 
 import xflash
 from xflash import activations, blocks, joins, norms, positions, reads, scales
 from xflash.flags.aliases import SWITCHES, names
-from xflash.flags.flag import REQUIRED, Flag, flags_of
+from xflash.flags.flag import Flag, flags_of
+from xflash.stack.around import Around
 from xflash.stack.config import StackConfig, slot_prefix
 from xflash.stack.held import parts_of
 
@@ -21,6 +20,8 @@ OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos", 
 STACKS = ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder")
 # A default above this is a size that has to be drawn: a search has to be quick.
 LARGE = 16
+# What of a layer is drawn by its type.
+PLAIN = ("norm_place", "shift_tokens", "layer_dropout")
 # What no flag of a number or a choice can be.
 ODD = (-1, float("nan"), float("inf"), "x", None, 2.5, True, (), (0,))
 
@@ -62,7 +63,8 @@ def drawn(hint: Any, spec: Flag, chance: Random, layers: int) -> Any:
         return chance.random() < 0.5 if spec.default not in (True, False) else not spec.default
     if hint is str:
         registry = next((r for r in (norms, joins, activations) if spec.default in r), None)
-        return spec.default if registry is None else chance.choice(list(registry))
+        none = ["none"] if registry is norms else []
+        return spec.default if registry is None else chance.choice([*registry, *none])
     makers = {int: number, float: share}
     return makers[hint](spec, chance) if hint in makers else None
 
@@ -121,18 +123,46 @@ def layout(chance: Random, names: list[str], needed: list[str]) -> list[tuple[st
     found = [chance.choice(names) for _ in range(chance.choice((1, 1, 2, 2, 3, 4)))]
     if needed and not set(needed) & set(found):
         found.insert(chance.randint(0, len(found)), chance.choice(needed))
-    layers = []
-    for name in found:
-        own = {}
-        if chance.random() < 0.2:
-            specs = flags_of(blocks[name].Config)
-            for flag in chance.sample(list(specs), min(len(specs), chance.randint(1, 2))):
-                part = flag in blocks[name].holds
-                own[flag] = held(name, flag, chance) if part else drawn(specs[flag].hint, specs[flag], chance, 1)
-        layers.append((name, own))
     if any(name == "state_read" for name in found) and not any(blocks[name].publishes for name in found):
-        layers.append((chance.choice([n for n in blocks if blocks[n].publishes]), {}))
-    return layers
+        found.append(chance.choice([n for n in blocks if blocks[n].publishes]))
+    layers, often = [], chance.choice((0.0, 0.0, 0.3, 0.6))
+    while found:
+        many = chance.choice((2, 2, 3)) if chance.random() < often else 1
+        here, found = found[:many], found[many:]
+        layers.append(joined([(name, overrides(chance, name, len(here) > 1)) for name in here]))
+    return layers * chance.choice((1, 1, 1, 1, 1, 2)) if len(layers) < 3 else layers
+
+
+def overrides(chance: Random, name: str, beside: bool) -> dict[str, Any]:
+    """What a layout says of a block: flags of its own, and of what stands around it; `beside` others in parallel."""
+    own: dict[str, Any] = {}
+    if chance.random() < 0.2:
+        specs = flags_of(blocks[name].Config)
+        for flag in chance.sample(list(specs), min(len(specs), chance.randint(1, 2))):
+            part = flag in blocks[name].holds
+            own[flag] = held(name, flag, chance) if part else drawn(specs[flag].hint, specs[flag], chance, 1)
+    if beside and chance.random() < 0.3:
+        own |= {"norm": "own"} | chance.choice(({}, {"norm_eps": 1e-2}))
+    elif chance.random() < 0.25:
+        own |= around(chance, name)
+    return own
+
+
+def around(chance: Random, name: str) -> dict[str, Any]:
+    """One or two things that a layout says of what stands around a block, or of its positions."""
+    fit = [p for p in positions if positions[p].fits(blocks[name])]
+    pos = chance.choice(fit) if fit else None
+    options: list[dict[str, Any]] = [
+        {"norm": chance.choice((*norms, "none"))},
+        {"norm_eps": 1e-2},
+        *({n: drawn(s.hint, s, chance, 1)} for n, s in flags_of(Around).items() if n in PLAIN),
+        {"scale": chance.choice((*scales, "none"))},
+        {"join": chance.choice([join for join in joins if not joins[join].wide])},
+    ]
+    if pos is not None:
+        own = config_flags(positions[pos].Config, slot_prefix(pos), chance, 0.4)
+        options += [{"pos": "none"}, {"pos": pos}, {"pos": pos, **own}, {"pos": pos, **own}]
+    return {name: value for option in chance.sample(options, chance.randint(1, 2)) for name, value in option.items()}
 
 
 def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
@@ -149,7 +179,7 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     layers = layout(chance, names, crossing if prefix == "dec_" or cls == "CrossAttender" else [])
     depth = chance.choice((1, 1, 2))
     flags |= {"layers": layers, "depth": depth}
-    used = list(dict.fromkeys(name for name, _ in layers))
+    used = list(dict.fromkeys(name for name, _ in every_block(layers)))
     fit = [p for p in positions if any(p in blocks[name].positions for name in used)] or list(positions)
     pos = chance.sample(fit, min(chance.choice((0, 1, 1, 1, 2)), len(fit)))
     if pos:
@@ -184,16 +214,9 @@ def unusual(flags: dict[str, Any], chance: Random) -> dict[str, Any]:
 
 
 def arguments(cls: type, chance: Random, often: float, given: tuple[str, ...]) -> dict[str, Any]:
-    """Some of the arguments of a wrapper, drawn by its signature."""
-    hints = typing.get_type_hints(cls.__init__)
-    found = {}
-    for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in ("self", *given) or parameter.kind is parameter.VAR_KEYWORD or chance.random() >= often:
-            continue
-        default = REQUIRED if parameter.default is parameter.empty else parameter.default
-        bounds = {"at_least": 0, "below": 1} if hints[name] is float else {"at_least": 1}
-        found[name] = drawn(hints[name], Flag(name, default, hints[name], "", bounds), chance, 1)
-    return found
+    """Some of the arguments of a wrapper."""
+    specs = {name: spec for name, spec in flags_of(cls.Config).items() if name not in given}
+    return {name: drawn(spec.hint, spec, chance, 1) for name, spec in specs.items() if chance.random() < often}
 
 
 def model(chance: Random) -> dict[str, Any]:

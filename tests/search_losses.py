@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from laws import embed_ids_for
+from laws import of_tokens
 from search_case import noise
 from search_measure import (
     Call,
@@ -35,7 +35,7 @@ def trains(model, call: Call) -> bool:
 
 
 def loss_of(trainer, x, call: Call, **more: Any) -> torch.Tensor:
-    return trainer(x, **call, **more, **embed_ids_for(trainer.net, x))
+    return trainer(x, **call, **more, **of_tokens(trainer.net, x))
 
 
 def losses(trainer, parts, call: Call):

@@ -5,7 +5,19 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from search_case import BY_CONTEXT, BY_TOKEN, Case, built, inputs, layouts, sentence, spoken
+from search_case import (
+    BY_CONTEXT,
+    BY_TOKEN,
+    Case,
+    built,
+    every_block,
+    inputs,
+    joined,
+    layouts,
+    members,
+    sentence,
+    spoken,
+)
 from search_measure import LAWS, forward
 
 SIZES = ("dim", "depth", "heads", "num_tokens")
@@ -95,19 +107,26 @@ def fewer_flags(case: Case) -> Iterator[Case]:
 
 def fewer_layers(case: Case) -> Iterator[Case]:
     for name, layers in layouts(case).items():
-        for i, (block, own) in enumerate(layers):
-            if len(layers) > 1:
-                kept = [*layers[:i], *layers[i + 1 :]]
-                gone = f"{side(name)}{block}_"
-                yield case.changed(flags={**case.flags, name: kept})
-                if block not in [entry[0] for entry in kept]:
-                    flags = {k: v for k, v in case.flags.items() if not k.startswith(gone)}
-                    yield case.changed(flags={**flags, name: kept})
-                    beside = {k: v for k, v in case.call.items() if not k.startswith("context")}
-                    yield case.changed(flags={**flags, name: kept}, call=beside)
-            for flag in own:
-                less = (block, {k: v for k, v in own.items() if k != flag})
-                yield case.changed(flags={**case.flags, name: [*layers[:i], less, *layers[i + 1 :]]})
+        for i, layer in enumerate(layers):
+            for m, (block, own) in enumerate(here := members(layer)):
+                # A block less: of those in parallel, or with it the layer.
+                left = [joined([*here[:m], *here[m + 1 :]])] if len(here) > 1 else []
+                kept = [*layers[:i], *left, *layers[i + 1 :]]
+                if kept:
+                    yield from without_block(case, name, block, kept)
+                for flag in own:
+                    less = [*here[:m], (block, {k: v for k, v in own.items() if k != flag}), *here[m + 1 :]]
+                    yield case.changed(flags={**case.flags, name: [*layers[:i], joined(less), *layers[i + 1 :]]})
+
+
+def without_block(case: Case, name: str, block: str, kept: list) -> Iterator[Case]:
+    """The case with the layers that are left, and without what then is said of a block that is gone."""
+    yield case.changed(flags={**case.flags, name: kept})
+    if block not in [other for other, _ in every_block(kept)]:
+        flags = {k: v for k, v in case.flags.items() if not k.startswith(f"{side(name)}{block}_")}
+        yield case.changed(flags={**flags, name: kept})
+        beside = {k: v for k, v in case.call.items() if not k.startswith("context")}
+        yield case.changed(flags={**flags, name: kept}, call=beside)
 
 
 def less_call(case: Case) -> Iterator[Case]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import laws
 import torch
-from laws import embed_ids_for
+from laws import of_tokens
 from search_measure import Call, close, forward, law, measure, pooled, real_outputs, same, stack_of
 
 from xflash.base.state import tensors
@@ -43,7 +43,7 @@ def step(model, x, state, call: Call, at: slice, **more: Any):
     """One piece; the first is given what stands beside a sequence."""
     beside = {k: v for k, v in call.items() if k in BEFORE} if state is None else {}
     mask = call["mask"][:, at] if "mask" in call else None
-    return model.step(x[:, at], state, mask, **beside, **more, **embed_ids_for(model, x[:, at]))
+    return model.step(x[:, at], state, mask, **beside, **more, **of_tokens(model, x[:, at]))
 
 
 def stepped(plan, first: int):
@@ -142,6 +142,6 @@ def memories(model, x, call: Call, plan) -> None:
     if model.max_mem_len < x.shape[1]:
         return
     for piece in x.split(plan["cuts"][0], 1):
-        y, mems = model(piece, mems=mems, return_mems=True, **embed_ids_for(model, piece))
+        y, mems = model(piece, mems=mems, return_mems=True, **of_tokens(model, piece))
         found.append(y)
     close(torch.cat(found, 1), forward(model, x, call), "memories")

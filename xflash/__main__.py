@@ -12,7 +12,7 @@ import torch
 import xflash
 
 from .base.registry import blocks, nearest
-from .flags.flag import REQUIRED, Flag, hint_text
+from .flags.flag import REQUIRED, Flag, flags_of, hint_text
 from .flags.layout import LETTERS
 from .saving.configurable import Configurable
 from .stack.catalogue import aliases, catalogue, groups, sentence, unset
@@ -29,14 +29,8 @@ def public() -> dict[str, type[Configurable]]:
 
 
 def arguments(cls: type[Configurable]) -> list[tuple[str, Flag]]:
-    """The arguments of a wrapper as flags without a doc; those that it hands on to its stack are not among them."""
-    found = []
-    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        default = REQUIRED if parameter.default is parameter.empty else parameter.default
-        found.append((parameter.name, Flag(parameter.name, default, parameter.annotation, "", {})))
-    return found
+    """The arguments of a wrapper; those that it hands on to its stack are not among them."""
+    return list(flags_of(cls.Config).items())
 
 
 def read_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -129,24 +123,25 @@ def markdown() -> str:
     for group in groups():
         text += [f"## {group.title[0].upper()}{group.title[1:]}", ""]
         text += [group.doc, ""] if group.doc else []
-        text += [*table(group.flags), ""] if group.flags else ["No flags.", ""]
+        text += [*table(group.flags), ""] if group.flags else []
+        text += ["```python", group.example, "```", ""] if group.example else []
     text += ["## Other spellings", "", "| written | means |", "|---|---|"]
     text += [f"| `{said}` | `{meant}` |" for said, meant in aliases()]
     letters = ", ".join(f"`{letter}` stands for `{name}`" for letter, name in LETTERS.items() if name in blocks)
     text += ["", f"In a layout, {letters}.", ""]
     for name, cls in public().items():
         if not issubclass(cls, AttentionLayers):
-            text += [f"## `{name}`", "", sentence(cls), "", *table(arguments(cls), docs=False), ""]
+            text += [f"## `{name}`", "", sentence(cls), "", *table(arguments(cls)), ""]
     return "\n".join(text).rstrip() + "\n"
 
 
-def table(rows: Sequence[tuple[str, Flag]], docs: bool = True) -> Iterator[str]:
+def table(rows: Sequence[tuple[str, Flag]]) -> Iterator[str]:
     """The lines of a Markdown table of flags."""
-    yield "| flag | default | type | meaning |" if docs else "| argument | default | type |"
-    yield "|---|---|---|---|" if docs else "|---|---|---|"
+    yield "| flag | default | type | meaning |"
+    yield "|---|---|---|---|"
     for name, spec in rows:
         default = "(required)" if spec.default is REQUIRED else f"`{spec.default!r}`"
-        cells = [f"`{name}`", default, f"`{hint_text(spec.hint)}`", *([spec.meaning(markdown=True)] if docs else [])]
+        cells = [f"`{name}`", default, f"`{hint_text(spec.hint)}`", spec.meaning(markdown=True)]
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 

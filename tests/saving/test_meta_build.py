@@ -83,7 +83,7 @@ BUILT = {
 }
 # One stack for each registered part that is in none of the above.
 PARTS = {
-    "positions": {"pos": ("rotary", "rel_pos", "alibi"), "scale": "layerscale", "norm": "layernorm"},
+    "positions": {"pos": ("rotary", "rotary2d", "rel_pos", "alibi"), "scale": "layerscale", "norm": "layernorm"},
     "norms": {"norm": "rmsnorm", "scale": "rezero", "join": "orthogonal"},
     "streams": {"depth": 2, "reads": "unet lime", "lime_views": True, "join": "hyper", "attn_value_residual": True},
     "gates": {"join": "gru", "gru_gain": True},
@@ -91,6 +91,7 @@ PARTS = {
     "adaptive": {"norm": "adaptive_layernorm", "scale": "adaptive_layerscale", "dim_condition": 7},
     "adaptive rmsnorm": {"norm": "adaptive_rmsnorm"},
     "simple": {"norm": "simple_rmsnorm", "layers": "attn cross_attn"},
+    "layers": {"layers": "attn+ff(norm=own) attn(pos=rel_pos, rel_pos_num_buckets=8, norm_place=after)"},
     "cross_gau": {"layers": "cross_gau ff", "attn_dim_head": None},
     "recurrent": {"layers": "block_attn state_read recurrent ff", "attn_dim_head": None}
     | {"recurrent_block_width": 4, "block_attn_block_width": 4, "recurrent_num_state_vectors": 3}
@@ -112,8 +113,7 @@ def given(module):
 def called(module):
     """What a module gives, with the same chance each time."""
     torch.manual_seed(2)
-    beside = laws.beside(module, given(module)[0]) if isinstance(module, AttentionLayers) else {}
-    out = module(*given(module), **beside)
+    out = laws.run(module, *given(module)) if isinstance(module, AttentionLayers) else module(*given(module))
     return out[0] if isinstance(out, tuple) else out
 
 

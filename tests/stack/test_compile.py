@@ -24,6 +24,8 @@ CASES = {
     "scores in blocks": {"layers": "recurrent", "recurrent_scores": ("talking_heads", "softclamp", "learned_sink")},
     "slots": {"layers": "attn", "join": "hyper", "reads": ("unet", "lime"), "lime_views": True, "scale": "layerscale"},
     "values": {"layers": "attn", "attn_value_residual": True, "join": "gru", "scale": "rezero"},
+    "layers": {"layers": "attn+ff(norm=own) attn(pos='rel_pos rotary', rotary_base=50.0)", "pos": "rotary"}
+    | {"shift_tokens": 1},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
 
@@ -51,7 +53,7 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
-@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values"])
+@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values", "layers"])
 def test_compiled_training(name):
     flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
     stack = laws.live(build(causal=True, depth=1, **flags))
@@ -101,9 +103,10 @@ def test_export_takes_any_length(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     n = torch.export.Dim("n", min=2, max=4096)
     x = laws.sample(stack, 11)
-    beside = laws.beside(stack, x)
-    shapes = {"x": {1: n}} | {name: {} for name in beside}
-    program = torch.export.export(stack, (x,), beside, dynamic_shapes=shapes)
+    beside, of_tokens = laws.beside(stack, x), laws.of_tokens(stack, x)
+    shapes = {"x": {1: n}} | {name: {} for name in beside} | {name: {1: n} for name in of_tokens}
+    program = torch.export.export(stack, (x,), {**beside, **of_tokens}, dynamic_shapes=shapes)
     for length in (2, 5, 29, 40):
         x = laws.sample(stack, length)
-        laws.close(program.module()(x, **beside), laws.run(stack, x), f"exported at {length}")
+        again = program.module()(x, **beside, **laws.of_tokens(stack, x))
+        laws.close(again, laws.run(stack, x), f"exported at {length}")

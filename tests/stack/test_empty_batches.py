@@ -41,9 +41,9 @@ def test_no_rows_through_every_block(flags, causal, masked):
     if causal:
         with torch.no_grad():
             y, state = laws.steps(stack, x, [5, 1, 1, 4], mask)
-            again, state = stack.step(x[:, :3], state.reorder(NO_ROWS.long()), reset=NO_ROWS)
+            again, state = laws.go(stack, x[:, :3], state.reorder(NO_ROWS.long()), reset=NO_ROWS)
             assert y.shape == (0, 11, stack.dim) and again.shape == (0, 3, stack.dim)
-            stack.step(x[:, :1], stack.shorten(laws.saved(state), 5))
+            laws.go(stack, x[:, :1], stack.shorten(laws.saved(state), 5))
 
 
 def model(layers: str = "attn ff", causal: bool = True, **flags) -> TransformerWrapper:

@@ -4,6 +4,7 @@ import inspect
 import pydoc
 from dataclasses import dataclass
 
+import code_blocks
 import jedi
 import pytest
 import torch
@@ -22,8 +23,16 @@ from xflash import (
     XTransformer,
     blocks,
     flag,
+    joins,
+    norms,
+    positions,
+    reads,
+    scales,
+    scores,
+    weight_fns,
 )
 from xflash.flags.flag import flags_of
+from xflash.stack.catalogue import groups
 from xflash.stack.config import every_flag
 from xflash.stack.held import parts_of
 
@@ -169,3 +178,34 @@ def test_the_table_of_what_is_changed():
     lines = [line.split()[0] for line in stack.flag_table(changed_only=True).splitlines()]
     assert lines == ["flag", "dim", "depth", "causal", "pos", "ff_mult", "rotary_base"]
     assert set(lines) < {line.split()[0] for line in stack.flag_table().splitlines()}
+
+
+def printed(code: str, capsys) -> tuple[str, str]:
+    """What an example prints, and what it says that it prints."""
+    exec(compile(code, "example", "exec"), {})
+    return capsys.readouterr().out.strip(), code.splitlines()[-1].partition("  # ")[2]
+
+
+EXAMPLES = [code for _, code in code_blocks.blocks(code_blocks.ROOT / "docs" / "flags.md", "python")]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[3][:90])
+def test_the_examples_run(code, capsys):
+    assert len(code.splitlines()) == 6
+    out, said = printed(code, capsys)
+    assert out == said and said.startswith("torch.Size(")
+
+
+def test_every_part_has_an_example():
+    registries = (blocks, norms, positions, reads, scales, joins, scores, weight_fns)
+    wanted = [f"{r.kind} {name!r}" for r in registries for name in r]
+    assert sorted(group.title for group in groups() if group.example) == sorted(wanted)
+    for group in groups():
+        assert not group.example or group.title.split("'")[1] in group.example
+
+
+def test_parts_of_ones_own_have_an_example(damped, capsys):
+    example = next(group.example for group in groups() if group.title == "block 'damped'")
+    assert 'layers="damped ff", damped_share=0.5' in example
+    out, said = printed(example, capsys)
+    assert out == said

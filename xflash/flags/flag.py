@@ -77,10 +77,11 @@ def link(paper: str) -> str:
 def flags_of(config: type) -> Mapping[str, Flag]:
     """The flags of a Config class by name."""
     # Reading type hints takes a millisecond, and a stack is built from a hundred readings.
-    hints = typing.get_type_hints(config)
+    hints, fields = typing.get_type_hints(config), dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
     return {
         f.name: Flag(f.name, f.default, hints[f.name], *(f.metadata.get(key, none) for key, none in UNSAID.items()))
-        for f in dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
+        # What can be given without its name first.
+        for f in sorted(fields, key=lambda f: bool(f.kw_only))
     }
 
 

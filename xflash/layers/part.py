@@ -1,6 +1,7 @@
 """`Part`: the interface of everything in a branch beside its block."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,11 +15,12 @@ __all__ = ["Part"]
 class Part(nn.Module):
     """Built from its Config and its Site, called with a tensor and the ctx; `calls` are the arguments of forward.
 
-    `heeds` names the side inputs in `ctx.beside` that it looks at.
+    `heeds` names the side inputs in `ctx.beside` that it looks at; `example` has the flags of its example in the docs.
     """
 
     calls: ClassVar[tuple[str, ...]] = ("x", "ctx")
     heeds: ClassVar[frozenset[str]] = frozenset()
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -24,18 +25,24 @@ C = TypeVar("C", bound="Configurable")
 CLASSES: dict[str, type["Configurable"]] = {}
 
 
+@dataclass(frozen=True)
+class NoFlags:
+    """The Config of a class that has none."""
+
+
 class Configurable(nn.Module):
     """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
 
     Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. A class with a
     `Config` of its own, fields made by `flag()`, is built from what that has, and instead of `__init__` it has
-    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too.
-    `gives` says what the module makes of what, where that is not logits of token ids: wrappers that train such a model
-    refuse it.
+    `assemble(config)`; where it `takes_flags`, further ones, those of a stack, are handed to that too, of which it sets
+    `presets` otherwise than stacks do. `gives` says what the module makes of what, where that is not logits of token
+    ids: wrappers that train such a model refuse it.
     """
 
-    Config: ClassVar[type]
+    Config: ClassVar[type] = NoFlags
     takes_flags: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Any]] = {}
     gives: ClassVar[str] = ""
 
     arguments: dict[str, Any]
@@ -58,10 +65,18 @@ class Configurable(nn.Module):
         answer_calls(cls)
 
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
-        """The flags of its Config, each with its value, and those of the modules among them, which say theirs last."""
-        own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
-        inner = [row for _, value, _ in own if isinstance(value, Configurable) for row in value.flag_rows()]
-        return list({row[0]: row for row in (*own, *inner)}.values())
+        """The flags of its Config and of the modules inside, with their values; these say what a None leaves open."""
+        fields = flags_of(self.Config).items()
+        rows = {name: (name, self.arguments[name], spec) for name, spec in fields if name in self.arguments}
+        for module in self.children():
+            for name, value, spec in module.flag_rows() if isinstance(module, Configurable) else ():
+                own = rows.setdefault(name, (name, value, spec))
+                if own[1] is None:
+                    rows[name] = (name, value, own[2]._replace(default=spec.default))
+        return [
+            (name, value, spec._replace(default=self.presets.get(name, spec.default)))
+            for name, value, spec in rows.values()
+        ]
 
     def flag_table(self, changed_only: bool = False) -> str:
         """Every flag, or those that are not at their default, with its value, default, type and meaning, as text."""

@@ -57,8 +57,10 @@ def construction(model: Any, indent: str = "") -> str:
 def changed(model: Any) -> Iterator[tuple[str, Any]]:
     """The arguments that are not at their default."""
     parameters = inspect.signature(type(model)).parameters
+    # Flags that are handed on to a stack are no parameters.
+    handed = {name: spec.default for name, _, spec in model.flag_rows()}
     for name, value in model.__dict__.get("arguments", {}).items():
-        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        default = parameters[name].default if name in parameters else handed.get(name, inspect.Parameter.empty)
         if value is not default and (type(value) is not type(default) or value != default):
             yield name, value
 

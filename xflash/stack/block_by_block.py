@@ -9,6 +9,7 @@ from ..base.pieces import borders, fills
 from ..base.shapes import Tensor
 from ..base.state import StackState
 from .column import Column
+from .noted import Noted
 from .side_inputs import piece
 
 __all__ = ["BlockByBlock"]
@@ -30,25 +31,39 @@ class BlockByBlock(Column):
         beside: Mapping[str, Any],
         *,
         keep_state: bool = False,
-        maps: list | None = None,
+        noted: Noted | None = None,
     ) -> tuple[Tensor, StackState | None]:
-        """As `Column.run`, piece after piece; ValueError where `maps` are asked for."""
-        if maps is not None:
+        """As `Column.run`, piece after piece; ValueError where matrices are asked for."""
+        if noted is not None and noted.maps is not None:
             raise ValueError(
                 "a stack whose layers read each other's state vectors runs in blocks: it has no whole maps"
             )
-        outputs = []
+        outputs: list[Tensor] = []
+        found: list[Noted] = []
         for start, end in cuts(x.shape[1], self.piece_width, state):
             here = None if new is None else (new - start).clamp(0, end - start)
-            y, state = self.next_piece(state, x[:, start:end], here, piece(beside, start, end))
+            given = x[:, start:end], here, piece(beside, start, end)
+            if noted is None:
+                y, state = self.next_piece(state, *given)
+            else:
+                # What is noted goes in lists, of which a compiled piece knows nothing.
+                found.append(Noted(hiddens=[]))
+                y, state = self.piece(given[0], state, *given[1:], found[-1])
             outputs.append(y)
+        if noted is not None:
+            noted.join(found)
         return torch.cat(outputs, 1), cast(StackState, state) if keep_state else None
 
     def piece(
-        self, x: Tensor, state: StackState | None, new: Tensor | None, beside: Mapping[str, Any]
+        self,
+        x: Tensor,
+        state: StackState | None,
+        new: Tensor | None,
+        beside: Mapping[str, Any],
+        noted: Noted | None = None,
     ) -> tuple[Tensor, StackState | None]:
         """Packed tokens without a border of blocks between them."""
-        return super().run(x, state, new, beside, keep_state=True)
+        return super().run(x, state, new, beside, keep_state=True, noted=noted)
 
     def states(self, x: Tensor, state: StackState | None) -> dict[int, Tensor]:
         """The state vectors that publishing layers had before this piece, by their number from 1."""

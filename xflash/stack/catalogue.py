@@ -4,11 +4,12 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import Registry, blocks, joins, norms, positions, reads, scales
+from ..base.registry import blocks, norms
 from ..flags.aliases import ALIASES, SWITCHES, spoken
 from ..flags.flag import REQUIRED, Flag, flag_table, flags_of
 from ..flags.layout import LETTERS
-from .config import StackConfig, slot_prefix
+from .config import SLOTS, Slot, StackConfig, slot_prefix
+from .examples import example, held_example
 
 __all__ = ["Group", "aliases", "catalogue", "groups", "sentence", "unset"]
 
@@ -44,11 +45,12 @@ SAMPLES: dict[str, Any] = {
 
 
 class Group(NamedTuple):
-    """The flags of one part, with a heading and a sentence on the part."""
+    """The flags of one part, with a heading, a sentence on the part and an example."""
 
     title: str
     doc: str
     flags: list[tuple[str, Flag]]
+    example: str = ""
 
 
 class Open:
@@ -67,32 +69,36 @@ def sentence(part: Any) -> str:
 def groups() -> Iterator[Group]:
     """Every flag of every registered part, the stack's own first."""
     yield Group("the stack", "", list(flags_of(StackConfig).items()))
-    for registry in (blocks, positions, reads, scales, joins):
-        for name, part in registry.items():
+    for slot in (Slot("layers", blocks), *SLOTS):
+        for name, part in slot.registry.items():
             own = [(slot_prefix(name) + flag, spec) for flag, spec in flags_of(part.Config).items()]
             lender = getattr(part, "borrows", None)
             taken = f" Flags of {lender} reach it too, unless its own say otherwise." if lender else ""
-            yield Group(f"{registry.kind} {name!r}", sentence(part) + taken, own)
+            title = f"{slot.registry.kind} {name!r}"
+            yield Group(title, sentence(part) + taken, own, example(slot.name, name, part))
     for field, registry in {f: r for block in blocks.values() for f, r in block.holds.items()}.items():
         for name, part in registry.items():
             takers = [b for b, block in blocks.items() if field in block.holds and not block.refuses(part)]
             rows = [(f"{name}_{flag}", spec) for flag, spec in flags_of(part.Config).items()]
             begin = f"; flags begin with the block, as {takers[0]}_{rows[0][0]}" if rows else ""
-            yield Group(f"{registry.kind} {name!r}", f"{sentence(part)} For {', '.join(takers)}{begin}.", rows)
-    yield slot("norm", norms)
+            doc = f"{sentence(part)} For {', '.join(takers)}{begin}."
+            yield Group(f"{registry.kind} {name!r}", doc, rows, held_example(field, name, part, takers))
+    yield norm_flags()
+    for name, part in norms.items():
+        yield Group(f"norm {name!r}", sentence(part), [], example("norm", name, part))
 
 
-def slot(name: str, registry: Registry) -> Group:
-    """The flags of all parts that can take a place of which there is one, and who has them where not all do."""
+def norm_flags() -> Group:
+    """The flags of all norms, of which a stack has one, and who has them where not all do."""
     found: dict[tuple[str, Any], tuple[Flag, list[str]]] = {}
-    for part_name, part in registry.items():
+    for name, part in norms.items():
         for flag, spec in flags_of(part.Config).items():
-            found.setdefault((flag, spec.default), (spec, []))[1].append(part_name)
+            found.setdefault((flag, spec.default), (spec, []))[1].append(name)
     rows = []
     for spec, owners in found.values():
-        only = "" if len(owners) == len(registry) else f" ({', '.join(owners)})"
-        rows.append((slot_prefix(name) + spec.name, spec._replace(doc=spec.doc + only)))
-    return Group(f"{name}s", f"{name}= one of {', '.join(registry)}.", rows)
+        only = "" if len(owners) == len(norms) else f" ({', '.join(owners)})"
+        rows.append((f"norm_{spec.name}", spec._replace(doc=spec.doc + only)))
+    return Group("norms", f"norm= one of {', '.join(norms)}.", rows)
 
 
 def aliases() -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from ..layers.branch import Branch
 from ..layers.norms import Norm
 from ..layers.positions.position import Position
 from ..layers.positions.relative import Relative
+from .noted import Noted
 from .side_inputs import carried
 from .stepping import closed, opened
 
@@ -49,28 +50,36 @@ class Column:
         beside: Mapping[str, Any],
         *,
         keep_state: bool = False,
-        maps: list | None = None,
+        noted: Noted | None = None,
     ) -> tuple[Tensor, StackState | None]:
         """Packed tokens down the branches and through the last norm, and the state behind them if it is asked for.
 
         new: (b,) the real tokens of each row, None where all are.  beside: the side inputs, as the door packs them.
+        noted: where what is asked for beside the output goes.
         """
         n = x.shape[1]
         state, in_place = opened(self, state, n)
         before = (None,) * len(self.order) if state is None else state.branches
         held = () if state is None else state.carried
+        maps, hiddens = (None, None) if noted is None else noted
         ctx = self.context(x, state, new, {**dict(held), **beside} if held else beside, (keep_state, in_place, maps))
         after_all: list[BranchState | None] = []
         join = self.branches[0].join if self.branches else None
+        if hiddens is not None:
+            hiddens.append(x)
         if join is not None and join.wide:
             x = join.widen(x)
         for place, index in enumerate(self.order):
             x, after = self.branches[index](x, ctx, before[place], place)
             after_all.append(after)
+            if hiddens is not None and join is not None:
+                hiddens.append(join.narrow(x))
         if join is not None and join.wide:
             x = join.narrow(x)
         if self.last_norm is not None:
             x = self.last_norm(x, ctx)
+        if hiddens is not None:
+            hiddens.append(x)
         if not keep_state:
             return x, None
         return x, closed(self, after_all, ctx, n, state and state.lease, carried(beside, held))

@@ -7,9 +7,8 @@ from torch import nn
 
 from ..base.checks import as_rows
 from ..base.pieces import Piecewise
-from ..base.registry import blocks
 from ..base.shapes import Bool, Float, Int, Tensor, typed
-from ..base.state import AttentionMap, StackState
+from ..base.state import StackState
 from ..flags.aliases import ALIASES
 from ..flags.flag import Flag
 from ..layers.blocks.block import Block
@@ -23,7 +22,8 @@ from .column import Column
 from .config import check_condition, check_widths, known_flags
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
-from .parts import make_branch, make_norm, publishing, sites_of, unpacked
+from .noted import Noted, check_noted, noting
+from .parts import make_branch, make_norm, publishing, sites_of
 from .places import apart, check_uses, make_position
 from .resolve import resolve
 from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
@@ -127,8 +127,10 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         condition: Float[Tensor, "b *n _"] | None = None,
+        grid: Int[Tensor, "_ n 2"] | None = None,
+        return_hiddens: bool = False,
         **beside: Any,
-    ) -> Float[Tensor, "b n d"]:
+    ) -> Any:
         """The whole stack on whole sequences.
 
         mask: (b, n), True = real token.  attn_mask: (n, n) or (1 | b, 1 | h, n, n), True = may attend.
@@ -137,13 +139,16 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         context_pos: (c,) or (b, c) where the context's tokens stand, for rotary positions to count for them too.
         prefix_attn_len: how many tokens of each row, one number or (b,), see each other (PrefixDecoder only).
         condition: (b, width) or (b, n, width) what adaptive norms and scales are conditioned on.
-        beside: further side inputs, by the names that they are registered by.
+        grid: (b, n, 2) or (1, n, 2) the row and the column of each token, for pos='rotary2d'.
+        beside: further side inputs, by name.  return_hiddens: (y, hiddens), layers + 2 streams (b, n, d): docs/state.md
         """
         mask = check_stream(self.dim, x, mask)
-        named: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids, "context": context}
-        named |= {"context_mask": context_mask, "context_pos": context_pos}
-        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
-        return explained(self, x, None, mask, checked(self, x, given_here(self, beside, **named), None))[0]
+        named: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids, "condition": condition, "grid": grid}
+        named |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
+        given = given_here(self, beside, **named, prefix_attn_len=prefix_attn_len)
+        noted = noting(return_hiddens)
+        y, _ = explained(self, x, None, mask, checked(self, x, given), noted=noted)
+        return y if noted is None else (y, *noted.given())
 
     def step(
         self,
@@ -156,45 +161,42 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         context_pos: Int[Tensor, "... c"] | None = None,
         prefix_attn_len: int | Tensor | None = None,
         condition: Float[Tensor, "b *n _"] | None = None,
+        grid: Int[Tensor, "_ n 2"] | None = None,
         reset: Tensor | None = None,
+        return_hiddens: bool = False,
         **beside: Any,
-    ) -> tuple[Float[Tensor, "b n d"], StackState]:
+    ) -> tuple[Any, ...]:
         """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
 
         Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it; so
         it does a condition of rows, until another is given, while one of tokens is given with each call.
-        `reset` names the rows that start anew, with their context, while their neighbours go on.
+        `reset` names rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens.
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)
         named: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
-        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
+        named |= {"prefix_attn_len": prefix_attn_len, "condition": condition, "grid": grid}
         given = checked(self, x, given_here(self, beside, **named), state, keeps=True)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        return cast("tuple[Tensor, StackState]", explained(self, x, state, mask, given, keep_state=True))
+        noted = noting(return_hiddens)
+        found = explained(self, x, state, mask, given, keep_state=True, noted=noted)
+        return found if noted is None else (*found, *noted.given())
 
-    def attention_maps(self, x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, list[Tensor]]:
+    def attention_maps(
+        self, x: Tensor, mask: Tensor | None = None, *, return_hiddens: bool = False, **beside: Any
+    ) -> tuple[Any, ...]:
         """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
 
-        Memory slots are left out. ValueError when no block of the stack has a matrix.
+        Memory slots are left out; hiddens come last. ValueError when no block of the stack has a matrix.
         """
-        self.check_maps()
-        mask, maps = check_stream(self.dim, x, mask), cast("list[AttentionMap]", [])
-        y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside), None), maps=maps)
-        if not maps:
-            able = ", ".join(name for name, block in blocks.items() if block.has_matrix)
-            raise ValueError(f"no block of the layout {self.layout!r} has an attention matrix (have one: {able})")
-        return y, [weights for weights, _ in maps]
-
-    def check_maps(self) -> None:
-        """ValueError with the reason when a block has a matrix that it cannot give."""
-        for block in self.blocks():
-            if block.refuses_maps():
-                raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
+        mask, noted = check_stream(self.dim, x, mask), cast(Noted, noting(return_hiddens, self.blocks()))
+        y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside), None), noted=noted)
+        check_noted(noted, self.layout)
+        return y, *noted.given()
 
     @typed
     def run(
@@ -205,7 +207,7 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         beside: Mapping[str, Any],
         *,
         keep_state: bool = False,
-        maps: list | None = None,
+        noted: Noted | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState | None]:
         """The way of a tensor: in through the door, down the branches, out through the door."""
         plan = None if mask is None else plan_rows(mask)
@@ -217,10 +219,10 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
             x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
         new = None if plan is None else plan.new + memory
         beside = packed(beside, Door(plan, memory, x.shape[1] - memory, x.device))
-        y, new_state = self.column.run(x, state, new, beside, keep_state=keep_state, maps=maps)
+        y, new_state = self.column.run(x, state, new, beside, keep_state=keep_state, noted=noted)
         y = y[:, memory:] if memory else y
-        if maps is not None:
-            maps[:] = [unpacked(found, plan, memory) for found in maps]
+        if noted is not None:
+            noted.unpack(plan, memory)
         return (y if plan is None else unpack(y, plan)), new_state
 
     def check_steppable(self) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..base.registry import blocks as registered
 from ..base.registry import excerpt, joins, norms, reads, scales
 from ..base.shapes import Bool, Float, Tensor
-from ..base.state import AttentionMap, StackState
+from ..base.state import StackState
 from ..layers.apart import Apart
 from ..layers.blocks.block import Block, Site
 from ..layers.blocks.parallel import Parallel
@@ -18,11 +18,10 @@ from ..layers.branch import Branch
 from ..layers.norms import Norm
 from ..layers.shift import TokenShift
 from .around import Chosen
-from .door import Plan, unpack_columns, unpack_rows
 from .layers import Layer
 from .resolve import Resolved
 
-__all__ = ["auxiliary_loss", "make_branch", "make_norm", "publishing", "renewed", "sites_of", "unpacked"]
+__all__ = ["auxiliary_loss", "make_branch", "make_norm", "publishing", "renewed", "sites_of"]
 
 
 def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> int | None:
@@ -90,14 +89,6 @@ def auxiliary_loss(
     tokens = read[0] - read[1] if len(read) > 1 else read[0]
     tokens = tokens.clamp(min=1) if isinstance(tokens, torch.Tensor) else max(tokens, 1)
     return torch.stack(sums).sum(1).mean() / tokens
-
-
-def unpacked(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
-    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
-    weights = found.weights[..., memory:, :]
-    if found.over_tokens:
-        weights = unpack_columns(weights[..., memory:], plan)
-    return AttentionMap(unpack_rows(weights, plan), found.over_tokens)
 
 
 def sized(t: Tensor, like: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..base.registry import blocks, joins, norms, reads, scales, scores, side_inputs
+from ..base.registry import blocks, joins, norms, positions, reads, scales, scores, side_inputs
 from ..base.shapes import Tensor
 from ..flags.elsewhere import unknown
 from ..layers.blocks.block import Block
@@ -73,7 +73,7 @@ def check_heeded(side: SideInput, stack: Any) -> None:
 
 def untaken(name: str) -> str:
     """Why a side input would have no effect."""
-    kinds = (blocks, norms, reads, scales, joins, scores)
+    kinds = (blocks, norms, positions, reads, scales, joins, scores)
     able = [part for kind in kinds for part, cls in kind.items() if name in getattr(cls, "heeds", ())]
     return f"no part of the stack takes one (parts that do: {', '.join(able) or 'none'})"
 

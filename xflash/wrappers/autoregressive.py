@@ -25,7 +25,7 @@ from ..generation.prompts import (
 from ..generation.sampling import Draw
 from ..saving.configurable import Configurable
 from .losses import Chunks, Labels, check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
-from .options import check_handed_on, check_loss_chunk, check_tokens_only, without_last
+from .options import check_gives_hiddens, check_handed_on, check_loss_chunk, check_tokens_only, without_last
 
 __all__ = ["AutoregressiveWrapper"]
 
@@ -68,17 +68,19 @@ class AutoregressiveWrapper(Configurable):
         labels: Int[Tensor, "b n"] | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
         return_outputs: bool = False,
+        return_hiddens: bool = False,
         **kwargs,
-    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Float[Tensor, "b n-1 v"]]:
+    ) -> Any:
         """The mean loss of predicting each row's next real token, and with `return_outputs` all their logits too.
 
         `net` is given the first n - 1 tokens. A token is a target when it and the token before it are real (`mask`,
         or the first `lens` of each row), its label (`labels`, x itself unless given) is not `ignore_index`, both are
         of one document (a run of equal `doc_ids`), and no prefix shows it (`prefix_attn_len`). Without any target the
-        loss is 0. Everything else goes to `net`,
-        `embed_ids` and `attn_mask`, which are of all n tokens, without the last.
+        loss is 0. `return_hiddens` gives the net's streams too, as last. Everything else goes to `net`, `embed_ids` and
+        `attn_mask`, which are of all n tokens, without the last.
         """
         check_switch("return_outputs", return_outputs)
+        check_gives_hiddens(self.net, return_hiddens)
         x, labels, doc_ids = labelled(x, labels, doc_ids)
         n = x.shape[1]
         mask = which_are_real(x, mask, lens)
@@ -92,13 +94,18 @@ class AutoregressiveWrapper(Configurable):
         targets = next_tokens(labels, mask, doc_ids, self.ignore_index)
         targets = unseen_targets(targets, kwargs.get("mask"), kwargs, self.ignore_index)
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-        if self.loss_chunk is not None and not return_outputs:
-            y = self.net(inputs, **kwargs, return_embeddings=True)[:, 1 - n :]
-            return loss_in_chunks(self.net, y, targets, self.loss_chunk, self.ignore_index)
-        logits = only_logits(self.net, self.net(inputs, **kwargs), inputs)[:, 1 - n :]
+        chunk = None if return_outputs else self.loss_chunk
+        asked = {"return_embeddings": chunk is not None, "return_hiddens": return_hiddens}
+        y = self.net(inputs, **kwargs, **{name: True for name, on in asked.items() if on})
+        y, *noted = y if return_hiddens else (y,)
+        if chunk is not None:
+            loss = loss_in_chunks(self.net, y[:, 1 - n :], targets, chunk, self.ignore_index)
+            return (loss, *noted) if noted else loss
+        logits = only_logits(self.net, y, inputs)[:, 1 - n :]
         targets = check_targets(targets, self.ignore_index, logits.shape[-1])
         loss = next_token_loss(logits, targets, self.ignore_index)
-        return (loss, logits) if return_outputs else loss
+        noted = [logits, *noted] if return_outputs else noted
+        return (loss, *noted) if noted else loss
 
     def generate(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 
@@ -17,7 +17,7 @@ from ..saving.configurable import Configurable
 from ..stack.config import check_known
 from ..stack.face import Decoder
 from .autoregressive import AutoregressiveWrapper
-from .block_recurrent_flags import IMPLIED, BlockRecurrentConfig, check_fits, stack_flags
+from .block_recurrent_flags import IMPLIED, PRESETS, BlockRecurrentConfig, check_fits, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens
 from .options import check_handed_on, check_needs_nothing, further_flags
 from .segments import SegmentsReader, SegmentWrapper, as_text, detached, drawn, segments_loss
@@ -53,6 +53,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
     Config = BlockRecurrentConfig
 
     takes_flags = True
+    presets: ClassVar[Mapping[str, Any]] = PRESETS
 
     def assemble(self, config: BlockRecurrentConfig, **flags: Any) -> None:
         check_known(flags, BlockRecurrentTransformer)
@@ -82,11 +83,13 @@ class BlockRecurrentTransformer(TransformerWrapper):
         return_loss: bool = False,
         xl_memories: Memories | None = None,
         states: Sequence[Tensor | None] | None = None,
+        return_hiddens: bool = False,
         **kwargs: Any,
     ) -> Any:
         """(logits (b, n, v), memories, states) of the next tokens; with `return_loss` the loss in place of the logits.
 
-        The loss is that of each token after the first that is real (`mask`) and not `ignore_index`.
+        The loss is that of each token after the first that is real (`mask`) and not `ignore_index`. `return_hiddens`
+        gives the streams of all layers too, as last.
         """
         check_switch("return_loss", return_loss)
         ids = token_ids("x", x)
@@ -98,10 +101,11 @@ class BlockRecurrentTransformer(TransformerWrapper):
             targets = check_targets(targets, self.ignore_index, self.num_tokens)
             ids = ids[:, :-1].masked_fill(ids[:, :-1] == self.ignore_index, 0)
             mask = None if mask is None else mask[:, :-1]
-        out, state = self.step(ids, self.joined(xl_memories, states, ids), mask, **kwargs)
+        before = self.joined(xl_memories, states, ids)
+        out, state, *noted = self.step(ids, before, mask, return_hiddens=return_hiddens, **kwargs)
         if return_loss:
             out = next_token_loss(out, targets, self.ignore_index)
-        return out, Memories(state), self.vectors(state)
+        return out, Memories(state), self.vectors(state), *noted
 
     def vectors(self, state: ModelState) -> list[Float[Tensor, "b s d"]]:
         """The state vectors of each recurrent layer, top to bottom of the column."""

@@ -14,9 +14,10 @@ from ..stack.stack_config import StackConfig
 from .input_embedding import InputEmbedding
 from .losses import Labels
 
-__all__ = ["IMPLIED", "BlockRecurrentConfig", "check_fits", "stack_flags"]
+__all__ = ["IMPLIED", "PRESETS", "BlockRecurrentConfig", "check_fits", "stack_flags"]
 
-FF_MULT = 4
+FF_MULT = 4.0
+PRESETS = {"pos": ("rotary",), "rotary_xpos": True, "ff_glu": True, "ff_no_bias": True}
 # What the arguments set of the stack, whatever the column is.
 SHARED = ("block_width", "dim_head", "kv_heads", "flash", "compress", "compress_factor", "compress_blocks")
 IMPLIED = ("ff_dim", "recurrent_num_state_vectors", *(f"{b}_{f}" for b in ("block_attn", "recurrent") for f in SHARED))
@@ -130,5 +131,5 @@ def stack_flags(config: BlockRecurrentConfig, flags: Mapping[str, Any]) -> dict[
     if "recurrent" in used:
         vectors = config.num_state_vectors
         own["recurrent_num_state_vectors"] = config.block_width if vectors is None else vectors
-    fixed = {"custom_layers": column, "pos": "rotary", "rotary_xpos": True, "ff_glu": True, "ff_no_bias": True}
-    return {"dim": config.dim, "heads": config.heads, "ff_dim": gated_width(config, flags), **fixed, **own}
+    sizes = {"dim": config.dim, "heads": config.heads, "ff_dim": gated_width(config, flags)}
+    return {"custom_layers": column, **sizes, **PRESETS, **own}

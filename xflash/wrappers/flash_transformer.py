@@ -121,11 +121,12 @@ class FLASHTransformer(TransformerWrapper):
         reduce_group_non_causal_attn: bool = like(Shared, "reduce_group_non_causal_attn")
 
     takes_flags = True
+    presets: ClassVar[Mapping[str, Any]] = {"flash_bias": True, "pos": ("rotary",), "rotary_interleaved": True}
     decided: ClassVar[Mapping[str, str]] = FLASH_FLAGS | {"flash_dropout": "attn_dropout", "norm": "norm_type"}
 
     def assemble(self, config: Config, **flags: Any) -> None:
         check_flags(flags, FLASHTransformer, "FLASH has one head")
-        further = {"flash_bias": True, "pos": "rotary", "rotary_interleaved": True, **flash_flags(config)}
+        further = {**self.presets, **flash_flags(config)}
         stack = one_way(config.causal)(
             dim=config.dim,
             depth=config.depth,

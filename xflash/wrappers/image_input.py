@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.checks import check_dtype, given, main_weight
-from ..base.shapes import Float, Tensor
+from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
 from ..layers.norms import LayerNorm
 from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
@@ -28,6 +28,11 @@ class ImageInput(nn.Module):
         image_size: int | tuple[int, int] = flag(doc="pixels of images, one number or (height, width)", at_least=1)
         patch_size: int | tuple[int, int] = flag(doc="pixels of a patch, one number or (height, width)", at_least=1)
         channels: int = flag(3, "numbers a pixel has", at_least=1)
+        patch_norm: bool = flag(
+            True,
+            "LayerNorms before and behind the projection of patches (False: the projection alone, as in timm)",
+            tried=(False,),
+        )
         post_emb_norm: bool = flag(False, "a LayerNorm behind the embedded patches and their positions")
         num_register_tokens: int | None = flag(
             0, "learned tokens behind the patches, which nothing is read of", at_least=0,
@@ -44,7 +49,7 @@ class ImageInput(nn.Module):
         self.image_size, self.patch_size = pair(config.image_size), pair(config.patch_size)
         self.channels, self.emb_dropout = config.channels, config.emb_dropout
         self.grid = grid_of("image_size", self.image_size, self.patch_size)
-        self.patch_emb = PatchEmbedding(config.channels, self.patch_size, dim)
+        self.patch_emb = PatchEmbedding(config.channels, self.patch_size, dim, config.patch_norm)
         self.pos_emb = positions(config.pos_emb, self.grid, dim)
         self.post_emb_norm = LayerNorm.of(dim) if config.post_emb_norm else None
         self.register_tokens: nn.Parameter | None = None
@@ -62,8 +67,7 @@ class ImageInput(nn.Module):
                 check_dtype("img is", "img", img.dtype, weight.dtype)
             raise
         if self.pos_emb is not None:
-            down, across = img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
-            x = self.pos_emb(x, down, across)
+            x = self.pos_emb(x, *self.patches(img))
         if self.post_emb_norm is not None:
             x = self.post_emb_norm(x)
         return F.dropout(x, self.emb_dropout, self.training) if self.emb_dropout else x
@@ -73,6 +77,17 @@ class ImageInput(nn.Module):
         if self.register_tokens is None:
             return x
         return torch.cat((x, self.register_tokens.to(x.dtype).expand(x.shape[0], -1, -1)), 1)
+
+    def patches(self, img: Float[Tensor, "b c y x"]) -> tuple[int, int]:
+        """How many patches of an image stand below and beside each other."""
+        return img.shape[2] // self.patch_size[0], img.shape[3] // self.patch_size[1]
+
+    def places(self, img: Float[Tensor, "b c y x"]) -> Int[Tensor, "1 m 2"]:
+        """The row and the column of each patch; registers, which have none, stand at (0, 0)."""
+        down, across = self.patches(img)
+        index = torch.arange(down * across, device=img.device)
+        grid = torch.stack((index // across, index % across), -1)
+        return F.pad(grid, (0, 0, 0, 0 if self.register_tokens is None else len(self.register_tokens)))[None]
 
     def check(self, img: Any) -> None:
         """TypeError or ValueError for what is no batch of images, or of images that the patches do not divide."""

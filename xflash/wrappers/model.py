@@ -31,28 +31,28 @@ class Model(Configurable):
     def through(
         self,
         x: Float[Tensor, "b n d"],
-        mask: Tensor | None = None,
-        beside: Mapping[str, Any] | None = None,
-        with_maps: bool = False,
-    ) -> tuple[Float[Tensor, "b m d"], Tensor | None, Any]:
-        """What the stack makes of embedded tokens and the class tokens in front of them, their mask, and its maps."""
-        inputs, tokens = dict(beside or {}), x
+        mask: Tensor | None,
+        beside: Mapping[str, Any],
+        wanted: Wanted,
+    ) -> tuple[Float[Tensor, "b m d"], Tensor | None, list]:
+        """What the stack makes of embedded tokens and the class tokens in front of them, their mask, what it noted."""
+        inputs, tokens = dict(beside), x
         if self.pooled is not None:
             x, mask, inputs["attn_mask"] = self.pooled.front(x, mask, inputs.get("attn_mask"))
             inputs = behind(tokens, x.shape[1] - tokens.shape[1], inputs)
-        if with_maps:
-            y, maps = self.attn_layers.attention_maps(x, mask, **inputs)
-            return y, mask, maps
-        return self.attn_layers(x, mask, **inputs), mask, None
+        call: Any = self.attn_layers.attention_maps if wanted.attn else self.attn_layers
+        found = call(x, mask, **inputs, return_hiddens=wanted.hiddens)
+        y, *noted = found if wanted.attn or wanted.hiddens else (found,)
+        return y, mask, noted
 
-    def answer(self, wanted: Wanted, embeddings: Tensor, read: Callable[[], Tensor], maps: Any = None) -> Any:
-        """What a call gives: logits of what the head is to `read`, or the embeddings, or both; and maps beside them."""
+    def answer(self, wanted: Wanted, embeddings: Tensor, read: Callable[[], Tensor], noted: list) -> Any:
+        """What a call gives: logits of what the head is to `read`, or the embeddings, or both; then what is noted."""
         if wanted.embeddings:
             out: Any = embeddings
         else:
             out = self.logits(read())
             out = (out, embeddings) if wanted.logits_and_embeddings else out
-        return (out, maps) if wanted.attn else out
+        return (out, *noted) if noted else out
 
 
 def behind(x: Tensor, count: int, beside: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..base.checks import check_switch
 from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.aliases import canonical
@@ -14,6 +15,7 @@ from ..flags.elsewhere import answering, arguments_of, meant
 
 __all__ = [
     "also_called",
+    "check_gives_hiddens",
     "check_handed_on",
     "check_loss_chunk",
     "check_needs_nothing",
@@ -61,9 +63,9 @@ def check_tokens_only(net: Any, what: str) -> None:
         )
 
 
-def check_needs_nothing(stack: Any, what: str) -> None:
-    """ValueError for a stack that must be given something beside x in each call, such as a condition."""
-    needed = [name for name in stack.asked if side_inputs[name]().needed]
+def check_needs_nothing(stack: Any, what: str, but: str = "") -> None:
+    """ValueError for a stack that must be given something beside x in each call, such as a condition; `but`: this."""
+    needed = [name for name in stack.asked if side_inputs[name]().needed and name != but]
     if needed:
         raise ValueError(f"parts of the stack need {needed[0]}, but {what}")
 
@@ -88,6 +90,16 @@ def check_loss_chunk(net: Any, chunk: int | None) -> None:
         raise TypeError(
             f"loss_chunk={chunk} needs a net that gives its embeddings (return_embeddings=True) and turns them into "
             f"logits (net.logits), as TransformerWrapper does; {type(net).__name__} does not"
+        )
+
+
+def check_gives_hiddens(net: Any, wanted: Any) -> None:
+    """TypeError unless `wanted` is a switch, and where it is on, `net` gives the streams of its layers."""
+    check_switch("return_hiddens", wanted)
+    if wanted and "return_hiddens" not in inspect.signature(net.forward).parameters:
+        raise TypeError(
+            f"return_hiddens=True needs a net that gives the streams of its layers, as TransformerWrapper does; "
+            f"{type(net).__name__} does not"
         )
 
 

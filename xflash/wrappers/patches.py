@@ -39,19 +39,24 @@ def resize_grid(weight: Float[Tensor, "r c d"], down: int, across: int) -> Float
 
 
 class PatchEmbedding(nn.Module):
-    """Patches of an image (b, c, y, x) as tokens (b, n, d): norm, linear map, norm (both LayerNorms without a bias)."""
+    """Patches of an image (b, c, y, x) as tokens (b, n, d): norm, linear map, norm (both LayerNorms without a bias).
 
-    def __init__(self, channels: int, patch: tuple[int, int], dim: int):
+    norms: False for the linear map alone, which is a convolution whose steps are as large as its kernel.
+    """
+
+    def __init__(self, channels: int, patch: tuple[int, int], dim: int, norms: bool = True):
         super().__init__()
         self.patch = patch
         width = channels * patch[0] * patch[1]
-        self.before = LayerNorm.of(width)
+        self.before = LayerNorm.of(width) if norms else None
         self.project = nn.Linear(width, dim)
-        self.after = LayerNorm.of(dim)
+        self.after = LayerNorm.of(dim) if norms else None
 
     @typed
     def forward(self, img: Float[Tensor, "b c y x"]) -> Float[Tensor, "b n d"]:
-        return self.after(self.project(self.before(patchify(img, self.patch))))
+        x = patchify(img, self.patch)
+        x = self.project(x if self.before is None else self.before(x))
+        return x if self.after is None else self.after(x)
 
     def extra_repr(self) -> str:
         return f"patch={self.patch}"

@@ -7,6 +7,7 @@ import torch
 from ..base.checks import given
 from ..base.shapes import Tensor
 from ..stack.face import AttentionLayers
+from .options import check_needs_nothing
 from .transformer import TransformerWrapper
 
 __all__ = ["check_plain", "check_rows", "check_sides", "check_tied", "starts"]
@@ -26,7 +27,12 @@ def check_plain(prefix: str, side: TransformerWrapper) -> None:
 
 
 def check_sides(encoder: AttentionLayers, decoder: AttentionLayers, dim: int) -> None:
-    """ValueError where the encoder attends to a context, or the decoder to none or to one of another width."""
+    """ValueError where the encoder attends to a context, or the decoder to none or to one of another width.
+
+    Neither side may need what no call hands on.
+    """
+    for side in (encoder, decoder):
+        check_needs_nothing(side, "an encoder and a decoder are given conditions only", but="condition")
     if any(block.takes_context for block in encoder.blocks()):
         raise ValueError(f"the encoder's layout {encoder.layout!r} attends to a context, but the encoder has none")
     widths = {block.context_width() for block in decoder.blocks() if block.takes_context}

@@ -93,6 +93,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         return_attn: bool = False,
         mems: ModelState | None = None,
         return_mems: bool = False,
+        return_hiddens: bool = False,
         **beside: Any,
     ) -> Any:
         """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
@@ -105,22 +106,25 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         embeddings in front included, see each other. `condition` (b, width) or (b, n, width): what adaptive parts of
         the stack are conditioned on; what stands in front of the tokens has none. `beside`: further side inputs.
         `mems`: what a call with `return_mems`, which gives (logits, mems), has left of the segment before.
+        `return_hiddens`: behind all else a list of layers + 2 streams (b, n, d), embeddings and CLS tokens in front
+        included: what the first layer gets, what each layer leaves, and what the stack gives, behind its last norm.
         """
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems)
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
         wanted.check(mems, attn_mask=attn_mask, doc_ids=doc_ids)
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         if mems is not None or return_mems:
-            logits, state = self.step(x, mems, mask, **front, **beside)
-            return (logits, self.remember(state)) if return_mems else logits
-        y, maps = self.outputs(x, mask, front, {**beside, "attn_mask": attn_mask, "doc_ids": doc_ids}, return_attn)
-        return self.answer(wanted, y, lambda: y, maps)
+            logits, state, *noted = self.step(x, mems, mask, **front, **beside, return_hiddens=return_hiddens)
+            out = (logits, self.remember(state), *noted) if return_mems else (logits, *noted)
+            return out if len(out) > 1 else logits
+        y, noted = self.outputs(x, mask, front, {**beside, "attn_mask": attn_mask, "doc_ids": doc_ids}, wanted)
+        return self.answer(wanted, y, lambda: y, noted)
 
     def outputs(
-        self, x: Int[Tensor, "b n"], mask: Tensor | None, front: dict[str, Any], beside: dict[str, Any], with_maps: bool
-    ) -> tuple[Float[Tensor, "b *n d"], Any]:
-        """What the head reads of whole sequences, and the attention matrices if asked for."""
+        self, x: Int[Tensor, "b n"], mask: Tensor | None, front: dict[str, Any], beside: dict[str, Any], wanted: Wanted
+    ) -> tuple[Float[Tensor, "b *n d"], list]:
+        """What the head reads of whole sequences, and what was asked for of the layers."""
         x, mask = self.embedding.check_ids(x, mask)
         if beside["doc_ids"] is not None:
             beside["doc_ids"] = as_doc_ids(beside["doc_ids"], (x.shape[0], x.shape[1]))
@@ -128,8 +132,8 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         beside = behind(x, embedded.shape[1] - x.shape[1], beside)
         if self.pooled is not None and beside.get("doc_ids") is not None:
             raise ValueError(f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together")
-        y, mask, maps = self.through(embedded, mask, beside, with_maps)
-        return (y if self.pooled is None else self.pooled(y, mask)), maps
+        y, mask, noted = self.through(embedded, mask, beside, wanted)
+        return (y if self.pooled is None else self.pooled(y, mask)), noted
 
     def step(
         self,
@@ -146,13 +150,15 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         prefix_attn_len: int | Tensor | None = None,
         condition: Float[Tensor, "b *n _"] | None = None,
         reset: Tensor | None = None,
+        return_hiddens: bool = False,
         **beside: Any,
-    ) -> tuple[Float[Tensor, "b n v"], ModelState]:
+    ) -> tuple[Any, ...]:
         """Logits of any number of new tokens behind what `state` has seen, and the state with them.
 
         `mask` covers the new tokens only; rows may differ in length. A context is given in the first call, the state
         then holds it. `reset` (b,) names rows that start anew, with their context. A condition of rows is held as
-        well, until another is given; one of tokens is given with each call.
+        well, until another is given; one of tokens is given with each call. `return_hiddens`: (logits, state, hiddens),
+        those of the new tokens.
         """
         if self.pooled is not None:
             raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
@@ -167,10 +173,11 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         plain = all(value is None for value in (*front.values(), *beside.values()))
+        plain = plain and return_hiddens is False
         if state is not None and x.shape[1] == 1 and plain and not torch.is_grad_enabled() and self.compiled_step:
             self.embedding.check_embed_ids(x, embed_ids)
             return self.compiled_step(x, state, mask, embed_ids)
-        return self.advance(x, state, mask, embed_ids=embed_ids, **front, **beside)
+        return self.advance(x, state, mask, embed_ids=embed_ids, return_hiddens=return_hiddens, **front, **beside)
 
     def advance(
         self,
@@ -181,8 +188,9 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
+        return_hiddens: bool = False,
         **beside: Any,
-    ) -> tuple[Float[Tensor, "b n v"], ModelState]:
+    ) -> tuple[Any, ...]:
         """`step` with checked ids, mask and state."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         embedded, full = self.embedding(
@@ -194,13 +202,13 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
             prepend_mask=prepend_mask,
             embed_ids=embed_ids,
         )
-        beside = behind(x, embedded.shape[1] - x.shape[1], beside)
-        y, stack = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
+        beside = behind(x, embedded.shape[1] - x.shape[1], beside) | {"return_hiddens": return_hiddens}
+        y, stack, *noted = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)
         elif length is not None:
             length = length + x.shape[1]
-        return self.logits(y), ModelState(stack, past + x.shape[1], length)
+        return self.logits(y), ModelState(stack, past + x.shape[1], length), *noted
 
     def auxiliary_loss(self, state: ModelState, since: ModelState | None = None) -> Float[Tensor, ""]:
         """What the stack's layers lose beside the model's own loss, between two states: see AttentionLayers."""

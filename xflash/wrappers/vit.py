@@ -1,10 +1,12 @@
 """`ViTransformerWrapper`: images in, logits or patch embeddings out, around any bidirectional stack."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from ..base.checks import integer, shown
 from ..base.shapes import Float, Tensor
 from ..flags.flag import flag
 from ..stack.face import AttentionLayers
@@ -52,8 +54,8 @@ class ViTransformerWrapper(ClassHead, Model):
     `model(img)` takes images (b, channels, height, width) and gives logits (b, num_classes), or the pooled embedding
     (b, d) without `num_classes`. Images of another size than `image_size` work when patches divide them: learned
     positions are interpolated (bicubic), those of 'sincos2d' made for the new grid; relative positions of the stack
-    count patches row by row. Register tokens stand behind the patches, the class token of `pool='cls'` in front of
-    them; neither is among the embeddings.
+    count patches row by row, but for pos='rotary2d', which turns by rows and columns. Register tokens stand behind the
+    patches, the class token of `pool='cls'` in front of them; neither is among the embeddings.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -74,21 +76,47 @@ class ViTransformerWrapper(ClassHead, Model):
         self.to_logits = self.head(config, self.dim)
 
     def forward(
-        self, img: Float[Tensor, "b c y x"], return_embeddings: bool = False, return_logits_and_embeddings: bool = False
+        self,
+        img: Float[Tensor, "b c y x"],
+        return_embeddings: bool = False,
+        return_logits_and_embeddings: bool = False,
+        *,
+        return_hiddens: bool = False,
     ) -> Any:
         """Logits (b, num_classes) of images (b, c, height, width).
 
         `return_embeddings` gives the patches' embeddings (b, n, d) instead, row by row of the image,
-        `return_logits_and_embeddings` both. TypeError or ValueError for images that the patches do not fit.
+        `return_logits_and_embeddings` both. `return_hiddens` gives, as last, a list of layers + 2 such tensors: what
+        the first layer gets of the patches, what each layer leaves, and what the stack gives, behind its last norm.
+        TypeError or ValueError for images that the patches do not fit.
         """
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings)
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, hiddens=return_hiddens)
         wanted.check(None)
         self.embedding.check(img)
         x = self.embedding(img)
-        y, _, _ = self.through(self.embedding.with_registers(x))
+        beside = {"grid": self.embedding.places(img)} if "grid" in self.attn_layers.heeded else {}
+        y, _, noted = self.through(self.embedding.with_registers(x), None, beside, wanted)
         front = self.pooled.count
-        embeddings = y[:, front : front + x.shape[1]]
-        return self.answer(wanted, embeddings, lambda: self.pooled(y if front else embeddings, None))
+        patches = slice(front, front + x.shape[1])
+        embeddings, noted = y[:, patches], [[stream[:, patches] for stream in streams] for streams in noted]
+        return self.answer(wanted, embeddings, lambda: self.pooled(y if front else embeddings, None), noted)
+
+    def features(
+        self, img: Float[Tensor, "b c y x"], layers: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "b d y x"]]:
+        """The hiddens of images as maps (b, d, rows, columns of patches), all of them or those that `layers` names.
+
+        As in a list: 0 is what the first layer gets, i what the i-th layer leaves, -1 what the stack gives. TypeError
+        or ValueError for what is no number of one.
+        """
+        count = len(self.attn_layers.order) + 2
+        chosen = range(count) if layers is None else layers
+        if not isinstance(chosen, (tuple, list, range)):
+            raise TypeError(f"layers must be a tuple or list of numbers, such as (1, -1), not {shown(layers)}")
+        for i in chosen:
+            integer("layers", i, -count, count - 1)
+        _, hiddens = self(img, return_embeddings=True, return_hiddens=True)
+        return [hiddens[i].mT.unflatten(2, self.embedding.patches(img)) for i in chosen]
 
 
 def check_stack(attn_layers: AttentionLayers) -> None:
@@ -100,4 +128,4 @@ def check_stack(attn_layers: AttentionLayers) -> None:
         )
     if any(block.takes_context for block in attn_layers.blocks()):
         raise ValueError(f"the layout {attn_layers.layout!r} attends to a context, but images come without one")
-    check_needs_nothing(attn_layers, "images come without")
+    check_needs_nothing(attn_layers, "images come without", but="grid")

@@ -14,6 +14,7 @@ class Wanted(NamedTuple):
     logits_and_embeddings: bool = False
     attn: bool = False
     mems: bool = False
+    hiddens: bool = False
 
     def check(self, mems: Any, **whole: Any) -> None:
         """TypeError for what is no switch, ValueError for what excludes each other.
@@ -24,7 +25,7 @@ class Wanted(NamedTuple):
         check_switches(**named)
         if mems is not None or self.mems:
             for name, value in {**whole, **named}.items():
-                if name != "return_mems" and value is not None and value is not False:
+                if name not in ("return_mems", "return_hiddens") and value is not None and value is not False:
                     raise ValueError(f"{name} cannot be given together with mems and return_mems")
         if self.embeddings and self.logits_and_embeddings:
             raise ValueError("return_embeddings and return_logits_and_embeddings exclude each other; give one of them")

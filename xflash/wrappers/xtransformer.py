@@ -3,11 +3,11 @@
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
-from ..base.checks import as_mask
+from ..base.checks import check_switch
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.aliases import ALIASES
@@ -23,6 +23,7 @@ from .autoregressive import AutoregressiveWrapper
 from .losses import Chunks, Labels
 from .options import also_called, check_option_names
 from .sides import check_plain, check_rows, check_sides, check_tied, starts
+from .source import Hiddens, Source, encoded
 from .transformer import TransformerWrapper
 
 __all__ = ["XTransformer", "drop_tokens"]
@@ -30,13 +31,6 @@ __all__ = ["XTransformer", "drop_tokens"]
 SIDES = {"enc_": "encoder", "dec_": "decoder"}
 # What XTransformer itself decides about both sides.
 DECIDED = {"attn_layers", "return_only_embed", "dim"}
-
-
-class Source(NamedTuple):
-    """What the decoder attends to: the encoder's output (b, c, d), and which of its tokens are real."""
-
-    context: Float[Tensor, "b c d"]
-    mask: Bool[Tensor, "b c"] | None
 
 
 class XTransformer(Configurable):
@@ -58,6 +52,7 @@ class XTransformer(Configurable):
         )
 
     takes_flags = True
+    presets: ClassVar[Mapping[str, Any]] = {"dec_cross_attend": True}
 
     gives = "a loss of a source and a target"
 
@@ -82,18 +77,20 @@ class XTransformer(Configurable):
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
         own = [(name, self.arguments[name], spec) for name, spec in flags_of(self.Config).items()]
         return own + [
-            (prefix + name, value, spec)
+            (prefix + name, value, spec._replace(default=self.presets.get(prefix + name, spec.default)))
             for prefix, side in self.sides().items()
             for name, value, spec in side.flag_rows()
             if name not in DECIDED
         ]
 
     def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
+        left = flags_of(TransformerWrapper.Config).keys() & flags_of(StackConfig).keys()
         return {
             prefix + name: value
             for prefix, side in self.sides().items()
-            for name, value in {**side.attn_layers.arguments, **side.arguments}.items()
-            if name not in DECIDED
+            # What a model leaves to its stack (None) is left to it again.
+            for name, value in (side.attn_layers.arguments | side.arguments).items()
+            if name not in DECIDED and (value is not None or name not in left)
         }
 
     def forward(
@@ -110,23 +107,27 @@ class XTransformer(Configurable):
         condition: Float[Tensor, "b *n _"] | None = None,
         src_condition: Float[Tensor, "b *c _"] | None = None,
         return_outputs: bool = False,
+        return_hiddens: bool = False,
     ) -> Any:
         """The mean loss of predicting each next token of `tgt`, and with `return_outputs` the logits (b, n - 1, v).
 
         mask (b, c), tgt_mask (b, n): True = real token. `attn_mask` is the encoder's. `src_prepend_embeds` (b, p, d)
         stand in front of the source, without positions and not counted by `enc_max_seq_len`; `src_prepend_mask`
         (b, p) says which are real. `labels` (b, n) as in AutoregressiveWrapper. `condition` and `src_condition` are
-        what adaptive parts of the decoder and of the encoder are conditioned on.
+        what adaptive parts of the decoder and of the encoder are conditioned on. `return_hiddens` gives the streams of
+        both sides too, as last (`Hiddens`).
         """
         tgt = token_ids("tgt", tgt)
         if tgt.dim() != 2 or tgt.shape[1] < 2:
             raise ValueError(f"tgt has shape {tuple(tgt.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
         front: dict[str, Any] = {"src_prepend_mask": src_prepend_mask, "src_condition": src_condition}
-        found = self.encode(src, mask, attn_mask, src_prepend_embeds, **front)
+        check_switch("return_hiddens", return_hiddens)
+        front["return_hiddens"] = return_hiddens
+        found, below = encoded(self.encoder, src, mask, attn_mask, src_prepend_embeds, **front)
         check_rows(found.context, tgt.shape[0], "tgt")
         if self.training and self.cross_attn_tokens_dropout:
             found = Source(*drop_tokens(*found, self.cross_attn_tokens_dropout))
-        return self.decoder(
+        out = self.decoder(
             tgt,
             tgt_mask,
             labels=labels,
@@ -134,7 +135,9 @@ class XTransformer(Configurable):
             context=found.context,
             context_mask=found.mask,
             condition=condition,
+            return_hiddens=return_hiddens,
         )
+        return (*out[:-1], Hiddens(below, out[-1])) if return_hiddens else out
 
     def encode(
         self,
@@ -147,17 +150,8 @@ class XTransformer(Configurable):
         src_condition: Float[Tensor, "b *c _"] | None = None,
     ) -> Source:
         """The encoder's output (b, p + c, d) and its mask: what the decoder takes as context and context_mask."""
-        ahead: dict[str, Any] = {"prepend_embeds": src_prepend_embeds, "prepend_mask": src_prepend_mask}
-        context = self.encoder(src, mask, attn_mask=attn_mask, condition=src_condition, **ahead)
-        if mask is None and src_prepend_mask is None:
-            return Source(context, None)
-        b, c = src.shape
-        parts = [src.new_ones(b, c, dtype=torch.bool) if mask is None else as_mask(mask, (b, c))]
-        if src_prepend_embeds is not None:
-            p = src_prepend_embeds.shape[1]
-            front = src_prepend_mask
-            parts.insert(0, src.new_ones(b, p, dtype=torch.bool) if front is None else as_mask(front, (b, p)))
-        return Source(context, torch.cat(parts, 1))
+        given = src, mask, attn_mask, src_prepend_embeds
+        return encoded(self.encoder, *given, src_prepend_mask=src_prepend_mask, src_condition=src_condition)[0]
 
     @also_called(seq_in="src", seq_out_start="tgt_start")
     def generate(

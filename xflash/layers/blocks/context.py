@@ -52,7 +52,7 @@ class TakesContext(Block):
         """Keys and values of the context of this call, the keys turned where `context_pos` says where they stand."""
         turned = ctx.relative is not None and ctx.context_pos is not None
         if turned:
-            k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos)
+            k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos, over_context=True)
         mask = ctx.context_mask
         # A copy: what the caller writes into the mask afterwards is not for the state.
         mask = mask if mask is None else ctx.once("mask that is kept", mask.clone)
@@ -60,7 +60,7 @@ class TakesContext(Block):
 
     def toward(self, q: Float[Tensor, "b h n k"], held: Context, ctx: Ctx) -> Float[Tensor, "b h n k"]:
         """Queries turned as the keys are."""
-        return ctx.relative.rotate(q, ctx) if held.turned and ctx.relative is not None else q
+        return ctx.relative.rotate(q, ctx, over_context=True) if held.turned and ctx.relative is not None else q
 
 
 def source(ctx: Ctx) -> Float[Tensor, "b c _"]:

@@ -36,7 +36,7 @@ class MixedChunkAttention(Block):
     """
 
     honours = frozenset({"doc_ids"})
-    positions = frozenset({"rotary"})
+    positions = frozenset({"rotary", "rotary2d"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

@@ -20,7 +20,7 @@ class Parallel(Block):
     """
 
     def __init__(self, blocks: Sequence[Block], site: Site):
-        super().__init__(None, site)
+        super().__init__(self.Config(), site)
         self.blocks = nn.ModuleList(blocks)
 
     def members(self, state: Any = None) -> list[tuple[Block, Any]]:

@@ -54,22 +54,16 @@ class QKFlags(ReadFlags):
         "queries and keys of mean square one times learned gains: each head, the gains shared (Qwen3), or all heads "
         "as one vector (OLMo 2)",
         paper="https://arxiv.org/abs/2501.00656",
-        tried=("head", "width"),
+        tried=("head", {"qk_rmsnorm": "width", "qk_rmsnorm_eps": 1e-3, "qk_rmsnorm_unit_offset": True}),
     )
     qk_rmsnorm_eps: float = flag(
-        1e-6,
-        "added to the mean square before the root",
-        above=0,
-        tried=({"qk_rmsnorm_eps": 1e-3, "qk_rmsnorm": "head"},),
+        1e-6, "added to the mean square before the root", above=0, tried="qk_rmsnorm has it beside it"
     )
     qk_rmsnorm_unit_offset: bool = flag(
         False,
         "these gains are 1 + what is learned (Gemma 3)",
         paper="https://arxiv.org/abs/2503.19786",
-        tried=(
-            {"qk_rmsnorm_unit_offset": True, "qk_rmsnorm": "head"},
-            {"qk_rmsnorm_unit_offset": True, "qk_rmsnorm": "width"},
-        ),
+        tried="qk_rmsnorm has it beside it",
     )
 
 

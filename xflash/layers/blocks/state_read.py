@@ -1,7 +1,8 @@
 """`state_read`: tokens of any layer attend to the state vectors of a recurrent one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import nn
@@ -53,6 +54,7 @@ class StateRead(Reading):
 
     kind = "state_read"
     causal_only = True
+    example: ClassVar[Mapping[str, Any]] = {"layers": "state_read recurrent"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ReadFlags):

@@ -1,6 +1,6 @@
 """`Position`: the interface of the relative positions of a stack, and what the two families of them give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from ...base.registry import positions
 from ...base.shapes import Float, Int, Tensor
+from ...base.state import Ctx
 from ..blocks.block import Block
 
 __all__ = ["Bias", "Position", "Turn"]
@@ -19,12 +20,15 @@ class Position(nn.Module):
 
     A class that derives from it directly is a family of its own: what it gives is between it and the blocks that name
     it, or another one of its family, in their `positions`; they find it as `ctx.relative.of(Family)`.
-    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`). `known_as`: what its
-    tables are remembered by in a call, the same for those that make the same ones.
+    `places_context`: whether it also counts where the tokens of a context stand (`context_pos`). `heeds` names the side
+    inputs in `ctx.beside` that it looks at. `known_as`: what its tables are remembered by in a call, the same for those
+    that make the same ones. `example`: the flags that its example in the docs has.
     """
 
     places_context: ClassVar[bool] = False
+    heeds: ClassVar[frozenset[str]] = frozenset()
     known_as: str = ""
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -76,7 +80,11 @@ class Turn(Position):
         """Of one that turns pairs: whether they are neighbours rather than halves."""
         return False
 
-    def table(self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype) -> Any:
+    def places(self, ctx: Ctx) -> Int[Tensor, "_ n *_"]:
+        """Where the tokens of a call stand: counted anew in each document, which keys that are not turned see alone."""
+        return ctx.positions if ctx.doc_ids is None else ctx.doc_positions()
+
+    def table(self, where: Int[Tensor, "_ n *_"], key_width: int, dtype: torch.dtype) -> Any:
         """What depends on the places only: made once for all layers whose keys have this width."""
         raise NotImplementedError
 

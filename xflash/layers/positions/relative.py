@@ -12,14 +12,14 @@ from ..kernels.relative import scores_bias
 from .position import Bias, Position, Turn
 from .slots import Slots
 
-__all__ = ["Relative", "places"]
+__all__ = ["Relative"]
 
 P = TypeVar("P", bound=Position)
 
 
-def places(ctx: Ctx) -> Int[Tensor, "_ n"]:
-    """Where the tokens of a call stand: counted anew in each document, which keys that are not turned see as alone."""
-    return ctx.positions if ctx.doc_ids is None else ctx.doc_positions()
+def table_of(turn: Turn, ctx: Ctx, where: Int[Tensor, "_ n"] | None, key_width: int, dtype: torch.dtype) -> Any:
+    """The table of a turn at the places of a call's tokens, or at those of a context."""
+    return turn.table(turn.places(ctx) if where is None else where, key_width, dtype)
 
 
 class Relative:
@@ -43,12 +43,17 @@ class Relative:
         ctx: Ctx,
         inverse: bool = False,
         where: Int[Tensor, "_ n"] | None = None,
+        over_context: bool = False,
     ) -> Float[Tensor, "b *h n k"]:
-        """Queries (or keys, `inverse`) turned to their places, or to those of a context (`where`)."""
-        stand = places(ctx) if where is None else where
+        """Queries (or keys, `inverse`) turned to their places, or keys to those of a context (`where`).
+
+        over_context: whether they meet tokens of a context, by the positions that count where those stand.
+        """
         for name, turn in zip(self.turned_by, self.turns, strict=True):
+            if over_context and not turn.places_context:
+                continue
             width, dtype = t.shape[-1], t.dtype
-            make = partial(turn.table, stand, width, dtype)
+            make = partial(table_of, turn, ctx, where, width, dtype)
             t = turn.turn(t, ctx.once(("turn", name, width, dtype, where is None), make), inverse)
         return t
 

@@ -10,14 +10,14 @@ from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
 from ..blocks.block import Block
 from .angles import angle_dtype
-from .position import Turn
+from .pairs import Pairs
 from .scaling import ScalingFlags, amplitude, check_factors, check_scaling, scaled_frequencies
 
 __all__ = ["Rotary"]
 
 
 @positions.register("rotary")
-class Rotary(Turn):
+class Rotary(Pairs):
     """Rotary embedding of queries and keys (https://arxiv.org/abs/2104.09864), optionally xPos (2212.10554)."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -57,19 +57,11 @@ class Rotary(Turn):
         check_scaling(config, positions.name_of(type(self)))
 
     def check(self, users: Sequence[Block]) -> None:
-        """ValueError when keys have no pair of channels, or none has as many as are to be turned."""
-        name, wanted = positions.name_of(type(self)), self.config.emb_dim
-        widths = {width: blocks.name_of(type(b)) for b in users if (width := b.key_width()) is not None}
-        if 1 in widths:
-            raise ValueError(f"pos={name!r} turns channels in pairs, but keys of {widths[1]!r} have one channel")
-        if wanted is not None and widths and wanted > max(widths):
-            widest = max(widths)
-            raise ValueError(
-                f"{name}_emb_dim={wanted}, but the widest keys, those of {widths[widest]!r}, have {widest} channels"
-            )
-        for width in widths:
-            check_factors(self.config, self.width(width), name)
+        super().check(users)
+        name = positions.name_of(type(self))
         for block in users:
+            if (width := block.key_width()) is not None:
+                check_factors(self.config, self.width(width), name)
             if block.counts_places and self.config.scaling == "dynamic":
                 raise ValueError(
                     f"{name}_scaling='dynamic' counts the text up to each token, but "
@@ -91,54 +83,22 @@ class Rotary(Turn):
         return type(self).turn is Rotary.turn and not self.config.xpos
 
     @property
-    def neighbours(self) -> bool:
-        return self.config.interleaved
+    def size(self) -> float:
+        return amplitude(self.config)
 
-    def width(self, key_width: int) -> int:
-        """How many channels of a key of this width are turned: an even number, no more than the key has."""
-        return min(self.config.emb_dim or key_width, key_width) // 2 * 2
+    def angles(self, where: Float[Tensor, "_ n"], width: int) -> Float[Tensor, "_ n half"]:
+        base = self.config.base * self.config.base_rescale_factor ** (width / max(width - 2, 1))
+        return where[..., None] * scaled_frequencies(self.config, base, width, where).to(where.dtype)
 
     def table(
         self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Cosines, signed sines and (xPos) scales of shape (1 | b, 1, n, width) in `dtype`."""
-        width, config = self.width(key_width), self.config
-        exact = angle_dtype(dtype)
-        base = config.base * config.base_rescale_factor ** (width / max(width - 2, 1))
-        at = where.to(exact)
-        angle = at[..., None] * scaled_frequencies(config, base, width, at).to(exact)
-        if config.interpolation_factor != 1:
-            angle = angle / config.interpolation_factor
-        sin, cos = angle.sin(), angle.cos()
-        if (size := amplitude(config)) != 1:
-            sin, cos = sin * size, cos * size
-        scale = None
-        if config.xpos:
-            ratio = (torch.arange(0, width, 2, device=where.device) + 0.4 * width) / (1.4 * width)
-            scale = self.spread(*[ratio.to(exact) ** (where.to(exact)[..., None] / config.xpos_scale_base)] * 2)[
-                :, None
-            ]
-        signed, even = self.spread(-sin, sin)[:, None].to(dtype), self.spread(cos, cos)[:, None].to(dtype)
-        return even, signed, scale
+        """Cosines, signed sines and (xPos) scales of shape (1 | b, 1, n, width); scales in float32 at least."""
+        cos, sin, _ = super().table(where, key_width, dtype)
+        return cos, sin, self.decay(where.to(angle_dtype(dtype)), cos.shape[-1]) if self.config.xpos else None
 
-    def spread(self, first: Tensor, second: Tensor) -> Tensor:
-        """The values of both members of each pair, in the order in which the pairs lie."""
-        if self.config.interleaved:
-            return torch.stack((first, second), -1).flatten(-2)
-        return torch.cat((first, second), -1)
-
-    def turn(self, t: Float[Tensor, "b *h n k"], table: tuple, inverse: bool = False) -> Float[Tensor, "b *h n k"]:
-        """`t` rotated to its positions; `inverse` divides by the xPos scale (keys) where queries are multiplied."""
-        cos, sin, scale = table
-        if t.dim() > 4 and cos.shape[0] != 1:
-            cos, sin, scale = (part if part is None else part[:, None] for part in table)
-        width = cos.shape[-1]
-        part = t if width == t.shape[-1] else t[..., :width]
-        if self.config.interleaved:
-            swapped = part.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        else:
-            swapped = part.roll(width // 2, -1)
-        turned = torch.addcmul(part * cos, swapped, sin)
-        if scale is not None:
-            turned = (turned / scale if inverse else turned * scale).to(t.dtype)
-        return turned if width == t.shape[-1] else torch.cat((turned, t[..., width:]), -1)
+    def decay(self, where: Float[Tensor, "_ n"], width: int) -> Float[Tensor, "_ 1 n r"]:
+        """xPos's scales (1 | b, 1, n, width)."""
+        ratio = (torch.arange(0, width, 2, device=where.device) + 0.4 * width) / (1.4 * width)
+        scale = ratio.to(where.dtype) ** (where[..., None] / self.config.xpos_scale_base)
+        return self.spread(scale, scale)[:, None]

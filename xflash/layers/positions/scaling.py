@@ -24,16 +24,16 @@ class ScalingFlags:
         paper="https://arxiv.org/abs/2309.00071",
         tried=(
             {"scaling": "dynamic", "scaling_factor": 3.0, "scaling_length": 7},
-            {"scaling": "llama3", "scaling_factor": 4.0, "scaling_length": 16},
-            {"scaling": "yarn", "scaling_factor": 4.0, "scaling_length": 16},
-            {"scaling": "longrope", "scaling_factors": (1.5, 3.0), "emb_dim": 4},
+            {"scaling": "llama3", "scaling_factor": 4.0, "scaling_length": 16, "scaling_turns": (0.5, 2.0)},
+            {"scaling": "yarn", "scaling_factor": 4.0, "scaling_length": 16, "scaling_truncate": False},
+            {"scaling": "longrope", "scaling_factors": (1.5, 3.0), "emb_dim": 4, "scaling_attention": 1.3},
         ),
     )
     scaling_factor: float | None = flag(
-        None, "how many times as long texts become", at_least=1, tried="scaling needs it"
+        None, "how many times as long texts become", at_least=1, tried="scaling has it beside it"
     )
     scaling_length: int | None = flag(
-        None, "how long texts were in training, before", at_least=2, tried="scaling needs it"
+        None, "how long texts were in training, before", at_least=2, tried="scaling has it beside it"
     )
     scaling_turns: tuple[float, float] | None = flag(
         None,
@@ -41,29 +41,26 @@ class ScalingFlags:
         "second number, or more, not at all (None: 1 and 4 of llama3, 1 and 32 of yarn)",
         above=0,
         paper="https://arxiv.org/abs/2407.21783",
-        tried=(
-            {"scaling_turns": (0.5, 2.0), "scaling": "llama3", "scaling_factor": 4.0, "scaling_length": 16},
-            {"scaling_turns": (0.5, 2.0), "scaling": "yarn", "scaling_factor": 4.0, "scaling_length": 16},
-        ),
+        tried="scaling has it beside it",
     )
     scaling_truncate: bool = flag(
         True,
         "yarn lowers from a whole channel to a whole channel (False: gpt-oss)",
         paper="https://arxiv.org/abs/2508.10925",
-        tried=({"scaling_truncate": False, "scaling": "yarn", "scaling_factor": 4.0, "scaling_length": 16},),
+        tried="scaling has it beside it",
     )
     scaling_factors: tuple[float, ...] | None = flag(
         None,
         "what longrope divides the frequency of each pair by: the short or the long list of a model",
         above=0,
         paper="https://arxiv.org/abs/2402.13753",
-        tried="scaling needs it",
+        tried="scaling has it beside it",
     )
     scaling_attention: float | None = flag(
         None,
         "what turned channels are multiplied by (None: as yarn and longrope have it by factor and length)",
         above=0,
-        tried=({"scaling_attention": 1.3, "scaling": "longrope", "scaling_factors": (1.5, 3.0), "emb_dim": 4},),
+        tried="scaling has it beside it",
     )
 
 

@@ -60,12 +60,14 @@ class ScoreStep(nn.Module):
     `extra_key`, or both, leaves the fused kernel in place. `needs` says what a block has to offer: 'causal' (keys are
     tokens of the row, none of them later), 'relay' (one matrix of tokens by tokens or context a layer); a step that
     `brings` named buffers a token needs a block that keeps them. `kind` is the block's name, and what the flags of the
-    step begin with. Where not `shared`, a block that takes over another's steps does not take over this one.
+    step begin with. Where not `shared`, a block that takes over another's steps does not take over this one. `example`
+    has the flags of its example in the docs.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     brings: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -135,10 +137,11 @@ class ScoreStep(nn.Module):
 class WeightFn(nn.Module, ABC):
     """Base of the functions from scores, -inf where a key is not seen, to weights in float32 at least.
 
-    `fused`: whether it is what the fused kernel computes.
+    `fused`: whether it is what the fused kernel computes.  `example`: the flags of its example in the docs.
     """
 
     fused: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

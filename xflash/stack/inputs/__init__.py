@@ -1,5 +1,5 @@
 """The side inputs of a call; importing them registers them by name."""
 
-from . import condition, context, tokens
+from . import condition, context, grid, tokens
 
-__all__ = ["condition", "context", "tokens"]
+__all__ = ["condition", "context", "grid", "tokens"]

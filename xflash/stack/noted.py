@@ -1,0 +1,74 @@
+"""`Noted`: what a call keeps of its layers beside their output, where it is asked to."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from ..base.checks import check_switch
+from ..base.registry import blocks
+from ..base.shapes import Tensor
+from ..base.state import AttentionMap
+from ..layers.blocks.block import Block
+from .door import Plan, unpack, unpack_columns, unpack_rows
+
+__all__ = ["Noted", "check_noted", "noting"]
+
+
+class Noted(NamedTuple):
+    """Lists that a call fills, None for what is not asked for.
+
+    maps: the matrices of the layers that have one.  hiddens: the stream as the first layer gets it, as each layer
+    leaves it, and as the stack gives it.
+    """
+
+    maps: list[AttentionMap] | None = None
+    hiddens: list[Tensor] | None = None
+
+    def unpack(self, plan: Plan | None, memory: int) -> None:
+        """Everything back to where the caller's tokens stand, memory tokens left out."""
+        if self.maps is not None:
+            self.maps[:] = [unpacked_map(found, plan, memory) for found in self.maps]
+        if self.hiddens is not None:
+            self.hiddens[:] = [x[:, memory:] if memory else x for x in self.hiddens]
+            self.hiddens[:] = self.hiddens if plan is None else [unpack(x, plan) for x in self.hiddens]
+
+    def join(self, pieces: "list[Noted]") -> None:
+        """What pieces of the tokens have noted, put together."""
+        if self.hiddens is not None:
+            found = zip(*(piece.hiddens or () for piece in pieces), strict=True)
+            self.hiddens.extend(torch.cat(parts, 1) for parts in found)
+
+    def given(self) -> tuple[list[Tensor], ...]:
+        """What the caller is given of it: matrices, then streams."""
+        maps = () if self.maps is None else ([found.weights for found in self.maps],)
+        return maps if self.hiddens is None else (*maps, self.hiddens)
+
+
+def noting(return_hiddens: bool, mapped: Iterable[Block] | None = None) -> Noted | None:
+    """Where a call is to note what it is asked for; None where that is nothing.
+
+    mapped: the blocks whose matrices are asked for.  ValueError with the reason when one of them cannot give its own.
+    """
+    check_switch("return_hiddens", return_hiddens)
+    for block in mapped or ():
+        if block.refuses_maps():
+            raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
+    if mapped is None and not return_hiddens:
+        return None
+    return Noted(None if mapped is None else [], [] if return_hiddens else None)
+
+
+def check_noted(noted: Noted, layout: str) -> None:
+    """ValueError when matrices were asked for and no layer has one."""
+    if noted.maps is not None and not noted.maps:
+        able = ", ".join(name for name, block in blocks.items() if block.has_matrix)
+        raise ValueError(f"no block of the layout {layout!r} has an attention matrix (have one: {able})")
+
+
+def unpacked_map(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
+    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
+    weights = found.weights[..., memory:, :]
+    if found.over_tokens:
+        weights = unpack_columns(weights[..., memory:], plan)
+    return AttentionMap(unpack_rows(weights, plan), found.over_tokens)
