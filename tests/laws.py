@@ -73,8 +73,8 @@ def of_tokens(model, x) -> dict:
 
 
 def grid_for(model, x) -> dict[str, torch.Tensor]:
-    """A row and a column for each token."""
-    if "grid" not in getattr(model, "attn_layers", model).heeded:
+    """A row and a column for each token; an image says itself where its patches are."""
+    if "grid" not in getattr(getattr(model, "attn_layers", model), "heeded", ()) or x.dim() == 4:
         return {}
     seed = (x[..., 0].detach().nan_to_num() * 97).long() if x.is_floating_point() else x
     return {"grid": torch.stack((seed * 5 % 7, seed * 3 % 11), -1)}

@@ -35,6 +35,8 @@ STACK: Axes = {"layers": layouts(PLAIN), **stack_axes(EVERY), **norm_axes(), **a
 CROSSED: Axes = {"layers": layouts(CROSS), **stack_axes((*AROUND, "cross_attend")), **together(CROSS)}
 BACK: Axes = {"layers": layouts(RECURRENT), **stack_axes((*AROUND, "pos")), **apart(RECURRENT)}
 ROUTED: Axes = {"layers": layouts(EXPERTS), **stack_axes(AROUND), **apart(EXPERTS)}
+# Frequencies are scaled in the same way whatever they turn.
+BACK["pos"] = [choice for choice in BACK["pos"] if "rotary_scaling" not in choice]
 
 
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:

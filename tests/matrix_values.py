@@ -64,6 +64,7 @@ def variants(config: type) -> list[Choice]:
             together += [{}] if i == len(together) else []
             together[i][spec.name] = value
     alone = [entry for spec in specs for entry in entries(spec) if entry in (spec.tried or ())]
+    alone = [entry for entry in alone if not any(entry.items() < other.items() for other in alone)]
     return once(sizes(config) | choice for choice in ({}, *together, *alone))
 
 

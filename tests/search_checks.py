@@ -149,6 +149,23 @@ def maps(model, x, call: Call, plan) -> None:
             assert (weights.masked_fill(seen, 0) == 0).all(), "maps: a weight where nothing can be seen"
 
 
+@law()
+def hiddens(model, x, call: Call, plan) -> None:
+    """6: with the streams asked for all is as without; they end in what is given, with zeros at masked tokens."""
+
+    def heard(model, x, call):
+        return model(x, **call, return_hiddens=True, **of_tokens(model, x))
+
+    same(measure(model, x, call, lambda *given: heard(*given)[0]), measure(model, x, call), "hiddens")
+    y, found = heard(model, x, call)
+    assert len(found) == len(stack_of(model).order) + 2, "hiddens: not one a layer"
+    if model is not stack_of(model):
+        return
+    assert torch.equal(found[-1], y), "hiddens: the last is another"
+    for stream in found:
+        assert (stream[~real_tokens(x, call)] == 0).all(), "hiddens: not zero at masked tokens"
+
+
 def rebuilt(model, cls: type | None = None, **changed: Any):
     """A model with the same weights and other flags of its stack."""
     stack = stack_of(model)

@@ -15,6 +15,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 TOLD = {"attention_factor": 1.2, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False, "rope_theta": 500.0}
 MSCALES = {"mscale": 0.9, "mscale_all_dim": 0.6, "rope_theta": 500.0}
 GEMMA2 = {"query_pre_attn_scalar": 17, "num_hidden_layers": 4}
+GEMMA3 = {"query_pre_attn_scalar": 17, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+TWO_ROPES = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 3000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 200.0},
+}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2}
+WINDOWS["layer_types"].pop()
+OPT = {"ffn_dim": 53, "word_embed_proj_dim": 42, "max_position_embeddings": 41}
 CASES = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 6, "rms_norm_eps": 1e-3}),
@@ -34,6 +42,23 @@ CASES = {
     ),
     "qwen3": ("qwen3", {}),
     "qwen3 windows": ("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "gemma3": ("gemma3_text", {**GEMMA3, "sliding_window": 5}),
+    "gemma3 linear": ("gemma3_text", {**GEMMA3, "rope_parameters": TWO_ROPES, "final_logit_softcapping": 2.0}),
+    "olmo2": ("olmo2", {"hidden_size": 48}),
+    "smollm3": ("smollm3", {"hidden_size": 48, "no_rope_layer_interval": 2, "num_hidden_layers": 4}),
+    "smollm3 windows": ("smollm3", {"hidden_size": 48, "no_rope_layers": [0, 1, 1], **WINDOWS}),
+    "phi": ("phi", {"hidden_size": 48}),
+    "gpt_neox": ("gpt_neox", {"hidden_size": 48}),
+    "gpt_neox below": ("gpt_neox", {"hidden_size": 48, "use_parallel_residual": False, "attention_bias": False}),
+    "falcon": ("falcon", {"hidden_size": 48}),
+    "falcon new": ("falcon", {"hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon new one norm": (
+        "falcon",
+        {"hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon below": ("falcon", {"hidden_size": 48, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "opt": ("opt", OPT),
+    "opt behind": ("opt", {**OPT, "do_layer_norm_before": False, "enable_bias": False}),
     "gpt2": ("gpt2", GPT2),
     "gpt2 scaled": (
         "gpt2",
@@ -58,7 +83,7 @@ CASES = {
     ),
 }
 # Models that transformers computes in double: it takes the RMS norms and angles of the others in float32 even then.
-IN_DOUBLE = {"gpt2"}
+IN_DOUBLE = {"gpt2", "opt"}
 
 
 def difference(ours, theirs):

@@ -122,7 +122,7 @@ def building_sites() -> list[tuple[Path, ast.Raise]]:
     found = []
     for path in (
         package / "stack" / "config.py",
-        package / "stack" / "held.py",
+        *(package / "stack" / f"{name}.py" for name in ("held", "around", "layers", "resolve")),
         package / "flags" / "aliases.py",
         *(path for path in (package / "layers").rglob("*.py") if path.parent.name != "kernels"),
         *(package / "wrappers" / f"{name}.py" for name in WITH_REFUSALS),

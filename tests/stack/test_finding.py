@@ -13,11 +13,14 @@ from IPython.core.completer import IPCompleter, provisionalcompleter
 
 import xflash
 from xflash import (
+    GAU,
     AttentionLayers,
     AutoregressiveWrapper,
+    BlockRecurrentTransformer,
     CrossAttender,
     Decoder,
     Encoder,
+    FLASHTransformer,
     PrefixDecoder,
     TransformerWrapper,
     XTransformer,
@@ -148,7 +151,13 @@ def test_print_of_a_model_is_one_screen_and_can_be_evaluated():
     stack = Decoder(dim=24, depth=3, heads=4, shift_tokens=(1, 0, 2, 0, 1, 0), **flags)
     model = TransformerWrapper(num_tokens=31, max_seq_len=48, attn_layers=stack, tie_embedding=True)
     trainer = AutoregressiveWrapper(model)
-    for module in (model, trainer, twosided()):
+    flash = FLASHTransformer(num_tokens=31, dim=24, depth=2, group_size=8, query_key_dim=6)
+    recurrent = BlockRecurrentTransformer(num_tokens=31, dim=24, depth=2, heads=2, dim_head=6, block_width=8)
+    assert repr(flash).startswith("FLASHTransformer(num_tokens=31, dim=24, depth=2, group_size=8, query_key_dim=6)")
+    plain = FLASHTransformer(num_tokens=31, dim=24, depth=2, query_key_dim=6, flash_bias=False)
+    saved = xflash.from_config(plain.to_config())
+    assert "flash_bias=False" in repr(plain) and "flash_bias=False" in repr(saved)
+    for module in (model, trainer, twosided(), flash, recurrent, plain, saved, GAU(dim=24, query_key_dim=6)):
         text = repr(module)
         assert len(text.splitlines()) < 25 and max(map(len, text.splitlines())) <= 100
         assert eval(text, vars(xflash)).to_config() == module.to_config()

@@ -12,6 +12,7 @@ from xflash import Decoder, Encoder
 
 STACKS = {
     "attn ff": {"pos": "rotary", "shift_tokens": 1, "grad_checkpoint": True},
+    "gau+attn(pos=none) ff": {"pos": "rotary2d", "num_memory_tokens": 3, "reads": "unet"},
     "flash gau": {"num_memory_tokens": 3, "join": "hyper", "flash_group_size": 5},
     "attn cross_attn": {"norm_place": "post", "weight_tie_layers": True},
     "state_read recurrent": {"num_memory_tokens": 3, "reads": "lime"},
@@ -58,7 +59,7 @@ def test_several_streams_are_summed():
 
 
 @pytest.mark.parametrize(
-    ("layers", "causal"), [*((layers, True) for layers in STACKS), *((layers, False) for layers in list(STACKS)[:3])]
+    ("layers", "causal"), [*((layers, True) for layers in STACKS), *((layers, False) for layers in list(STACKS)[:4])]
 )
 def test_they_keep_the_laws(layers, causal):
     """Padding and, where there is a state, chunks: at every layer what they are at the last."""

@@ -66,11 +66,11 @@ def test_stack(causal, row, tmp_path, record_property):
     ("what", "causal", "row"),
     [
         pytest.param(what, *case.values, id=f"{what}-{case.id}", marks=case.marks)
-        for what in ("cross", "recurrent")
+        for what in ("cross", "recurrent", "experts")
         for case in some(what)
     ],
 )
-def test_cross_and_recurrent(what, causal, row, tmp_path, record_property):
+def test_other_blocks(what, causal, row, tmp_path, record_property):
     record_property("combination", "accepted")
     _, build = matrix.domain_of(what)
     stack = build(causal, matrix.as_row(what, row))
@@ -205,3 +205,8 @@ def test_every_wrapper_argument_is_in_the_matrix():
     ):
         said = {flag for options in domain.values() for choice in options for flag in choice}
         assert set(inspect.signature(wrapper.__init__).parameters) - given <= said
+
+
+def test_every_block_is_in_some_combinations():
+    chosen = {*matrix.PLAIN, *matrix.CROSS, *matrix.RECURRENT, *matrix.EXPERTS}
+    assert chosen == {name for name, block in blocks.items() if block.__module__.startswith("xflash.")}

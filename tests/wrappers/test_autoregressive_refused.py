@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_lm import TinyLM
 
-from xflash.wrappers.autoregressive import AutoregressiveWrapper
+from xflash import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper
 
 B, N, NEW = 3, 5, 13
 IDS = torch.zeros(B, N, dtype=torch.long)
@@ -114,3 +114,36 @@ def test_a_bidirectional_net_is_refused():
     net.causal = False
     with pytest.raises(ValueError, match="TinyLM is bidirectional, so it sees what it is to predict"):
         AutoregressiveWrapper(net)
+
+
+def test_what_makes_tokens_is_named():
+    stack = {"dim": 8, "depth": 1, "heads": 2}
+    net = TransformerWrapper(num_tokens=5, max_seq_len=9, attn_layers=Decoder(**stack))
+    for how in ("generate", "stream", "beam_search"):
+        said = rf"^TransformerWrapper has no {how}: AutoregressiveWrapper\(model\).{how} makes tokens$"
+        with pytest.raises(TypeError, match=said):
+            getattr(net, how)(IDS, 3, max_new_tokens=3)
+    hidden = TransformerWrapper(num_tokens=5, max_seq_len=9, attn_layers=Encoder(**stack))
+    with pytest.raises(TypeError, match=r"has no generate: MaskedLMWrapper\(model\).generate fills in tokens"):
+        hidden.generate(IDS, 3)
+    pooled = TransformerWrapper(num_tokens=5, max_seq_len=9, attn_layers=Decoder(**stack), attn_pool=True)
+    with pytest.raises(TypeError, match="has no generate: its output is one of whole sequences"):
+        pooled.generate(IDS, 3)
+
+
+def test_conditions_of_tokens():
+    """Of all n tokens or none; and what generates makes tokens that would have none."""
+    net = TransformerWrapper(
+        num_tokens=5, max_seq_len=9, attn_layers=Decoder(dim=8, depth=1, heads=2, norm="adaptive_rmsnorm")
+    )
+    lm, ids = AutoregressiveWrapper(net), torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+    each = torch.randn(2, 4, 8)
+    assert lm(ids, condition=each, condition_mask=torch.ones(2, 4).bool()).ndim == 0
+    for short in ({"condition": each[:, 1:]}, {"condition": each, "condition_mask": torch.ones(2, 3).bool()}):
+        with pytest.raises(ValueError, match="is of 3 tokens, but x has 4"):
+            lm(ids, **short)
+    for how in ("generate", "stream", "beam_search"):
+        said = rf"{how} makes tokens that would have no condition: \(2, 4, 8\) is one for each .* give one for each row"
+        with pytest.raises(ValueError, match=said):
+            getattr(lm, how)(ids, 3, condition=each)
+    assert lm.generate(ids, 3, condition=each[:, 0]).shape == (2, 3)

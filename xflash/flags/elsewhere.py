@@ -61,6 +61,7 @@ NAMES = {
     "doc_ids": "seq_idx sequence_ids",
     "prepend_embeds": "inputs_embeds",
     "return_attn": "output_attentions",
+    "return_hiddens": "output_hidden_states return_intermediates",
     "state": "past_key_values past_key_value past layer_past cache",
     "cache_kv": "use_cache",
     "seq_len": "max_new_tokens max_length",
@@ -109,7 +110,6 @@ HINTS = {
     "pad_token_id": "pad_value is said when the wrapper is built",
     "position_ids": "positions are counted from the mask and the doc_ids",
     "inputs_embeds": "a stack itself takes embeddings: model.attn_layers(x)",
-    "output_hidden_states": "return_embeddings=True gives what the head reads",
     "return_dict": "calls give tensors, and tuples where more is asked for",
     **dict.fromkeys(
         ("labels", "targets"),

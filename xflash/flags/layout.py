@@ -265,6 +265,8 @@ def most_repeated(words: Sequence[str], at: int) -> tuple[int, int]:
     """How many words from `at` on come again behind themselves, and how often, so that most are written once."""
     best = 1, 1
     for width in range(1, min(LONGEST, (len(words) - at) // 2) + 1):
+        if words[at + width] != words[at]:
+            continue
         times, run = 1, words[at : at + width]
         while words[at + times * width : at + (times + 1) * width] == run:
             times += 1

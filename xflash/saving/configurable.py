@@ -55,10 +55,10 @@ class Configurable(nn.Module):
         if not is_torchs(cls):
             check_name(cls)
             CLASSES[cls.__name__] = cls
-        if "Config" in cls.__dict__:
-            cls.__init__ = building(cls)  # type: ignore[method-assign]
-        elif "__init__" in cls.__dict__:
+        if "__init__" in cls.__dict__:
             cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
+        elif "Config" in cls.__dict__:
+            cls.__init__ = building(cls)  # type: ignore[method-assign]
         for name in ("forward", "step"):
             if name in cls.__dict__:
                 setattr(cls, name, refusable(cls.__dict__[name]))
@@ -198,7 +198,7 @@ def building(cls: type[Configurable]):
         outermost = "arguments" not in self.__dict__
         if outermost:
             self.__dict__["arguments"] = {name: getattr(read, name) for name in flags_of(config)}
-        nn.Module.__init__(self)
+        Configurable.__init__(self)
         self.assemble(read, **flags)
         if outermost:
             self.arguments = {**self.arguments, **self.written_flags(flags)}

@@ -52,29 +52,47 @@ def layer_of(
 ) -> Layer:
     """A layer from what the layout says of it and what the stack has for all; `parts`: the Configs by their prefix."""
     said, own = of_group(entries)
-    name, place, where = said.get("norm", stack.norm), said.get("norm_place", stack.norm_place), entries[0].where
-
-    def norm(chosen: str, flags: Mapping[str, Any], where: str) -> Chosen | None:
-        shared = vars(parts["norm_"]) if chosen == stack.norm and "norm_" in parts else {}
-        return norm_of(chosen, flags, shared, where)
-
-    if name == NONE and "norm_place" in said:
-        raise ValueError(f"norm_place={place!r} is set{where}, but norm={NONE!r} has nothing to place")
-    norms = {i: norm(stack.norm if name == NONE else name, flags, entries[i].where) for i, flags in own.items()}
-    for i, found in norms.items():
-        if found is None or place not in ("pre", "sandwich"):
-            why = f"norm={NONE!r} is what the stack has" if found is None else f"norm_place={place!r} has none there"
-            raise ValueError(f"norm='own'{entries[i].where} is a norm in front of the block, but {why}")
-    group = {flag: value for flag, value in said.items() if flag.startswith("norm")}
+    place, join = said.get("norm_place", stack.norm_place), said.get("join", stack.join)
+    shared = stack.norm, vars(parts["norm_"]) if "norm_" in parts else {}
+    norm, norms = (
+        norm_of_layer(entries, said, shared),
+        norms_of_members(entries, {**said, "norm_place": place}, own, shared),
+    )
     return Layer(
         tuple(member._replace(norm=norms.get(i)) for i, member in enumerate(members)),
-        norm(name, group, next((e.where for e in entries if group.keys() & e.around), where)),
+        norm,
         place,
-        {n: parts[slot_prefix(n)] for n in said.get("scale", parts["scale"])},
-        (join := said.get("join", stack.join), parts[slot_prefix(join)]),
+        {name: parts[slot_prefix(name)] for name in said.get("scale", parts["scale"])},
+        (join, parts[slot_prefix(join)]),
         int(said.get("shift_tokens", shift)),
         said.get("layer_dropout", dropout),
     )
+
+
+def norm_of_layer(entries: Sequence[Entry], said: Mapping[str, Any], shared: Chosen) -> Chosen | None:
+    """The norm of a layer, from what is said of it and from the stack's, its name and its flags."""
+    name = said.get("norm", shared[0])
+    own = {flag: value for flag, value in said.items() if flag.startswith("norm")}
+    where = next((entry.where for entry in entries if own.keys() & entry.around), "")
+    if name == NONE and "norm_place" in own:
+        raise ValueError(f"norm_place={own['norm_place']!r} is set{where}, but norm={NONE!r} has nothing to place")
+    return norm_of(name, own, shared[1] if name == shared[0] else {}, where)
+
+
+def norms_of_members(
+    entries: Sequence[Entry], said: Mapping[str, Any], own: Mapping[int, Mapping[str, Any]], shared: Chosen
+) -> dict[int, Chosen | None]:
+    """The norms that some blocks in parallel have of their own, of the kind that the layer or else the stack has."""
+    kinds = [kind for kind in (said.get("norm", NONE), shared[0]) if kind != NONE]
+    found = {}
+    for i, flags in own.items():
+        if not kinds or said["norm_place"] not in ("pre", "sandwich"):
+            why = (
+                f"norm_place={said['norm_place']!r} has none there" if kinds else f"norm={NONE!r} is what the stack has"
+            )
+            raise ValueError(f"norm='own'{entries[i].where} is a norm in front of the block, but {why}")
+        found[i] = norm_of(kinds[0], flags, shared[1] if kinds[0] == shared[0] else {}, entries[i].where)
+    return found
 
 
 def check_joins(layers: Sequence[Layer]) -> None:

@@ -25,7 +25,14 @@ from ..generation.prompts import (
 from ..generation.sampling import Draw
 from ..saving.configurable import Configurable
 from .losses import Chunks, Labels, check_targets, loss_in_chunks, next_token_loss, next_tokens, unseen_targets
-from .options import check_gives_hiddens, check_handed_on, check_loss_chunk, check_tokens_only, without_last
+from .options import (
+    check_for_new_tokens,
+    check_gives_hiddens,
+    check_handed_on,
+    check_loss_chunk,
+    check_tokens_only,
+    without_last,
+)
 
 __all__ = ["AutoregressiveWrapper"]
 
@@ -190,6 +197,7 @@ class AutoregressiveWrapper(Configurable):
     def _check_sampling(self, how: str, kwargs: Mapping[str, Any]) -> None:
         """TypeError for an option that neither `how` nor the net has, ValueError for a net that needs other ids too."""
         check_tokens_only(self.net, f"{how} makes token ids only: there would be none of these for new tokens")
+        check_for_new_tokens(how, kwargs)
         step: Any = getattr(self.net, "step", None)
         if step is not None:
             check_handed_on(how, kwargs, getattr(AutoregressiveWrapper, how), step)

@@ -12,11 +12,14 @@ from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.aliases import canonical
 from ..flags.elsewhere import answering, arguments_of, meant
+from ..stack.inputs.side_input import SideInput
 
 __all__ = [
     "also_called",
+    "check_for_new_tokens",
     "check_gives_hiddens",
     "check_handed_on",
+    "check_lengths",
     "check_loss_chunk",
     "check_needs_nothing",
     "check_option_names",
@@ -93,6 +96,31 @@ def check_loss_chunk(net: Any, chunk: int | None) -> None:
         )
 
 
+def check_lengths(kwargs: Mapping[str, Any], n: int, whole: str) -> None:
+    """ValueError for side inputs of tokens that are not of the n tokens of `whole`."""
+    for name in per_token(kwargs):
+        count = kwargs[name].shape[1]
+        if count != n:
+            raise ValueError(f"{name} is of {count} tokens, but {whole} has {n}")
+
+
+def per_token(kwargs: Mapping[str, Any]) -> list[str]:
+    """The side inputs among the arguments that have an entry for each of some tokens."""
+    many = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and value.dim() > 1]
+    return [n for n in many if n in side_inputs and side_inputs[n]().per_token(kwargs[n], kwargs[n].shape[1])]
+
+
+def check_for_new_tokens(how: str, kwargs: Mapping[str, Any]) -> None:
+    """ValueError for what every call needs, but is given for each token of the prompts only."""
+    for name in per_token(kwargs):
+        if side_inputs[name]().needed:
+            carries = side_inputs[name].carried is not SideInput.carried
+            raise ValueError(
+                f"{how} makes tokens that would have no {name}: {tuple(kwargs[name].shape)} is one for each token of the "
+                f"prompts{'; give one for each row' if carries else ''}"
+            )
+
+
 def check_gives_hiddens(net: Any, wanted: Any) -> None:
     """TypeError unless `wanted` is a switch, and where it is on, `net` gives the streams of its layers."""
     check_switch("return_hiddens", wanted)
@@ -112,6 +140,7 @@ def without_last(kwargs: Mapping[str, Any], x: Int[Tensor, "b n"]) -> dict[str, 
             if isinstance(ids, torch.Tensor) and ids.shape != x.shape:
                 raise ValueError(f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
         cut["embed_ids"] = {k: v[:, :-1] if isinstance(v, torch.Tensor) else v for k, v in embed_ids.items()}
+    check_lengths(kwargs, n, "x")
     for name in side_inputs:
         if name in kwargs and side_inputs[name]().per_token(kwargs[name], n):
             cut[name] = kwargs[name][:, :-1]

@@ -17,7 +17,7 @@ from ..flags.flag import flag
 from ..generation.prompts import prefix_of, token_ids
 from .autoregressive import AutoregressiveWrapper
 from .losses import Labels, check_targets, in_front, next_token_loss, next_tokens, unseen_targets
-from .options import check_handed_on, check_tokens_only
+from .options import check_handed_on, check_lengths, check_tokens_only
 
 __all__ = [
     "SegmentWrapper",
@@ -137,10 +137,7 @@ def of_segment(kwargs: Mapping[str, Any], start: int, end: int, n: int) -> dict[
     cut = {name for name in kwargs if name in side_inputs and side_inputs[name]().per_token(kwargs[name], n)}
     if "attn_mask" in kwargs:
         raise TypeError("the loss has no option 'attn_mask': segments see tokens of which it says nothing")
-    for name, value in kwargs.items():
-        count = value.shape[1] if isinstance(value, Tensor) and value.dim() > 1 else n
-        if name in side_inputs and count != n and side_inputs[name]().per_token(value, count):
-            raise ValueError(f"{name} is of {count} tokens, but the text has {n}")
+    check_lengths(kwargs, n, "the text")
     return {
         name: value[:, start:end] if name in cut else value
         for name, value in kwargs.items()

@@ -7,6 +7,7 @@ import torch
 from ..base.checks import given
 from ..base.shapes import Tensor
 from ..stack.face import AttentionLayers
+from ..stack.inputs.context import unplaced
 from .options import check_needs_nothing
 from .transformer import TransformerWrapper
 
@@ -40,9 +41,9 @@ def check_sides(encoder: AttentionLayers, decoder: AttentionLayers, dim: int) ->
         raise ValueError(f"the decoder's layout {decoder.layout!r} does not attend to the encoder")
     if widths != {dim}:
         raise ValueError(f"the decoder attends to a context of width {widths.pop()}, but the encoder's has dim={dim}")
-    if "rotary" in decoder.positions and all(block.takes_context or not block.positions for block in decoder.blocks()):
+    if idle := unplaced(decoder):
         raise ValueError(
-            f"the decoder's pos='rotary' has nothing to turn in the layout {decoder.layout!r}: the encoder's "
+            f"the decoder's pos={idle!r} has nothing to turn in the layout {decoder.layout!r}: the encoder's "
             "tokens have no places among the decoder's"
         )
 

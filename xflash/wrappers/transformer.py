@@ -210,6 +210,18 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
             length = length + x.shape[1]
         return self.logits(y), ModelState(stack, past + x.shape[1], length), *noted
 
+    def generate(self, *given: Any, **options: Any) -> Any:
+        """TypeError that says what makes tokens."""
+        raise TypeError(makes_none(self, "generate"))
+
+    def stream(self, *given: Any, **options: Any) -> Any:
+        """As `generate`."""
+        raise TypeError(makes_none(self, "stream"))
+
+    def beam_search(self, *given: Any, **options: Any) -> Any:
+        """As `generate`."""
+        raise TypeError(makes_none(self, "beam_search"))
+
     def auxiliary_loss(self, state: ModelState, since: ModelState | None = None) -> Float[Tensor, ""]:
         """What the stack's layers lose beside the model's own loss, between two states: see AttentionLayers."""
         return self.attn_layers.auxiliary_loss(stack_state(state), None if since is None else stack_state(since))
@@ -229,3 +241,13 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         if self.max_mem_len is None:
             return state
         return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))
+
+
+def makes_none(model: TransformerWrapper, how: str) -> str:
+    """What to do with a model that makes no tokens itself."""
+    does = f"AutoregressiveWrapper(model).{how} makes tokens"
+    if model.pooled is not None:
+        does = "its output is one of whole sequences"
+    elif not model.causal:
+        does = "MaskedLMWrapper(model).generate fills in tokens"
+    return f"{type(model).__name__} has no {how}: {does}"

@@ -5,11 +5,16 @@ from typing import Any
 from torch import nn
 
 from . import experts as experts
+from . import falcon as falcon
 from . import gemma as gemma
 from . import gpt2 as gpt2
 from . import llama as llama
+from . import olmo2 as olmo2
+from . import opt as opt
+from . import parallel as parallel
 from . import phi3 as phi3
 from . import qwen as qwen
+from . import smollm3 as smollm3
 from .fill import build
 
 __all__ = ["from_transformers"]

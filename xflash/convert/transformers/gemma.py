@@ -1,8 +1,10 @@
-"""Gemma (https://arxiv.org/abs/2403.08295) and Gemma 2 (https://arxiv.org/abs/2408.00118)."""
+"""Gemma (https://arxiv.org/abs/2403.08295), Gemma 2 (https://arxiv.org/abs/2408.00118) and 3 (2503.19786)."""
 
 from .family import Family, Flags, families
-from .layers import windowed
+from .layers import attention, layered, types_of, windowed
 from .llama import ACTIVATIONS, WEIGHTS, llama
+from .qwen import QK_NORMS
+from .rope import turned
 from .settings import Settings
 
 __all__ = ["gemma", "gemma2"]
@@ -43,6 +45,34 @@ def gemma2(settings: Settings) -> Flags:
     return flags
 
 
+def gemma3(settings: Settings) -> Flags:
+    """Flags of Gemma 2 with norms of queries and keys, and other wavelengths where there is a window."""
+    said, bases = settings("rope_parameters"), (settings("rope_theta", 1e6), settings("rope_local_base_freq", 1e4))
+    if said is None or "full_attention" not in said:
+        said = {"full_attention": said or settings("rope_scaling", {}), "sliding_attention": {}}
+    plain = Settings({**settings.config, "rope_parameters": {"rope_theta": 1e4}})
+    plain.taken = settings.taken
+    flags = gemma(plain)
+    width, depth = flags.stack["attn_dim_head"], flags.stack["depth"]
+    wide = turned(said["full_attention"], settings, width, bases[0])
+    near = turned(said["sliding_attention"], settings, width, bases[1])
+    own = {name: value for name, value in near.items() if wide.get(name) != value}
+    back = {name: DEFAULTS[name] for name in wide if name not in near}
+    window = {"window": settings("sliding_window"), **own, **back}
+    types = types_of(settings, depth, settings("sliding_window_pattern", settings("_sliding_window_pattern", 6)))
+    flags.stack.update(layered([(attention(**window) if name[0] == "s" else "attn") + " ff" for name in types]), **wide)
+    flags.stack.update(norm_place="sandwich", attn_qk_rmsnorm="head", attn_qk_rmsnorm_unit_offset=True)
+    flags.stack["attn_qk_rmsnorm_eps"] = flags.stack["norm_eps"]
+    # transformers has the setting and does not use it.
+    settings.only("attn_logit_softcapping", None)
+    bounded(flags, settings, None, None)
+    return flags
+
+
+# What a layer says where others lower their frequencies.
+DEFAULTS = {"rotary_interpolation_factor": 1.0}
+
+
 def bounded(flags: Flags, settings: Settings, scores: float | None, logits: float | None) -> None:
     """Puts in what scores are multiplied by, and the bounds of scores and of logits: these where none are said."""
     flags.stack["attn_score_scale"] = settings("query_pre_attn_scalar", 256) ** -0.5
@@ -52,4 +82,5 @@ def bounded(flags: Flags, settings: Settings, scores: float | None, logits: floa
 
 
 families["gemma"] = Family(gemma, WEIGHTS)
+families["gemma3_text"] = Family(gemma3, SANDWICH + QK_NORMS)
 families["gemma2"] = Family(gemma2, SANDWICH)

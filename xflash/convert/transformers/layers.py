@@ -5,7 +5,7 @@ from typing import Any
 
 from .settings import Settings
 
-__all__ = ["layered", "types_of", "windowed"]
+__all__ = ["attention", "layered", "types_of", "windowed"]
 
 
 def layered(layers: Sequence[str]) -> dict[str, Any]:
@@ -28,7 +28,13 @@ def types_of(settings: Settings, depth: int, every: int | None = None) -> list[s
     return types
 
 
+def attention(**flags: Any) -> str:
+    """An `attn` layer with flags of its own, those that are None left out."""
+    said = ", ".join(f"{name}={value!r}" for name, value in flags.items() if value is not None)
+    return f"attn({said})" if said else "attn"
+
+
 def windowed(settings: Settings, depth: int, every: int | None = None) -> dict[str, Any]:
     """The flags of a column whose attention has windows in some layers."""
     window, types = settings("sliding_window"), types_of(settings, depth, every)
-    return layered([f"attn(window={window}) ff" if window and name[0] == "s" else "attn ff" for name in types])
+    return layered([attention(window=window if name == "sliding_attention" else None) + " ff" for name in types])

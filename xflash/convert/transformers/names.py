@@ -34,19 +34,29 @@ def places_of(table: str, model: nn.Module) -> dict[str, list[Place]]:
     return found
 
 
-def spelled(name: str, branches: dict[str, str]) -> str:
+def spelled(name: str, branches: dict[str, tuple[str, str]]) -> str:
     """The whole name of a weight that is said by its block; '' where the layer has no such block."""
     if not branches:
         return name
     kind, _, rest = name.partition(".")
-    return f"{branches[kind]}.{rest}" if kind in branches else ""
+    if kind not in branches:
+        return ""
+    branch, block = branches[kind]
+    return f"{block}.{rest.removeprefix('block.')}" if rest.startswith("block.") else f"{branch}.{rest}"
 
 
-def branches_of(model: nn.Module) -> Iterator[dict[str, str]]:
-    """For each layer of another library the branches that it is here, by the names of their blocks."""
+def branches_of(model: nn.Module) -> Iterator[dict[str, tuple[str, str]]]:
+    """For each layer of another library, by the names of its blocks, the branch that each is here and the block in it.
+
+    Blocks in parallel are one branch.
+    """
     column: Any = model.get_submodule("attn_layers.branches")
-    held = [blocks.name_of(type(branch.block)) for branch in column]
-    count = held.count("attn")
-    step = len(held) // count
-    for first in range(0, len(held), step):
-        yield {held[at]: f"attn_layers.branches.{at}" for at in range(first, first + step)}
+    found = []
+    for at, branch in enumerate(column):
+        place = f"attn_layers.branches.{at}"
+        members = getattr(branch.block, "blocks", None)
+        named = {"block": branch.block} if members is None else {f"block.blocks.{j}": b for j, b in enumerate(members)}
+        found.append({blocks.name_of(type(block)): (place, f"{place}.{name}") for name, block in named.items()})
+    step = len(found) // sum("attn" in branch for branch in found)
+    for first in range(0, len(found), step):
+        yield {kind: names for branch in found[first : first + step] for kind, names in branch.items()}

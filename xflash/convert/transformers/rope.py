@@ -6,7 +6,7 @@ from typing import Any
 
 from .settings import Settings
 
-__all__ = ["rope"]
+__all__ = ["rope", "turned"]
 
 
 def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float = 1.0) -> dict[str, Any]:
@@ -14,6 +14,11 @@ def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float 
     said = settings("rope_parameters") or settings("rope_scaling", {})
     settings.without_effect("rope_scaling")
     base, share = settings("rope_theta", base), settings("partial_rotary_factor", share)
+    return turned(said, settings, dim_head, base, share)
+
+
+def turned(said: dict[str, Any], settings: Settings, dim_head: int, base: float, share: float = 1.0) -> dict[str, Any]:
+    """The flags of rotary positions as one dictionary says them."""
     own = Settings({**said, "model_type": f"{settings.kind} rope"})
     flags = {"pos": "rotary", "rotary_base": float(own("rope_theta", base))}
     share = own("partial_rotary_factor", share)

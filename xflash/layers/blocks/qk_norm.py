@@ -38,11 +38,9 @@ class QKFlags(ReadFlags):
         1,
         "groups of channels that qk_norm normalises each for itself",
         at_least=1,
-        tried=({"qk_norm_groups": 2, "qk_norm": True},),
+        tried=({"qk_norm_groups": 2, "qk_norm": True, "qk_norm_scale": 4.0},),
     )
-    qk_norm_scale: float = flag(
-        10.0, "what qk_norm multiplies the scores by", above=0, tried=({"qk_norm_scale": 4.0, "qk_norm": True},)
-    )
+    qk_norm_scale: float = flag(10.0, "what qk_norm multiplies the scores by", above=0, tried="with groups of qk_norm")
     qk_norm_dim_scale: bool = flag(
         False,
         "learned scales per head and channel instead of qk_norm_scale",

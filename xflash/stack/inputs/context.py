@@ -10,7 +10,7 @@ from ...base.registry import blocks, positions, side_inputs
 from ..places import users
 from .side_input import Call, Door, SideInput
 
-__all__ = ["Context", "ContextMask", "ContextPlaces"]
+__all__ = ["Context", "ContextMask", "ContextPlaces", "unplaced"]
 
 
 class OfContext(SideInput):
@@ -109,5 +109,5 @@ def unplaced(stack: Any) -> str:
     """A position of the stack that has only a context's tokens to place, and is not told where they stand; or ''."""
     for name, position in stack.positions.items():
         if position.places_context and all(block.takes_context for block in users(stack, name)):
-            return name
+            return positions.name_of(type(position))
     return ""
