@@ -37,6 +37,6 @@ def from_transformers(model: nn.Module, long_context: bool = False) -> Any:
         )
     plan = build(config.to_dict(), type(model).__name__, long_context)
     weights = model.state_dict()
-    plan.check({name: tuple(t.shape) for name, t in weights.items()})
-    main = next(t for t in weights.values() if t.is_floating_point())
+    plan.check(weights)
+    main = plan.main_of(weights)
     return plan.filled(weights.items(), main.device, main.dtype).train(model.training)

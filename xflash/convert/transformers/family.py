@@ -60,8 +60,10 @@ def family_of(settings: Settings) -> Family:
     return families[kind]
 
 
-def head_of(family: Family, name: str) -> dict[str, Any]:
+def head_of(family: Family, name: str | None) -> dict[str, Any]:
     """What the class of a model says of its head; ValueError for a class with another one."""
+    if name is None:
+        return next(iter(family.heads.values()))
     for ending, arguments in family.heads.items():
         if name.endswith(ending):
             return arguments

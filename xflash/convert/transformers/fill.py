@@ -27,16 +27,22 @@ class Plan(NamedTuple):
     model: nn.Module
     places: dict[str, list[Place]]
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """ValueError unless these are all the weights of the model, and nothing else."""
-        found = {self.own(name): shape for name, shape in shapes.items()}
-        for name, shape in found.items():
+    def check(self, weights: Mapping[str, Any]) -> None:
+        """ValueError unless these, each with a shape and a dtype, are all the weights of the model and nothing else."""
+        found = {self.own(name): weight for name, weight in weights.items()}
+        for name, weight in found.items():
             if name not in self.places:
                 if not self.is_copy(name):
                     raise ValueError(f"there is no place for the weight {name!r}{nearest(name, self.places)}")
-            elif shape != (wanted := self.places[name][0].shape(self.model)):
-                raise ValueError(f"the weight {name!r} is of shape {shape}, not {wanted}")
+            elif tuple(weight.shape) != (wanted := self.places[name][0].shape(self.model)):
+                raise ValueError(f"the weight {name!r} is of shape {tuple(weight.shape)}, not {wanted}")
+            elif not weight.dtype.is_floating_point:
+                raise ValueError(f"the weight {name!r} is {weight.dtype}: quantised weights have no counterpart here")
         self.check_whole(found)
+
+    def main_of(self, weights: Mapping[str, Any]) -> Any:
+        """The weight that says what the model's dtype is, and its device."""
+        return next(weight for name, weight in weights.items() if self.has_place(name))
 
     def check_whole(self, found: Mapping[str, Any]) -> None:
         """ValueError where a weight of the model is not written, or twice."""
@@ -51,9 +57,13 @@ class Plan(NamedTuple):
             count = sum(counts[name] for name in given)
             if count < t.numel():
                 missing = [repr(name) for name in counts if name not in found]
-                raise ValueError(f"there is no weight {' and '.join(missing) or ours!r}")
+                raise ValueError(f"there is no weight {' and '.join(missing) or repr(ours)}")
             if count > t.numel():
                 raise ValueError(f"{' and '.join(map(repr, given))} are more than one weight for {ours!r}")
+
+    def has_place(self, name: str) -> bool:
+        """Whether a weight goes somewhere."""
+        return self.own(name) in self.places
 
     def own(self, name: str) -> str:
         """The name without what the names of all but the head begin with, which some files leave out."""
@@ -74,10 +84,10 @@ class Plan(NamedTuple):
         return model
 
 
-def build(config: Mapping[str, Any], head: str, long_context: bool = False) -> Plan:
+def build(config: Mapping[str, Any], head: str | None, long_context: bool = False) -> Plan:
     """The plan of a model with this config; ValueError for a setting that has no flag.
 
-    head: the name of the class of the model.
+    head: the name of the class of the model; None: a language model.
     """
     settings = Settings(config, long_context)
     family = family_of(settings)
