@@ -29,6 +29,13 @@ def causal(kind, dtype=torch.float32, **settings):
     return live(model, dtype)
 
 
+def of_class(cls, dtype=torch.float32, **settings):
+    """A model of a class of transformers, in the sizes that its config has."""
+    known = cls.config_class().to_dict()
+    sizes = {name: value for name, value in SIZES.items() if name in known}
+    return live(cls(cls.config_class(**{**sizes, **IDS, **settings})), dtype)
+
+
 def live(model, dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...base.registry import nearest
-from ...stack.face import Decoder
+from ...stack.face import Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
 from .settings import Settings
 
-__all__ = ["Family", "Flags", "decoder", "families", "family_of", "head_of"]
+__all__ = ["Family", "Flags", "decoder", "encoder", "families", "family_of", "head_of"]
 
 
 NO_HEAD = {"return_only_embed": True, "tie_embedding": False}
@@ -28,11 +28,16 @@ def decoder(flags: Flags) -> nn.Module:
     return TransformerWrapper(attn_layers=Decoder(**flags.stack), **flags.model)
 
 
+def encoder(flags: Flags) -> nn.Module:
+    """A model whose tokens see all others."""
+    return TransformerWrapper(attn_layers=Encoder(**flags.stack), **flags.model)
+
+
 class Family(NamedTuple):
     """flags: of a config.  weights: a table of names.  prefix: of the names of all but the head.
 
     heads: the endings of class names, and what they say to the model.  tied: names of weights that may be another one
-    again.
+    again.  beside: a pattern of names of what is left out, for other outputs than those here.
     """
 
     flags: Callable[[Settings], Flags]
@@ -43,6 +48,7 @@ class Family(NamedTuple):
         "Model": {"return_only_embed": True, "tie_embedding": False},
     }
     prefix: str = "model."
+    beside: str = ""
     tied: Mapping[str, str] = {"lm_head.weight": "embed_tokens.weight"}
 
 

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
         found = {self.own(name): weight for name, weight in weights.items()}
         for name, weight in found.items():
             if name not in self.places:
-                if not self.is_copy(name):
+                if not self.is_left_out(name):
                     raise ValueError(f"there is no place for the weight {name!r}{nearest(name, self.places)}")
             elif tuple(weight.shape) != (wanted := self.places[name][0].shape(self.model)):
                 raise ValueError(f"the weight {name!r} is of shape {tuple(weight.shape)}, not {wanted}")
@@ -66,12 +66,17 @@ class Plan(NamedTuple):
         return self.own(name) in self.places
 
     def own(self, name: str) -> str:
-        """The name without what the names of all but the head begin with, which some files leave out."""
-        return name.removeprefix(self.family.prefix)
+        """The name without what the names of all but the head begin with, which some files leave out.
 
-    def is_copy(self, name: str) -> bool:
-        """Whether a weight without a place is another one again, or computed."""
-        return self.family.tied.get(name) in self.places or COMPUTED.fullmatch(name) is not None
+        Old files call what a LayerNorm has gamma and beta.
+        """
+        name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name.removeprefix(self.family.prefix))
+        return re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+
+    def is_left_out(self, name: str) -> bool:
+        """Whether a weight without a place is another one again, is computed, or of no output here."""
+        known = self.family.tied.get(name) in self.places or COMPUTED.fullmatch(name) is not None
+        return known or re.fullmatch(self.family.beside, name) is not None
 
     def filled(
         self, weights: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype

@@ -9,12 +9,12 @@ __all__ = ["Settings"]
 
 # What says nothing about the outputs: how a model was trained, is stored, generates or is called.
 WORDS = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path 
     architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token bos_token_id
     cache_implementation chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping encoder_no_repeat_ngram_size eos_token eos_token_id experts_implementation
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label initializer_factor initializer_range is_decoder is_encoder_decoder
+    gradient_checkpointing id2label initializer_factor initializer_range is_encoder_decoder
     is_llama_config label2id length_penalty max_length min_length model_type no_repeat_ngram_size
     num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_past
     output_scores pad_token pad_token_id prefix pretraining_tp problem_type pruned_heads remove_invalid_values
