@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
+from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer
 from xflash.base.registry import Registry, blocks, norms
 from xflash.flags.aliases import names
 from xflash.flags.flag import Flag, flags_of
@@ -199,11 +200,12 @@ def layouts(chosen: Iterable[str]) -> list[Choice]:
 
 
 def owners() -> list[tuple[str, type]]:
-    """Every Config of the package's own stacks and parts, and what its flags begin with."""
+    """Every Config of the package's own stacks, parts and models, and what its flags begin with."""
     named = [("norm_", part) for part in norms.values()]
     named += [(slot_prefix(name), part) for slot in SLOTS for name, part in slot.registry.items()]
     found = [("", StackConfig), *((prefix, part.Config) for prefix, part in named)]
     for name, block in blocks.items():
         found.append((slot_prefix(name), block.Config))
         found += [(slot_prefix(f"{name}_{part}"), config) for _, part, config in parts_of(name)]
+    found += [("", model.Config) for model in (TransformerWrapper, ViTransformerWrapper, XTransformer)]
     return [(prefix, config) for prefix, config in found if config.__module__.startswith("xflash.")]

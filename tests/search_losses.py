@@ -89,8 +89,8 @@ def segments(model, x, call: Call, plan) -> None:
     if x.shape[1] < 2 or model.embedding.embed_num_tokens:
         return
     whole, reader = xflash.AutoregressiveWrapper(model), xflash.SegmentWrapper(model, segment_len=plan["cuts"][0])
-    mine = measure(model, x, call, lambda net, ids, given: reader(ids, **given))
-    same(mine, measure(model, x, call, lambda net, ids, given: whole(ids, **given)), "segments")
+    mine = measure(model, x, call, lambda net, ids, given: loss_of(reader, ids, given))
+    same(mine, measure(model, x, call, lambda net, ids, given: loss_of(whole, ids, given)), "segments")
 
 
 @law(
@@ -103,6 +103,9 @@ def segments(model, x, call: Call, plan) -> None:
 def generation(model, x, call: Call, plan) -> None:
     """The likeliest tokens behind prompts of any lengths: with a state, without one, and each row alone."""
     if model.embedding.embed_num_tokens or not real_tokens(x, call).any(1).all():
+        return
+    # Tokens that are made have no places on a grid.
+    if "grid" in stack_of(model).heeded:
         return
     sampler = xflash.AutoregressiveWrapper(model)
     options = {"temperature": 0.0, "filter_logits_fn": "none"}

@@ -35,6 +35,13 @@ CASES = {
     "mistral": ("mistral", {"sliding_window": 5}),
     "mistral without window": ("mistral", {"sliding_window": None, "hidden_act": "gelu"}),
     "phi3": ("phi3", {"hidden_size": 48, "sliding_window": 7}),
+    "phi3 partial": (
+        "phi3",
+        {
+            "hidden_size": 48,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 99.0, "partial_rotary_factor": 0.75},
+        },
+    ),
     "qwen2": ("qwen2", {"hidden_size": 48}),
     "qwen2 windows": (
         "qwen2",

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from .flags.layout import LETTERS
 from .saving.configurable import Configurable
 from .stack.catalogue import aliases, catalogue, groups, sentence, unset
 from .stack.face import AttentionLayers
+from .stack.recipes import RECIPES
+from .wrappers.examples import EXAMPLES
 
 # What `flags` builds with where the settings leave it open.
 ASSUMED = {"dim": 512, "depth": 1}
@@ -72,9 +75,9 @@ def show(name: str, words: Sequence[str]) -> str:
 
 # How the parts of a registry are chosen, in the order in which they are listed.
 CHOSEN = {
-    "blocks": "layers='attn ff'",
-    "norms": "norm='rmsnorm'",
-    "positions": "pos='rotary'",
+    "blocks": "layers='attn ff'; in parallel 'attn+ff'; with flags for one layer '(attn(window=64) ff)*5 attn ff'",
+    "norms": "norm='rmsnorm', norm_place='pre', 'post', 'sandwich' or 'after'; for one layer 'attn(norm=none) ff'",
+    "positions": "pos='rotary'; with flags for one layer layers='attn(rotary_base=1e6) ff'",
     "scores": "attn_scores='softclamp'",
     "weight_fns": "attn_weight_fn='sigmoid'",
     "reads": "reads='unet'",
@@ -94,8 +97,14 @@ def kinds() -> dict[str, tuple[str, Mapping[str, Any]]]:
     return {
         "stacks": (STACKS, {name: known[name] for name in known if name in stacks}),
         "wrappers": (WRAPPERS, {name: known[name] for name in known if name not in stacks}),
+        "models": ("decoders that are known, as stacks; TransformerWrapper makes models of them", RECIPES),
         **{kind: (how, getattr(xflash, kind)) for kind, how in CHOSEN.items()},
     }
+
+
+def said(part: Any) -> str:
+    """A line about a part, or the recipe that it is."""
+    return part if isinstance(part, str) else sentence(part)
 
 
 def listing(kind: str | None) -> str:
@@ -108,7 +117,7 @@ def listing(kind: str | None) -> str:
         if kind in (None, name):
             width = max(map(len, found))
             text.append(f"{name}: {how}")
-            text += [f"  {word.ljust(width)}  {sentence(part)}".rstrip() for word, part in found.items()] + [""]
+            text += [f"  {word.ljust(width)}  {said(part)}".rstrip() for word, part in found.items()] + [""]
     return "\n".join(text).rstrip()
 
 
@@ -131,8 +140,17 @@ def markdown() -> str:
     text += ["", f"In a layout, {letters}.", ""]
     for name, cls in public().items():
         if not issubclass(cls, AttentionLayers):
-            text += [f"## `{name}`", "", sentence(cls), "", *table(arguments(cls)), ""]
+            text += [f"## `{name}`", "", sentence(cls), "", *table(arguments(cls)), "", *example(name, public())]
     return "\n".join(text).rstrip() + "\n"
+
+
+def example(name: str, known: Mapping[str, Any]) -> list[str]:
+    """The lines of a wrapper's example, imports in front."""
+    if name not in EXAMPLES:
+        return []
+    code = EXAMPLES[name].strip()
+    imported = sorted({word for word in re.findall(r"\w+", code) if word in known})
+    return ["```python", "import torch", f"from xflash import {', '.join(imported)}", "", code, "```", ""]
 
 
 def table(rows: Sequence[tuple[str, Flag]]) -> Iterator[str]:

@@ -76,6 +76,20 @@ def test_stacks_give_the_same(name, causal):
     compare(ours, peer, x, padding(causal, flags))
 
 
+@pytest.mark.parametrize("place", ["pre", "sandwich"])
+def test_hiddens_are_what_theirs_has_of_each_layer(place):
+    """Their `layer_hiddens` are what layers read and what the last one leaves; ours end in what the stack gives too."""
+    flags = {"depth": 2, "heads": 2, "attn_dim_head": 6, "rotary_pos_emb": True, "sandwich_norm": place == "sandwich"}
+    peer = exact(make_stack(flags, True))
+    x = torch.randn(3, LENGTH, SMALL["dim"], dtype=torch.float64)
+    with torch.no_grad():
+        last, theirs = peer(x, return_hiddens=True)
+        y, hiddens = from_x_transformers(peer)(x, return_hiddens=True)
+    close(y, last, "what the stack gives")
+    for ours, other in zip(hiddens, [*theirs.layer_hiddens, last], strict=True):
+        close(ours, other, "a layer")
+
+
 @directions(WRAPPERS, CAUSAL_WRAPPERS, BIDIRECTIONAL_WRAPPERS)
 def test_wrappers_give_the_same(name, causal):
     flags, arguments = {**WRAPPERS, **CAUSAL_WRAPPERS, **BIDIRECTIONAL_WRAPPERS}[name]
@@ -102,7 +116,7 @@ def test_vision_transformers_give_the_same(name):
         both, theirs = (f(img, return_logits_and_embeddings=True) for f in (ours, peer))
         close(both[0], theirs[0], "logits beside embeddings")
         close(both[1], theirs[1], "embeddings beside logits")
-    assert ours.emb_dropout == arguments.get("emb_dropout", 0)
+    assert ours.embedding.emb_dropout == arguments.get("emb_dropout", 0)
 
 
 @pytest.mark.parametrize("heads", [4, 7, 12, 16])

@@ -132,7 +132,7 @@ FORWARD = {
     "position_ids": "; positions are counted from the mask and the doc_ids",
     "token_type_ids": r"; it is called 'embed_ids' here \(a dict by name, of a model with embed_num_tokens\)",
     "output_attentions": "; it is called 'return_attn' here",
-    "output_hidden_states": "; return_embeddings=True gives what the head reads",
+    "output_hidden_states": "; it is called 'return_hiddens' here",
     "pixel_values": "; where xflash has it, it is 'img'",
     "is_causal": "; a Decoder is causal, an Encoder is not",
     "retrun_attn": r"; did you mean 'return_attn'\?",

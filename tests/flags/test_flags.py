@@ -196,15 +196,22 @@ READING = {name: block for name, block in blocks.items() if "scores" in block.ho
 
 
 def test_the_table_shows_every_flag():
-    chosen = {"pos": tuple(positions), "reads": tuple(reads), "scale": tuple(scales)}
+    # Places on a grid are no places in one line, which some blocks count.
+    chosen = {
+        "pos": tuple(name for name in positions if name != "rotary2d"),
+        "reads": tuple(reads),
+        "scale": tuple(scales),
+    }
     chosen |= {f"{name}_scores": [n for n in scores if not block.refuses(scores[n])] for name, block in READING.items()}
     chosen |= {f"{name}_weight_fn": "sigmoid" for name in READING}
     stack = Decoder(dim=24, depth=2, layers=" ".join(blocks), ff_mult=2, **chosen)
     lines = stack.flag_table().splitlines()
+    grid = [line for line in Encoder(dim=24, depth=1, pos="rotary2d").flag_table().splitlines() if "rotary2d_" in line]
+    assert [line.split()[0] for line in grid] == [name for name in known_flags() if name.startswith("rotary2d_")]
     shown = {line.split()[0]: line for line in lines[1:]}
     assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
     assert shown.keys() == stack.arguments.keys() | {"causal"}
-    assert {name for name in known_flags() if name.split("_")[0] not in ("norm", *joins)} <= shown.keys()
+    assert {name for name in known_flags() if name.split("_")[0] not in ("norm", "rotary2d", *joins)} <= shown.keys()
     assert "2.0 *" in shown["ff_mult"]
     assert "inner width as a multiple of dim" in shown["ff_mult"]
     assert "*" not in shown["attn_dim_head"]

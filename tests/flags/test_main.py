@@ -76,7 +76,10 @@ def test_a_wrapper_shows_its_arguments(capsys):
         (["flags", "Decoder", "rotary"], "cannot read 'rotary': settings are written flag=value, such as pos=rotary"),
         (["flags", "Decoder", "heads=0"], "heads must be at least 1, not 0"),
         (["flags", "TransformerWrapper", "pos=rotary"], "TransformerWrapper is no stack"),
-        (["list", "norm"], "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, blocks, norms"),
+        (
+            ["list", "norm"],
+            "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, models, blocks,",
+        ),
     ],
 )
 def test_errors_name_the_nearest_match_and_exit_with_2(words, message, capsys):
@@ -95,8 +98,8 @@ def test_the_list_has_a_line_for_everything(capsys):
         assert lines[0] == f"{kind}: {how}" and "\n".join(lines) in text
         assert [line.split()[0] for line in lines[1:]] == list(found)
         assert all(len(line.split()) > 1 for line in lines[1:]), f"a part of {kind} without a word of what it is"
+    assert "leaky_relu  PyTorch's leaky_relu" in text
     assert {"Decoder", "TransformerWrapper"} <= {line.split()[0] for line in text.splitlines() if line}
-    assert "relu   PyTorch's relu" in text
 
 
 def test_what_is_registered_later_is_listed(capsys):

@@ -31,11 +31,19 @@ def by_hand(block, x):
         q = rms(q.flatten(2), gains(block, "q"), config.qk_rmsnorm_eps).view(q.shape)
         k = rms(k.flatten(2), gains(block, "k"), config.qk_rmsnorm_eps).view(k.shape)
     scale = WIDTH**-0.5 if config.score_scale is None else config.score_scale
-    ahead = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    there = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
+    ahead = there.triu(1) if config.window is None else there.triu(1) | there.tril(-config.window)
     heads = []
     for h in range(block.heads):
         scores = q[:, :, h] @ k[:, :, h // r].mT * scale
-        heads.append(scores.masked_fill(ahead, -torch.inf).softmax(-1) @ v[:, :, h // r])
+        if "softclamp" in block.reader.steps:
+            cap = block.reader.steps["softclamp"].config.value
+            scores = cap * (scores / cap).tanh()
+        scores = scores.masked_fill(ahead, -torch.inf)
+        if "learned_sink" in block.reader.steps:
+            sink = block.reader.steps["learned_sink"].score[h].expand(*scores.shape[:2], 1)
+            scores = torch.cat((scores, sink), -1)
+        heads.append(scores.softmax(-1)[..., : x.shape[1]] @ v[:, :, h // r])
     return block.to_out(torch.cat(heads, -1))
 
 
@@ -48,6 +56,10 @@ ATTENTION = {
     "Qwen3": {"attn_qk_rmsnorm": "head", "attn_kv_heads": 1},
     "OLMo 2": {"attn_qk_rmsnorm": "width", "attn_kv_heads": 2, "attn_qk_rmsnorm_eps": 1e-3},
     "Gemma 3": {"attn_qk_rmsnorm": "head", "attn_qk_rmsnorm_unit_offset": True, "attn_score_scale": 0.3},
+    "Gemma 2": {"attn_scores": "softclamp", "attn_softclamp_value": 3.0, "attn_score_scale": 0.3}
+    | {"attn_kv_heads": 2, "attn_window": 4},
+    "gpt-oss": {"attn_scores": "learned_sink", "attn_qkv_bias": True, "attn_out_bias": True}
+    | {"attn_kv_heads": 2, "attn_window": 4},
     "all": {
         "attn_qk_rmsnorm": "width",
         "attn_qk_rmsnorm_unit_offset": True,

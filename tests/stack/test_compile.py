@@ -24,8 +24,7 @@ CASES = {
     "scores in blocks": {"layers": "recurrent", "recurrent_scores": ("talking_heads", "softclamp", "learned_sink")},
     "slots": {"layers": "attn", "join": "hyper", "reads": ("unet", "lime"), "lime_views": True, "scale": "layerscale"},
     "values": {"layers": "attn", "attn_value_residual": True, "join": "gru", "scale": "rezero"},
-    "layers": {"layers": "attn+ff(norm=own) attn(pos='rel_pos rotary', rotary_base=50.0)", "pos": "rotary"}
-    | {"shift_tokens": 1},
+    "layers": {"layers": "attn(pos=rotary, rotary_base=50.0)+ff(norm=own)"},
     "attn parts": {"layers": "attn", "pos": tuple(positions), "shift_tokens": 1, "num_memory_tokens": 2},
 }
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import code_blocks
 import jedi
+import laws
 import pytest
 import torch
 from code_blocks import registries_kept
@@ -34,10 +35,12 @@ from xflash import (
     scores,
     weight_fns,
 )
+from xflash import __main__ as command
 from xflash.flags.flag import flags_of
 from xflash.stack.catalogue import groups
 from xflash.stack.config import every_flag
 from xflash.stack.held import parts_of
+from xflash.wrappers.examples import EXAMPLES
 
 STACKS = (AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder)
 SPACE = {"Decoder": Decoder, "xflash": xflash}
@@ -195,10 +198,10 @@ def printed(code: str, capsys) -> tuple[str, str]:
     return capsys.readouterr().out.strip(), code.splitlines()[-1].partition("  # ")[2]
 
 
-EXAMPLES = [code for _, code in code_blocks.blocks(code_blocks.ROOT / "docs" / "flags.md", "python")]
+DOCUMENTED = [code for _, code in code_blocks.blocks(code_blocks.ROOT / "docs" / "flags.md", "python")]
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=lambda code: code.splitlines()[3][:90])
+@pytest.mark.parametrize("code", DOCUMENTED, ids=lambda code: code.splitlines()[3][:90])
 def test_the_examples_run(code, capsys):
     assert len(code.splitlines()) == 6
     out, said = printed(code, capsys)
@@ -211,6 +214,9 @@ def test_every_part_has_an_example():
     assert sorted(group.title for group in groups() if group.example) == sorted(wanted)
     for group in groups():
         assert not group.example or group.title.split("'")[1] in group.example
+    assert EXAMPLES.keys() == command.kinds()["wrappers"][1].keys()
+    assert all(f"{name}(" in code for name, code in EXAMPLES.items())
+    assert len(wanted) + len(EXAMPLES) == len(DOCUMENTED)
 
 
 def test_parts_of_ones_own_have_an_example(damped, capsys):
@@ -218,3 +224,24 @@ def test_parts_of_ones_own_have_an_example(damped, capsys):
     assert 'layers="damped ff", damped_share=0.5' in example
     out, said = printed(example, capsys)
     assert out == said
+
+
+SMALL = {"dim=768": "dim=48", "depth=12": "depth=2", "heads=12": "heads=2", "window=512": "window=5"}
+# What is known of each, found in the stack that its line builds.
+KNOWN = {
+    "gpt2": lambda stack: stack.layout == "(attn ff) x 2" and not stack.positions,
+    "gpt_j": lambda stack: stack.layout == "(attn+ff) x 2" and len(stack.branches) == 2,
+    "llama": lambda stack: set(stack.positions) == {"rotary"} and stack.blocks()[0].kv_heads == 4,
+    "mistral": lambda stack: stack.blocks()[0].config.window == 4096,
+    "olmo2": lambda stack: stack.arguments["norm_place"] == "after" and stack.arguments["rotary_base"] == 500000.0,
+    "gemma3": lambda stack: str(stack.layout).count("rotary_base=10000.0") == 1 and len(stack.branches) == 24,
+}
+
+
+@pytest.mark.parametrize("name", command.RECIPES)
+def test_known_decoders_are_listed_and_decode_exactly(name, capsys):
+    command.main(["list", "models"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[0] == name)
+    stack = eval(code_blocks.shrink(line.split(maxsplit=1)[1], SMALL), vars(xflash))
+    assert KNOWN[name](stack)
+    laws.chunk(laws.live(stack), n=17, cuts=(1, 7), grads=(False,))

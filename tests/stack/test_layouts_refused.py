@@ -50,7 +50,7 @@ def test_what_is_refused(layers, match):
         ({"norm": "none", "norm_eps": 1e-3}, "norm_eps is set but norm='none' has no such flag"),
         ({"norm": "none", "final_norm": True}, "final_norm=True is set, but norm='none'"),
         ({"norm": "none", "norm_place": "post"}, "norm_place='post' is set, but norm='none' has nothing to place"),
-        ({"norm": "none", "layers": "attn+ff(norm=own)"}, "norm='own' in .*, but norm='none' is the stack's"),
+        ({"norm": "none", "layers": "attn+ff(norm=own)"}, "norm='own' in .*, but norm='none' is what the stack has"),
         ({"pos": "rotary", "layers": "attn(pos=none) ff"}, "pos has 'rotary', but every layer that could"),
         (
             {"pos": "rotary", "layers": "attn(rotary_base=9.0)"},

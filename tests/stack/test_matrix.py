@@ -13,7 +13,7 @@ import pytest
 from quick import quick
 
 import xflash
-from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer, blocks, flag, scores
+from xflash import blocks, flag, scores
 from xflash.flags.flag import check_value, flags_of
 
 SETS = matrix.stored()
@@ -192,19 +192,6 @@ def test_parts_of_ones_own_enter_the_matrix_by_themselves():
         {"scale": "halved", "halved_share": 0.25},
         {"scale": "halved", "halved_twice": True},
     ]
-
-
-def test_every_wrapper_argument_is_in_the_matrix():
-    import inspect
-
-    given = {"self", "flags", "dim", "num_tokens", "max_seq_len", "attn_layers"}
-    for wrapper, domain in (
-        (TransformerWrapper, matrix.WRAPPER),
-        (ViTransformerWrapper, matrix.VIT),
-        (XTransformer, matrix.SEQ2SEQ),
-    ):
-        said = {flag for options in domain.values() for choice in options for flag in choice}
-        assert set(inspect.signature(wrapper.__init__).parameters) - given <= said
 
 
 def test_every_block_is_in_some_combinations():

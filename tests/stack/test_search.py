@@ -8,11 +8,12 @@ import pytest
 import search
 import search_draw as draw
 import torch
-from search_case import Case, sentence
+from search_case import Case, every_block, sentence
 from search_mutants import MUTANTS
 from search_shrink import Wrong, outcome, shown, shrunk
 
 import xflash
+from xflash.flags.layout import AROUND
 from xflash.stack.config import known_flags
 
 # Cases of the run in the suite: about ten seconds.
@@ -36,8 +37,10 @@ def test_a_seed_draws_the_same_again_and_every_flag_sooner_or_later():
     drawn = {flag.removeprefix("enc_").removeprefix("dec_") for case in found for flag in case.flags}
     # A layout is either said by layers or by custom_layers.
     assert set(known_flags()) - drawn <= {"custom_layers"}
-    blocks = {name for case in found for name, _ in case.flags.get("layers", ())}
-    assert blocks == set(xflash.blocks)
+    layers = [layer for case in found for layer in case.flags.get("layers", ())]
+    assert {name for name, _ in every_block(layers)} == set(xflash.blocks)
+    said = {flag for _, own in every_block(layers) for flag in own}
+    assert any("+" in name for name, _ in layers) and {*AROUND, "norm_eps", "rotary_base"} <= said
 
 
 LEAK = MUTANTS["the token shift leaks across documents"]

@@ -6,6 +6,7 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
+from graphs import Graphs
 from test_vit import CHANNELS, CLASSES, DIM, GRID, LAYOUTS, PATCH, build, images
 
 from xflash.wrappers.patches import PatchEmbedding, resize_grid
@@ -115,6 +116,20 @@ def test_features_of_every_layer(layers):
     assert model.features(images(model, (10, 26)), [0])[0].shape == (3, DIM, 2, 13)
     embeddings, both = model(img, return_embeddings=True, return_hiddens=True)
     assert torch.equal(embeddings, both[-1])
+
+
+def test_compiled_is_eager():
+    """Of any size, with three graphs at most."""
+    model = laws.live(build("attn ff", {"pos": "rotary2d"}, **EXTRA))
+    graphs = Graphs("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
+    with torch.no_grad():
+        for size in ((35, 22), (40, 26), (10, 22), (15, 4), (20, 30)):
+            img = images(model, size)
+            (logits, hiddens), (right, streams) = (f(img, return_hiddens=True) for f in (compiled, model))
+            laws.close(logits, right, f"compiled: {size}")
+            laws.close(torch.stack(hiddens), torch.stack(streams), f"compiled hiddens: {size}")
+    assert len(graphs.ran) <= 3
 
 
 @pytest.mark.parametrize(

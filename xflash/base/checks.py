@@ -22,14 +22,11 @@ __all__ = [
     "check_bounds",
     "check_call",
     "check_count",
-    "check_counts",
     "check_dtype",
     "check_generator",
-    "check_share",
     "check_stream",
     "check_switch",
     "check_switches",
-    "count_or_none",
     "describe",
     "given",
     "integer",
@@ -110,18 +107,6 @@ def check_count(name: str, value: Any) -> None:
     integer(name, value, 1)
 
 
-def check_counts(**counts: Any) -> None:
-    """`check_count` of each that is not None."""
-    for name, value in counts.items():
-        if value is not None:
-            check_count(name, value)
-
-
-def count_or_none(name: str, value: Any) -> int | None:
-    """A number of what need not be there: None for None and 0; TypeError or ValueError for anything but a count."""
-    return None if value is None or (type(value) is int and value == 0) else integer(name, value, 1)
-
-
 def check_dtype(what: str, name: str, found: torch.dtype, model: torch.dtype) -> None:
     """TypeError for a tensor called `name` of another dtype than the model's; `what` begins the sentence."""
     if found != model:
@@ -135,12 +120,6 @@ def main_weight(module: nn.Module) -> Tensor | None:
     """
     weights = [p for p in module.parameters() if p.is_floating_point()]
     return next((p for p in weights if p.dim() > 1), weights[0] if weights else None)
-
-
-def check_share(name: str, value: Any) -> None:
-    """TypeError or ValueError unless `value` is a number from 0 to below 1."""
-    if not 0 <= number(name, value) < 1:
-        raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
 
 
 def check_switch(name: str, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
 
-__all__ = ["ALIASES", "SEVERAL", "as_names", "canonical", "names", "spoken", "written"]
+__all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "canonical", "names", "spoken", "written"]
 
 # A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
 SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -61,6 +61,35 @@ SEVERAL: dict[str, tuple[str, ...]] = {
     "reads": (),
     "scale": (),
     **{f"{block}_scores": STEPS for block in READERS},
+}
+# A value for each alias that is more than a switch, to show what it means.
+SAMPLES: dict[str, Any] = {
+    "norm_type": "scalenorm",
+    "pre_norm_has_final_norm": False,
+    "rotary_xpos": True,
+    "layerscale_init_value": 0.1,
+    "num_residual_streams": 4,
+    "hyper_conn_sinkhorn_iters": 20,
+    "residual": "layerscale",
+    "residual_init": 0.1,
+    "attn_max_attend_past": 63,
+    **{
+        f"{block}_{begin}qk_norm{end}": value
+        for block in ("block_attn", "recurrent", "state_read")
+        for begin in ("", "read_")
+        for end, value in (("", True), ("_scale", 10.0))
+    },
+    **{
+        f"{block}_{name}": value
+        for block in READERS
+        for name, value in (
+            ("pre_talking_heads", True),
+            ("post_talking_heads", True),
+            ("sparse_topk", 8),
+            ("sparse_topk_straight_through", True),
+            ("logit_softclamp_value", 30.0),
+        )
+    },
 }
 
 

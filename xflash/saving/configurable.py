@@ -66,7 +66,7 @@ class Configurable(nn.Module):
 
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
         """The flags of its Config and of the modules inside, with their values; these say what a None leaves open."""
-        fields = flags_of(self.Config).items()
+        fields = flags_of(self.Config).items() if hasattr(self, "Config") else ()
         rows = {name: (name, self.arguments[name], spec) for name, spec in fields if name in self.arguments}
         for module in self.children():
             for name, value, spec in module.flag_rows() if isinstance(module, Configurable) else ():

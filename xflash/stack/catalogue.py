@@ -5,43 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..base.registry import blocks, norms
-from ..flags.aliases import ALIASES, SWITCHES, spoken
+from ..flags.aliases import ALIASES, SAMPLES, SWITCHES, spoken
 from ..flags.flag import REQUIRED, Flag, flag_table, flags_of
 from ..flags.layout import LETTERS
 from .config import SLOTS, Slot, StackConfig, slot_prefix
 from .examples import example, held_example
 
 __all__ = ["Group", "aliases", "catalogue", "groups", "sentence", "unset"]
-
-# A value for each alias that is more than a switch, to show what it means.
-SAMPLES: dict[str, Any] = {
-    "norm_type": "scalenorm",
-    "pre_norm_has_final_norm": False,
-    "rotary_xpos": True,
-    "layerscale_init_value": 0.1,
-    "num_residual_streams": 4,
-    "hyper_conn_sinkhorn_iters": 20,
-    "residual": "layerscale",
-    "residual_init": 0.1,
-    "attn_max_attend_past": 63,
-    **{
-        f"{block}_{begin}qk_norm{end}": value
-        for block in ("block_attn", "recurrent", "state_read")
-        for begin in ("", "read_")
-        for end, value in (("", True), ("_scale", 10.0))
-    },
-    **{
-        f"{block}_{name}": value
-        for block in ("attn", "cross_attn")
-        for name, value in (
-            ("pre_talking_heads", True),
-            ("post_talking_heads", True),
-            ("sparse_topk", 8),
-            ("sparse_topk_straight_through", True),
-            ("logit_softclamp_value", 30.0),
-        )
-    },
-}
 
 
 class Group(NamedTuple):

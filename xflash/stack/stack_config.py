@@ -71,7 +71,9 @@ class StackConfig:
         "add", "how updates join the stream, a registered join: add, scaled, ...", tried="all that are registered are"
     )
     pos: str | tuple[str, ...] | None = flag(
-        None, "relative positions: any of rotary, rel_pos, alibi, ...", tried=(("rotary", "alibi"),)
+        None,
+        "relative positions: any of rotary, rotary2d, rel_pos, alibi, ... (of one layer: 'attn(rotary_base=1e6)')",
+        tried=(("rotary", "alibi"),),
     )
     shift_tokens: int | tuple[int, ...] | bool = flag(
         0,

@@ -25,23 +25,29 @@ class ImageInput(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        image_size: int | tuple[int, int] = flag(doc="pixels of images, one number or (height, width)", at_least=1)
-        patch_size: int | tuple[int, int] = flag(doc="pixels of a patch, one number or (height, width)", at_least=1)
-        channels: int = flag(3, "numbers a pixel has", at_least=1)
+        image_size: int | tuple[int, int] = flag(
+            doc="pixels of images, one number or (height, width)",
+            at_least=1,
+            tried=({"image_size": (12, 20), "patch_size": (4, 5)},),
+        )
+        patch_size: int | tuple[int, int] = flag(
+            doc="pixels of a patch, one number or (height, width)", at_least=1, tried="together with the size of images"
+        )
+        channels: int = flag(3, "numbers a pixel has", at_least=1, tried=(1,))
         patch_norm: bool = flag(
             True,
             "LayerNorms before and behind the projection of patches (False: the projection alone, as in timm)",
             tried=(False,),
         )
-        post_emb_norm: bool = flag(False, "a LayerNorm behind the embedded patches and their positions")
+        post_emb_norm: bool = flag(False, "a LayerNorm behind the embedded patches and their positions", tried=(True,))
         num_register_tokens: int | None = flag(
             0, "learned tokens behind the patches, which nothing is read of", at_least=0,
-            paper="https://arxiv.org/abs/2309.16588",
+            paper="https://arxiv.org/abs/2309.16588", tried=(3,),
         )  # fmt: skip
-        emb_dropout: float = flag(0.0, "dropout of the embedded patches", at_least=0, below=1)
+        emb_dropout: float = flag(0.0, "dropout of the embedded patches", at_least=0, below=1, tried=(0.1,))
         pos_emb: Literal["learned", "sincos2d"] | None = flag(
             "learned", "absolute positions of patches: learned on a grid, fixed waves down and across, or none",
-            paper="https://arxiv.org/abs/2205.01580",
+            paper="https://arxiv.org/abs/2205.01580", tried=("sincos2d", None),
         )  # fmt: skip
 
     def __init__(self, config: Config, dim: int):

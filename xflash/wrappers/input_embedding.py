@@ -48,38 +48,60 @@ class InputEmbedding(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_tokens: int = flag(doc="token ids that there are: 0 to num_tokens - 1", at_least=1)
-        max_seq_len: int | None = flag(
-            None, "the most tokens of a row where positions are learned; a segment's length in trainers", at_least=0
+        num_tokens: int = flag(
+            doc="token ids that there are: 0 to num_tokens - 1", at_least=1, tried="every combination has its own"
         )
-        emb_dim: int | None = flag(None, "width of the embeddings, mapped to the stack's (None: its dim)", at_least=1)
-        use_abs_pos_emb: bool | None = flag(None, "learned positions (None: unless the stack has relative ones)")
+        max_seq_len: int | None = flag(
+            None,
+            "the most tokens of a row where positions are learned; a segment's length in trainers",
+            at_least=0,
+            tried="every combination has its own",
+        )
+        emb_dim: int | None = flag(
+            None, "width of the embeddings, mapped to the stack's (None: its dim)", at_least=1, tried=(20,)
+        )
+        use_abs_pos_emb: bool | None = flag(
+            None, "learned positions (None: unless the stack has relative ones)", tried=(True, False)
+        )
         scaled_sinu_pos_emb: bool = flag(
             False, "sines and cosines of the position, with a learned scale, instead of learned positions",
-            paper="https://arxiv.org/abs/2202.10447",
+            paper="https://arxiv.org/abs/2202.10447", tried=(True,),
         )  # fmt: skip
         l2norm_embed: bool = flag(
             False,
             "embeddings of tokens and positions of length one, started small",
             paper="https://arxiv.org/abs/1910.05895",
+            tried=(True,),
         )
         post_emb_norm: bool = flag(
-            False, "a LayerNorm behind the sum of the embeddings", paper="https://arxiv.org/abs/2211.05100"
+            False,
+            "a LayerNorm behind the sum of the embeddings",
+            paper="https://arxiv.org/abs/2211.05100",
+            tried=(True,),
         )
-        post_emb_norm_eps: float = flag(1e-5, "added to the variance in that LayerNorm", above=0)
-        post_emb_norm_bias: bool = flag(False, "a learned offset beside the gain of that LayerNorm")
+        post_emb_norm_eps: float = flag(
+            1e-5,
+            "added to the variance in that LayerNorm",
+            above=0,
+            tried=({"post_emb_norm_eps": 1e-3, "post_emb_norm": True},),
+        )
+        post_emb_norm_bias: bool = flag(
+            False,
+            "a learned offset beside the gain of that LayerNorm",
+            tried=({"post_emb_norm_bias": True, "post_emb_norm": True},),
+        )
         emb_scale: float | None = flag(
             None, "what token embeddings are multiplied by (None: 1)", above=0,
-            paper="https://arxiv.org/abs/1706.03762",
+            paper="https://arxiv.org/abs/1706.03762", tried=(3.0,),
         )  # fmt: skip
         pos_emb_offset: int = flag(
             0, "learned positions in front of the first token's, which no token has (RoBERTa, OPT, BART: 2)",
-            at_least=0, paper="https://arxiv.org/abs/1907.11692",
+            at_least=0, paper="https://arxiv.org/abs/1907.11692", tried=(2,),
         )  # fmt: skip
-        emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1)
+        emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1, tried=(0.1,))
         embed_num_tokens: Mapping[str, int] | None = flag(
             None, "further embeddings that are added, as many ids of each name: {'segment': 2}",
-            paper="https://arxiv.org/abs/1810.04805",
+            paper="https://arxiv.org/abs/1810.04805", tried=({"embed_num_tokens": {"segment": 2, "type": 5}},),
         )  # fmt: skip
 
     def __init__(self, config: Config, dim: int, relative: bool = False):

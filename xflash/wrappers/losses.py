@@ -33,8 +33,14 @@ __all__ = [
 class Labels:
     """What stands for no label, and for no token."""
 
-    ignore_index: int = flag(-100, "the label that is no target; where x holds it, the model reads pad_value")
-    pad_value: int = flag(0, "what generated rows hold behind their end token", at_least=0)
+    ignore_index: int = flag(
+        -100,
+        "the label that is no target; where x holds it, the model reads pad_value",
+        tried=({"ignore_index": 0, "pad_value": 1},),
+    )
+    pad_value: int = flag(
+        0, "what generated rows hold behind their end token", at_least=0, tried="beside another ignore_index"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class Chunks:
 
     loss_chunk: int | None = flag(
         None, "tokens whose logits there are at a time, made again for their gradients (None: all, kept)", at_least=1,
-        paper="https://arxiv.org/abs/2411.09009",
+        paper="https://arxiv.org/abs/2411.09009", tried=(5,),
     )  # fmt: skip
 
 

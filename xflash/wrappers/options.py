@@ -115,9 +115,10 @@ def check_for_new_tokens(how: str, kwargs: Mapping[str, Any]) -> None:
     for name in per_token(kwargs):
         if side_inputs[name]().needed:
             carries = side_inputs[name].carried is not SideInput.carried
+            instead = "; give one for each row" if carries else ""
             raise ValueError(
-                f"{how} makes tokens that would have no {name}: {tuple(kwargs[name].shape)} is one for each token of the "
-                f"prompts{'; give one for each row' if carries else ''}"
+                f"{how} makes tokens that would have no {name}: {tuple(kwargs[name].shape)} is one for each token of "
+                f"the prompts{instead}"
             )
 
 

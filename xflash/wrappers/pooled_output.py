@@ -23,15 +23,24 @@ class PooledOutput(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        average_pool_embed: bool = flag(False, "the head reads the mean of each row's real outputs")
+        average_pool_embed: bool = flag(False, "the head reads the mean of each row's real outputs", tried=(True,))
         use_cls_token: bool = flag(
-            False, "the head reads learned tokens in front of each row", paper="https://arxiv.org/abs/1810.04805"
+            False,
+            "the head reads learned tokens in front of each row",
+            paper="https://arxiv.org/abs/1810.04805",
+            tried=({"use_cls_token": True, "average_pool_embed": False},),
         )
-        num_cls_tokens: int = flag(1, "how many of them, each with logits of its own", at_least=1)
+        num_cls_tokens: int = flag(
+            1,
+            "how many of them, each with logits of its own",
+            at_least=1,
+            tried=({"num_cls_tokens": 2, "use_cls_token": True},),
+        )
         attn_pool: bool = flag(
             False,
             "the head reads a learned weighting of each row's real outputs",
             paper="https://arxiv.org/abs/1810.00825",
+            tried=({"attn_pool": True, "average_pool_embed": False},),
         )
 
     def __init__(self, dim: int, kind: str, num_cls_tokens: int = 1):

@@ -19,21 +19,43 @@ class TokenHead(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        tie_embedding: bool = flag(False, "the head is the token embedding", paper="https://arxiv.org/abs/1608.05859")
-        tie_embedding_scale: float | None = flag(None, "what a tied head multiplies its input by (None: 1)", above=0)
-        logits_dim: int | None = flag(None, "logits a token (None: num_tokens)", at_least=1)
-        logits_bias: bool = flag(False, "a bias in the head")
+        tie_embedding: bool = flag(
+            False, "the head is the token embedding", paper="https://arxiv.org/abs/1608.05859", tried=(True,)
+        )
+        tie_embedding_scale: float | None = flag(
+            None,
+            "what a tied head multiplies its input by (None: 1)",
+            above=0,
+            tried=({"tie_embedding_scale": 0.5, "tie_embedding": True},),
+        )
+        logits_dim: int | None = flag(
+            None, "logits a token (None: num_tokens)", at_least=1, tried=({"logits_dim": 7, "tie_embedding": False},)
+        )
+        logits_bias: bool = flag(False, "a bias in the head", tried=(True,))
         logits_softclamp: float | None = flag(
             None, "c of c tanh(l / c), which logits stay below (None: as they are)", above=0,
-            paper="https://arxiv.org/abs/2408.00118",
+            paper="https://arxiv.org/abs/2408.00118", tried=(1.5,),
         )  # fmt: skip
         head_transform: str | None = flag(
             None, "the activation of a linear map with a LayerNorm behind it, in front of the head (None: without)",
-            paper="https://arxiv.org/abs/1810.04805",
+            paper="https://arxiv.org/abs/1810.04805", tried=("gelu",),
         )  # fmt: skip
-        head_transform_eps: float = flag(1e-5, "added to the variance in that LayerNorm", above=0)
-        head_transform_bias: bool = flag(True, "biases of that linear map and of its LayerNorm")
-        return_only_embed: bool = flag(False, "no head: the model gives the stack's output, as an encoder does")
+        head_transform_eps: float = flag(
+            1e-5,
+            "added to the variance in that LayerNorm",
+            above=0,
+            tried=({"head_transform_eps": 1e-3, "head_transform": "relu"},),
+        )
+        head_transform_bias: bool = flag(
+            True,
+            "biases of that linear map and of its LayerNorm",
+            tried=({"head_transform_bias": False, "head_transform": "silu"},),
+        )
+        return_only_embed: bool = flag(
+            False,
+            "no head: the model gives the stack's output, as an encoder does",
+            tried=({"return_only_embed": True, "tie_embedding": False},),
+        )
 
     dim: int
     num_tokens: int

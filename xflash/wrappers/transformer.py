@@ -41,14 +41,16 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TokenHead.Config, PooledOutput.Config, InputEmbedding.Config):
-        attn_layers: AttentionLayers = flag(doc="the stack: Decoder(...), Encoder(...) or another")
+        attn_layers: AttentionLayers = flag(
+            doc="the stack: Decoder(...), Encoder(...) or another", tried="every combination has its own"
+        )
         num_memory_tokens: int | None = flag(
             None, "learned tokens in front of every sequence (None: as the stack says)", at_least=0,
-            paper="https://arxiv.org/abs/2006.11527",
+            paper="https://arxiv.org/abs/2006.11527", tried=(3,),
         )  # fmt: skip
         max_mem_len: int | None = flag(
             None, "tokens whose keys and values are carried on to the next segment (None: no memory)", at_least=0,
-            paper="https://arxiv.org/abs/1901.02860",
+            paper="https://arxiv.org/abs/1901.02860", tried=(29,),
         )  # fmt: skip
 
     embedding: InputEmbedding

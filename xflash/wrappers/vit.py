@@ -26,10 +26,12 @@ class ClassHead(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_classes: int | None = flag(None, "logits of an image (None: its pooled embedding instead)", at_least=1)
+        num_classes: int | None = flag(
+            None, "logits of an image (None: its pooled embedding instead)", at_least=1, tried=(7,)
+        )
         pool: Literal["mean", "cls", "attn"] = flag(
             "mean", "what the head reads: the mean of the patches, a class token in front, or a learned weighting",
-            paper="https://arxiv.org/abs/2106.04560",
+            paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn"),
         )  # fmt: skip
 
     to_logits: nn.Linear | None
@@ -60,7 +62,9 @@ class ViTransformerWrapper(ClassHead, Model):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ClassHead.Config, ImageInput.Config):
-        attn_layers: AttentionLayers = flag(doc="the stack, which must be bidirectional: Encoder(...)")
+        attn_layers: AttentionLayers = flag(
+            doc="the stack, which must be bidirectional: Encoder(...)", tried="every combination has its own"
+        )
 
     gives = "logits of images"
     embedding: ImageInput

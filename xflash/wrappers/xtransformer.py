@@ -45,10 +45,17 @@ class XTransformer(Configurable):
     class Config(Chunks, Labels):
         dim: int = like(StackConfig, "dim")
         tie_token_emb: bool = flag(
-            False, "one token embedding for both sides", paper="https://arxiv.org/abs/1608.05859"
+            False,
+            "one token embedding for both sides",
+            paper="https://arxiv.org/abs/1608.05859",
+            tried=(True,),
         )
         cross_attn_tokens_dropout: float = flag(
-            0.0, "share of the encoder's tokens that the decoder is not shown while training", at_least=0, below=1
+            0.0,
+            "share of the encoder's tokens that the decoder is not shown while training",
+            at_least=0,
+            below=1,
+            tried=(0.2,),
         )
 
     takes_flags = True

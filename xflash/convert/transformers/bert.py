@@ -49,7 +49,7 @@ WORDS = "embeddings.word_embeddings.weight"
 
 
 def bert(settings: Settings) -> Flags:
-    """Flags of an encoder with norms behind the sums; calls give `embed_ids={'token_type': ids}`, zeros where one is."""
+    """Flags of an encoder with norms behind the sums; calls give `embed_ids={'token_type': ids}`, zeros too."""
     dim, heads, eps = (
         settings.need("hidden_size"),
         settings.need("num_attention_heads"),

@@ -84,7 +84,9 @@ def shared_heads(settings: Settings, heads: int) -> int:
     said, many = settings("num_kv_heads", settings("n_head_kv", heads)), settings("multi_query", True)
     if settings("new_decoder_architecture", False):
         return said
-    return 1 if many else said
+    if not many and said != heads:
+        raise settings.error("num_kv_heads", said, "only new_decoder_architecture=True has others than heads")
+    return 1 if many else heads
 
 
 families["falcon"] = Family(falcon, BELOW, prefix="transformer.", tied={"lm_head.weight": "word_embeddings.weight"})

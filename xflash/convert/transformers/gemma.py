@@ -57,6 +57,9 @@ def gemma3(settings: Settings) -> Flags:
     wide = turned(said["full_attention"], settings, width, bases[0])
     near = turned(said["sliding_attention"], settings, width, bases[1])
     own = {name: value for name, value in near.items() if wide.get(name) != value}
+    for name in wide:
+        if name not in near and name not in DEFAULTS:
+            raise settings.error("rope_parameters", said, f"layers with a window are given no way to undo {name}")
     back = {name: DEFAULTS[name] for name in wide if name not in near}
     window = {"window": settings("sliding_window"), **own, **back}
     types = types_of(settings, depth, settings("sliding_window_pattern", settings("_sliding_window_pattern", 6)))

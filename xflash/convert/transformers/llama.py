@@ -35,8 +35,8 @@ WEIGHTS = """
 """
 
 
-def llama(settings: Settings) -> Flags:
-    """Flags of a decoder with RMS norms, rotary positions and a gated feed-forward block."""
+def llama(settings: Settings, share: float | None = None) -> Flags:
+    """Flags of a decoder with RMS norms, rotary positions and a gated feed-forward block; share: see `rope`."""
     dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
     dim_head = settings("head_dim", dim // heads)
     biased = settings("attention_bias", False)
@@ -56,7 +56,7 @@ def llama(settings: Settings) -> Flags:
         "ff_activation": settings.among("hidden_act", ACTIVATIONS, "silu"),
         "ff_glu": True,
         "ff_no_bias": not settings("mlp_bias", False),
-        **rope(settings, dim_head),
+        **rope(settings, dim_head, share=share),
     }
     return Flags(stack, around(settings))
 

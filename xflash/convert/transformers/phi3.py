@@ -14,7 +14,7 @@ SPLIT = ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj")
 
 
 def phi3(settings: Settings) -> Flags:
-    flags = llama(settings)
+    flags = llama(settings, share=1.0)
     flags.stack["attn_window"] = settings("sliding_window")
     flags.model["emb_dropout"] = settings("embd_pdrop", 0.0)
     # Of the updates, in training alone.

@@ -9,20 +9,28 @@ from .settings import Settings
 __all__ = ["rope", "turned"]
 
 
-def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float = 1.0) -> dict[str, Any]:
-    """The flags of a config's rotary positions; base and share of a head's channels: where it says nothing."""
+def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float | None = None) -> dict[str, Any]:
+    """The flags of a config's rotary positions; base and share of a head's channels: where it says nothing.
+
+    None: models of this kind turn all channels, whatever is said.
+    """
     said = settings("rope_parameters") or settings("rope_scaling", {})
     settings.without_effect("rope_scaling")
-    base, share = settings("rope_theta", base), settings("partial_rotary_factor", share)
-    return turned(said, settings, dim_head, base, share)
+    base = settings("rope_theta", base)
+    if share is None:
+        settings.only("partial_rotary_factor", 1.0)
+    return turned(said, settings, dim_head, base, share and settings("partial_rotary_factor", share))
 
 
-def turned(said: dict[str, Any], settings: Settings, dim_head: int, base: float, share: float = 1.0) -> dict[str, Any]:
+def turned(
+    said: dict[str, Any], settings: Settings, dim_head: int, base: float, share: float | None = None
+) -> dict[str, Any]:
     """The flags of rotary positions as one dictionary says them."""
     own = Settings({**said, "model_type": f"{settings.kind} rope"})
     flags = {"pos": "rotary", "rotary_base": float(own("rope_theta", base))}
-    share = own("partial_rotary_factor", share)
-    if share != 1:
+    if share is None:
+        own.only("partial_rotary_factor", 1.0)
+    elif (share := own("partial_rotary_factor", share)) != 1:
         flags["rotary_emb_dim"] = int(dim_head * share)
     scaling = own.among("rope_type", SCALINGS, own("type", "default"))
     flags |= scaling(own, settings)

@@ -20,6 +20,7 @@ class Condition(SideInput):
     """
 
     needed = True
+    example = "torch.randn({rows}, {dim})"
 
     def wanted(self, call: Call) -> str:
         b, n, width = *call.shape, call.stack.dim_condition

@@ -27,6 +27,8 @@ class OfContext(SideInput):
 class Context(OfContext):
     """(b, c, width): what is attended to beside the stack's own tokens."""
 
+    example = "torch.randn({rows}, 5, {dim})"
+
     def asked_by(self, stack: Any) -> bool:
         return any(block.takes_context for block in stack.blocks())
 

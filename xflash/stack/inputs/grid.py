@@ -19,6 +19,7 @@ class Grid(SideInput):
     """
 
     needed = True
+    example = "torch.arange({tokens}).view(1, -1, 1).expand(1, -1, 2)"
 
     def wanted(self, call: Call) -> str:
         b, n = call.shape

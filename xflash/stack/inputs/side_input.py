@@ -51,13 +51,15 @@ class SideInput:
     per: whether it has an entry for each token (b, n, ...), which is moved and cut with the tokens, for each row
     (b, ...) or is one for the call.  must: whether every block has to name it in its `honours`, or some part of the
     stack in its `heeds`, or neither is looked at.  needed: whether a call without it is refused where a part takes it.
-    blank: what stands at tokens that are not the caller's.
+    blank: what stands at tokens that are not the caller's.  example: what examples in the docs give of it, for `{rows}`
+    rows of `{tokens}` tokens of width `{dim}`.
     """
 
     per: ClassVar[Literal["token", "row", "call"]] = "token"
     must: ClassVar[Literal["all", "some", ""]] = "some"
     needed: ClassVar[bool] = False
     blank: ClassVar[float] = 0
+    example: ClassVar[str] = ""
 
     @property
     def name(self) -> str:
