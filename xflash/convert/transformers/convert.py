@@ -16,6 +16,7 @@ from . import parallel as parallel
 from . import phi3 as phi3
 from . import qwen as qwen
 from . import smollm3 as smollm3
+from . import t5 as t5
 from .fill import build
 
 __all__ = ["from_transformers"]
@@ -36,8 +37,15 @@ def from_transformers(model: nn.Module, long_context: bool = False) -> Any:
             "from_transformers takes a model of transformers, such as a LlamaForCausalLM, not "
             f"{type(model).__module__}.{type(model).__qualname__}"
         )
-    plan = build(config.to_dict(), type(model).__name__, long_context)
     weights = model.state_dict()
+    plan = build(config.to_dict(), type(model).__name__, long_context, has_own_head(weights))
     plan.check(weights)
     main = plan.main_of(weights)
     return plan.filled(weights.items(), main.device, main.dtype).train(model.training)
+
+
+def has_own_head(weights: dict[str, Any]) -> bool:
+    """Whether a model's head is no other weight again."""
+    head = weights.get("lm_head.weight")
+    others = (t for name, t in weights.items() if name != "lm_head.weight")
+    return head is not None and all(t.data_ptr() != head.data_ptr() for t in others)

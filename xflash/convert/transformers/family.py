@@ -8,9 +8,10 @@ from torch import nn
 from ...base.registry import nearest
 from ...stack.face import Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
+from ...wrappers.xtransformer import XTransformer
 from .settings import Settings
 
-__all__ = ["Family", "Flags", "decoder", "encoder", "families", "family_of", "head_of"]
+__all__ = ["Family", "Flags", "both", "decoder", "encoder", "families", "family_of", "head_of"]
 
 
 NO_HEAD = {"return_only_embed": True, "tie_embedding": False}
@@ -28,6 +29,11 @@ def decoder(flags: Flags) -> nn.Module:
     return TransformerWrapper(attn_layers=Decoder(**flags.stack), **flags.model)
 
 
+def both(flags: Flags) -> nn.Module:
+    """An encoder and a decoder that attends to it; the flags of the stack are those of both sides."""
+    return XTransformer(**flags.stack, **flags.model)
+
+
 def encoder(flags: Flags) -> nn.Module:
     """A model whose tokens see all others."""
     return TransformerWrapper(attn_layers=Encoder(**flags.stack), **flags.model)
@@ -41,7 +47,7 @@ class Family(NamedTuple):
     """
 
     flags: Callable[[Settings], Flags]
-    weights: str
+    weights: str | Mapping[str, str]
     build: Callable[[Flags], nn.Module] = decoder
     heads: Mapping[str, dict[str, Any]] = {
         "ForCausalLM": {},

@@ -82,19 +82,32 @@ class Plan(NamedTuple):
         self, weights: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype
     ) -> nn.Module:
         """The model with these weights, each let go when it is copied."""
-        model = self.model.to(dtype).to_empty(device=device)
+        model = emptied(self.model.to(dtype), device)
         for name, weight in weights:
             for place in self.places.get(self.own(name), ()):
                 place.write(model, weight)
         return model
 
 
-def build(config: Mapping[str, Any], head: str | None, long_context: bool = False) -> Plan:
+def emptied(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """A model with memory for its weights; what was one weight in two places is so still."""
+    first: dict[int, str] = {}
+    same = {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+    model.to_empty(device=device)
+    for name, other in same.items():
+        if name != other:
+            (owner, weight), (source, kept) = (where.rpartition(".")[::2] for where in (name, other))
+            setattr(model.get_submodule(owner), weight, getattr(model.get_submodule(source), kept))
+    return model
+
+
+def build(config: Mapping[str, Any], head: str | None, long_context: bool = False, has_head: bool = False) -> Plan:
     """The plan of a model with this config; ValueError for a setting that has no flag.
 
-    head: the name of the class of the model; None: a language model.
+    head: the name of the class of the model; None: a language model.  has_head: whether its weights have a head that is
+    not the token embedding.
     """
-    settings = Settings(config, long_context)
+    settings = Settings(config, long_context, has_head)
     family = family_of(settings)
     flags = family.flags(settings)
     flags.model.update(head_of(family, head))

@@ -1,7 +1,8 @@
 """Which of our weights each name of another library means: read from a table of two columns."""
 
+import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,22 +13,29 @@ from .places import Place
 __all__ = ["places_of"]
 
 
-def places_of(table: str, model: nn.Module) -> dict[str, list[Place]]:
+def places_of(table: str | Mapping[str, str], model: nn.Module) -> dict[str, list[Place]]:
     """The places in `model` of each name of a table, those that a model of these flags has.
 
+    Of several models in one there is a table each, by where that model is in it.
+
     A line is `their.name  our.name[words]`. `{i}` is a layer there, `{e}` an expert. Our names begin with the block
-    whose branch it is (`attn.block.to_out.weight`), or with a module of the model. A name may stand in two lines.
+    whose branch it is (`attn.block.to_out.weight`), or with a module of the model; `*` is what the flags say. A name may
+    stand in two lines.
     """
+    if not isinstance(table, str):
+        within = {root: places_of(lines, model.get_submodule(root)) for root, lines in table.items()}
+        return {
+            name: [place._replace(name=f"{root}.{place.name}".lstrip(".")) for place in places]
+            for root, found in within.items()
+            for name, places in found.items()
+        }
     ours = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, list[Place]] = {}
-    for line in table.split("\n"):
-        if not line.split():
-            continue
+    for line in filter(str.strip, table.split("\n")):
         theirs, _, rest = line.strip().partition(" ")
-        name, words = re.fullmatch(r"\s*([\w.]+)(?:\[([\w ]+)\])?", rest).groups(default="")  # ty: ignore
+        name, words = re.fullmatch(r"\s*([\w.*]+)(?:\[([\w ]+)\])?", rest).groups(default="")  # ty: ignore
         for layer, branches in enumerate(branches_of(model)) if "{i}" in theirs else [(0, {})]:
-            own = spelled(name, branches)
-            if own in ours:
+            for own in fnmatch.filter(ours, spelled(name, branches)):
                 for expert in range(len(ours[own])) if "{e}" in theirs else [None]:
                     place = Place(own, tuple(words.split()), expert)
                     found.setdefault(theirs.format(i=layer, e=expert), []).append(place)

@@ -38,6 +38,9 @@ def view_of(word: str, t: Float[Tensor, "o ..."], block: Any) -> View:
         r = block.heads // block.kv_heads
         first, last = {"q": (0, r), "k": (r, r + 1), "v": (r + 1, r + 2)}[word]
         return View(t.unflatten(0, (block.kv_heads, r + 2, -1))[:, first:last], 3)
+    if word in ("key", "value"):
+        first = ("key", "value").index(word)
+        return View(t.unflatten(0, (block.kv_heads, 2, -1))[:, first : first + 1], 3)
     up, gate = t.chunk(2)
     return View({"up": up, "gate": gate}[word])
 

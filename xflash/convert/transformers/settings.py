@@ -29,11 +29,12 @@ SILENT = frozenset(WORDS.split())
 class Settings:
     """The settings of one config, taken by name; `finish` refuses those that nobody has taken.
 
+    has_head: whether there is a head of its own among the weights, for configs that do not say.
     Unless it is off (None, False, 0, empty), a setting that is not known here could change the outputs.
     """
 
-    def __init__(self, config: Mapping[str, Any], long: bool = False):
-        self.config = dict(config)
+    def __init__(self, config: Mapping[str, Any], long: bool = False, has_head: bool = False):
+        self.config, self.has_head = dict(config), has_head
         self.long, self.has_long = long, False
         self.kind: str = self.config.get("model_type", "")
         self.taken: set[str] = set()
