@@ -19,8 +19,8 @@ def places_of(table: str | Mapping[str, str], model: nn.Module) -> dict[str, lis
     Of several models in one there is a table each, by where that model is in it.
 
     A line is `their.name  our.name[words]`. `{i}` is a layer there, `{e}` an expert. Our names begin with the block
-    whose branch it is (`attn.block.to_out.weight`), or with a module of the model; `*` is what the flags say. A name may
-    stand in two lines.
+    whose branch it is (`attn.block.to_out.weight`), or with a module of the model; `*` is what the flags say. A name
+    may stand in two lines.
     """
     if not isinstance(table, str):
         within = {root: places_of(lines, model.get_submodule(root)) for root, lines in table.items()}
