@@ -14,7 +14,7 @@ import torch
 from peers import causal, of_class, tokens
 from test_decoders import CASES as DECODERS
 from test_encoders import CASES as ENCODERS
-from test_encoders import SIZES, output, types
+from test_encoders import SIZES, beside, output
 from test_t5 import CASES as T5
 from test_t5 import logits, t5
 
@@ -53,7 +53,7 @@ def main():
     for case, (kind, settings) in DECODERS.items():
         row(
             case,
-            lambda dtype: causal(kind, dtype, **settings),
+            lambda dtype: causal(kind, dtype, **settings),  # noqa: B023
             lambda ours, _, x: ours(x),
             lambda theirs, x: theirs(x).logits,
         )
@@ -61,8 +61,8 @@ def main():
         row(
             case,
             lambda dtype: of_class(cls, dtype, **SIZES, **settings),  # noqa: B023
-            lambda ours, theirs, x: ours(x, embed_ids={"token_type": types(theirs, x)}),
-            lambda theirs, x: output(theirs, x, token_type_ids=types(theirs, x)),
+            lambda ours, theirs, x: ours(x, **beside(theirs, x)[0]),
+            lambda theirs, x: output(theirs, x, **beside(theirs, x)[1]),
         )
     for case in T5:
         row(

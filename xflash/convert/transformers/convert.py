@@ -10,6 +10,7 @@ from . import falcon as falcon
 from . import gemma as gemma
 from . import gpt2 as gpt2
 from . import llama as llama
+from . import modernbert as modernbert
 from . import olmo2 as olmo2
 from . import opt as opt
 from . import parallel as parallel

@@ -4,7 +4,7 @@ from .family import Family, Flags, families
 from .layers import attention, layered, types_of, windowed
 from .llama import ACTIVATIONS, WEIGHTS, llama
 from .qwen import QK_NORMS
-from .rope import turned
+from .rope import two_ropes
 from .settings import Settings
 
 __all__ = ["gemma", "gemma2"]
@@ -47,22 +47,14 @@ def gemma2(settings: Settings) -> Flags:
 
 def gemma3(settings: Settings) -> Flags:
     """Flags of Gemma 2 with norms of queries and keys, and other wavelengths where there is a window."""
-    said, bases = settings("rope_parameters"), (settings("rope_theta", 1e6), settings("rope_local_base_freq", 1e4))
-    if said is None or "full_attention" not in said:
-        said = {"full_attention": said or settings("rope_scaling", {}), "sliding_attention": {}}
-    plain = Settings({**settings.config, "rope_parameters": {"rope_theta": 1e4}})
+    plain = Settings({**settings.config, "rope_parameters": {}})
     plain.taken = settings.taken
     flags = gemma(plain)
-    width, depth = flags.stack["attn_dim_head"], flags.stack["depth"]
-    wide = turned(said["full_attention"], settings, width, bases[0])
-    near = turned(said["sliding_attention"], settings, width, bases[1])
-    own = {name: value for name, value in near.items() if wide.get(name) != value}
-    for name in wide:
-        if name not in near and name not in DEFAULTS:
-            raise settings.error("rope_parameters", said, f"layers with a window are given no way to undo {name}")
-    back = {name: DEFAULTS[name] for name in wide if name not in near}
-    window = {"window": settings("sliding_window"), **own, **back}
-    types = types_of(settings, depth, settings("sliding_window_pattern", settings("_sliding_window_pattern", 6)))
+    bases = (settings("rope_theta", 1e6), settings("rope_local_base_freq", 1e4))
+    wide, own = two_ropes(settings, flags.stack["attn_dim_head"], bases)
+    window = {"window": settings("sliding_window"), **own}
+    every = settings("sliding_window_pattern", settings("_sliding_window_pattern", 6))
+    types = types_of(settings, flags.stack["depth"], every)
     flags.stack.update(layered([(attention(**window) if name[0] == "s" else "attn") + " ff" for name in types]), **wide)
     flags.stack.update(norm_place="sandwich", attn_qk_rmsnorm="head", attn_qk_rmsnorm_unit_offset=True)
     flags.stack["attn_qk_rmsnorm_eps"] = flags.stack["norm_eps"]
@@ -70,10 +62,6 @@ def gemma3(settings: Settings) -> Flags:
     settings.only("attn_logit_softcapping", None)
     bounded(flags, settings, None, None)
     return flags
-
-
-# What a layer says where others lower their frequencies.
-DEFAULTS = {"rotary_interpolation_factor": 1.0}
 
 
 def bounded(flags: Flags, settings: Settings, scores: float | None, logits: float | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .settings import Settings
 
-__all__ = ["rope", "turned"]
+__all__ = ["rope", "two_ropes"]
 
 
 def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float | None = None) -> dict[str, Any]:
@@ -36,6 +36,27 @@ def turned(
     flags |= scaling(own, settings)
     own.finish()
     return flags
+
+
+def two_ropes(settings: Settings, dim_head: int, bases: tuple[float, float]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags of a stack with rotary positions, and what layers with a window say instead; bases: if none is said."""
+    said = settings("rope_parameters") or {}
+    if "full_attention" not in said:
+        said = {"full_attention": said or settings("rope_scaling", {}), "sliding_attention": {}}
+    settings.without_effect("rope_scaling")
+    wide, near = (
+        turned(said.get(kind, {}), settings, dim_head, base)
+        for kind, base in zip(("full_attention", "sliding_attention"), bases, strict=True)
+    )
+    for name in wide:
+        if name not in near and name not in DEFAULTS:
+            raise settings.error("rope_parameters", said, f"layers with a window are given no way to undo {name}")
+    own = {name: value for name, value in near.items() if wide.get(name) != value}
+    return wide, own | {name: DEFAULTS[name] for name in wide if name not in near}
+
+
+# What a layer says where others lower their frequencies.
+DEFAULTS = {"rotary_interpolation_factor": 1.0}
 
 
 def trained_length(own: Settings, settings: Settings) -> int:
