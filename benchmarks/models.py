@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests_libraries"))
 import conftest  # noqa: F401  what lets transformers be imported
 import torch
 from peers import causal, of_class, tokens
+from test_both_sides import CASES as BOTH
+from test_both_sides import logits, model
 from test_decoders import CASES as DECODERS
 from test_encoders import CASES as ENCODERS
 from test_encoders import SIZES, beside, output
-from test_t5 import CASES as T5
-from test_t5 import logits, t5
 
 from xflash.convert import from_transformers
 from xflash.convert.transformers.family import family_of
@@ -64,10 +64,10 @@ def main():
             lambda ours, theirs, x: ours(x, **beside(theirs, x)[0]),
             lambda theirs, x: output(theirs, x, **beside(theirs, x)[1]),
         )
-    for case in T5:
+    for case in BOTH:
         row(
-            f"t5 {case}",
-            lambda dtype: t5(case, dtype),  # noqa: B023
+            case,
+            lambda dtype: model(case, dtype),  # noqa: B023
             lambda ours, _, x: logits(ours, x, x[:, :23]),
             lambda theirs, x: theirs(input_ids=x, decoder_input_ids=x[:, :23]).logits,
         )

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from . import bart as bart
 from . import bert as bert
 from . import experts as experts
 from . import falcon as falcon
