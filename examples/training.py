@@ -12,13 +12,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from xflash.base.registry import nearest
-from xflash.layers.embeddings import TokenEmbedding
-
-# What of a model is a matrix that other numbers are multiplied by, or a token's own vector.
-DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, TokenEmbedding)
+from xflash.saving.configurable import Configurable
 
 O = TypeVar("O")  # noqa: E741
 
@@ -104,21 +101,9 @@ def with_options(error: TypeError, flags: Iterable[str], kind: type) -> TypeErro
     return TypeError(f"{error}{meant and ' (or, among the options of this script' + meant + ')'}")
 
 
-def make_optimizer(model: nn.Module, options: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: Configurable, options: Recipe) -> torch.optim.Optimizer:
     """AdamW; weight decay for what multiplies only: gains, biases, positions and the like have no reason to be zero."""
-    decayed, spared = parameter_groups(model)
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.98))
-
-
-def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights of linear maps, convolutions and token embeddings, and all other parameters, whatever their shape."""
-    matrices = {id(m.weight) for m in model.modules() if isinstance(m, DECAYED)}
-    used = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in used if id(p) in matrices], [p for p in used if id(p) not in matrices]
+    return torch.optim.AdamW(model.param_groups(options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
 
 
 def learning_rate(step: int, total: int | None, options: Recipe) -> float:

@@ -68,6 +68,9 @@ CASES = {
     "a context in pieces": {"layers": "cross_attn state_read recurrent", "shift_tokens": 1, "num_memory_tokens": 7},
     "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff", "depth": 1},
     "read_layer": {"layers": "block_attn recurrent(read_layer=1) ff", "depth": 1},
+    "experts": {"layers": "attn moe", "moe_experts": 5, "moe_dim": 7, "shift_tokens": 1},
+    "experts shared": {"layers": "moe+attn moe(top_k=1)", "moe_shared_dim": 5, "moe_shared_gate": True, "moe_glu": True}
+    | {"moe_router": "sigmoid", "moe_dim": 7, "weight_tie_layers": True},
     "compressed": {"layers": "recurrent ff", "recurrent_compress": "conv", "recurrent_compress_factor": 5},
     "compress loss": {"layers": "block_attn ff", "block_attn_compress": "conv", "block_attn_compress_factor": 5}
     | {"block_attn_compress_loss": True, "num_memory_tokens": 7},

@@ -80,7 +80,14 @@ def config_flags(config: type, prefix: str, chance: Random, often: float, layers
         if (prefix or name not in OUTLINE) and (is_size(spec) or chance.random() < often):
             value = drawn(spec.hint, spec, chance, layers)
             found[prefix + name] = value if value != spec.default else drawn(spec.hint, spec, chance, layers)
+            found |= {prefix + flag: value for flag, value in company(spec, chance).items()}
     return found
+
+
+def company(spec: Flag, chance: Random) -> dict[str, Any]:
+    """Now and then what a flag is tried with where that is several flags, which alone would be refused."""
+    together = [entry for entry in spec.tried or () if isinstance(entry, dict)]
+    return chance.choice(together) if together and chance.random() < 0.5 else {}
 
 
 def held(block: str, field: str, chance: Random) -> Any:

@@ -6,7 +6,7 @@ from search_measure import Call, by_length, forward, law, measure, real_tokens, 
 
 import xflash
 from xflash.layers.positions.distance import T5Bias
-from xflash.layers.scores.forget import Forget
+from xflash.layers.scores.step import ScoreStep
 
 
 def attends_only(stack) -> bool:
@@ -20,10 +20,15 @@ def shifts(stack) -> bool:
 
 
 def placed(stack) -> bool:
-    """Whether it matters how far from each other tokens stand."""
+    """Whether it matters how far from each other tokens stand, or what stands between them."""
     configs = [block.config for block in stack.blocks()]
     near = any(getattr(c, "window", None) is not None or getattr(c, "rel_pos_bias", None) for c in configs)
-    return bool(len(stack.positions)) or near or shifts(stack)
+    return bool(len(stack.positions)) or near or shifts(stack) or looks_back(stack)
+
+
+def looks_back(model) -> bool:
+    """Whether steps on scores count what stands between a query and a key, hidden or not."""
+    return any("causal" in module.needs for module in model.modules() if isinstance(module, ScoreStep))
 
 
 @law(lambda model, call: model is stack_of(model) and attends_only(model) and "prefix_attn_len" not in call)
@@ -76,6 +81,7 @@ def said_by_mask(model, x, call: Call, plan) -> None:
 
 
 def both_ways(model) -> bool:
-    """Whether the same weights mean the same in a bidirectional stack: T5's buckets don't, nor xPos, nor what fades."""
+    """Whether the same weights mean the same in a bidirectional stack: not T5's buckets, nor xPos, nor steps back."""
     spread = any(getattr(p.config, "xpos", False) for p in model.positions.values())
-    return not spread and not any(isinstance(m, (T5Bias, Forget)) for m in model.modules())
+    t5 = any(isinstance(module, T5Bias) for module in model.modules())
+    return not (spread or t5 or looks_back(model))

@@ -54,6 +54,8 @@ def outcome(case: Case, name: str, model: Any = None) -> str:
             forward(model, x, call)
     except (TypeError, ValueError):
         return ""
+    except Exception as error:
+        return sentence(error)
     try:
         check(model, x, call, case.plan)
     except AssertionError as error:

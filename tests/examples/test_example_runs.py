@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import matrix
 import pytest
 import torch
 from torch import nn
@@ -218,28 +217,6 @@ def test_texts_that_cannot_be_read(script, examples):
         for module in (script, examples("train_long")):
             with pytest.raises(SystemExit, match=f"error: .*{match}"):
                 module.main(["--text", name, "--device", "cpu"])
-
-
-def test_what_decays(examples):
-    """Weights of linear maps, convolutions and token embeddings, whatever else is a matrix too."""
-    groups = examples("training").parameter_groups
-    decayed, spared = set(), set()
-    for kind, rows in matrix.stored().items():
-        what, direction = kind.split()
-        for row in rows["accepted"][::7]:
-            with torch.device("meta"):
-                model = matrix.domain_of(what)[1](direction == "causal", matrix.as_row(what, row))
-            some, others = groups(model)
-            assert sorted(map(id, [*some, *others])) == sorted(map(id, model.parameters()))
-            owners = {
-                id(p): (type(m).__name__, n) for m in model.modules() for n, p in m.named_parameters(recurse=False)
-            }
-            decayed |= {owners[id(p)] for p in some}
-            spared |= {owners[id(p)] for p in others}
-    assert decayed == {("Linear", "weight"), ("Conv1d", "weight"), ("TokenEmbedding", "weight")}
-    assert not decayed & spared
-    assert {name for _, name in spared} >= {"gain", "gamma", "beta", "bias", "mem_kv", "tokens", "start", "q_gain"}
-    assert {("LearnedPositions", "weight"), ("T5Bias", "weight"), ("ToeplitzBias", "weight")} <= spared
 
 
 def test_the_optimizer_decays_so(examples):

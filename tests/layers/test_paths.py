@@ -307,3 +307,13 @@ def test_the_loss_of_a_masked_model_is_that_of_every_kernel():
         ids = torch.randint(3, 29, (ROWS, N), generator=torch.Generator().manual_seed(5))
         losses.append(trainer(ids, REAL, doc_ids=DOCUMENTS))
     laws.close(*losses, "loss")
+
+
+def test_a_prompt_of_one_token_beside_memory_keys_that_heads_share():
+    """With a mask, what the token may see is a matrix of one row, which is shared among heads as the scores are."""
+    flags = {"attn_num_mem_kv": 2, "attn_kv_heads": 2, "pos": "rel_pos"}
+    stack = laws.live(build("attn", True, flags))
+    x = laws.sample(stack, 1)
+    for mask in (torch.ones(ROWS, 1), torch.tensor([[1], [0], [1]])):
+        ours, _ = stack.step(x, None, mask.bool())
+        laws.close(ours, torch.where(mask.bool()[..., None], stack(x), 0), "a token and its mask")

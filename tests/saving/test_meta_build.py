@@ -92,6 +92,7 @@ PARTS = {
     "adaptive rmsnorm": {"norm": "adaptive_rmsnorm"},
     "simple": {"norm": "simple_rmsnorm", "layers": "attn cross_attn"},
     "layers": {"layers": "attn+ff(norm=own) attn(pos=rel_pos, rel_pos_num_buckets=8, norm_place=after)"},
+    "experts": {"layers": "attn moe", "moe_dim": 7, "moe_shared_dim": 5, "moe_shared_gate": True},
     "cross_gau": {"layers": "cross_gau ff", "attn_dim_head": None},
     "recurrent": {"layers": "block_attn state_read recurrent ff", "attn_dim_head": None}
     | {"recurrent_block_width": 4, "block_attn_block_width": 4, "recurrent_num_state_vectors": 3}

@@ -1,9 +1,13 @@
 """Token embeddings, absolute positions, memory tokens."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.roles import Role
 from ..base.shapes import Float, Int, Tensor
 from .positions.angles import angle_dtype, inverse_frequencies
 
@@ -12,6 +16,8 @@ __all__ = ["LearnedPositions", "MemoryTokens", "ScaledSinusoidal", "TokenEmbeddi
 
 class TokenEmbedding(nn.Module):
     """A learned vector per token; with `l2norm` kept at length one and started tiny (fixnorm, 1910.05895)."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"weight": "embedding"}
 
     def __init__(self, num_tokens: int, dim: int, l2norm: bool = False):
         super().__init__()

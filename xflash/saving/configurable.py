@@ -13,6 +13,7 @@ from ..base.checks import shown
 from ..base.fallback import as_eager, refusable
 from ..base.pieces import innermost
 from ..base.registry import nearest
+from ..base.roles import param_groups
 from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
 from ..flags.flag import Flag, build, flag_table, flags_of, from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
@@ -81,6 +82,17 @@ class Configurable(nn.Module):
     def flag_table(self, changed_only: bool = False) -> str:
         """Every flag, or those that are not at their default, with its value, default, type and meaning, as text."""
         return flag_table(self.flag_rows(), changed_only)
+
+    def param_groups(
+        self, weight_decay: float = 0.0, muon: bool = False, embedding: bool = True, head: bool = True
+    ) -> list[dict[str, Any]]:
+        """The trained parameters in groups for an optimizer, each with its `weight_decay` and `use_muon`.
+
+        Matrices decay, and so do embeddings and heads unless told otherwise; gains, offsets, biases, positions, memory
+        and what each head of attention has never do. muon: matrices are in a group of their own, for
+        `torch.optim.Muon` (https://kellerjordan.github.io/posts/muon), and nothing else is.
+        """
+        return param_groups(self, weight_decay, muon, embedding, head)
 
     def written_flags(self, flags: Mapping[str, Any]) -> dict[str, Any]:
         """What a config says beside the flags of its Config: those handed on, which are these and all defaults."""

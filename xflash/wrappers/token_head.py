@@ -1,11 +1,14 @@
 """`TokenHead`: the projection of a stack's output to the vocabulary."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.roles import Role
 from ..base.shapes import Float, Tensor, typed
 from ..flags.flag import flag
 from .head_transform import HeadTransform
@@ -59,6 +62,7 @@ class TokenHead(nn.Module):
 
     dim: int
     num_tokens: int
+    roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     to_logits: nn.Linear | None
     transform: HeadTransform | None
     tied_bias: nn.Parameter | None

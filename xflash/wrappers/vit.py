@@ -1,12 +1,13 @@
 """`ViTransformerWrapper`: images in, logits or patch embeddings out, around any bidirectional stack."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from ..base.checks import integer, shown
+from ..base.roles import Role
 from ..base.shapes import Float, Tensor
 from ..flags.flag import flag
 from ..stack.face import AttentionLayers
@@ -34,6 +35,7 @@ class ClassHead(nn.Module):
             paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn"),
         )  # fmt: skip
 
+    roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     to_logits: nn.Linear | None
 
     def head(self, config: Config, dim: int) -> nn.Linear | None:
@@ -100,9 +102,9 @@ class ViTransformerWrapper(ClassHead, Model):
         x = self.embedding(img)
         beside = {"grid": self.embedding.places(img)} if "grid" in self.attn_layers.heeded else {}
         y, _, noted = self.through(self.embedding.with_registers(x), None, beside, wanted)
-        front = self.pooled.count
-        patches = slice(front, front + x.shape[1])
-        embeddings, noted = y[:, patches], [[stream[:, patches] for stream in streams] for streams in noted]
+        # Written out at both: a slice that is kept ties a compiled graph to its numbers.
+        front, end = self.pooled.count, self.pooled.count + x.shape[1]
+        embeddings, noted = y[:, front:end], [[stream[:, front:end] for stream in streams] for streams in noted]
         return self.answer(wanted, embeddings, lambda: self.pooled(y if front else embeddings, None), noted)
 
     def features(

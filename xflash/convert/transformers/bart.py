@@ -78,7 +78,12 @@ def bart(settings: Settings) -> Flags:
 
 
 # Settings of files of old, which all have these.
-OLD = {"is_decoder": False, "normalize_before": False, "add_final_layer_norm": False, "normalize_embedding": True}
+OLD: dict[str, Any] = {
+    "is_decoder": False,
+    "normalize_before": False,
+    "add_final_layer_norm": False,
+    "normalize_embedding": True,
+}
 OLD |= {"static_position_embeddings": False, "add_bias_logits": False, "extra_pos_embeddings": 2}
 
 

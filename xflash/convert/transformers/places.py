@@ -48,8 +48,9 @@ def view_of(word: str, t: Float[Tensor, "o ..."], block: Any) -> View:
 class Place(NamedTuple):
     """Which weight of ours, and what of it in which order.
 
-    words: 'T' for a matrix that is transposed there; '1' for a vector that is a row there; 'E' where that is said of each expert; then what lies behind each
-    other there, such as 'q k v'; nothing for all of it. expert: which one's, of a weight that has them all.
+    words: 'T' for a matrix that is transposed there; '1' for a vector that is a row there; 'E' where that is said of
+    each expert; then what lies behind each other there, such as 'q k v'; nothing for all of it.
+    expert: which one's, of a weight that has them all.
     """
 
     name: str

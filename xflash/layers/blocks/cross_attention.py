@@ -37,9 +37,16 @@ class CrossAttention(TakesContext, MultiHead):
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         self.to_q = linear_in(site.dim, self.heads * config.dim_head, config.qkv_bias)
+        of_context = config.dim_context or site.dim
+        if of_context == 1 and (config.qk_norm or config.qk_rmsnorm):
+            # All that is left of a key is a sign, so that most scores tie and rounding would choose among them.
+            flag = "qk_norm=True" if config.qk_norm else f"qk_rmsnorm={config.qk_rmsnorm!r}"
+            raise ValueError(
+                f"{self.kind}_{flag} norms keys that a context of width 1 makes, all of them alike but for a sign"
+            )
         # By head: its key, its value.
         kept = 2 * self.kv_heads * config.dim_head
-        self.key_value = linear_in(config.dim_context or site.dim, kept, config.qkv_bias)
+        self.key_value = linear_in(of_context, kept, config.qkv_bias)
 
     @typed
     def forward(

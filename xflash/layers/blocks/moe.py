@@ -1,13 +1,15 @@
 """The mixture of experts: feed-forward blocks of which each token goes through a few."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ...base.registry import activations, blocks
+from ...base.roles import Role
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
@@ -112,6 +114,8 @@ def shared_config(config: MixtureOfExperts.Config) -> FeedForward.Config:
 
 class Experts(nn.Module):
     """`ff` several times, its matrices one behind the other: (experts, out, in)."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"to_inner": "matrix", "to_out": "matrix"}
 
     def __init__(self, config: Any, site: Site, experts: int, inner: int):
         super().__init__()

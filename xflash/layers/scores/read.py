@@ -219,6 +219,6 @@ def in_front(
 ) -> Bool[Tensor, "_ _ _ _"] | None:
     """What n queries may see where t keys that all see stand in front of those of `k`; causality is part of it."""
     if causal:
-        below = lower(n, k.shape[2], k.device)
+        below = lower(n, k.shape[2], k.device)[None, None]
         mask = below if mask is None else mask & below
     return None if mask is None else F.pad(mask, (t, 0), value=True)
