@@ -193,13 +193,19 @@ def test_no_folder(tmp_path):
         from_pretrained(tmp_path, "meta")
 
 
+# What getrusage says a child inherits from its parent.
 PEAK = """
-import resource, sys, torch
+import sys, torch
+from pathlib import Path
 from xflash.convert import from_pretrained
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+before = peak()
 model = from_pretrained(sys.argv[1])
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(sum(p.nbytes for p in model.parameters()), (after - before) * 1024)
+print(sum(p.nbytes for p in model.parameters()), peak() - before)
 """
 
 
@@ -209,4 +215,4 @@ def test_there_is_no_second_copy_in_memory(tmp_path):
     out = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True).stdout
     size, peak = map(int, out.split())
     print(f"{size / 2**20:.0f} MiB of weights, {peak / 2**20:.0f} MiB more at the peak")
-    assert size > 150 * 2**20 and peak < 1.15 * size
+    assert size > 150 * 2**20 and 0.9 * size < peak < 1.15 * size
