@@ -34,20 +34,21 @@ class TokenEmbedding(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """A learned vector for each of `max_seq_len` positions."""
+    """A learned vector for each of `max_seq_len` positions, behind `offset` that no token has."""
 
-    def __init__(self, max_seq_len: int, dim: int, l2norm: bool = False):
+    def __init__(self, max_seq_len: int, dim: int, l2norm: bool = False, offset: int = 0):
         super().__init__()
-        self.l2norm = l2norm
+        self.l2norm, self.offset = l2norm, offset
         self.max_seq_len = max_seq_len
-        self.weight = nn.Parameter(torch.empty(max_seq_len, dim).normal_(std=1e-5 if l2norm else 0.02))
+        self.weight = nn.Parameter(torch.empty(max_seq_len + offset, dim).normal_(std=1e-5 if l2norm else 0.02))
 
     def forward(self, where: Int[Tensor, "_ n"]) -> Float[Tensor, "_ n d"]:
-        found = F.embedding(where.clamp(max=self.max_seq_len - 1), self.weight)
+        where = where.clamp(max=self.max_seq_len - 1)
+        found = F.embedding(where + self.offset if self.offset else where, self.weight)
         return F.normalize(found, dim=-1) if self.l2norm else found
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+        return f"{self.max_seq_len}, {self.weight.shape[1]}" + f", offset={self.offset}" * bool(self.offset)
 
 
 class ScaledSinusoidal(nn.Module):

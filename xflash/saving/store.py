@@ -132,7 +132,7 @@ def as_folder(folder: Any) -> Path:
     return Path(folder)
 
 
-def check_device(device: Any) -> None:
+def check_device(device: Any, caller: str = "load()") -> None:
     """TypeError for what is no device, ValueError for one that is not there, or holds no values."""
     if not isinstance(device, (str, int, torch.device)) or isinstance(device, bool):
         raise TypeError(f"device must be one of torch's, such as 'cpu' or 'cuda', not {describe(device)}")
@@ -142,7 +142,7 @@ def check_device(device: Any) -> None:
         reason = "it holds no values"
     except (AssertionError, OverflowError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n")[0]
-    raise ValueError(f"load() cannot put weights on the device {shown(device)}: {shown(reason)}")
+    raise ValueError(f"{caller} cannot put weights on the device {shown(device)}: {shown(reason)}")
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:

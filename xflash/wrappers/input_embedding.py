@@ -79,6 +79,25 @@ class InputEmbedding(nn.Module):
             paper="https://arxiv.org/abs/2211.05100",
             tried=(True,),
         )
+        post_emb_norm_eps: float = flag(
+            1e-5,
+            "added to the variance in that LayerNorm",
+            above=0,
+            tried=({"post_emb_norm_eps": 1e-3, "post_emb_norm": True},),
+        )
+        post_emb_norm_bias: bool = flag(
+            False,
+            "a learned offset beside the gain of that LayerNorm",
+            tried=({"post_emb_norm_bias": True, "post_emb_norm": True},),
+        )
+        emb_scale: float | None = flag(
+            None, "what token embeddings are multiplied by (None: 1)", above=0,
+            paper="https://arxiv.org/abs/1706.03762", tried=(3.0,),
+        )  # fmt: skip
+        pos_emb_offset: int = flag(
+            0, "learned positions in front of the first token's, which no token has (RoBERTa, OPT, BART: 2)",
+            at_least=0, paper="https://arxiv.org/abs/1907.11692", tried=(2,),
+        )  # fmt: skip
         emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1, tried=(0.1,))
         embed_num_tokens: Mapping[str, int] | None = flag(
             None, "further embeddings that are added, as many ids of each name: {'segment': 2}",
@@ -96,7 +115,8 @@ class InputEmbedding(nn.Module):
         self.embeds = nn.ModuleDict(
             {f"{name}_embed": TokenEmbedding(count, width) for name, count in self.embed_num_tokens.items()}
         )
-        self.post_emb_norm = LayerNorm.of(width) if config.post_emb_norm else None
+        self.post_emb_norm = norm_behind(config, width)
+        self.emb_scale = config.emb_scale
         self.emb_dropout = config.emb_dropout
         self.project_emb = projection(width, dim) if width != dim else None
 
@@ -123,6 +143,8 @@ class InputEmbedding(nn.Module):
         What is put in front or added (`embed_ids`: (b, n) by name) is checked here, in sentences of its own.
         """
         y = self.token_emb(x)
+        if self.emb_scale is not None:
+            y = y * self.emb_scale
         if self.pos_emb is not None:
             where = token_positions(x, mask, past, length, doc_ids)
             y = y + self.pos_emb(self.in_length(x, where, past))
@@ -211,17 +233,30 @@ class InputEmbedding(nn.Module):
         return where
 
 
+def norm_behind(config: InputEmbedding.Config, width: int) -> LayerNorm | None:
+    """The LayerNorm behind the embeddings; ValueError for its flags where there is none."""
+    if config.post_emb_norm:
+        return LayerNorm.of(width, eps=config.post_emb_norm_eps, bias=config.post_emb_norm_bias)
+    for name, default in (("post_emb_norm_eps", 1e-5), ("post_emb_norm_bias", False)):
+        if getattr(config, name) != default:
+            raise ValueError(f"{name}={getattr(config, name)} is set, but post_emb_norm is False")
+    return None
+
+
 def absolute_positions(config: InputEmbedding.Config, width: int, relative: bool) -> nn.Module | None:
     """The absolute positions that flags ask for; ValueError where they contradict each other."""
+    learned = not relative if config.use_abs_pos_emb is None else config.use_abs_pos_emb
+    if config.pos_emb_offset and (config.scaled_sinu_pos_emb or not learned):
+        raise ValueError(f"pos_emb_offset={config.pos_emb_offset} is set, but no positions are learned")
     if config.scaled_sinu_pos_emb:
         if config.use_abs_pos_emb is False:
             raise ValueError("scaled_sinu_pos_emb=True contradicts use_abs_pos_emb=False")
         return ScaledSinusoidal(width)
-    if not (not relative if config.use_abs_pos_emb is None else config.use_abs_pos_emb):
+    if not learned:
         return None
     if not config.max_seq_len:
         raise ValueError("learned absolute positions need max_seq_len; give it, or use_abs_pos_emb=False")
-    return LearnedPositions(config.max_seq_len, width, config.l2norm_embed)
+    return LearnedPositions(config.max_seq_len, width, config.l2norm_embed, config.pos_emb_offset)
 
 
 def check_integers(name: str, x: Any) -> None:

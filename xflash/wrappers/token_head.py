@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor, typed
 from ..flags.flag import flag
+from .head_transform import HeadTransform
 from .input_embedding import InputEmbedding
 
 __all__ = ["TokenHead"]
@@ -33,6 +35,25 @@ class TokenHead(nn.Module):
             None, "logits a token (None: num_tokens)", at_least=1, tried=({"logits_dim": 7, "tie_embedding": False},)
         )
         logits_bias: bool = flag(False, "a bias in the head", tried=(True,))
+        logits_softclamp: float | None = flag(
+            None, "c of c tanh(l / c), which logits stay below (None: as they are)", above=0,
+            paper="https://arxiv.org/abs/2408.00118", tried=(1.5,),
+        )  # fmt: skip
+        head_transform: str | None = flag(
+            None, "the activation of a linear map with a LayerNorm behind it, in front of the head (None: without)",
+            paper="https://arxiv.org/abs/1810.04805", tried=("gelu",),
+        )  # fmt: skip
+        head_transform_eps: float = flag(
+            1e-5,
+            "added to the variance in that LayerNorm",
+            above=0,
+            tried=({"head_transform_eps": 1e-3, "head_transform": "relu"},),
+        )
+        head_transform_bias: bool = flag(
+            True,
+            "biases of that linear map and of its LayerNorm",
+            tried=({"head_transform_bias": False, "head_transform": "silu"},),
+        )
         return_only_embed: bool = flag(
             False,
             "no head: the model gives the stack's output, as an encoder does",
@@ -43,6 +64,8 @@ class TokenHead(nn.Module):
     num_tokens: int
     roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     to_logits: nn.Linear | None
+    transform: HeadTransform | None
+    tied_bias: nn.Parameter | None
     embedding: InputEmbedding
 
     def head(self, config: Config, width: int) -> nn.Linear | None:
@@ -54,6 +77,11 @@ class TokenHead(nn.Module):
         check_alone(config)
         if config.tie_embedding and width != self.dim:
             raise ValueError(f"tie_embedding=True needs emb_dim ({width}) to be the stack's dim ({self.dim})")
+        self.logits_softclamp, eps = config.logits_softclamp, config.head_transform_eps
+        named = config.head_transform
+        self.transform = None if named is None else HeadTransform(self.dim, named, eps, config.head_transform_bias)
+        tied_bias = config.tie_embedding and config.logits_bias
+        self.tied_bias = nn.Parameter(torch.zeros(self.num_tokens)) if tied_bias else None
         if config.tie_embedding or config.return_only_embed:
             return None
         head = nn.Linear(self.dim, config.logits_dim or self.num_tokens, bias=config.logits_bias)
@@ -63,6 +91,7 @@ class TokenHead(nn.Module):
 
     def features(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
         """What the head projects, of the stack's output."""
+        y = y if self.transform is None else self.transform(y)
         scale = self.tie_embedding_scale
         return y if self.to_logits is not None or scale == 1 else y * scale
 
@@ -72,7 +101,9 @@ class TokenHead(nn.Module):
         if self.return_only_embed:
             return y
         y = self.features(y)
-        return F.linear(y, self.table()) if self.to_logits is None else self.to_logits(y)
+        y = F.linear(y, self.table(), self.tied_bias) if self.to_logits is None else self.to_logits(y)
+        clamp = self.logits_softclamp
+        return y if clamp is None else (y / clamp).tanh() * clamp
 
     def table(self) -> Float[Tensor, "v d"]:
         """The token embedding as the weight of the head; TypeError for one that has none."""
@@ -91,8 +122,10 @@ class TokenHead(nn.Module):
         """What `logits` multiplies: features, weight (v, d) and bias; None where the head is something else."""
         if self.return_only_embed or type(self).logits is not TokenHead.logits or "logits" in vars(self):
             return None
+        if self.logits_softclamp is not None:
+            return None
         if self.to_logits is None:
-            return self.features(y), self.table(), None
+            return self.features(y), self.table(), self.tied_bias
         head = self.to_logits
         if not is_plain(head):
             return None
@@ -100,14 +133,16 @@ class TokenHead(nn.Module):
 
 
 def check_alone(config: TokenHead.Config) -> None:
-    """ValueError for flags of a head beside one that leaves none of its own."""
-    own = ("logits_dim", config.logits_dim is not None), ("logits_bias", config.logits_bias)
-    for name, is_set in (("tie_embedding", config.tie_embedding), *own):
-        if config.return_only_embed and is_set:
+    """ValueError for flags of a head that is not there, or that is the token embedding; and of no transform."""
+    flags = ("tie_embedding", "logits_dim", "logits_bias", "logits_softclamp", "head_transform")
+    for name in flags if config.return_only_embed else ():
+        if getattr(config, name) not in (None, False):
             raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
-    for name, is_set in own:
-        if config.tie_embedding and is_set:
-            raise ValueError(f"tie_embedding=True uses the token embedding as the head, so {name} cannot be set")
+    if config.tie_embedding and config.logits_dim is not None:
+        raise ValueError("tie_embedding=True uses the token embedding as the head, so logits_dim cannot be set")
+    for name, default in (("head_transform_eps", 1e-5), ("head_transform_bias", True)):
+        if config.head_transform is None and getattr(config, name) != default:
+            raise ValueError(f"{name}={getattr(config, name)} is set, but head_transform is None")
 
 
 def is_plain(head: nn.Linear) -> bool:

@@ -1,0 +1,77 @@
+"""Prints the table of docs/models.md: known models as flags, and how far their logits are from those of transformers.
+
+PYTHONPATH=. python benchmarks/models.py, where the extra `test-libraries` is installed. The models are small and
+random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests_libraries"))
+
+import conftest  # noqa: F401  what lets transformers be imported
+import torch
+from peers import causal, of_class, tokens
+from test_both_sides import CASES as BOTH
+from test_both_sides import logits, model
+from test_decoders import CASES as DECODERS
+from test_encoders import CASES as ENCODERS
+from test_encoders import SIZES, beside, output
+
+from xflash.convert import from_transformers
+from xflash.convert.transformers.family import family_of
+from xflash.convert.transformers.settings import Settings
+
+# What says how large a model is, not what it is.
+SIZED = {"dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "ff_dim", "moe_dim", "num_tokens", "max_seq_len"}
+
+
+def flags_of(config):
+    """The flags of a config that are not sizes, as text."""
+    settings = Settings(config.to_dict())
+    flags = family_of(settings).flags(settings)
+    said = {**flags.stack, **flags.model}
+    kept = {name: value for name, value in said.items() if name not in SIZED and value not in (None, False, 0.0)}
+    return " ".join(f"{name}={value!r}" for name, value in kept.items() if "dropout" not in name)
+
+
+def difference(theirs, x, call, expected):
+    with torch.no_grad():
+        return (call(from_transformers(theirs), theirs, x) - expected(theirs, x)).abs().max().item()
+
+
+def row(case, make, call, expected):
+    x = tokens(3, 31)
+    theirs = [make(torch.float32), make(torch.float64)]
+    found = [difference(model, x, call, expected) for model in theirs]
+    print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0].config)}` |", flush=True)
+
+
+def main():
+    print("| model | float32 | double | flags, sizes left out |")
+    print("|---|---|---|---|")
+    for case, (kind, settings) in DECODERS.items():
+        row(
+            case,
+            lambda dtype: causal(kind, dtype, **settings),  # noqa: B023
+            lambda ours, _, x: ours(x),
+            lambda theirs, x: theirs(x).logits,
+        )
+    for case, (cls, settings) in ENCODERS.items():
+        row(
+            case,
+            lambda dtype: of_class(cls, dtype, **SIZES, **settings),  # noqa: B023
+            lambda ours, theirs, x: ours(x, **beside(theirs, x)[0]),
+            lambda theirs, x: output(theirs, x, **beside(theirs, x)[1]),
+        )
+    for case in BOTH:
+        row(
+            case,
+            lambda dtype: model(case, dtype),  # noqa: B023
+            lambda ours, _, x: logits(ours, x, x[:, :23]),
+            lambda theirs, x: theirs(input_ids=x, decoder_input_ids=x[:, :23]).logits,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""OPT (https://arxiv.org/abs/2205.01068)."""
+
+from typing import Any
+
+from .family import Family, Flags, families
+from .llama import ACTIVATIONS
+from .settings import Settings
+
+__all__ = ["opt"]
+
+WEIGHTS = """
+    embed_tokens.weight                          embedding.token_emb.weight
+    embed_positions.weight                       embedding.pos_emb.weight
+    layers.{i}.self_attn_layer_norm.weight       attn.before.gain
+    layers.{i}.self_attn_layer_norm.bias         attn.before.bias
+    layers.{i}.self_attn_layer_norm.weight       attn.final.gain
+    layers.{i}.self_attn_layer_norm.bias         attn.final.bias
+    layers.{i}.self_attn.q_proj.weight           attn.block.query_key_value.weight[q]
+    layers.{i}.self_attn.q_proj.bias             attn.block.query_key_value.bias[q]
+    layers.{i}.self_attn.k_proj.weight           attn.block.query_key_value.weight[k]
+    layers.{i}.self_attn.k_proj.bias             attn.block.query_key_value.bias[k]
+    layers.{i}.self_attn.v_proj.weight           attn.block.query_key_value.weight[v]
+    layers.{i}.self_attn.v_proj.bias             attn.block.query_key_value.bias[v]
+    layers.{i}.self_attn.out_proj.weight         attn.block.to_out.weight
+    layers.{i}.self_attn.out_proj.bias           attn.block.to_out.bias
+    layers.{i}.final_layer_norm.weight           ff.before.gain
+    layers.{i}.final_layer_norm.bias             ff.before.bias
+    layers.{i}.final_layer_norm.weight           ff.final.gain
+    layers.{i}.final_layer_norm.bias             ff.final.bias
+    layers.{i}.fc1.weight                        ff.block.to_inner.weight
+    layers.{i}.fc1.bias                          ff.block.to_inner.bias
+    layers.{i}.fc2.weight                        ff.block.to_out.weight
+    layers.{i}.fc2.bias                          ff.block.to_out.bias
+    final_layer_norm.weight                      attn_layers.final_norm.gain
+    final_layer_norm.bias                        attn_layers.final_norm.bias
+    lm_head.weight                               to_logits.weight
+"""
+
+
+def opt(settings: Settings) -> Flags:
+    """Flags of a decoder with learned positions of which two are nobody's, and norms before blocks or behind sums."""
+    dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
+    settings.only("word_embed_proj_dim", dim)
+    settings.only("layer_norm_elementwise_affine", True)
+    before, has_bias = settings("do_layer_norm_before", True), settings("enable_bias", True)
+    stack: dict[str, Any] = {
+        "dim": dim,
+        "depth": settings.need("num_hidden_layers"),
+        "heads": heads,
+        "layers": "attn ff",
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_place": "pre" if before else "post",
+        "final_norm": before and not settings("_remove_final_layer_norm", False),
+        "attn_dim_head": dim // heads,
+        "attn_qkv_bias": has_bias,
+        "attn_out_bias": has_bias,
+        "attn_dropout": settings("attention_dropout", 0.0),
+        "ff_dim": settings.need("ffn_dim"),
+        "ff_activation": settings.among("activation_function", ACTIVATIONS, "relu"),
+        "ff_no_bias": not has_bias,
+    }
+    # In training alone: dropout of updates and of whole layers, and how weights begin.
+    settings.without_effect("dropout", "layerdrop", "init_std", "activation_dropout")
+    model = {
+        "num_tokens": settings.need("vocab_size"),
+        "max_seq_len": settings.need("max_position_embeddings"),
+        "pos_emb_offset": 2,
+        "tie_embedding": settings("tie_word_embeddings", True),
+    }
+    return Flags(stack, model)
+
+
+families["opt"] = Family(opt, WEIGHTS, prefix="model.decoder.")

@@ -1,0 +1,22 @@
+"""`HeadTransform`: what masked language models have between a stack and the projection to the vocabulary."""
+
+from torch import nn
+
+from ..base.registry import activations
+from ..base.shapes import Float, Tensor
+from ..layers.norms import LayerNorm
+
+__all__ = ["HeadTransform"]
+
+
+class HeadTransform(nn.Module):
+    """A linear map, an activation and a LayerNorm (BERT, https://arxiv.org/abs/1810.04805)."""
+
+    def __init__(self, dim: int, activation: str, eps: float, bias: bool):
+        super().__init__()
+        self.dense = nn.Linear(dim, dim, bias=bias)
+        self.activation = activations[activation]
+        self.norm = LayerNorm.of(dim, eps=eps, bias=bias)
+
+    def forward(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
+        return self.norm(self.activation(self.dense(y)))
