@@ -119,7 +119,7 @@ HINTS = {
     **dict.fromkeys(("dropout", "drop_rate", "hidden_dropout_prob", "hidden_dropout", "resid_pdrop"), DROPOUTS),
     **dict.fromkeys(("bias", "use_bias", "mlp_bias"), BIASES),
     **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),
-    "rope_scaling": "give rotary_scaling (llama3, yarn, longrope, dynamic); linear is rotary_interpolation_factor",
+    "rope_scaling": "rotary_scaling='yarn' ('llama3', 'dynamic', 'longrope') or rotary_interpolation_factor says it",
     **dict.fromkeys(
         (
             *("attn_softpick", "attn_selective", "attn_use_cope", "attn_laser", "attn_orthog_projected_values"),
