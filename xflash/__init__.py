@@ -44,6 +44,7 @@ from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTraine
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
+from .wrappers.recipes import create, recipes
 from .wrappers.recurrent_memory import RecurrentMemoryWrapper
 from .wrappers.segments import SegmentWrapper
 from .wrappers.transformer import TransformerWrapper
@@ -94,6 +95,7 @@ __all__ = [
     "XTransformer",
     "activations",
     "blocks",
+    "create",
     "flag",
     "from_config",
     "joins",
@@ -102,6 +104,7 @@ __all__ = [
     "norms",
     "positions",
     "reads",
+    "recipes",
     "residuals",
     "save",
     "scales",

@@ -18,7 +18,6 @@ from .flags.layout import LETTERS
 from .saving.configurable import Configurable
 from .stack.catalogue import aliases, catalogue, groups, sentence, unset
 from .stack.face import AttentionLayers
-from .stack.recipes import RECIPES
 from .wrappers.examples import EXAMPLES
 
 # What `flags` builds with where the settings leave it open.
@@ -97,14 +96,19 @@ def kinds() -> dict[str, tuple[str, Mapping[str, Any]]]:
     return {
         "stacks": (STACKS, {name: known[name] for name in known if name in stacks}),
         "wrappers": (WRAPPERS, {name: known[name] for name in known if name not in stacks}),
-        "models": ("decoders that are known, as stacks; TransformerWrapper makes models of them", RECIPES),
+        "recipes": ("known models: xflash.create('gpt2'), with flags of one's own behind", xflash.recipes),
         **{kind: (how, getattr(xflash, kind)) for kind, how in CHOSEN.items()},
     }
 
 
 def said(part: Any) -> str:
-    """A line about a part, or the recipe that it is."""
-    return part if isinstance(part, str) else sentence(part)
+    """A line about a part, or the flags of a recipe."""
+    return words_of(part) if isinstance(part, dict) else sentence(part)
+
+
+def words_of(recipe: Mapping[str, Any]) -> str:
+    """Flags as they are written in a call."""
+    return ", ".join(f"{name}={value!r}" for name, value in recipe.items())
 
 
 def listing(kind: str | None) -> str:
@@ -153,6 +157,26 @@ def example(name: str, known: Mapping[str, Any]) -> list[str]:
     return ["```python", "import torch", f"from xflash import {', '.join(imported)}", "", code, "```", ""]
 
 
+def recipe_page() -> str:
+    """docs/recipes.md: the flags of known models, and how many parameters they make."""
+    text = [
+        "# Recipes",
+        "",
+        "Written by `python -m xflash docs-recipes > docs/recipes.md`; a test fails when stale.",
+        "",
+        "`xflash.recipes` are plain dictionaries of flags; `xflash.create('llama3-8b', depth=4)` builds one, with flags",
+        "of your own in the place of its. Weights are random; `xflash.convert.from_pretrained(folder)` reads others.",
+        "",
+        "| recipe | parameters | flags |",
+        "|---|---|---|",
+    ]
+    for name, flags in xflash.recipes.items():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in xflash.create(name).parameters())
+        text.append(f"| `{name}` | {count:,} | `{words_of(flags)}` |")
+    return "\n".join(text) + "\n"
+
+
 def table(rows: Sequence[tuple[str, Flag]]) -> Iterator[str]:
     """The lines of a Markdown table of flags."""
     yield "| flag | default | type | meaning |"
@@ -172,11 +196,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parts = commands.add_parser("list", help="everything that a stack can be made of, a line each")
     parts.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(kinds())}; all without")
     commands.add_parser("docs-flags", help="flags, with an example for each part, as Markdown for docs/flags.md")
+    commands.add_parser("docs-recipes", help="known models as flags, as Markdown for docs/recipes.md")
     given = parser.parse_args(words)
     run = {
         "flags": lambda: show(given.name, given.settings) + "\n",
         "list": lambda: listing(given.kind) + "\n",
         "docs-flags": markdown,
+        "docs-recipes": recipe_page,
     }
     try:
         text = run[given.command]()

@@ -78,7 +78,7 @@ def test_a_wrapper_shows_its_arguments(capsys):
         (["flags", "TransformerWrapper", "pos=rotary"], "TransformerWrapper is no stack"),
         (
             ["list", "norm"],
-            "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, models, blocks,",
+            "unknown kind 'norm'; did you mean 'norms'? (kinds: stacks, wrappers, recipes, blocks,",
         ),
     ],
 )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import code_blocks
 import jedi
-import laws
 import pytest
 import torch
 from code_blocks import registries_kept
@@ -224,24 +223,3 @@ def test_parts_of_ones_own_have_an_example(damped, capsys):
     assert 'layers="damped ff", damped_share=0.5' in example
     out, said = printed(example, capsys)
     assert out == said
-
-
-SMALL = {"dim=768": "dim=48", "depth=12": "depth=2", "heads=12": "heads=2", "window=512": "window=5"}
-# What is known of each, found in the stack that its line builds.
-KNOWN = {
-    "gpt2": lambda stack: stack.layout == "(attn ff) x 2" and not stack.positions,
-    "gpt_j": lambda stack: stack.layout == "(attn+ff) x 2" and len(stack.branches) == 2,
-    "llama": lambda stack: set(stack.positions) == {"rotary"} and stack.blocks()[0].kv_heads == 4,
-    "mistral": lambda stack: stack.blocks()[0].config.window == 4096,
-    "olmo2": lambda stack: stack.arguments["norm_place"] == "after" and stack.arguments["rotary_base"] == 500000.0,
-    "gemma3": lambda stack: str(stack.layout).count("rotary_base=10000.0") == 1 and len(stack.branches) == 24,
-}
-
-
-@pytest.mark.parametrize("name", command.RECIPES)
-def test_known_decoders_are_listed_and_decode_exactly(name, capsys):
-    command.main(["list", "models"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.split()[0] == name)
-    stack = eval(code_blocks.shrink(line.split(maxsplit=1)[1], SMALL), vars(xflash))
-    assert KNOWN[name](stack)
-    laws.chunk(laws.live(stack), n=17, cuts=(1, 7), grads=(False,))

@@ -1,0 +1,104 @@
+"""Recipes are known models: as large as published, and small ones decode exactly."""
+
+import re
+from pathlib import Path
+
+import model_laws
+import pytest
+import torch
+
+import xflash
+import xflash.__main__ as command
+from xflash import create, recipes
+
+# Parameters as they were published with the weights; FLASH's paper says about 110 million.
+PUBLISHED = {
+    "gpt2": 124439808, "gpt2-medium": 354823168, "gpt2-large": 774030080, "gpt2-xl": 1557611200,
+    "gpt-j-6b": 6050882784, "pythia-160m": 162322944, "gpt-neox-20b": 20554567680, "opt-125m": 125239296,
+    "phi-2": 2779683840, "phi-3-mini": 3821079552, "llama2-7b": 6738415616, "llama2-13b": 13015864320,
+    "llama3-8b": 8030261248, "llama3-70b": 70553706496, "llama3.2-1b": 1235814400, "llama3.2-3b": 3212749824,
+    "mistral-7b": 7241732096, "mixtral-8x7b": 46702792704, "qwen2.5-0.5b": 494032768, "qwen2.5-7b": 7615616512,
+    "qwen3-0.6b": 596049920, "qwen3-8b": 8190735360, "qwen3-30b-a3b": 30532122624, "gemma2-2b": 2614341888,
+    "gemma2-9b": 9241705984, "gemma3-270m": 268098176, "gemma3-1b": 999885952, "olmo2-7b": 7298617344,
+    "smollm3-3b": 3075098624, "bert-base": 109514298, "bert-large": 335174458, "roberta-base": 124697433,
+    "t5-small": 60506624, "t5-base": 222903552, "flan-t5-base": 247577856,
+}  # fmt: skip
+SMALL = {"dim": 48, "heads": 4, "num_tokens": 53, "max_seq_len": 37}
+INSIDE = {
+    "attn_dim_head": 12,
+    "attn_kv_heads": 2,
+    "ff_dim": 59,
+    "moe_dim": 29,
+    "moe_experts": 5,
+    "moe_top_k": 2,
+    "attn_window": 7,
+}
+INSIDE |= {"rotary_emb_dim": 6, "flash_group_size": 5, "flash_query_key_dim": 10}
+
+
+def count(name: str) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in create(name).parameters())
+
+
+def test_they_are_as_large_as_published():
+    assert set(recipes) - set(PUBLISHED) == {"flash-base"}
+    assert {name: count(name) for name in PUBLISHED} == PUBLISHED
+    assert 1.05e8 < count("flash-base") < 1.15e8
+
+
+def small(name: str):
+    """A recipe with other sizes, its layout and its choices as they are."""
+    flags = dict(recipes[name])
+    if "enc_depth" in flags:
+        sizes = {"num_tokens": 53, "depth": 1, "heads": 2, "attn_dim_head": 12, "ff_dim": 59}
+        return create(name, dim=24, **{f"{side}_{flag}": v for side in ("enc", "dec") for flag, v in sizes.items()})
+    sizes = SMALL | {flag: value for flag, value in INSIDE.items() if flag in flags}
+    layers = re.sub(r"window=\d+", "window=5", flags["layers"]).replace(")*5", ")*2").replace("ff)*4 (", "ff) (")
+    depth = 1 if flags["depth"] == 1 else 2
+    return create(name, **sizes, layers=layers, depth=depth)
+
+
+@pytest.mark.parametrize("name", [name for name, flags in recipes.items() if flags.get("causal")])
+def test_small_ones_decode_exactly(name: str):
+    torch.manual_seed(0)
+    model = small(name).eval().double()
+    ids = torch.randint(53, (2, 29))
+    state, found = None, []
+    for piece in ids.split((11, 1, 1, 16), 1):
+        logits, state = model.step(piece, state)
+        found.append(logits)
+    torch.testing.assert_close(torch.cat(found, 1), model(ids), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["bert-base", "roberta-base", "t5-small", "flan-t5-base"])
+def test_small_ones_are_saved_as_built(name: str, tmp_path):
+    model_laws.model_laws(small(name), tmp_path) if "bert" in name else model_laws.seq2seq_laws(small(name), tmp_path)
+
+
+def test_flags_of_ones_own_take_the_place_of_those_of_the_recipe():
+    with torch.device("meta"):
+        model = create("gpt2", depth=3, max_seq_len=77, attn_window=31)
+    assert model.attn_layers.arguments["depth"] == 3 and model.max_seq_len == 77
+    assert recipes["gpt2"]["depth"] == 12, "the recipe itself is as it was"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "error", "message"),
+    [
+        ("llama3-9b", {}, ValueError, "unknown recipe 'llama3-9b'; did you mean 'llama3-8b'"),
+        ("gpt2", {"attn_windw": 3}, TypeError, "unknown flag 'attn_windw'; did you mean 'attn_window'"),
+        ("t5-small", {"enc_heds": 3}, TypeError, "enc_heads"),
+    ],
+)
+def test_what_is_refused(name: str, flags: dict, error: type, message: str):
+    with pytest.raises(error, match=message):
+        create(name, **flags)
+
+
+def test_they_are_listed_and_on_their_page(capsys):
+    command.main(["list", "recipes"])
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^  {re.escape(name)} .*dim=", listed, re.M) for name in recipes)
+    page = Path(xflash.__file__).parents[1] / "docs" / "recipes.md"
+    assert page.read_text() == command.recipe_page(), "run python -m xflash docs-recipes > docs/recipes.md"
