@@ -165,7 +165,7 @@ def recipe_page() -> str:
         "Written by `python -m xflash docs-recipes > docs/recipes.md`; a test fails when stale.",
         "",
         "`xflash.recipes` are plain dictionaries of flags; `xflash.create('llama3-8b', depth=4)` builds one, with",
-        "flags of your own in the place of its. Weights are random; `xflash.convert.from_pretrained(folder)` reads others.",
+        "flags of your own in the place of its. Weights are random; `xflash.convert.from_pretrained` reads a folder's.",
         "",
         "| recipe | parameters | flags |",
         "|---|---|---|",
