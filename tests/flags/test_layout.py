@@ -120,9 +120,9 @@ def test_text_is_read_back(specs, times):
         (
             "attn*1000000000",
             ValueError,
-            r"'attn\*1000000000' in the layout .* repeats its block 100000000 times; give 1",
+            r"'attn\*1000000000' in the layout .* repeats its block 1000000000 times; give 1",
         ),
-        ("ff attn*" + "9" * 5000, ValueError, "repeats its block 999999999 times; give 1 to 10000"),
+        ("ff attn*" + "9" * 5000, ValueError, r"repeats its block 9{12}\.\.\. times; give 1 to 10000"),
         ("attn*9999 ff*2", ValueError, "the layout has 10001 layers; a stack has 10000 at most"),
         (("attn", 3), TypeError, r"a layer is a name or a pair \('attn', \{'window': 64\}\), not 3"),
         ((("attn", {}, 3),), TypeError, r"a layer is a name or a pair .* not \('attn', \{\}, 3\)"),
