@@ -127,6 +127,7 @@ def test_text_is_read_back(specs, times):
         (("attn", 3), TypeError, r"a layer is a name or a pair \('attn', \{'window': 64\}\), not 3"),
         ((("attn", {}, 3),), TypeError, r"a layer is a name or a pair .* not \('attn', \{\}, 3\)"),
         ((("attn", ("window", 4)),), TypeError, "a layer is a name or a pair"),
+        ((("attn", {3: 4}),), TypeError, r"a layer is a name or a pair .* not \('attn', \{3: 4\}\)"),
         (((3, {}),), TypeError, r"a layer is a name or a pair .* not \(3, \{\}\)"),
         (3, TypeError, "a layout is text such as 'flash.*3 attn ff' or a tuple of layers, not 3"),
         ({"attn": {}}, TypeError, "a layout is text .* not {'attn': {}}"),

@@ -201,7 +201,9 @@ def as_spec(entry: Any) -> LayerSpec | None:
         return None
     names, own = entry[0].split("+"), entry[1]
     each = [own] if isinstance(own, Mapping) and len(names) == 1 else own
-    if not isinstance(each, (tuple, list)) or len(each) != len(names) or not all(isinstance(o, Mapping) for o in each):
+    if not isinstance(each, (tuple, list)) or len(each) != len(names):
+        return None
+    if not all(isinstance(flags, Mapping) and all(isinstance(flag, str) for flag in flags) for flags in each):
         return None
     return parallel([LayerSpec(LETTERS.get(name, name), dict(o)) for name, o in zip(names, each, strict=True)])
 
