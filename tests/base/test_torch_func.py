@@ -18,6 +18,7 @@ STACKS = {
     "recurrent": {"layers": "recurrent(block_width=4)"},
     "state_read": {"layers": "state_read recurrent(block_width=4)"},
     "cross_attn": {"layers": "attn cross_attn ff"},
+    "moe": {"layers": "attn+moe", "moe_experts": 5, "moe_shared_dim": 3},
 }
 # PyTorch 2.13 has no rules of its own for these under vmap, and its rules for jvp are scripts.
 pytestmark = [

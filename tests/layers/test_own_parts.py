@@ -276,6 +276,10 @@ def test_a_name_belongs_to_one_class(own):
 
     with pytest.raises(ValueError, match="the scale 'gru' needs another name: there is a join 'gru'"):
         scales.register("gru")(type("GRU", (Scale,), {}))
+    for registry, name, part in ((norms, "none", TanhNorm), (norms, "own", TanhNorm), (blocks, "a", EMA)):
+        match = f"the {registry.kind} '{name}' needs another name: in a layout, '{name}' means "
+        with pytest.raises(ValueError, match=match):
+            registry.register(name)(part)
     # A cell of a notebook that is run again defines the same class anew.
     blocks.register("ema")(type("EMA", (EMA,), {}))
     with pytest.raises(ValueError, match="a norm needs a name that is an identifier, not 'my norm'"):

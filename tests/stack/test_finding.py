@@ -89,6 +89,9 @@ def test_arguments_of_a_subclass_come_first():
 
     first, second = list(inspect.signature(Longer).parameters)[:2]
     assert (first, second) == ("more", "dim")
+    model = TransformerWrapper(num_tokens=5, attn_layers=Longer(3, dim=12, depth=1, pos="rotary"), num_memory_tokens=2)
+    again = xflash.from_config(model.to_config())
+    assert again.attn_layers.more == 3 and again.to_config() == model.to_config()
 
 
 def test_the_signature_of_a_stack_as_a_function_is_that_of_forward():
@@ -146,6 +149,12 @@ def test_print_shows_the_line_that_constructs_it():
     assert ".module_tree()" in text and ".flag_table()" in text and len(text.splitlines()) == 4
     assert eval(text, vars(xflash)).to_config() == stack.to_config()
     assert str(Encoder(dim=24, depth=1)).startswith("Encoder(dim=24, depth=1)\n")
+
+
+def test_print_of_a_long_layout_closes_its_quotes():
+    stack = Decoder(dim=8, depth=1, heads=2, layers=" ".join(f"attn(window={i})" for i in range(1, 30)))
+    line = next(line for line in str(stack).splitlines() if "layers=" in line)
+    assert line.endswith("...',") and len(line) < 300
 
 
 def test_print_of_a_model_is_one_screen_and_can_be_evaluated():

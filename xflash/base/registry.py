@@ -80,7 +80,10 @@ class Registry(Mapping[str, Any]):
         return enter
 
     def check_alone(self, name: str) -> None:
-        """ValueError for the name of a part of another kind whose flags would begin alike."""
+        """ValueError for a word of layouts, and for the name of a part of another kind whose flags begin alike."""
+        for word, (kinds, meaning) in TAKEN.items():
+            if name == word and any(self is registry for registry in kinds):
+                raise ValueError(f"the {self.kind} {name!r} needs another name: in a layout, {name!r} means {meaning}")
         for other in SHARING if any(self is registry for registry in SHARING) else ():
             if other is not self and name in other:
                 raise ValueError(
@@ -173,6 +176,14 @@ side_inputs = Registry("side input")
 weight_fns = Registry("weight function")
 # Flags of these begin with the part's own name, whichever it is of.
 SHARING = (blocks, positions, reads, scales, joins)
+# Words of layouts, and of which registries no part could be chosen by that name.
+TAKEN = {
+    "none": ((norms, positions, scales), "that there is none"),
+    "own": ((norms,), "a norm of its own for one of several blocks in parallel"),
+    "a": ((blocks,), "'attn'"),
+    "c": ((blocks,), "'cross_attn'"),
+    "f": ((blocks,), "'ff'"),
+}
 # The flags that name parts, an answer to a name that is given to the wrong one.
 NAMED_BY = {
     "layers": blocks,

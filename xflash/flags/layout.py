@@ -30,6 +30,8 @@ NONE, OWN = "none", "own"
 
 # More are a slip of the pen: to build them alone takes minutes.
 MOST_LAYERS = 10_000
+# Digits that an error shows of a number of repetitions.
+DIGITS = 12
 # Overrides in a layout's text have so many closing brackets at most.
 MOST_BRACKETS = 100
 # The longest run of layers whose repetitions `layout_text` looks for.
@@ -157,7 +159,7 @@ def repeated(text: str, start: int, at: int, layers: list[LayerSpec]) -> tuple[l
         what = "its block" if len(layers) == 1 else f"its {len(layers)} layers"
         raise ValueError(
             f"{excerpt(text[start:end].strip(), end - start)} in the layout {excerpt(text, start)} repeats {what} "
-            f"{times:.9} times; give 1 to {most}"
+            f"{times if len(times) <= DIGITS else times[:DIGITS] + '...'} times; give 1 to {most}"
         )
     if PLUS.match(text, end):
         raise unread(text, end, "'+' stands between two blocks, and binds closer than '*': '(attn+ff)*2'")
@@ -199,7 +201,9 @@ def as_spec(entry: Any) -> LayerSpec | None:
         return None
     names, own = entry[0].split("+"), entry[1]
     each = [own] if isinstance(own, Mapping) and len(names) == 1 else own
-    if not isinstance(each, (tuple, list)) or len(each) != len(names) or not all(isinstance(o, Mapping) for o in each):
+    if not isinstance(each, (tuple, list)) or len(each) != len(names):
+        return None
+    if not all(isinstance(flags, Mapping) and all(isinstance(flag, str) for flag in flags) for flags in each):
         return None
     return parallel([LayerSpec(LETTERS.get(name, name), dict(o)) for name, o in zip(names, each, strict=True)])
 

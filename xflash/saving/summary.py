@@ -68,7 +68,9 @@ def changed(model: Any) -> Iterator[tuple[str, Any]]:
 def value_text(value: Any, indent: str) -> str:
     if "arguments" in getattr(value, "__dict__", {}):
         return construction(value, indent)
-    text = excerpt(value, width=LONGEST) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return excerpt(value, width=LONGEST)
+    text = repr(value)
     return text if len(text) <= LONGEST + 2 else f"{text[:LONGEST]}..."
 
 

@@ -16,7 +16,7 @@ from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
 from ..layers.positions.position import Position
 from ..layers.reaching import reaching
-from ..saving.configurable import Configurable
+from ..saving.configurable import Configurable, is_ours
 from .block_by_block import BlockByBlock
 from .column import Column
 from .config import check_condition, check_widths, known_flags
@@ -53,7 +53,8 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
             if isinstance(said, bool) and said != value:
                 raise ValueError(f"{name}={said} contradicts {type(self).__name__}; use AttentionLayers({name}=...)")
         plan = resolve(flags)
-        self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
+        if is_ours(type(self).__init__.__module__):  # A subclass with one of its own is built from what that is given.
+            self.arguments = {k: v for k, v in plan.flat.items() if k not in self.fixed}
         self.rows, self.said = plan.rows, plan.said
         self.maker = self.signature()
         self.layout = plan.text
@@ -111,7 +112,7 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
                 raise ValueError(f"num_memory_tokens={number}, but the stack has {len(self.memory_tokens)} already")
             return
         self.memory_tokens = MemoryTokens(number, self.dim)
-        self.arguments["num_memory_tokens"] = number
+        self.arguments = {k: number if k == "num_memory_tokens" else v for k, v in self.arguments.items()}
         self.rows = [(n, number if n == "num_memory_tokens" else v, spec) for n, v, spec in self.rows]
         self.maker = self.signature()
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...base.looks import transformed_further
 from ...base.shapes import Float, Int, Tensor, typed
 
 __all__ = ["Sorted", "grouped_linear", "grouped_linear_slow", "mixed", "mixed_slow", "sorted_by_expert"]
@@ -33,8 +34,9 @@ def sorted_by_expert(
     """Each token once for each of its experts, and where it came to lie: (t * k,), token by token."""
     flat = chosen.flatten()
     expert, order = flat.sort(stable=True)
-    back = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    counts = torch.zeros(experts, dtype=torch.long, device=x.device).index_add_(0, flat, torch.ones_like(flat))
+    # Not in place, so that each row can be a call of its own (vmap).
+    back = torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
+    counts = torch.zeros(experts, dtype=torch.long, device=x.device).index_add(0, flat, torch.ones_like(flat))
     return Sorted(x.index_select(0, order // chosen.shape[1]), expert, counts), back
 
 
@@ -60,7 +62,7 @@ def grouped_linear(
     rows: Sorted, weight: Float[Tensor, "e o d"], bias: Float[Tensor, "e o"] | None = None
 ) -> Float[Tensor, "s o"]:
     """`F.linear` of each row with its expert's weight and bias; no device waits to learn how many they are."""
-    if torch.compiler.is_compiling() or rows.x.device.type != "cpu":
+    if torch.compiler.is_compiling() or rows.x.device.type != "cpu" or transformed_further():
         y = by_kernel(rows, weight) if kernel_takes(rows.x, weight) else by_tiles(rows, weight)
         return y if bias is None else y + bias.to(y.dtype)[rows.expert]
     return by_expert(rows, weight, bias)
@@ -120,6 +122,6 @@ def by_tiles(rows: Sorted, weight: Tensor) -> Tensor:
     ends = used.cumsum(0)
     first = (ends - used) * width - (rows.counts.cumsum(0) - rows.counts)
     slots = torch.arange(s, device=rows.x.device) + first[rows.expert]
-    whose = torch.bucketize(torch.arange(tiles, device=ends.device), ends, right=True).clamp(max=experts - 1)
+    whose = (ends <= torch.arange(tiles, device=ends.device)[:, None]).sum(1).clamp(max=experts - 1)
     x = rows.x.new_zeros(tiles * width, rows.x.shape[1]).index_copy(0, slots, rows.x)
     return (x.unflatten(0, (tiles, width)) @ weight[whose].mT).flatten(0, 1)[slots]
