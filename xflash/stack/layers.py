@@ -120,7 +120,10 @@ def positions_of(
     for name, value in entry.pos.items():
         if (found := position_flag(name)) is not None:
             if found[0] not in here:
-                raise ValueError(f"{name} is set{entry.where}, but pos={' '.join(here) or None!r} has no {found[0]!r}")
+                raise ValueError(
+                    f"{name} is set{entry.where}, but pos={' '.join(here) or None!r} has no {found[0]!r}: say "
+                    f"pos={found[0]} beside it"
+                )
             own.setdefault(found[0], {})[found[1]] = value
     for name in (*(here if "pos" in entry.pos else own),):
         check_use(name, block, entry.where)

@@ -149,7 +149,10 @@ def placed(
         if any(positions[name].fits(blocks[member.name]) for member in users):
             shared[name] = name, parts[slot_prefix(name)]
         elif name in chosen:
-            raise ValueError(f"pos has {name!r}, but every layer that could use it has positions of its own")
+            raise ValueError(
+                f"pos has {name!r}, but every layer that could use it has positions of its own: say pos={name} in "
+                "each layer's parentheses, not of the stack"
+            )
     return found, {name: shared[name] for name in [*chosen, *shared] if name in shared} | own
 
 

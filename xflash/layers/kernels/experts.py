@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ...base.looks import transformed_further
+from ...base.looks import is_exporting
 from ...base.shapes import Float, Int, Tensor, typed
 
 __all__ = ["Sorted", "grouped_linear", "grouped_linear_slow", "mixed", "mixed_slow", "sorted_by_expert"]
@@ -116,12 +117,13 @@ def by_kernel(rows: Sorted, weight: Tensor) -> Tensor:
 def by_tiles(rows: Sorted, weight: Tensor) -> Tensor:
     """Products of tiles, each of one expert's rows: as many as there can be at most, whatever the counts."""
     s, experts = rows.x.shape[0], weight.shape[0]
-    # With few rows each is a tile, so that no matrix is read that nobody chose.
-    width, tiles = (1, s) if s <= 4 * experts else (TILE, s // TILE + experts)
+    # With few rows each is a tile, so that no matrix is read that nobody chose; an exported graph is for any number.
+    width, tiles = (1, s) if not is_exporting() and s <= 4 * experts else (TILE, s // TILE + experts)
     used = (rows.counts + width - 1) // width
     ends = used.cumsum(0)
     first = (ends - used) * width - (rows.counts.cumsum(0) - rows.counts)
     slots = torch.arange(s, device=rows.x.device) + first[rows.expert]
     whose = (ends <= torch.arange(tiles, device=ends.device)[:, None]).sum(1).clamp(max=experts - 1)
-    x = rows.x.new_zeros(tiles * width, rows.x.shape[1]).index_copy(0, slots, rows.x)
-    return (x.unflatten(0, (tiles, width)) @ weight[whose].mT).flatten(0, 1)[slots]
+    where = slots // width, slots % width
+    x = rows.x.new_zeros(tiles, width, rows.x.shape[1]).index_put(where, rows.x)
+    return (x @ weight[whose].mT)[where]
