@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...base.looks import transformed_further
-from ...base.looks import is_exporting
+from ...base.looks import is_exporting, transformed_further
 from ...base.shapes import Float, Int, Tensor, typed
 
 __all__ = ["Sorted", "grouped_linear", "grouped_linear_slow", "mixed", "mixed_slow", "sorted_by_expert"]
