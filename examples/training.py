@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from xflash.base.registry import nearest
-from xflash.saving.configurable import Configurable
+from xflash.base.roles import param_groups
 
 O = TypeVar("O")  # noqa: E741
 
@@ -101,9 +101,9 @@ def with_options(error: TypeError, flags: Iterable[str], kind: type) -> TypeErro
     return TypeError(f"{error}{meant and ' (or, among the options of this script' + meant + ')'}")
 
 
-def make_optimizer(model: Configurable, options: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, options: Recipe) -> torch.optim.Optimizer:
     """AdamW; weight decay for what multiplies only: gains, biases, positions and the like have no reason to be zero."""
-    return torch.optim.AdamW(model.param_groups(options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(param_groups(model, options.weight_decay), lr=options.lr, betas=(0.9, 0.98))
 
 
 def learning_rate(step: int, total: int | None, options: Recipe) -> float:

@@ -49,7 +49,7 @@ def test_every_public_class_and_function_is_called():
     parts |= {"Ctx", "Site", "flag"}
     blocks = {*parts, *(block.__name__ for block in xflash.blocks.values())}
     registries = {"activations", "blocks", "norms", "positions", "reads", "residuals", "scales", "joins", "scores"}
-    registries |= {"side_inputs", "weight_fns"}
+    registries |= {"side_inputs", "weight_fns", "recipes"}
     assert set(xflash.__all__) - called - stacks - blocks - registries == set()
 
 

@@ -86,7 +86,9 @@ def test_flags_of_ones_own_take_the_place_of_those_of_the_recipe():
 @pytest.mark.parametrize(
     ("name", "flags", "error", "message"),
     [
-        ("llama3-9b", {}, ValueError, "unknown recipe 'llama3-9b'; did you mean 'llama3-8b'"),
+        ("llama3-9b", {}, ValueError, "name='llama3-9b' is no recipe; did you mean 'llama3-8b'"),
+        ("zebra", {}, ValueError, "name='zebra' is no recipe; xflash.recipes has them all"),
+        (3, {}, TypeError, "name must be the name of a recipe, such as 'gpt2', not 3"),
         ("gpt2", {"attn_windw": 3}, TypeError, "unknown flag 'attn_windw'; did you mean 'attn_window'"),
         ("t5-small", {"enc_heds": 3}, TypeError, "enc_heads"),
     ],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..base.checks import shown
 from ..base.registry import nearest
 from ..flags.flag import flags_of
 from ..saving.configurable import Configurable
@@ -138,8 +139,11 @@ def create(name: str, **flags: Any) -> Configurable:
     Its weights are random; those of a model that is known come from `xflash.convert.from_pretrained`. ValueError for a
     name that is no recipe.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be the name of a recipe, such as 'gpt2', not {shown(name)}")
     if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}{nearest(name, recipes)} (known: {', '.join(recipes)})")
+        hint = nearest(name, recipes) or "; xflash.recipes has them all, and `python -m xflash list recipes` shows them"
+        raise ValueError(f"name={shown(name)} is no recipe{hint}")
     every = {**recipes[name], **flags}
     if any(flag.startswith(("enc_", "dec_")) for flag in every):
         return XTransformer(**every)
