@@ -83,7 +83,7 @@ WRAPPERS = [
     (ViTransformerWrapper, "img_size", "; it is called 'image_size' here"),
     (ViTransformerWrapper, "in_chans", "; it is called 'channels' here"),
     (ViTransformerWrapper, "global_pool", "; it is called 'pool' here"),
-    (TransformerWrapper, "rope_scaling", r"; give rotary_scaling \(llama3, yarn, longrope, dynamic\)"),
+    (TransformerWrapper, "rope_scaling", r"; rotary_scaling='yarn' \('llama3', 'dynamic', 'longrope'\)"),
     (ViTransformerWrapper, "qkv_bias", ": it is called 'attn_qkv_bias' here, an argument of the stack"),
     (FLASHTransformer, "vocab_size", "; it is called 'num_tokens' here"),
     (BlockRecurrentTransformer, "vocab_size", "; it is called 'num_tokens' here"),

@@ -29,7 +29,7 @@ REFUSED = [
     ("attn ff(pos=rotary)", r"'rotary' is set in .*, but 'ff' cannot use it \(blocks that can: attn"),
     ("attn ff(pos=none)", r"pos is set in the layout entry .*, but 'ff' uses no positions"),
     ("attn(shift_tokens=-1)", "shift_tokens in the layout entry .* must be at least 0, not -1"),
-    ("attn(shift_tokens='a')", "shift_tokens in the layout entry .* must be int | bool, not 'a'"),
+    ("attn(shift_tokens='a')", "shift_tokens in the layout entry .* must be a whole number or True or False, not 'a'"),
     ("attn(layer_dropout=1.5)", "layer_dropout in the layout entry .* must be below 1, not 1.5"),
     ("attn(norm=simple_rmsnorm, norm_place=after)", "norm_place='after' starts the norm behind each block small"),
     ("attn(pos=rotary, rotary_emb_dim=30)", "rotary_emb_dim=30, but the widest keys, those of 'attn', have 6 channels"),
