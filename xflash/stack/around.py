@@ -21,12 +21,20 @@ Chosen = tuple[str, Any]
 class Around:
     """What a layout can say of one layer in parentheses behind its block, as `attn(norm=rmsnorm)`."""
 
-    norm: str | None = flag("layernorm", "its norm, 'none', or 'own': a member of 'attn+ff' has a norm of its own")
-    norm_place: NormPlace = flag("pre", "where its norms stand")
-    scale: str | tuple[str, ...] | None = flag(None, "what multiplies its update, or 'none'")
-    join: str = flag("add", "how its update joins the stream")
-    shift_tokens: int | bool = flag(0, "tokens by which its channels are delayed", at_least=0)
-    layer_dropout: float = flag(0.0, "chance of a row to skip it", at_least=0, below=1)
+    norm: str | None = flag(
+        "layernorm", "its norm (of blocks in parallel: of all of them), 'none', or 'own': one beside theirs"
+    )
+    norm_place: NormPlace = flag("pre", "where its norms stand (of blocks in parallel: of all of them)")
+    scale: str | tuple[str, ...] | None = flag(
+        None, "what multiplies its update (of blocks in parallel: their sum), or 'none'"
+    )
+    join: str = flag("add", "how its update joins the stream (of blocks in parallel: their sum)")
+    shift_tokens: int | bool = flag(
+        0, "tokens by which its channels are delayed (of blocks in parallel: for all of them)", at_least=0
+    )
+    layer_dropout: float = flag(
+        0.0, "chance of a row to skip it (of blocks in parallel: all of them)", at_least=0, below=1
+    )
     pos: str | tuple[str, ...] | None = flag(None, "its positions, or 'none'")
 
 
