@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from torch import nn
 
-from ..base.checks import LARGEST, check_bounds, shown
+from ..base.checks import LARGEST, check_bounds, check_switch, shown
 from ..base.registry import nearest
 
 __all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "like", "route", "to_json"]
@@ -226,6 +226,7 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False
 
     changed_only: leaves out what is at its default.
     """
+    check_switch("changed_only", changed_only)
     cells = [("flag", "value", "default", "type", "doc")]
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)
