@@ -109,7 +109,7 @@ def in_words(hint: Any) -> str:
     if get_origin(hint) is Mapping:
         return f"a mapping of names to {several(get_args(hint)[1])}"
     if get_origin(hint) is tuple and get_args(hint)[-1] is ...:
-        return f"a tuple of {several(get_args(hint)[0])}"
+        return "a tuple" if get_args(hint)[0] is Any else f"a tuple of {several(get_args(hint)[0])}"
     is_module = isinstance(hint, type) and issubclass(hint, nn.Module)
     return WORDS.get(hint) or getattr(hint, "called", "") or f"{'a ' if is_module else ''}{hint_text(hint)}"
 
