@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+from ..base.checks import shown
 from ..base.registry import nearest, part_meant, side_inputs
 
-__all__ = ["ELSEWHERE", "HINTS", "answering", "meant"]
+__all__ = ["ELSEWHERE", "HINTS", "answering", "by_name", "meant"]
 
 # Ours: the names for it in transformers, timm, torch.nn, GPT-2's code and others.
 NAMES = {
@@ -193,6 +194,19 @@ def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection
     if said := part_meant(name):
         return said
     return nearest(name, known) or (f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else "")
+
+
+def by_name(names: Sequence[str], signature: inspect.Signature, args: Sequence[Any]) -> str:
+    """`"; name them: dim=64, depth=1"` where a constructor is given too much by position, or the empty string.
+
+    names: what it can be given, in order; of `args`, self is not one.
+    """
+    placed = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(args) < len(placed):
+        return ""
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    pairs = zip((name for name in names if name not in rest), args, strict=False)
+    return f"; name them: {', '.join(f'{name}={shown(value)}' for name, value in pairs)}"
 
 
 # A block's name that is another library's word for something else.
