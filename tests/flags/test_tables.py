@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import xflash
 from xflash import Decoder, Encoder
 
 SMALL = {"dim": 24, "depth": 1, "heads": 2}
@@ -30,3 +31,9 @@ def test_what_is_turned_of_odd_keys(name, width, turned):
 def test_changed_only_is_a_switch():
     with pytest.raises(TypeError, match="changed_only must be True or False, not 'layers'"):
         Decoder(**SMALL).flag_table("layers")
+
+
+def test_a_registry_and_the_package_say_what_they_have():
+    assert repr(xflash.joins).startswith("<the joins add, ") and repr(xflash.weight_fns).startswith("<the weight fun")
+    assert {*xflash.__all__, "flops"} <= set(dir(xflash))
+    assert not {"sys", "Moved", "may_be_loaded"} & set(dir(xflash)) and all(hasattr(xflash, n) for n in dir(xflash))

@@ -124,6 +124,9 @@ class Registry(Mapping[str, Any]):
         except KeyError:
             raise ValueError(self.unknown(name)) from None
 
+    def __repr__(self) -> str:
+        return f"<the {self.kind}s {', '.join(self._parts)}>"
+
     def unknown(self, name: Any) -> str:
         """The sentence about a name that nothing is registered by."""
         known = ", ".join(map(repr, self._parts))
@@ -159,6 +162,9 @@ CALLED = {
     "reglu": "ff_activation='relu', ff_glu=True",
     "bilinear": "ff_activation='identity', ff_glu=True",
     "swish": "'silu'",
+    "avg": "'mean'",
+    **dict.fromkeys(("token", "cls_token"), "'cls'"),
+    "map": "'attn'",
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_approx"), "'gelu_tanh'"),
     **dict.fromkeys(("relu_squared", "relu_sq", "squared_relu"), "'relu2'"),
 }
