@@ -59,7 +59,7 @@ def table(*rows):
     (
         IDS.repeat(1, 2),
         ValueError,
-        "10 tokens are more than max_seq_len=7, the number of learned positions; give a larger",
+        "10 tokens are more than max_seq_len=7, .* or relative positions such as pos='rotary'",
     ),
 )
 def test_ids(call, error, match):
