@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from xflash import Decoder, TransformerWrapper
+from xflash import Decoder, Encoder, TransformerWrapper, ViTransformerWrapper
 from xflash.flags.aliases import ALIASES
 from xflash.flags.elsewhere import ABSENT, ELSEWHERE, HINTS
 from xflash.stack.config import known_flags
@@ -80,6 +80,13 @@ def test_a_position_by_another_name(name):
 def test_a_block_by_another_name():
     with pytest.raises(ValueError, match=r"unknown block 'mlp'; it is called layers='attn ff' here \(known: 'attn'"):
         Decoder(dim=64, depth=1, layers="attn mlp")
+
+
+@pytest.mark.parametrize(("name", "ours"), [("avg", "mean"), ("token", "cls"), ("map", "attn"), ("mena", "mean")])
+def test_a_choice_by_another_name(name, ours):
+    said = f"did you mean '{ours}'" if name == "mena" else f"it is called '{ours}' here"
+    with pytest.raises(ValueError, match=rf"pool='{name}' is not one of 'mean' \| 'cls' \| 'attn'; {said}"):
+        ViTransformerWrapper(image_size=16, patch_size=8, attn_layers=Encoder(dim=64, depth=1), pool=name)
 
 
 # Of these the library itself is the answer, or they say nothing of a model.

@@ -65,6 +65,7 @@ NAMES = {
     "embed_ids": "token_type_ids segment_ids",
     "doc_ids": "seq_idx sequence_ids",
     "prepend_embeds": "inputs_embeds",
+    "layers": "indices",
     "return_attn": "output_attentions",
     "return_hiddens": "output_hidden_states return_intermediates",
     "state": "past_key_values past_key_value past layer_past cache",
@@ -220,7 +221,7 @@ def meant_block(name: str) -> str:
 
 
 # The calls of a module whose unknown arguments are answered.
-CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode")
+CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode", "features", "save", "flag_table")
 
 
 def arguments_of(fn: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from torch import nn
 
 from ..base.checks import LARGEST, check_bounds, check_switch, shown
-from ..base.registry import nearest
+from ..base.registry import nearest, part_meant
 
 __all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "like", "route", "to_json"]
 
@@ -162,7 +162,7 @@ def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
     ok, kept = fit(value, spec.hint)
     if not ok:
         if isinstance(value, str) and (known := choices(spec.hint)):
-            possible = f"is not one of {hint_text(spec.hint)}{nearest(value, known)}"
+            possible = f"is not one of {hint_text(spec.hint)}{nearest(value, known) or part_meant(value)}"
             raise ValueError(f"{name}={shown(value)}{where} {possible}")
         raise TypeError(f"{name}{where} must be {in_words(spec.hint)}, not {shown(value)}")
     for number in kept if isinstance(kept, tuple) else (kept,):
