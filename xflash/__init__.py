@@ -120,3 +120,8 @@ __version__ = "0.2.0.dev0"
 
 sys.meta_path.append(Moved(__name__))
 may_be_loaded()
+
+
+def __dir__() -> list[str]:
+    """What users may rely on, without what this file needs."""
+    return [*__all__, "__version__", "flops"]

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import inspect
 import re
 import sys
@@ -12,7 +13,7 @@ import torch
 
 import xflash
 
-from .base.registry import blocks, nearest
+from .base.registry import NAMED_BY, blocks, nearest
 from .flags.flag import REQUIRED, Flag, flags_of, hint_text
 from .flags.layout import LETTERS
 from .saving.configurable import Configurable
@@ -54,7 +55,7 @@ def show(name: str, words: Sequence[str]) -> str:
     known = public()
     if name not in known:
         stacks = ", ".join(n for n, c in known.items() if issubclass(c, AttentionLayers))
-        raise ValueError(f"unknown class {name!r}{nearest(name, known)} (stacks: {stacks})")
+        raise ValueError(f"unknown class {name!r}{as_part(name) or nearest(name, known)} (stacks: {stacks})")
     cls = known[name]
     if not issubclass(cls, AttentionLayers):
         if words:
@@ -70,6 +71,21 @@ def show(name: str, words: Sequence[str]) -> str:
     size = sum(p.numel() for p in stack.parameters())
     note = f" (assumed: {', '.join(f'{k}={v}' for k, v in assumed.items())})" if assumed else ""
     return f"{name} {stack.layout!r}, {size:,} parameters{note}\n\n{stack.flag_table()}"
+
+
+def as_part(name: str) -> str:
+    """How the flags of a part are asked for, or the empty string for what is none."""
+    found = [(flag, registry.kind) for flag, registry in NAMED_BY.items() if name in registry]
+    return f"; {name!r} is a {found[0][1]}, ask for flags Decoder {found[0][0]}={name}" if found else ""
+
+
+def bring(modules: Sequence[str]) -> None:
+    """Imports what registers parts of one's own; ValueError for what cannot be."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"cannot import {module!r}: {error}") from None
 
 
 # How the parts of a registry are chosen, in the order in which they are listed.
@@ -195,6 +211,10 @@ def main(words: Sequence[str] | None = None) -> None:
     flags.add_argument("settings", nargs="*", metavar="FLAG=VALUE", help="such as layers='flash ff' pos=rotary")
     parts = commands.add_parser("list", help="everything that a stack can be made of, a line each")
     parts.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(kinds())}; all without")
+    for command in (flags, parts):
+        command.add_argument(
+            "--import", dest="modules", metavar="MODULE", action="append", default=[], help="with parts of one's own"
+        )
     commands.add_parser("docs-flags", help="flags, with an example for each part, as Markdown for docs/flags.md")
     commands.add_parser("docs-recipes", help="known models as flags, as Markdown for docs/recipes.md")
     given = parser.parse_args(words)
@@ -205,6 +225,7 @@ def main(words: Sequence[str] | None = None) -> None:
         "docs-recipes": recipe_page,
     }
     try:
+        bring(getattr(given, "modules", ()))
         text = run[given.command]()
     except (TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

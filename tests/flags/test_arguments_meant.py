@@ -40,6 +40,7 @@ def test_zero_is_none_in_a_model():
     plain = model(**relative)
     for zero in ({"num_memory_tokens": 0}, {"max_mem_len": 0}, {"max_seq_len": 0}, {"emb_dropout": 0}):
         assert same(model(**relative, **zero), plain, IDS)
+    assert same(model(pos_emb_offset=0), model(), IDS)
     torch.manual_seed(1)
     without = xflash.ViTransformerWrapper(**vit())
     torch.manual_seed(1)

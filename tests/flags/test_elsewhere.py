@@ -83,7 +83,7 @@ WRAPPERS = [
     (ViTransformerWrapper, "img_size", "; it is called 'image_size' here"),
     (ViTransformerWrapper, "in_chans", "; it is called 'channels' here"),
     (ViTransformerWrapper, "global_pool", "; it is called 'pool' here"),
-    (TransformerWrapper, "rope_scaling", "; rotary_scaling='yarn' "),
+    (TransformerWrapper, "rope_scaling", r"; rotary_scaling='yarn' \('llama3', 'dynamic', 'longrope'\)"),
     (ViTransformerWrapper, "qkv_bias", ": it is called 'attn_qkv_bias' here, an argument of the stack"),
     (FLASHTransformer, "vocab_size", "; it is called 'num_tokens' here"),
     (BlockRecurrentTransformer, "vocab_size", "; it is called 'num_tokens' here"),
@@ -189,6 +189,12 @@ def test_the_other_calls():
         (lambda: two.encode(IDS, attention_mask=IDS), r"XTransformer.encode has no .*; it is called 'mask' here"),
         (lambda: vit(pixel_values=torch.randn(1, 3, 4, 4)), "ViTransformerWrapper.forward has no .* called 'img' here"),
         (lambda: stack()(torch.randn(1, 3, 8), attention_mask=None), "Decoder.forward has no .* called 'mask' here"),
+        (
+            lambda: vit.features(torch.randn(1, 3, 4, 4), indices=(1,)),
+            "features has .* called 'layers' here",
+        ),
+        (lambda: stack().flag_table(changed=True), r"Decoder.flag_table has no .*; did you mean 'changed_only'\?"),
+        (lambda: stack().save(directory="here"), "Decoder.save has no argument 'directory'"),
         (lambda: stack().step(torch.randn(1, 3, 8), cache=None), "Decoder.step has no .* called 'state' here"),
         (
             lambda: AutoregressiveWrapper(model())(IDS, input_ids=IDS),

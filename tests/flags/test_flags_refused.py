@@ -86,7 +86,12 @@ def test_what_contradicts_is_refused(spelling, match):
             ValueError,
             r"cannot read '\(scores=softclamp topk\)' in .*, several words in quotes: 'softclamp topk'",
         ),
-        ({"layers": "attn(window 4)"}, ValueError, r"cannot read '\(window 4\)' .* write it as 'attn\(window=64\)'$"),
+        (
+            {"layers": "attn(window 4)"},
+            ValueError,
+            r"cannot read '\(window 4\)' .* write it as 'attn\(window=64, norm=none\)'$",
+        ),
+        ({"layers": {"attn": 1}}, TypeError, "layers must be a text or a tuple or None, not {'attn': 1}"),
         (
             {"gau_expansion_factor": 2.0},
             ValueError,

@@ -70,6 +70,8 @@ def test_a_wrapper_shows_its_arguments(capsys):
     ("words", "message"),
     [
         (["flags", "Decodr"], "unknown class 'Decodr'; did you mean 'Decoder'?"),
+        (["flags", "attn"], "unknown class 'attn'; 'attn' is a block, ask for flags Decoder layers=attn (stacks: "),
+        (["list", "--import", "no_such"], "cannot import 'no_such': No module named 'no_such'"),
         (["flags", "Decoder", "flash_group=3"], "unknown flag 'flash_group'; did you mean 'flash_group_size'?"),
         (["flags", "Decoder", "layers=flsh"], "unknown block 'flsh'; did you mean 'flash'?"),
         (["flags", "Decoder", "gau_heads=2"], "gau_heads is set but the layout 'attn ff' has no 'gau'"),
@@ -114,6 +116,15 @@ def test_what_is_registered_later_is_listed(capsys):
 
         assert "averaged    (x + f(x)) / 2.\n" in printed(capsys, "list", "joins")
     assert "averaged" not in printed(capsys, "list", "joins")
+
+
+def test_modules_with_parts_of_ones_own_are_imported(capsys, tmp_path, monkeypatch):
+    code = "import xflash\n\n@xflash.norms.register('squarish')\nclass Own(xflash.norms['rmsnorm']):\n    'Own.'\n"
+    (tmp_path / "own_parts_here.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with registries_kept():
+        assert "squarish" in printed(capsys, "list", "norms", "--import", "own_parts_here")
+        assert "squarish" in printed(capsys, "flags", "Decoder", "norm=squarish", "--import", "own_parts_here")
 
 
 def test_as_a_command():

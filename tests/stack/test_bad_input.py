@@ -59,7 +59,7 @@ def table(*rows):
     (
         IDS.repeat(1, 2),
         ValueError,
-        "10 tokens are more than max_seq_len=7, the number of learned positions; give a larger",
+        "10 tokens are more than max_seq_len=7, .* or relative positions such as pos='rotary'",
     ),
 )
 def test_ids(call, error, match):
@@ -329,7 +329,9 @@ def test_arguments_that_are_missing_or_too_many():
     refuses(
         lambda: TransformerWrapper(num_tokens=3), TypeError, "TransformerWrapper: missing a required .* 'attn_layers'"
     )
-    refuses(lambda: Decoder(16), TypeError, "Decoder: too many positional arguments")
+    refuses(lambda: Decoder(16, 2), TypeError, "Decoder: too many positional arguments; name them: dim=16, depth=2$")
+    said = "TransformerWrapper: too many positional arguments; name them: num_tokens=3, max_seq_len=4$"
+    refuses(lambda: TransformerWrapper(3, 4), TypeError, said)
     twice = {"flags": {"num_memory_tokens": 3}, "num_memory_tokens": 2}
     refuses(lambda: model(**twice), ValueError, "num_memory_tokens=2, but the stack has 3 already")
 

@@ -60,3 +60,8 @@ def test_head(bias, head):
     y = F.layer_norm(y, (22,), norm.gain, norm.bias, 1e-2)
     plain = 0.7 * y @ made.embedding.token_emb.weight.T + made.tied_bias if head else y @ made.to_logits.weight.T
     close(made(X), 1.5 * torch.tanh(plain / 1.5))
+
+
+def test_an_activation_that_there_is_not():
+    with pytest.raises(ValueError, match=r"head_transform has an unknown activation 'gelo'; did you mean 'gelu'\?"):
+        model(head_transform="gelo")

@@ -192,7 +192,7 @@ def plain(**arguments):
         (
             {"net": plain(max_mem_len=M, flags={})},
             ValueError,
-            "learned absolute positions end at max_seq_len=5, where the second segment begins: use relative ones",
+            "learned absolute positions end at max_seq_len=5, .*: use relative ones such as pos='rotary'",
         ),
         ({"net": torch.nn.Linear(2, 3)}, TypeError, "net must be a TransformerWrapper, not Linear"),
         ({"ignore_index": 1.5}, TypeError, "ignore_index must be a whole number, not 1.5"),

@@ -17,6 +17,7 @@ __all__ = [
     "joins",
     "nearest",
     "norms",
+    "part_meant",
     "positions",
     "reads",
     "residuals",
@@ -126,6 +127,9 @@ class Registry(Mapping[str, Any]):
         except KeyError:
             raise ValueError(self.unknown(name)) from None
 
+    def __repr__(self) -> str:
+        return f"<the {self.kind}s {', '.join(self._parts)}>"
+
     def unknown(self, name: Any) -> str:
         """The sentence about a name that nothing is registered by."""
         known = ", ".join(map(repr, self._parts))
@@ -133,12 +137,7 @@ class Registry(Mapping[str, Any]):
 
     def meant(self, name: Any) -> str:
         """What a name is called here or is the name of instead, or the nearest name that is known here."""
-        if isinstance(name, str) and name in CALLED:
-            return f"; it is called {CALLED[name]} here"
-        for flag, registry in NAMED_BY.items():
-            if isinstance(name, str) and name in registry:
-                return f"; {name!r} is a {registry.kind}: {flag}={name!r}"
-        return nearest(name, self._parts)
+        return part_meant(name) or nearest(name, self._parts)
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts
@@ -153,12 +152,22 @@ class Registry(Mapping[str, Any]):
 # Parts by the names that other libraries and papers have for them.
 CALLED = {
     "rope": "pos='rotary'",
+    **dict.fromkeys(("rope2d", "axial", "axial_rope", "rope_2d"), "pos='rotary2d'"),
+    "xpos": "pos='rotary', rotary_xpos=True",
     "t5": "pos='rel_pos'",
+    **dict.fromkeys(("learned", "absolute"), "use_abs_pos_emb=True of TransformerWrapper"),
+    **dict.fromkeys(("sinusoidal", "sincos"), "scaled_sinu_pos_emb=True of TransformerWrapper"),
+    **dict.fromkeys(("self_attn", "self_attention", "attention", "mha"), "layers='attn ff'"),
+    **dict.fromkeys(("local_attn", "local_attention", "sliding_attn"), "layers='attn(window=...) ff'"),
+    **dict.fromkeys(("mlp", "ffn", "feedforward"), "layers='attn ff'"),
     "swiglu": "ff_activation='silu', ff_glu=True",
     "geglu": "ff_activation='gelu', ff_glu=True",
     "reglu": "ff_activation='relu', ff_glu=True",
     "bilinear": "ff_activation='identity', ff_glu=True",
     "swish": "'silu'",
+    "avg": "'mean'",
+    **dict.fromkeys(("token", "cls_token"), "'cls'"),
+    "map": "'attn'",
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_approx"), "'gelu_tanh'"),
     **dict.fromkeys(("relu_squared", "relu_sq", "squared_relu"), "'relu2'"),
 }
@@ -195,3 +204,15 @@ NAMED_BY = {
     "attn_scores": scores,
     "attn_weight_fn": weight_fns,
 }
+
+
+def part_meant(name: Any) -> str:
+    """What the name of a part is called here, or which flag it belongs to; the empty string for any other name."""
+    if not isinstance(name, str):
+        return ""
+    if name.casefold() in CALLED:
+        return f"; it is called {CALLED[name.casefold()]} here"
+    for flag, registry in NAMED_BY.items():
+        if name in registry:
+            return f"; {name!r} is a {registry.kind}: {flag}={name!r}"
+    return ""

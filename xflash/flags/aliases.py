@@ -6,8 +6,9 @@ from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
+from .layout import NONE
 
-__all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "canonical", "names", "spoken", "written"]
+__all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
 
 # A boolean spelling that is set to the first value says the flags; set to the other, that they are not so.
 SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -181,11 +182,11 @@ ALIASES = (*SWITCHES, *OTHERS)
 
 
 def names(value: Any, flag: str = "pos", registry: Registry = positions) -> tuple[str, ...]:
-    """A choice of several of a registry: 'rotary alibi', ('rotary', 'alibi') or None as a tuple."""
+    """A choice of several of a registry: 'rotary alibi', ('rotary', 'alibi'), None or 'none' as a tuple."""
     if value is None:
         return ()
     if isinstance(value, str):
-        found = tuple(value.replace(",", " ").split())
+        found = () if value == NONE else tuple(value.replace(",", " ").split())
     elif isinstance(value, (tuple, list)) and all(isinstance(name, str) for name in value):
         found = tuple(value)
     else:
@@ -196,6 +197,11 @@ def names(value: Any, flag: str = "pos", registry: Registry = positions) -> tupl
         if found.count(name) > 1:
             raise ValueError(f"{flag}={value!r} names {name!r} twice")
     return found
+
+
+def as_norm(value: Any) -> Any:
+    """A choice of a norm, of which there is one or 'none': None says that too, as it does of other parts."""
+    return NONE if value is None else value
 
 
 def as_names(flag: str, value: Any) -> tuple[str, ...]:
@@ -228,6 +234,7 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
         flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
+            meant = as_norm(meant) if flag == "norm" else meant
             if flag in SEVERAL:
                 before = said[flag][0] if flag in said else ()
                 meant = before + tuple(p for p in as_names(flag, meant) if p not in before)

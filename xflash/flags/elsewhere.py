@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from ..base.registry import nearest, side_inputs
+from ..base.checks import shown
+from ..base.registry import nearest, part_meant, side_inputs
 
-__all__ = ["ELSEWHERE", "HINTS", "answering", "meant"]
+__all__ = ["ELSEWHERE", "HINTS", "answering", "by_name", "meant"]
 
 # Ours: the names for it in transformers, timm, torch.nn, GPT-2's code and others.
 NAMES = {
@@ -20,14 +21,17 @@ NAMES = {
     "attn_kv_heads": "num_kv_heads num_key_value_heads n_kv_heads kv_heads",
     "attn_dropout": "attention_dropout attention_probs_dropout_prob attn_pdrop attn_drop attn_drop_rate",
     "attn_window": "sliding_window window_size",
-    "attn_qk_norm": "qk_norm qk_layernorm use_qk_norm",
-    "attn_qkv_bias": "qkv_bias attention_bias attn_bias",
+    "attn_qkv_bias": "qkv_bias",
     "attn_score_scale": "attention_multiplier attn_scale",
     "attn_flash": "use_flash_attn use_flash_attention flash_attn",
-    "ff_dim": "intermediate_size dim_feedforward ffn_dim d_ff n_inner mlp_dim ffn_hidden_size",
+    "ff_dim": "intermediate_size dim_feedforward ffn_dim d_ff n_inner mlp_dim ffn_hidden_size ff_hidden",
     "ff_mult": "mlp_ratio ffn_mult",
     "ff_activation": "hidden_act hidden_activation activation activation_function act_layer",
     "ff_glu": "glu swiglu use_swiglu",
+    "moe_experts": "num_experts num_local_experts n_routed_experts",
+    "moe_top_k": "num_experts_per_tok num_experts_per_token",
+    "shift_tokens": "token_shift",
+    "norm_unit_offset": "norm_add_unit_offset",
     "layer_dropout": "drop_path_rate drop_path layerdrop stochastic_depth",
     "rotary_base": "rope_theta rope_base rotary_theta",
     "rotary_emb_dim": "rotary_dim rotary_ndims",
@@ -35,6 +39,7 @@ NAMES = {
     "norm_eps": "layer_norm_eps layer_norm_epsilon rms_norm_eps layernorm_eps",
     "causal": "is_causal is_decoder",
     "grad_checkpoint": "gradient_checkpointing activation_checkpointing use_checkpoint grad_checkpointing",
+    "logits_softclamp": "final_logit_softcapping",
     "num_tokens": "vocab_size n_vocab vocabulary_size num_embeddings",
     "max_seq_len": "max_position_embeddings n_positions n_ctx block_size context_length max_length",
     "tie_embedding": "tie_word_embeddings tie_weights weight_tying",
@@ -60,6 +65,7 @@ NAMES = {
     "embed_ids": "token_type_ids segment_ids",
     "doc_ids": "seq_idx sequence_ids",
     "prepend_embeds": "inputs_embeds",
+    "layers": "indices",
     "return_attn": "output_attentions",
     "return_hiddens": "output_hidden_states return_intermediates",
     "state": "past_key_values past_key_value past layer_past cache",
@@ -92,7 +98,35 @@ DROPOUTS = "emb_dropout, attn_dropout, ff_dropout and the other blocks' own say 
 BIASES = "attn_qkv_bias and attn_out_bias give attention biases, ff_no_bias=True takes the feed-forward's away"
 MAKES = "AutoregressiveWrapper(model).generate(prompts, seq_len) makes tokens"
 CARRIED = "step(ids, state) gives (logits, state), and goes on from a state"
+QK_NORMS = "attn_qk_rmsnorm='head' norms queries and keys, with learned gains, attn_qk_norm=True to length one"
+PARALLEL = "layers='attn+ff' has its blocks in parallel"
+NORM_PLACES = "norm_place='pre', 'post', 'sandwich' or 'after' says where norms stand"
+BALANCE = "xflash has no loss yet that balances experts"
 NONE = "xflash has no counterpart of this flag of x-transformers"
+# Flags of x-transformers that say nothing here.
+ABSENT = """
+    attn_softpick attn_selective attn_laser attn_laser_softclamp_value attn_orthog_projected_values
+    attn_orthog_projected_values_per_head macaron resi_dual zero_init_branch_output use_dynamic_tanh use_derf
+    dynamic_tanh_init_alpha scale_residual_constant adaptive_condition_mlp adaptive_condition_mlp_expansion
+    dynamic_pos_bias dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm rotate_num_heads
+    polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
+    attn_aggregated_residuals attn_aggregated_residual_kwargs mv_split_residual gated_multi_residual
+    depth_scale_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout qkv_receive_diff_residuals
+    reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads attn_sublayer_dropout attn_on_attn
+    attn_gate_value_heads attn_swiglu_values attn_gate_values_rank attn_gate_values_headwise attn_output_gate
+    attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output
+    attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm attn_l2_distance attn_gumbel_softmax
+    attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
+    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv attn_rotate_num_heads
+    attn_data_dependent_alibi_per_row attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias
+    attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_cope_soft_onehot_pos attn_cope_talking_heads
+    attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
+    attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
+    ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value
+    shift_mem_down memory_tokens_interspersed_every num_output_heads recycling train_max_recycle_steps looped
+    max_looped_steps emb_frac_gradient attn_z_loss_weight mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits
+    ff_deep_embed add_continuous_pred_head
+"""
 # What has no counterpart of one name.
 HINTS = {
     "seed": "give generator=torch.Generator().manual_seed(...)",
@@ -120,14 +154,25 @@ HINTS = {
     **dict.fromkeys(("bias", "use_bias", "mlp_bias"), BIASES),
     **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),
     "rope_scaling": "rotary_scaling='yarn' ('llama3', 'dynamic', 'longrope') or rotary_interpolation_factor says it",
-    **dict.fromkeys(
-        (
-            *("attn_softpick", "attn_selective", "attn_use_cope", "attn_laser", "attn_orthog_projected_values"),
-            *("macaron", "resi_dual", "zero_init_branch_output", "use_dynamic_tanh", "use_derf"),
-            *("scale_residual_constant", "adaptive_condition_mlp"),
-        ),
-        NONE,
-    ),
+    **dict.fromkeys(("attention_bias", "attn_bias"), BIASES),
+    **dict.fromkeys(("qk_norm", "qk_layernorm", "use_qk_norm"), QK_NORMS),
+    **dict.fromkeys(("parallel", "parallel_attn", "parallel_residual", "use_parallel_residual"), PARALLEL),
+    **dict.fromkeys(("post_norm", "norm_first"), NORM_PLACES),
+    **dict.fromkeys(("use_rope", "use_rotary"), "pos='rotary' says it"),
+    "partial_rotary_factor": "rotary_emb_dim is the number of a head's channels that are turned",
+    "rope_local_base_freq": "layers='attn(window=..., rotary_base=...) ff' has a base of one layer's own",
+    "sliding_window_pattern": "layers='(attn(window=...) ff)*5 attn ff' says which layers have a window",
+    "query_pre_attn_scalar": "attn_score_scale=query_pre_attn_scalar**-0.5 is what scores are multiplied by",
+    "attn_logit_softcapping": "attn_scores='softclamp' bounds the scores, attn_softclamp_value says how far",
+    **dict.fromkeys(("moe_aux_loss", "router_aux_loss_coef", "moe_load_balance", "aux_loss_coef"), BALANCE),
+    "orthog_residual": "join='orthogonal' says it",
+    "attn_use_cope": "attn_scores='cope' says it",
+    "attn_cope_max_pos": "attn_scores='cope' says it, and attn_cope_positions how many",
+    "only_attn": "layers='attn' says it",
+    "ff_solu": "ff_activation='solu' says it",
+    "ff_custom_activation": "an activation of one's own enters by activations.register, and ff_activation names it",
+    "disable_abs_pos_emb": "use_abs_pos_emb=False says it, an argument of TransformerWrapper",
+    **dict.fromkeys(ABSENT.split(), NONE),
     "attn_data_dependent_alibi_kwargs": "attn_forget_start says where the gates of attn_scores='forget' start",
     "attn_implementation": "attn_flash=True or False says whether the fused softmax kernel is used",
 }
@@ -147,7 +192,22 @@ def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection
                 return f": it is {'' if ours == name else f'called {ours!r} here, '}an argument of {where}"
     if name in HINTS:
         return f"; {HINTS[name]}"
+    if said := part_meant(name):
+        return said
     return nearest(name, known) or (f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else "")
+
+
+def by_name(names: Sequence[str], signature: inspect.Signature, args: Sequence[Any]) -> str:
+    """`"; name them: dim=64, depth=1"` where a constructor is given too much by position, or the empty string.
+
+    names: what it can be given, in order; of `args`, self is not one.
+    """
+    placed = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(args) < len(placed):
+        return ""
+    rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    pairs = zip((name for name in names if name not in rest), args, strict=False)
+    return f"; name them: {', '.join(f'{name}={shown(value)}' for name, value in pairs)}"
 
 
 # A block's name that is another library's word for something else.
@@ -161,7 +221,7 @@ def meant_block(name: str) -> str:
 
 
 # The calls of a module whose unknown arguments are answered.
-CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode")
+CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode", "features", "save", "flag_table")
 
 
 def arguments_of(fn: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from torch import nn
 
-from ..base.checks import LARGEST, check_bounds, shown
-from ..base.registry import nearest
+from ..base.checks import LARGEST, check_bounds, check_switch, shown
+from ..base.registry import nearest, part_meant
 
 __all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "like", "route", "to_json"]
 
@@ -109,7 +109,7 @@ def in_words(hint: Any) -> str:
     if get_origin(hint) is Mapping:
         return f"a mapping of names to {several(get_args(hint)[1])}"
     if get_origin(hint) is tuple and get_args(hint)[-1] is ...:
-        return f"a tuple of {several(get_args(hint)[0])}"
+        return "a tuple" if get_args(hint)[0] is Any else f"a tuple of {several(get_args(hint)[0])}"
     is_module = isinstance(hint, type) and issubclass(hint, nn.Module)
     return WORDS.get(hint) or getattr(hint, "called", "") or f"{'a ' if is_module else ''}{hint_text(hint)}"
 
@@ -162,7 +162,7 @@ def check_value(name: str, value: Any, spec: Flag, where: str = "") -> Any:
     ok, kept = fit(value, spec.hint)
     if not ok:
         if isinstance(value, str) and (known := choices(spec.hint)):
-            possible = f"is not one of {hint_text(spec.hint)}{nearest(value, known)}"
+            possible = f"is not one of {hint_text(spec.hint)}{nearest(value, known) or part_meant(value)}"
             raise ValueError(f"{name}={shown(value)}{where} {possible}")
         raise TypeError(f"{name}{where} must be {in_words(spec.hint)}, not {shown(value)}")
     for number in kept if isinstance(kept, tuple) else (kept,):
@@ -226,6 +226,7 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False
 
     changed_only: leaves out what is at its default.
     """
+    check_switch("changed_only", changed_only)
     cells = [("flag", "value", "default", "type", "doc")]
     for name, value, spec in rows:
         default = "(required)" if spec.default is REQUIRED else repr(spec.default)

@@ -40,6 +40,7 @@ LONGEST = 64
 SPACE = re.compile(r"\s*")
 NAME = re.compile(r"[A-Za-z_]\w*")
 PLUS = re.compile(r"\s*\+\s*")
+SAID = re.compile(r"([A-Za-z_]\w*)\s*=")
 TIMES = re.compile(r"\s*\*\s*(?P<times>-?\d+)")
 
 
@@ -116,7 +117,10 @@ def read_overrides(text: str, at: int, name: str) -> tuple[dict[str, Any], int]:
     several = re.search(r"=\s*([A-Za-z_]\w*(?:\s+[A-Za-z_]\w*)+)\s*[,)]", given)
     quoted = f", several words in quotes: {excerpt(several[1])}" if several else ""
     entry = excerpt(name + given)
-    raise ValueError(f"cannot read {excerpt(given)} in the layout entry {entry}; write it as 'attn(window=64)'{quoted}")
+    words = SAID.findall(given)
+    twice = next((f"; it says {word!r} twice" for word in words if words.count(word) > 1), "")
+    example = f"; write it as 'attn(window=64, norm=none)'{quoted}"
+    raise ValueError(f"cannot read {excerpt(given)} in the layout entry {entry}{twice or example}")
 
 
 def space(text: str, at: int) -> int:
@@ -125,8 +129,19 @@ def space(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def unread(text: str, at: int, why: str = "write 'flash*3 attn(window=64) ff'") -> ValueError:
-    """The error at a place of the layout."""
+# What somebody means who writes, where a block should begin, what this finds.
+SLIPS = {
+    re.compile("[,;|]"): "blocks are separated by spaces: 'attn ff'",
+    re.compile(r"\d"): "a number of times stands behind what it repeats: 'attn*3'",
+    re.compile(r"[\[{]"): "groups are in parentheses: '(attn ff)*2'",
+    re.compile("="): "flags are in parentheses behind a block, 'attn(window=64)', and a group takes none",
+}
+
+
+def unread(text: str, at: int, why: str = "") -> ValueError:
+    """The error at a place of the layout; `why`: what is wrong there, which is else looked for."""
+    slips = [said for slip, said in SLIPS.items() if slip.match(text, at)]
+    why = why or next(iter(slips), "write 'flash*3 attn(window=64) ff'")
     there = f"at {excerpt(text[at : at + 200].strip())}" if text[at:].strip() else "at its end"
     return ValueError(f"cannot read the layout {excerpt(text, at)} {there}; {why}")
 

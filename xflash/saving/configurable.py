@@ -14,7 +14,7 @@ from ..base.fallback import as_eager, refusable
 from ..base.pieces import innermost
 from ..base.registry import nearest
 from ..base.roles import param_groups
-from ..flags.elsewhere import ELSEWHERE, answer_calls, meant
+from ..flags.elsewhere import ELSEWHERE, answer_calls, by_name, meant
 from ..flags.flag import Flag, build, flag_table, flags_of, from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
 from .summary import summary, tree
@@ -243,7 +243,7 @@ def named(signature: inspect.Signature, module: Any, args: tuple, kwargs: Mappin
         for name in kwargs:
             if name not in known and (not takes_any or name in ELSEWHERE):
                 raise TypeError(f"{kind} has no argument {name!r}{meant(name, known, homes(but=kind))}") from None
-        raise TypeError(f"{kind}: {error}") from None
+        raise TypeError(f"{kind}: {error}{by_name(known, signature, args)}") from None
     values = dict(list(bound.arguments.items())[1:])
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:

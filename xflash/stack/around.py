@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from ..base.registry import excerpt, joins, norms, positions, scales
-from ..flags.aliases import ALIASES, names
+from ..flags.aliases import ALIASES, as_norm, names
 from ..flags.flag import build, flag, flags_of
 from ..flags.layout import NONE, OWN, LayerSpec, layout_text
 from ..layers.branch import NormPlace
@@ -21,12 +21,20 @@ Chosen = tuple[str, Any]
 class Around:
     """What a layout can say of one layer in parentheses behind its block, as `attn(norm=rmsnorm)`."""
 
-    norm: str = flag("layernorm", "its norm, 'none', or 'own': a member of 'attn+ff' has a norm of its own")
-    norm_place: NormPlace = flag("pre", "where its norms stand")
-    scale: str | tuple[str, ...] | None = flag(None, "what multiplies its update, or 'none'")
-    join: str = flag("add", "how its update joins the stream")
-    shift_tokens: int | bool = flag(0, "tokens by which its channels are delayed", at_least=0)
-    layer_dropout: float = flag(0.0, "chance of a row to skip it", at_least=0, below=1)
+    norm: str | None = flag(
+        "layernorm", "its norm (of blocks in parallel: of all of them), 'none', or 'own': one beside theirs"
+    )
+    norm_place: NormPlace = flag("pre", "where its norms stand (of blocks in parallel: of all of them)")
+    scale: str | tuple[str, ...] | None = flag(
+        None, "what multiplies its update (of blocks in parallel: their sum), or 'none'"
+    )
+    join: str = flag("add", "how its update joins the stream (of blocks in parallel: their sum)")
+    shift_tokens: int | bool = flag(
+        0, "tokens by which its channels are delayed (of blocks in parallel: for all of them)", at_least=0
+    )
+    layer_dropout: float = flag(
+        0.0, "chance of a row to skip it (of blocks in parallel: all of them)", at_least=0, below=1
+    )
     pos: str | tuple[str, ...] | None = flag(None, "its positions, or 'none'")
 
 
@@ -67,13 +75,15 @@ def entry_of(spec: LayerSpec) -> Entry:
 def checked(entry: Entry) -> Entry:
     """The entry with its choices of parts as names; TypeError or ValueError for a value that none can be."""
     said = {name: value for name, value in {**entry.around, **entry.pos}.items() if name in flags_of(Around)}
+    if "norm" in said:
+        said["norm"] = as_norm(said["norm"])
     built = build(Around, said, where=entry.where)
     now = {field.name: getattr(built, field.name) for field in fields(Around) if field.name in said}
     for name, registry in (("scale", scales), ("pos", positions), ("join", joins)):
         if name not in now:
             continue
         if name != "join":
-            now[name] = () if now[name] == NONE else names(now[name], name, registry)
+            now[name] = names(now[name], name, registry)
         for part in (now[name],) if name == "join" else now[name]:
             registry[part]
     return entry._replace(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..base.registry import blocks, excerpt, norms, positions
-from ..flags.aliases import ALIASES, canonical, names, written
+from ..flags.aliases import ALIASES, as_norm, canonical, names, written
 from ..flags.flag import Flag, build, flags_of, route
 from ..flags.layout import NONE, LayerSpec, layout_text
 from .around import Around, Chosen, Entry, entry_of, position_flag
@@ -186,7 +186,8 @@ def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:
 def last_norm(stack: StackConfig, config: Any) -> Chosen | None:
     """The norm behind the last layer, with its Config."""
     wanted = stack.norm_place != "post" if stack.final_norm is None else stack.final_norm
-    return (stack.norm, config) if wanted and stack.norm != NONE else None
+    norm = as_norm(stack.norm)
+    return (norm, config) if wanted and norm != NONE else None
 
 
 def said_rows(entries: Sequence[Sequence[Entry]], flat: Mapping[str, Any]) -> list[tuple[str, Any, Flag]]:

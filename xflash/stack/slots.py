@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..base.registry import Registry, blocks, joins, norms, positions, reads, scales
-from ..flags.aliases import names
+from ..flags.aliases import as_norm, names
 from ..flags.flag import Owner
 from ..flags.layout import NONE, LayerSpec
 from .held import held_owners, slot_prefix
@@ -28,7 +28,7 @@ def owners(
     said: Mapping[str, Any],
     specs: Sequence[LayerSpec],
     chosen: Mapping[str, Sequence[str]],
-    norm: str,
+    norm: str | None,
     text: str,
 ) -> list[Owner]:
     """Every part that could own a flag, and why it is absent where it is; `stack`: the Config of a stack's own."""
@@ -42,10 +42,11 @@ def owners(
         for name, part in slot.registry.items():
             absent = "" if name in here else f"{slot.name}={' '.join(here) or None!r} has no {name!r}"
             found.append(Owner(slot_prefix(name), part.Config, absent))
-    if norm != NONE:
-        found.append(Owner("norm_", norms[norm].Config))
-    others = [part for name, part in norms.items() if name != norm]
-    return found + [Owner("norm_", part.Config, f"norm={norm!r} has no such flag") for part in others]
+    named: str = as_norm(norm)
+    if named != NONE:
+        found.append(Owner("norm_", norms[named].Config))
+    others = [part for name, part in norms.items() if name != named]
+    return found + [Owner("norm_", part.Config, f"norm={named!r} has no such flag") for part in others]
 
 
 def choices(config: Any) -> dict[str, tuple[str, ...]]:

@@ -48,7 +48,7 @@ class StackConfig:
         "the whole column instead of layers and depth: ('a', 'f')",
         tried=(("f", "flash", "a", "gau"), ("a", "c", "cross_gau", "f")),
     )
-    norm: str = flag(
+    norm: str | None = flag(
         "layernorm",
         "a registered norm: layernorm, rmsnorm, simple_rmsnorm, scalenorm, ..., or 'none'",
         tried="all that are registered are",

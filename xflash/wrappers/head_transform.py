@@ -17,6 +17,8 @@ class HeadTransform(nn.Module):
 
     def __init__(self, dim: int, activation: str, eps: float, bias: bool):
         super().__init__()
+        if activation not in activations:
+            raise ValueError(f"head_transform has an {activations.unknown(activation)}")
         self.dense = nn.Linear(dim, dim, bias=bias)
         self.activation = chosen(activation)
         self.norm = LayerNorm.of(dim, eps=eps, bias=bias)

@@ -34,7 +34,7 @@ def check_embed_num_tokens(counts: Mapping[str, int] | None) -> dict[str, int]:
 
 TOO_LONG = (
     "tokens are more than max_seq_len={count}, the number of learned positions; give a larger max_seq_len, or relative "
-    "positions such as rotary_pos_emb=True"
+    "positions such as pos='rotary'"
 )
 
 

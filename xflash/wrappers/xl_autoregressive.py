@@ -102,7 +102,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         if net.length_limit is not None:
             raise ValueError(
                 f"learned absolute positions end at max_seq_len={net.length_limit}, where the second segment begins: "
-                "use relative ones such as rotary_pos_emb=True, or scaled_sinu_pos_emb=True"
+                "use relative ones such as pos='rotary', or scaled_sinu_pos_emb=True"
             )
         check_tokens_only(net, "segments are read with token ids only")
         self.net, self.segment_len = net, net.max_seq_len

@@ -24,7 +24,8 @@ __all__ = ["Experts", "MixtureOfExperts"]
 class MixtureOfExperts(Block):
     """Feed-forward blocks of which a router gives each token the best few (https://arxiv.org/abs/1701.06538).
 
-    No token is left out, however many want one expert: what a token gets does not depend on the others.
+    No token is left out, however many want one expert: what a token gets does not depend on the others. Nothing
+    balances the experts: there is no loss for it yet, and no bias that follows their load.
     """
 
     @dataclass(frozen=True, kw_only=True)

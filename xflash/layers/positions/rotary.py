@@ -23,7 +23,10 @@ class Rotary(Pairs):
     @dataclass(frozen=True, kw_only=True)
     class Config(ScalingFlags):
         emb_dim: int | None = flag(
-            None, "channels of each key that are turned (None: all; all of narrower keys)", at_least=2, tried=(4,)
+            None,
+            "channels of each key that are turned (None: all, but for an odd one; so of narrower keys)",
+            at_least=2,
+            tried=(4,),
         )
         base: float = flag(10000.0, "base of the wavelengths", above=1, tried=(500.0,))
         base_rescale_factor: float = flag(

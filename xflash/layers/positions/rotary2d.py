@@ -31,7 +31,7 @@ class Rotary2d(Pairs):
     class Config:
         emb_dim: int | None = flag(
             None,
-            "channels of each key that are turned, a multiple of 4 (None: all; all of narrower keys)",
+            "channels of each key that are turned, a multiple of 4 (None: as many as there are; so of narrower keys)",
             at_least=4,
             tried=(4,),
         )
