@@ -1,7 +1,8 @@
 """Prints the table of docs/models.md: known models as flags, and how far their logits are from those of transformers.
 
 PYTHONPATH=. python benchmarks/models.py, where the extra `test-libraries` is installed. The models are small and
-random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens.
+random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens,
+or of 3 images.
 """
 
 import sys
@@ -17,6 +18,8 @@ from test_both_sides import logits, model
 from test_decoders import CASES as DECODERS
 from test_encoders import CASES as ENCODERS
 from test_encoders import SIZES, beside, output
+from test_images import CASES as IMAGES
+from test_images import images, outputs, peer
 
 from xflash.convert import from_transformers
 from xflash.convert.transformers.family import family_of
@@ -24,6 +27,7 @@ from xflash.convert.transformers.settings import Settings
 
 # What says how large a model is, not what it is.
 SIZED = {"dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "ff_dim", "moe_dim", "num_tokens", "max_seq_len"}
+SIZED |= {"image_size", "patch_size", "channels", "num_classes"}
 
 
 def flags_of(config):
@@ -40,10 +44,9 @@ def difference(theirs, x, call, expected):
         return (call(from_transformers(theirs), theirs, x) - expected(theirs, x)).abs().max().item()
 
 
-def row(case, make, call, expected):
-    x = tokens(3, 31)
+def row(case, make, call, expected, given=lambda theirs: tokens(3, 31)):
     theirs = [make(torch.float32), make(torch.float64)]
-    found = [difference(model, x, call, expected) for model in theirs]
+    found = [difference(model, given(model), call, expected) for model in theirs]
     print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0].config)}` |", flush=True)
 
 
@@ -70,6 +73,14 @@ def main():
             lambda dtype: model(case, dtype),  # noqa: B023
             lambda ours, _, x: logits(ours, x, x[:, :23]),
             lambda theirs, x: theirs(input_ids=x, decoder_input_ids=x[:, :23]).logits,
+        )
+    for case in IMAGES:
+        row(
+            case,
+            lambda dtype: peer(case, dtype),  # noqa: B023
+            lambda ours, _, img: ours(img),
+            outputs,
+            lambda theirs: images(theirs, dtype=theirs.dtype),
         )
 
 
