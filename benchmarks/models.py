@@ -20,8 +20,12 @@ from test_encoders import CASES as ENCODERS
 from test_encoders import SIZES, beside, output
 from test_images import CASES as IMAGES
 from test_images import images, outputs, peer
+from test_timm import CASES as TIMM
+from test_timm import images as timm_images
+from test_timm import peer as timm_peer
 
-from xflash.convert import from_transformers
+from xflash.convert import from_timm, from_transformers
+from xflash.convert.timm import read_model
 from xflash.convert.transformers.family import family_of
 from xflash.convert.transformers.settings import Settings
 
@@ -30,10 +34,17 @@ SIZED = {"dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "ff_dim", "m
 SIZED |= {"image_size", "patch_size", "channels", "num_classes"}
 
 
-def flags_of(config):
-    """The flags of a config that are not sizes, as text."""
-    settings = Settings(config.to_dict())
-    flags = family_of(settings).flags(settings)
+def is_timm(theirs):
+    return type(theirs).__name__ == "VisionTransformer"
+
+
+def flags_of(theirs):
+    """The flags of a model that are not sizes, as text."""
+    if is_timm(theirs):
+        flags = read_model(theirs)[0]
+    else:
+        settings = Settings(theirs.config.to_dict())
+        flags = family_of(settings).flags(settings)
     said = {**flags.stack, **flags.model}
     kept = {name: value for name, value in said.items() if name not in SIZED and value not in (None, False, 0.0)}
     return " ".join(f"{name}={value!r}" for name, value in kept.items() if "dropout" not in name)
@@ -41,13 +52,14 @@ def flags_of(config):
 
 def difference(theirs, x, call, expected):
     with torch.no_grad():
-        return (call(from_transformers(theirs), theirs, x) - expected(theirs, x)).abs().max().item()
+        ours = (from_timm if is_timm(theirs) else from_transformers)(theirs)
+        return (call(ours, theirs, x) - expected(theirs, x)).abs().max().item()
 
 
 def row(case, make, call, expected, given=lambda theirs: tokens(3, 31)):
     theirs = [make(torch.float32), make(torch.float64)]
     found = [difference(model, given(model), call, expected) for model in theirs]
-    print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0].config)}` |", flush=True)
+    print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0])}` |", flush=True)
 
 
 def main():
@@ -81,6 +93,14 @@ def main():
             lambda ours, _, img: ours(img),
             outputs,
             lambda theirs: images(theirs, dtype=theirs.dtype),
+        )
+    for case in TIMM:
+        row(
+            f"timm: {case}",
+            lambda dtype: timm_peer(case, dtype),  # noqa: B023
+            lambda ours, _, img: ours(img),
+            lambda theirs, img: theirs(img),
+            lambda theirs: timm_images(theirs.patch_embed.img_size, next(theirs.parameters()).dtype),
         )
 
 
