@@ -1,7 +1,8 @@
 """Prints the table of docs/models.md: known models as flags, and how far their logits are from those of transformers.
 
 PYTHONPATH=. python benchmarks/models.py, where the extra `test-libraries` is installed. The models are small and
-random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens.
+random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens,
+or of 3 images.
 """
 
 import sys
@@ -17,19 +18,33 @@ from test_both_sides import logits, model
 from test_decoders import CASES as DECODERS
 from test_encoders import CASES as ENCODERS
 from test_encoders import SIZES, beside, output
+from test_images import CASES as IMAGES
+from test_images import images, outputs, peer
+from test_timm import CASES as TIMM
+from test_timm import images as timm_images
+from test_timm import peer as timm_peer
 
-from xflash.convert import from_transformers
+from xflash.convert import from_timm, from_transformers
+from xflash.convert.timm import read_model
 from xflash.convert.transformers.family import family_of
 from xflash.convert.transformers.settings import Settings
 
 # What says how large a model is, not what it is.
 SIZED = {"dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "ff_dim", "moe_dim", "num_tokens", "max_seq_len"}
+SIZED |= {"image_size", "patch_size", "channels", "num_classes"}
 
 
-def flags_of(config):
-    """The flags of a config that are not sizes, as text."""
-    settings = Settings(config.to_dict())
-    flags = family_of(settings).flags(settings)
+def is_timm(theirs):
+    return type(theirs).__name__ == "VisionTransformer"
+
+
+def flags_of(theirs):
+    """The flags of a model that are not sizes, as text."""
+    if is_timm(theirs):
+        flags = read_model(theirs)[0]
+    else:
+        settings = Settings(theirs.config.to_dict())
+        flags = family_of(settings).flags(settings)
     said = {**flags.stack, **flags.model}
     kept = {name: value for name, value in said.items() if name not in SIZED and value not in (None, False, 0.0)}
     return " ".join(f"{name}={value!r}" for name, value in kept.items() if "dropout" not in name)
@@ -37,14 +52,14 @@ def flags_of(config):
 
 def difference(theirs, x, call, expected):
     with torch.no_grad():
-        return (call(from_transformers(theirs), theirs, x) - expected(theirs, x)).abs().max().item()
+        ours = (from_timm if is_timm(theirs) else from_transformers)(theirs)
+        return (call(ours, theirs, x) - expected(theirs, x)).abs().max().item()
 
 
-def row(case, make, call, expected):
-    x = tokens(3, 31)
+def row(case, make, call, expected, given=lambda theirs: tokens(3, 31)):
     theirs = [make(torch.float32), make(torch.float64)]
-    found = [difference(model, x, call, expected) for model in theirs]
-    print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0].config)}` |", flush=True)
+    found = [difference(model, given(model), call, expected) for model in theirs]
+    print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0])}` |", flush=True)
 
 
 def main():
@@ -70,6 +85,22 @@ def main():
             lambda dtype: model(case, dtype),  # noqa: B023
             lambda ours, _, x: logits(ours, x, x[:, :23]),
             lambda theirs, x: theirs(input_ids=x, decoder_input_ids=x[:, :23]).logits,
+        )
+    for case in IMAGES:
+        row(
+            case,
+            lambda dtype: peer(case, dtype),  # noqa: B023
+            lambda ours, _, img: ours(img),
+            outputs,
+            lambda theirs: images(theirs, dtype=theirs.dtype),
+        )
+    for case in TIMM:
+        row(
+            f"timm: {case}",
+            lambda dtype: timm_peer(case, dtype),  # noqa: B023
+            lambda ours, _, img: ours(img),
+            lambda theirs, img: theirs(img),
+            lambda theirs: timm_images(theirs.patch_embed.img_size, next(theirs.parameters()).dtype),
         )
 
 

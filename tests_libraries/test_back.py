@@ -65,3 +65,10 @@ def test_what_has_no_config_is_refused():
         to_transformers(small(Encoder))
     with pytest.raises(TypeError, match="to_transformers takes a TransformerWrapper, not a Linear"):
         to_transformers(torch.nn.Linear(2, 2))
+
+
+def test_a_config_of_images_is_refused():
+    ours = small()
+    config = {"model_type": "vit", "hidden_size": 42, "num_attention_heads": 6, "num_hidden_layers": 2}
+    with pytest.raises(ValueError, match="another model: it is a TransformerWrapper, not a ViTransformerWrapper"):
+        to_transformers(ours, {**config, "intermediate_size": 168})

@@ -89,6 +89,22 @@ CASES = {
         },
     ),
 }
+CASES |= {
+    "gpt_oss": ("gpt_oss", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 5, "head_dim": 10}),
+    "gpt_oss narrow": (
+        "gpt_oss",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "sliding_window": 7,
+            "swiglu_limit": 0.4,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+        },
+    ),
+}
 # Models that transformers computes in double: it takes the RMS norms and angles of the others in float32 even then.
 IN_DOUBLE = {"gpt2", "opt"}
 
@@ -140,6 +156,21 @@ def test_decoding(case):
             cache = expected.cache
             logits, state = ours.step(piece, state)
             assert difference(logits, expected.logits) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"swiglu_alpha": 1.5}, "swiglu_alpha=1.5 of a 'gpt_oss' config has no counterpart in xflash; only 1.702 has"),
+        ({"rope_parameters": None}, "the 'gpt_oss' config has no rope_parameters or rope_scaling"),
+    ],
+)
+def test_gates_and_positions_of_gpt_oss_are_known(settings, said):
+    theirs = causal("gpt_oss", num_local_experts=3)
+    for name, value in settings.items():
+        object.__setattr__(theirs.config, name, value)
+    with pytest.raises(ValueError, match=said):
+        from_transformers(theirs)
 
 
 def test_dynamic_frequencies():

@@ -22,6 +22,7 @@ KINDS = {
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 19, "head_dim": 10},
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 5},
     "gpt2": GPT2,
+    "gpt_oss": {"num_local_experts": 5, "num_experts_per_tok": 3},
     "gpt_neox": {"hidden_size": 48},
     "falcon": {"hidden_size": 48},
 }

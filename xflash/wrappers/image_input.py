@@ -49,6 +49,10 @@ class ImageInput(nn.Module):
             "learned", "absolute positions of patches: learned on a grid, fixed waves down and across, or none",
             paper="https://arxiv.org/abs/2205.01580", tried=("sincos2d", None),
         )  # fmt: skip
+        pos_emb_antialias: bool = flag(
+            False, "learned positions are interpolated with antialiasing, as DINOv2 with registers and timm do",
+            paper="https://arxiv.org/abs/2309.16588", tried=({"pos_emb_antialias": True, "pos_emb": "learned"},),
+        )  # fmt: skip
 
     def __init__(self, config: Config, dim: int):
         super().__init__()
@@ -56,7 +60,7 @@ class ImageInput(nn.Module):
         self.channels, self.emb_dropout = config.channels, config.emb_dropout
         self.grid = grid_of("image_size", self.image_size, self.patch_size)
         self.patch_emb = PatchEmbedding(config.channels, self.patch_size, dim, config.patch_norm)
-        self.pos_emb = positions(config.pos_emb, self.grid, dim)
+        self.pos_emb = positions(config, self.grid, dim)
         self.post_emb_norm = LayerNorm.of(dim) if config.post_emb_norm else None
         self.register_tokens: nn.Parameter | None = None
         if config.num_register_tokens:
@@ -109,11 +113,14 @@ class ImageInput(nn.Module):
         grid_of("img", (img.shape[2], img.shape[3]), self.patch_size)
 
 
-def positions(kind: str | None, grid: tuple[int, int], dim: int) -> nn.Module | None:
+def positions(config: ImageInput.Config, grid: tuple[int, int], dim: int) -> nn.Module | None:
     """The absolute positions of patches; ValueError for waves that the width has no room for."""
+    kind, antialias = config.pos_emb, config.pos_emb_antialias
+    if antialias and kind != "learned":
+        raise ValueError(f"pos_emb_antialias=True is of learned positions, but pos_emb={kind!r} interpolates none")
     if kind == "sincos2d" and dim % 4:
         raise ValueError(f"pos_emb='sincos2d' needs a dim that 4 divides, not {dim}")
-    return {None: lambda: None, "sincos2d": SinCosGrid, "learned": lambda: LearnedGrid(*grid, dim)}[kind]()
+    return {None: lambda: None, "sincos2d": SinCosGrid, "learned": lambda: LearnedGrid(*grid, dim, antialias)}[kind]()
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -31,10 +31,15 @@ def sincos_grid(down: int, across: int, dim: int, device: torch.device | None = 
     return torch.cat((x.sin(), x.cos(), y.sin(), y.cos()), -1).flatten(0, 1)
 
 
-def resize_grid(weight: Float[Tensor, "r c d"], down: int, across: int) -> Float[Tensor, "down across d"]:
-    """A grid of vectors at another size: bicubic, without antialiasing, the outer edges of both grids together."""
+def resize_grid(
+    weight: Float[Tensor, "r c d"], down: int, across: int, antialias: bool = False
+) -> Float[Tensor, "down across d"]:
+    """A grid of vectors at another size: bicubic, the outer edges of both grids together.
+
+    antialias: by PyTorch's antialiased kernel, which is another one at larger sizes too.
+    """
     exact = weight.to(angle_dtype(weight.dtype)).permute(2, 0, 1)[None]
-    moved = F.interpolate(exact, size=(down, across), mode="bicubic", align_corners=False, antialias=False)
+    moved = F.interpolate(exact, size=(down, across), mode="bicubic", align_corners=False, antialias=antialias)
     return moved[0].permute(1, 2, 0).to(weight.dtype)
 
 
@@ -65,14 +70,15 @@ class PatchEmbedding(nn.Module):
 class LearnedGrid(nn.Module):
     """Adds a learned vector at each place of a grid to tokens (b, n, d); for another grid they are interpolated."""
 
-    def __init__(self, down: int, across: int, dim: int):
+    def __init__(self, down: int, across: int, dim: int, antialias: bool = False):
         super().__init__()
+        self.antialias = antialias
         # As large as the patches are behind their norm: beside them a small start is not heard for hundreds of steps.
         self.weight = nn.Parameter(torch.randn(down, across, dim))
 
     def forward(self, x: Float[Tensor, "b n d"], down: int, across: int) -> Float[Tensor, "b n d"]:
         same = (down, across) == tuple(self.weight.shape[:2])
-        weight = self.weight if same else resize_grid(self.weight, down, across)
+        weight = self.weight if same else resize_grid(self.weight, down, across, self.antialias)
         return x + weight.flatten(0, 1).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -4,22 +4,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from ..base.checks import integer, shown
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor
 from ..flags.flag import flag
+from ..layers.norms import LayerNorm
 from ..stack.face import AttentionLayers
 from .image_input import ImageInput
 from .model import Model
 from .options import check_needs_nothing
 from .pooled_output import PooledOutput
+from .pooling import mean_pool
 from .wanted import Wanted
 
 __all__ = ["ViTransformerWrapper"]
 
-POOLS = {"mean": "average_pool_embed", "cls": "use_cls_token", "attn": "attn_pool"}
+POOLS = {"mean": "average_pool_embed", "cls": "use_cls_token", "attn": "attn_pool", "cls_mean": "use_cls_token"}
 
 
 class ClassHead(nn.Module):
@@ -30,13 +33,33 @@ class ClassHead(nn.Module):
         num_classes: int | None = flag(
             None, "logits of an image (None: its pooled embedding instead)", at_least=1, tried=(7,)
         )
-        pool: Literal["mean", "cls", "attn"] = flag(
-            "mean", "what the head reads: the mean of the patches, a class token in front, or a learned weighting",
-            paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn"),
+        pool: Literal["mean", "cls", "attn", "cls_mean"] = flag(
+            "mean", "what the head reads: the mean of the patches, a class token in front, a learned weighting, or a "
+            "class token and behind it the mean (2 dim channels)",
+            paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn", "cls_mean"),
         )  # fmt: skip
+        pool_norm: bool = flag(
+            False, "a LayerNorm of what the head reads (with final_norm=False: in its place)", tried=(True,)
+        )
+        pool_norm_eps: float = flag(
+            1e-5, "what it adds to the variance", above=0, tried=({"pool_norm_eps": 1e-3, "pool_norm": True},)
+        )
+        pool_norm_bias: bool = flag(
+            False, "a learned offset beside its gain", tried=({"pool_norm_bias": True, "pool_norm": True},)
+        )
 
     roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     to_logits: nn.Linear | None
+    pool_norm: LayerNorm | None
+
+    def norm_of(self, config: Config, dim: int) -> LayerNorm | None:
+        """The norm of what the head reads; ValueError for flags of one that is not there."""
+        if config.pool_norm:
+            return LayerNorm.of(dim, eps=config.pool_norm_eps, bias=config.pool_norm_bias)
+        for name, default in (("pool_norm_eps", 1e-5), ("pool_norm_bias", False)):
+            if getattr(config, name) != default:
+                raise ValueError(f"{name}={getattr(config, name)} is set, but pool_norm is False")
+        return None
 
     def head(self, config: Config, dim: int) -> nn.Linear | None:
         """The projection to logits; None when there is none."""
@@ -48,7 +71,8 @@ class ClassHead(nn.Module):
         return linear
 
     def logits(self, y: Float[Tensor, "b d"]) -> Float[Tensor, "b _"]:
-        """The projection of the pooled embedding."""
+        """The projection of the pooled embedding, behind its norm."""
+        y = y if self.pool_norm is None else self.pool_norm(y)
         return y if self.to_logits is None else self.to_logits(y)
 
 
@@ -56,10 +80,11 @@ class ViTransformerWrapper(ClassHead, Model):
     """A vision transformer (https://arxiv.org/abs/2010.11929) around an `Encoder` of any layout.
 
     `model(img)` takes images (b, channels, height, width) and gives logits (b, num_classes), or the pooled embedding
-    (b, d) without `num_classes`. Images of another size than `image_size` work when patches divide them: learned
-    positions are interpolated (bicubic), those of 'sincos2d' made for the new grid; relative positions of the stack
-    count patches row by row, but for pos='rotary2d', which turns by rows and columns. Register tokens stand behind the
-    patches, the class token of `pool='cls'` in front of them; neither is among the embeddings.
+    (b, d) without `num_classes`, (b, 2 d) of `pool='cls_mean'`. Images of another size than
+    `image_size` work when patches divide them: learned positions are interpolated (bicubic), those of 'sincos2d' made
+    for the new grid; relative positions of the stack count patches row by row, but for pos='rotary2d', which turns by
+    rows and columns. Register tokens stand behind the patches, a class token in front of them; neither is among the
+    embeddings.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -79,7 +104,10 @@ class ViTransformerWrapper(ClassHead, Model):
         self.image_size, self.patch_size, self.channels = inputs.image_size, inputs.patch_size, inputs.channels
         self.num_classes = config.num_classes
         self.pooled = PooledOutput(self.dim, POOLS[config.pool])
-        self.to_logits = self.head(config, self.dim)
+        self.joins_mean = config.pool == "cls_mean"
+        read = self.dim * (2 if self.joins_mean else 1)
+        self.pool_norm = self.norm_of(config, read)
+        self.to_logits = self.head(config, read)
 
     def forward(
         self,
@@ -105,7 +133,12 @@ class ViTransformerWrapper(ClassHead, Model):
         # Written out at both: a slice that is kept ties a compiled graph to its numbers.
         front, end = self.pooled.count, self.pooled.count + x.shape[1]
         embeddings, noted = y[:, front:end], [[stream[:, front:end] for stream in streams] for streams in noted]
-        return self.answer(wanted, embeddings, lambda: self.pooled(y if front else embeddings, None), noted)
+        return self.answer(wanted, embeddings, lambda: self.pool(y, embeddings), noted)
+
+    def pool(self, y: Float[Tensor, "b m d"], embeddings: Float[Tensor, "b n d"]) -> Float[Tensor, "b _"]:
+        """What the head reads of the stack's outputs, among which are the embeddings of the patches."""
+        pooled = self.pooled(y if self.pooled.count else embeddings, None)
+        return torch.cat((pooled, mean_pool(embeddings)), 1) if self.joins_mean else pooled
 
     def features(
         self, img: Float[Tensor, "b c y x"], layers: Sequence[int] | None = None

@@ -71,9 +71,12 @@ def settled(model: TransformerWrapper, config: Any) -> dict[str, Any]:
     for said in settings_of(model):
         kind = said["model_type"]
         try:
-            reasons[kind] = unlike(model, build(said, head_of(model)))
+            plan = build(said, head_of(model))
         except (TypeError, ValueError):
             continue
+        if not isinstance(plan.model, TransformerWrapper):
+            continue
+        reasons[kind] = unlike(model, plan)
         if not reasons[kind]:
             return said
     near = min(reasons, key=lambda kind: reasons[kind].count("; "), default=None)
@@ -83,6 +86,8 @@ def settled(model: TransformerWrapper, config: Any) -> dict[str, Any]:
 
 def unlike(model: TransformerWrapper, plan: Plan) -> str:
     """Where a model and that of a plan differ, or ''."""
+    if not isinstance(plan.model, TransformerWrapper):
+        return f"it is a {type(model).__name__}, not a {type(plan.model).__name__}"
     ours, theirs = described(model), described(plan.model)
     differ = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     return "; ".join(f"{name} is {shown(ours.get(name))}, not {shown(theirs.get(name))}" for name in differ)

@@ -19,6 +19,7 @@ from . import phi3 as phi3
 from . import qwen as qwen
 from . import smollm3 as smollm3
 from . import t5 as t5
+from . import vit as vit
 from .fill import build
 
 __all__ = ["from_transformers"]
@@ -41,9 +42,9 @@ def from_transformers(model: nn.Module, long_context: bool = False) -> Any:
         )
     weights = model.state_dict()
     plan = build(config.to_dict(), type(model).__name__, long_context, has_own_head(weights))
-    plan.check(weights)
-    main = plan.main_of(weights)
-    return plan.filled(weights.items(), main.device, main.dtype).train(model.training)
+    main, laid = plan.main_of(weights), plan.laid(weights)
+    plan.check(laid)
+    return plan.filled(laid, main.device, main.dtype).train(model.training)
 
 
 def has_own_head(weights: dict[str, Any]) -> bool:

@@ -8,10 +8,12 @@ from torch import nn
 from ...base.registry import nearest
 from ...stack.face import Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
+from ...wrappers.vit import ViTransformerWrapper
 from ...wrappers.xtransformer import XTransformer
+from .front import Front
 from .settings import Settings
 
-__all__ = ["Family", "Flags", "both", "decoder", "encoder", "families", "family_of", "head_of"]
+__all__ = ["Family", "Flags", "both", "decoder", "encoder", "families", "family_of", "head_of", "vision"]
 
 
 NO_HEAD = {"return_only_embed": True, "tie_embedding": False}
@@ -39,11 +41,17 @@ def encoder(flags: Flags) -> nn.Module:
     return TransformerWrapper(attn_layers=Encoder(**flags.stack), **flags.model)
 
 
+def vision(flags: Flags) -> nn.Module:
+    """A model of images."""
+    return ViTransformerWrapper(attn_layers=Encoder(**flags.stack), **flags.model)
+
+
 class Family(NamedTuple):
     """flags: of a config.  weights: a table of names.  prefix: of the names of all but the head.
 
     heads: the endings of class names, and what they say to the model.  tied: names of weights that may be another one
-    again.  beside: a pattern of names of what is left out, for other outputs than those here.
+    again.  beside: a pattern of names of what is left out, for other outputs than those here.  front: what a vision
+    transformer has in front of its layers.
     """
 
     flags: Callable[[Settings], Flags]
@@ -56,6 +64,7 @@ class Family(NamedTuple):
     prefix: str = "model."
     beside: str = ""
     tied: Mapping[str, str] = {"lm_head.weight": "embed_tokens.weight"}
+    front: Front | None = None
 
 
 families: dict[str, Family] = {}

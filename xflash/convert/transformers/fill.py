@@ -1,15 +1,15 @@
 """A model built from a config, and filled with weights one after the other; all is checked before any is read."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ...base.registry import nearest
-from ...base.shapes import Tensor
 from .family import Family, family_of, head_of
+from .front import read
 from .names import places_of
 from .places import Place
 from .settings import Settings
@@ -26,6 +26,11 @@ class Plan(NamedTuple):
     family: Family
     model: nn.Module
     places: dict[str, list[Place]]
+
+    def laid(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Weights by their own names, those of which some are made here as they lie here."""
+        found = {self.own(name): weight for name, weight in weights.items()}
+        return found if self.family.front is None else self.family.front.made(found, self.model)
 
     def check(self, weights: Mapping[str, Any]) -> None:
         """ValueError unless these, each with a shape and a dtype, are all the weights of the model and nothing else."""
@@ -78,14 +83,14 @@ class Plan(NamedTuple):
         known = self.family.tied.get(name) in self.places or COMPUTED.fullmatch(name) is not None
         return known or re.fullmatch(self.family.beside, name) is not None
 
-    def filled(
-        self, weights: Iterable[tuple[str, Tensor]], device: torch.device | str, dtype: torch.dtype
-    ) -> nn.Module:
+    def filled(self, weights: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> nn.Module:
         """The model with these weights, each let go when it is copied."""
         model = emptied(self.model.to(dtype), device)
-        for name, weight in weights:
-            for place in self.places.get(self.own(name), ()):
-                place.write(model, weight)
+        for name, weight in weights.items():
+            if places := self.places.get(self.own(name)):
+                numbers = read(weight)
+                for place in places:
+                    place.write(model, numbers)
         return model
 
 

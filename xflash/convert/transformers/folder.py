@@ -39,9 +39,9 @@ def from_pretrained(
     config = read_config(here / CONFIG)
     stored = weights_in(here)
     plan = build(config, (config.get("architectures") or [None])[0], long_context, "lm_head.weight" in stored)
-    plan.check(stored)
-    read = ((name, weight.read()) for name, weight in stored.items() if plan.has_place(name))
-    return plan.filled(read, device, dtype or plan.main_of(stored).dtype).eval()
+    laid = plan.laid(stored)
+    plan.check(laid)
+    return plan.filled(laid, device, dtype or plan.main_of(stored).dtype).eval()
 
 
 def local(folder: Any) -> Path:

@@ -49,7 +49,8 @@ class Place(NamedTuple):
     """Which weight of ours, and what of it in which order.
 
     words: 'T' for a matrix that is transposed there; '1' for a vector that is a row there; 'E' where that is said of
-    each expert; then what lies behind each other there, such as 'q k v'; nothing for all of it.
+    each expert; '2' where the rows of two halves take turns there; then what lies behind each other there, such as
+    'q k v'; nothing for all of it.
     expert: which one's, of a weight that has them all.
     """
 
@@ -65,7 +66,7 @@ class Place(NamedTuple):
         t = t if self.expert is None else t[self.expert]
         t = t.transpose(0, 1) if "E" in self.words else t
         block = owner if hasattr(owner, "kv_heads") else model.get_submodule(module.rpartition(".")[0])
-        parts = [word for word in self.words if word not in ("T", "E", "1")]
+        parts = [word for word in self.words if word not in ("T", "E", "1", "2")]
         return [view_of(word, t, block) for word in parts] or [View(t)]
 
     def shape(self, model: nn.Module) -> tuple[int, ...]:
@@ -85,6 +86,9 @@ class Place(NamedTuple):
                 t = t.transpose(0, 1)
             elif word == "T":
                 t = t.transpose(-1, -2)
+            elif word == "2":
+                half = t.shape[0] // 2
+                t = t.unflatten(0, (half, 2) if back else (2, half)).transpose(0, 1).flatten(0, 1)
             elif word == "1":
                 t = t[0] if back else t[None]
         return t

@@ -108,6 +108,7 @@ def of_experts(block: Any, said: dict[str, Any]) -> dict[str, Any]:
         "moe_intermediate_size": width,
         "intermediate_size": said.get("intermediate_size", width),
         "norm_topk_prob": block.normalize,
+        "swiglu_limit": block.config.glu_limit,
     }
 
 

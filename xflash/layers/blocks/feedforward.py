@@ -1,5 +1,6 @@
 """The position-wise feed-forward block."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,9 @@ from ..norms import LayerNorm
 from ..projection import whole
 from .block import MOST, Block, Site
 
-__all__ = ["FeedForward"]
+__all__ = ["FeedForward", "check_glu", "gated", "inner_width"]
+
+Activation = Callable[[Tensor], Tensor]
 
 
 @blocks.register("ff")
@@ -38,6 +41,14 @@ class FeedForward(Block):
             paper="https://arxiv.org/abs/2002.05202",
             tried=(True,),
         )
+        glu_limit: float | None = flag(
+            None, "what is gated stays within this, what its gate is made of at most at it (None: no limit)",
+            above=0, paper="https://arxiv.org/abs/2508.10925", tried=({"glu_limit": 0.5, "glu": True},),
+        )  # fmt: skip
+        glu_offset: float = flag(
+            0.0, "what is added to what is gated", paper="https://arxiv.org/abs/2508.10925",
+            tried=({"glu_offset": 1.0, "glu": True},),
+        )  # fmt: skip
         no_bias: bool = flag(False, "linear maps without biases", tried=(True,))
         post_act_ln: bool = flag(
             False,
@@ -53,6 +64,7 @@ class FeedForward(Block):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
+        check_glu("ff", config)
         self.inner = inner = inner_width(config, site)
         self.activation = activations[config.activation]
         self.to_inner = nn.Linear(site.dim, inner * (2 if config.glu else 1), bias=not config.no_bias)
@@ -64,16 +76,27 @@ class FeedForward(Block):
         y = self.to_inner(x)
         if self.config.glu or self.norm is not None:
             y = whole(y, self.inner * (2 if self.config.glu else 1), "ff")
-        if self.config.glu:
-            y, gate = y.chunk(2, -1)
-            y = y * self.activation(gate)
-        else:
-            y = self.activation(y)
+        y = gated(y, self.activation, self.config) if self.config.glu else self.activation(y)
         if self.norm is not None:
             y = self.norm(y)
         if self.config.dropout:
             y = F.dropout(y, self.config.dropout, self.training)
         return self.to_out(y), None
+
+
+def gated(y: Float[Tensor, "... e"], activation: Activation, config: Any) -> Float[Tensor, "... _"]:
+    """The first half of the channels, gated by the activation of the second; within limits and moved, as flags say."""
+    y, gate = y.chunk(2, -1)
+    if (limit := config.glu_limit) is not None:
+        y, gate = y.clamp(-limit, limit), gate.clamp(max=limit)
+    return (y + config.glu_offset if config.glu_offset else y) * activation(gate)
+
+
+def check_glu(kind: str, config: Any) -> None:
+    """ValueError for flags of a gate that is not there."""
+    for name, default in (("glu_limit", None), ("glu_offset", 0.0)):
+        if getattr(config, name) != default and not config.glu:
+            raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {kind}_glu is False")
 
 
 def inner_width(config: Any, site: Site, kind: str = "ff") -> int:

@@ -15,7 +15,7 @@ from ...base.state import Ctx
 from ...flags.flag import flag
 from ..kernels.experts import Sorted, grouped_linear, mixed
 from .block import MOST, Block, Site
-from .feedforward import FeedForward, inner_width
+from .feedforward import FeedForward, check_glu, gated, inner_width
 
 __all__ = ["Experts", "MixtureOfExperts"]
 
@@ -49,6 +49,14 @@ class MixtureOfExperts(Block):
             paper="https://arxiv.org/abs/2002.05202",
             tried=(True,),
         )
+        glu_limit: float | None = flag(
+            None, "what is gated stays within this, what its gate is made of at most at it (None: no limit)",
+            above=0, paper="https://arxiv.org/abs/2508.10925", tried=({"glu_limit": 0.5, "glu": True},),
+        )  # fmt: skip
+        glu_offset: float = flag(
+            0.0, "what is added to what is gated", paper="https://arxiv.org/abs/2508.10925",
+            tried=({"glu_offset": 1.0, "glu": True},),
+        )  # fmt: skip
         no_bias: bool = flag(False, "experts without biases", tried=(True,))
         router: Literal["softmax", "sigmoid"] = flag(
             "softmax", "what makes weights of the router's scores", tried=("sigmoid",)
@@ -81,6 +89,7 @@ class MixtureOfExperts(Block):
             raise ValueError("moe_normalize=True with moe_top_k=1 weighs every expert 1: its router learns nothing")
         if config.shared_gate and config.shared_dim is None:
             raise ValueError("moe_shared_gate=True, but there is no shared expert: moe_shared_dim is None")
+        check_glu("moe", config)
         self.normalize = config.top_k > 1 if config.normalize is None else config.normalize
         self.router = nn.Linear(site.dim, config.experts, bias=config.router_bias)
         self.experts = Experts(config, site, config.experts, inner_width(config, site, "moe"))
@@ -109,7 +118,7 @@ class MixtureOfExperts(Block):
 
 def shared_config(config: MixtureOfExperts.Config) -> FeedForward.Config:
     """The expert that every token goes through: an `ff` like the others, of its own width."""
-    same = ("activation", "glu", "no_bias", "dropout")
+    same = ("activation", "glu", "glu_limit", "glu_offset", "no_bias", "dropout")
     return FeedForward.Config(dim=config.shared_dim, **{name: getattr(config, name) for name in same})
 
 
@@ -120,7 +129,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: Any, site: Site, experts: int, inner: int):
         super().__init__()
-        self.activation, self.glu, self.dropout = activations[config.activation], config.glu, config.dropout
+        self.activation, self.config, self.dropout = activations[config.activation], config, config.dropout
         wide = inner * (2 if config.glu else 1)
         self.to_inner = nn.Parameter(begun(experts, wide, site.dim))
         self.to_out = nn.Parameter(begun(experts, site.dim, inner) * site.branches**-0.5)
@@ -131,11 +140,7 @@ class Experts(nn.Module):
     def forward(self, rows: Sorted) -> Float[Tensor, "s d"]:
         """What each row's expert makes of it."""
         y = grouped_linear(rows, self.to_inner, self.inner_bias)
-        if self.glu:
-            y, gate = y.chunk(2, -1)
-            y = y * self.activation(gate)
-        else:
-            y = self.activation(y)
+        y = gated(y, self.activation, self.config) if self.config.glu else self.activation(y)
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training)
         return grouped_linear(rows._replace(x=y), self.to_out, self.out_bias)

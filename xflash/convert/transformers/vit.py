@@ -1,0 +1,181 @@
+"""ViT (https://arxiv.org/abs/2010.11929), DeiT (2012.12877), DINOv2 (2304.07193), with registers too (2309.16588)."""
+
+from typing import Any
+
+from .family import Family, Flags, families, vision
+from .front import Front
+from .llama import ACTIVATIONS
+from .settings import Settings
+
+__all__ = ["dinov2", "dinov2_with_registers", "vit"]
+
+EMBEDDINGS = """
+    embeddings.cls_token                                pooled.cls_tokens.tokens
+    embeddings.distillation_token                       embedding.register_tokens
+    embeddings.register_tokens                          embedding.register_tokens
+    embeddings.position_embeddings                      embedding.pos_emb.weight
+    embeddings.patch_embeddings.projection.weight       embedding.patch_emb.project.weight
+    embeddings.patch_embeddings.projection.bias         embedding.patch_emb.project.bias
+    layernorm.weight                                    attn_layers.final_norm.gain
+    layernorm.bias                                      attn_layers.final_norm.bias
+    classifier.weight                                   to_logits.weight
+    classifier.bias                                     to_logits.bias
+"""
+# Files have the names of older models.
+ATTENTION = """
+    encoder.layer.{i}.attention.attention.query.weight  attn.block.query_key_value.weight[q]
+    encoder.layer.{i}.attention.attention.query.bias    attn.block.query_key_value.bias[q]
+    encoder.layer.{i}.attention.attention.key.weight    attn.block.query_key_value.weight[k]
+    encoder.layer.{i}.attention.attention.key.bias      attn.block.query_key_value.bias[k]
+    encoder.layer.{i}.attention.attention.value.weight  attn.block.query_key_value.weight[v]
+    encoder.layer.{i}.attention.attention.value.bias    attn.block.query_key_value.bias[v]
+    encoder.layer.{i}.attention.output.dense.weight     attn.block.to_out.weight
+    encoder.layer.{i}.attention.output.dense.bias       attn.block.to_out.bias
+    {layers}.{i}.attention.q_proj.weight                attn.block.query_key_value.weight[q]
+    {layers}.{i}.attention.q_proj.bias                  attn.block.query_key_value.bias[q]
+    {layers}.{i}.attention.k_proj.weight                attn.block.query_key_value.weight[k]
+    {layers}.{i}.attention.k_proj.bias                  attn.block.query_key_value.bias[k]
+    {layers}.{i}.attention.v_proj.weight                attn.block.query_key_value.weight[v]
+    {layers}.{i}.attention.v_proj.bias                  attn.block.query_key_value.bias[v]
+    {layers}.{i}.attention.o_proj.weight                attn.block.to_out.weight
+    {layers}.{i}.attention.o_proj.bias                  attn.block.to_out.bias
+    {layers}.{i}.mlp.fc1.weight                         ff.block.to_inner.weight
+    {layers}.{i}.mlp.fc1.bias                           ff.block.to_inner.bias
+    {layers}.{i}.mlp.fc2.weight                         ff.block.to_out.weight
+    {layers}.{i}.mlp.fc2.bias                           ff.block.to_out.bias
+"""
+VIT = (
+    ATTENTION.replace("{layers}", "layers")
+    + "".join(
+        f"""
+    {layers}.{{i}}.layernorm_before.weight   attn.before.gain
+    {layers}.{{i}}.layernorm_before.bias     attn.before.bias
+    {layers}.{{i}}.layernorm_after.weight    ff.before.gain
+    {layers}.{{i}}.layernorm_after.bias      ff.before.bias
+    """
+        for layers in ("encoder.layer", "layers")
+    )
+    + """
+    encoder.layer.{i}.intermediate.dense.weight  ff.block.to_inner.weight
+    encoder.layer.{i}.intermediate.dense.bias    ff.block.to_inner.bias
+    encoder.layer.{i}.output.dense.weight        ff.block.to_out.weight
+    encoder.layer.{i}.output.dense.bias          ff.block.to_out.bias
+"""
+)
+DINOV2 = (
+    ATTENTION.replace("{layers}", "encoder.layer")
+    + """
+    encoder.layer.{i}.norm1.weight            attn.before.gain
+    encoder.layer.{i}.norm1.bias              attn.before.bias
+    encoder.layer.{i}.layer_scale1.lambda1    attn.scale.layerscale.gain
+    encoder.layer.{i}.norm2.weight            ff.before.gain
+    encoder.layer.{i}.norm2.bias              ff.before.bias
+    encoder.layer.{i}.layer_scale2.lambda1    ff.scale.layerscale.gain
+"""
+)
+SWIGLU = """
+    encoder.layer.{i}.mlp.gate_proj.weight    ff.block.to_inner.weight[gate]
+    encoder.layer.{i}.mlp.gate_proj.bias      ff.block.to_inner.bias[gate]
+    encoder.layer.{i}.mlp.up_proj.weight      ff.block.to_inner.weight[up]
+    encoder.layer.{i}.mlp.up_proj.bias        ff.block.to_inner.bias[up]
+    encoder.layer.{i}.mlp.down_proj.weight    ff.block.to_out.weight
+    encoder.layer.{i}.mlp.down_proj.bias      ff.block.to_out.bias
+    encoder.layer.{i}.mlp.weights_in.weight   ff.block.to_inner.weight[gate up]
+    encoder.layer.{i}.mlp.weights_in.bias     ff.block.to_inner.bias[gate up]
+    encoder.layer.{i}.mlp.weights_out.weight  ff.block.to_out.weight
+    encoder.layer.{i}.mlp.weights_out.bias    ff.block.to_out.bias
+"""
+
+
+def vit(settings: Settings) -> Flags:
+    """Flags of an encoder of patches with a class token in front, whose position is part of it here."""
+    dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
+    stack: dict[str, Any] = {
+        "dim": dim,
+        "depth": settings.need("num_hidden_layers"),
+        "heads": heads,
+        "layers": "attn ff",
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_eps": settings("layer_norm_eps", 1e-12),
+        "attn_dim_head": settings("head_dim", dim // heads),
+        "attn_qkv_bias": settings("qkv_bias", True),
+        "attn_out_bias": True,
+        "attn_dropout": settings("attention_probs_dropout_prob", 0.0),
+        "ff_activation": settings.among("hidden_act", ACTIVATIONS, "gelu"),
+    }
+    if settings.kind in ("vit", "deit"):
+        stack["ff_dim"] = settings.need("intermediate_size")
+    # Of the pooler and of the decoder for hidden patches, which are left out.
+    settings.without_effect("encoder_stride", "pooler_output_size", "pooler_act")
+    model = {
+        "image_size": size(settings("image_size", 224)),
+        "patch_size": size(settings("patch_size", 16)),
+        "channels": settings("num_channels", 3),
+        "patch_norm": False,
+        # Dropout of the updates is left out; it acts in training alone.
+        "emb_dropout": settings("hidden_dropout_prob", 0.0),
+        "num_classes": len(settings.config.get("id2label") or range(2)),
+        "pool": "cls",
+    }
+    return Flags(stack, model)
+
+
+def deit(settings: Settings) -> Flags:
+    """ViT with a token for distillation, of which nothing is read here."""
+    flags = vit(settings)
+    flags.model["num_register_tokens"] = 1
+    return flags
+
+
+def dinov2(settings: Settings) -> Flags:
+    """ViT with a layerscale, whose head reads the class token and the mean of the patches."""
+    stack, model = vit(settings)
+    if not isinstance(model["image_size"], int) and len(set(model["image_size"])) > 1:
+        # There each position is taken for another one.
+        raise settings.error("image_size", model["image_size"], "only that of a square has")
+    inner = int(stack["dim"] * settings("mlp_ratio", 4))
+    if settings("use_swiglu_ffn", False):
+        settings.without_effect("hidden_act")
+        inner = (int(inner * 2 / 3) + 7) // 8 * 8
+        stack |= {"ff_glu": True, "ff_activation": "silu"}
+    stack |= {"ff_dim": inner, "scale": "layerscale"}
+    # What its gains began with, training, and what a backbone gives out.
+    settings.without_effect("layerscale_value", "drop_path_rate", "use_mask_token")
+    settings.without_effect(*BACKBONE)
+    return Flags(stack, {**model, "pool": "cls_mean"})
+
+
+def dinov2_with_registers(settings: Settings) -> Flags:
+    flags = dinov2(settings)
+    flags.model.update(num_register_tokens=settings("num_register_tokens", 4), pos_emb_antialias=True)
+    return flags
+
+
+def size(value: Any) -> Any:
+    """One number, or height and width."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+BACKBONE = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
+HEADS = {"ForImageClassification": {}, "Model": {"num_classes": None, "pool": "cls"}}
+BESIDE = r"pooler\..*|embeddings\.mask_token"
+POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
+CLASS, DISTILLATION, REGISTERS = (
+    f"embeddings.{name}" for name in ("cls_token", "distillation_token", "register_tokens")
+)
+
+for kind, flags, weights, front in (
+    ("vit", vit, VIT, Front((CLASS,), POSITIONS, PROJECTION)),
+    ("deit", deit, VIT, Front((CLASS, DISTILLATION), POSITIONS, PROJECTION)),
+    ("dinov2", dinov2, DINOV2 + SWIGLU, Front((CLASS,), POSITIONS, PROJECTION)),
+    (
+        "dinov2_with_registers",
+        dinov2_with_registers,
+        DINOV2 + SWIGLU,
+        Front((CLASS, REGISTERS), POSITIONS, PROJECTION, 1),
+    ),
+):
+    families[kind] = Family(
+        flags, EMBEDDINGS + weights, vision, HEADS, prefix=f"{kind}.", tied={}, beside=BESIDE, front=front
+    )
