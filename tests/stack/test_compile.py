@@ -93,7 +93,8 @@ def test_masks_compile(causal):
         x = laws.sample(stack, n)
         mask = torch.rand(laws.BATCH, n, generator=torch.Generator().manual_seed(n)) < 0.7
         with torch.no_grad():
-            laws.close(fast(x, mask), stack(x, mask), f"compiled with a mask at {n}")
+            of_tokens = laws.of_tokens(stack, x)
+            laws.close(fast(x, mask, **of_tokens), stack(x, mask, **of_tokens), f"compiled with a mask at {n}")
     assert counter.frame_count <= 3
 
 
