@@ -188,7 +188,7 @@ def test_what_cannot_be_remembered_is_refused():
         TransformerWrapper(num_tokens=31, attn_layers=stack("flash"), max_mem_len=7)
     with pytest.raises(ValueError, match="max_mem_len=7: a bidirectional stack carries nothing on"):
         TransformerWrapper(num_tokens=31, attn_layers=Encoder(dim=22, depth=1), max_mem_len=7)
-    with pytest.raises(ValueError, match="max_mem_len must be at least 1, not -1"):
+    with pytest.raises(ValueError, match="max_mem_len must be at least 0, not -1"):
         TransformerWrapper(num_tokens=31, attn_layers=stack(), max_mem_len=-1)
     with pytest.raises(ValueError, match="attn_sinks=2 is set, but attn_window is None"):
         stack(attn_sinks=2)
