@@ -12,7 +12,19 @@ from torch import nn
 from ..base.checks import LARGEST, check_bounds, check_switch, shown
 from ..base.registry import nearest, part_meant
 
-__all__ = ["Flag", "Owner", "build", "flag", "flag_table", "flags_of", "from_json", "like", "route", "to_json"]
+__all__ = [
+    "Flag",
+    "Owner",
+    "build",
+    "check_idle",
+    "flag",
+    "flag_table",
+    "flags_of",
+    "from_json",
+    "like",
+    "route",
+    "to_json",
+]
 
 T = TypeVar("T")
 REQUIRED = dataclasses.MISSING
@@ -43,10 +55,21 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def like(config: type, name: str, *default: Any) -> Any:
-    """A field of a Config that means what `name` does in another one; its default too, unless it is given."""
+def like(config: type, name: str, *default: Any, **other: Any) -> Any:
+    """A field of a Config that means what `name` does in another one; its default too, unless it is given.
+
+    other: what is said of it otherwise than there, such as `tried`.
+    """
     field = next(field for field in dataclasses.fields(config) if field.name == name)  # ty: ignore
-    return dataclasses.field(default=default[0] if default else field.default, metadata=field.metadata)
+    return dataclasses.field(default=default[0] if default else field.default, metadata={**field.metadata, **other})
+
+
+def check_idle(config: Any, names: Iterable[str], why: str, prefix: str = "") -> None:
+    """ValueError for flags of a Config that are not at their default, where nothing obeys them; `why`: that is so."""
+    for name in names:
+        value = getattr(config, name)
+        if value != flags_of(type(config))[name].default:
+            raise ValueError(f"{prefix}{name}={value!r} is set, but {why}")
 
 
 class Flag(NamedTuple):

@@ -54,10 +54,8 @@ def layer_of(
     said, own = of_group(entries)
     place, join = said.get("norm_place", stack.norm_place), said.get("join", stack.join)
     shared = stack.norm, vars(parts["norm_"]) if "norm_" in parts else {}
-    norm, norms = (
-        norm_of_layer(entries, said, shared),
-        norms_of_members(entries, {**said, "norm_place": place}, own, shared),
-    )
+    norm = norm_of_layer(entries, said, shared)
+    norms = norms_of_members(entries, {**said, "norm_place": place}, own, shared)
     return Layer(
         tuple(member._replace(norm=norms.get(i)) for i, member in enumerate(members)),
         norm,

@@ -13,7 +13,7 @@ from ..base.looks import has_values, within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..base.state import document_positions
-from ..flags.flag import flag
+from ..flags.flag import check_idle, flag
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal, TokenEmbedding
 from ..layers.norms import LayerNorm
 from ..stack.door import plan_rows
@@ -237,9 +237,7 @@ def norm_behind(config: InputEmbedding.Config, width: int) -> LayerNorm | None:
     """The LayerNorm behind the embeddings; ValueError for its flags where there is none."""
     if config.post_emb_norm:
         return LayerNorm.of(width, eps=config.post_emb_norm_eps, bias=config.post_emb_norm_bias)
-    for name, default in (("post_emb_norm_eps", 1e-5), ("post_emb_norm_bias", False)):
-        if getattr(config, name) != default:
-            raise ValueError(f"{name}={getattr(config, name)} is set, but post_emb_norm is False")
+    check_idle(config, ("post_emb_norm_eps", "post_emb_norm_bias"), "post_emb_norm is False")
     return None
 
 

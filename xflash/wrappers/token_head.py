@@ -10,7 +10,7 @@ from torch import nn
 
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor, typed
-from ..flags.flag import flag
+from ..flags.flag import check_idle, flag
 from .head_transform import HeadTransform
 from .input_embedding import InputEmbedding
 
@@ -140,9 +140,8 @@ def check_alone(config: TokenHead.Config) -> None:
             raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
     if config.tie_embedding and config.logits_dim is not None:
         raise ValueError("tie_embedding=True uses the token embedding as the head, so logits_dim cannot be set")
-    for name, default in (("head_transform_eps", 1e-5), ("head_transform_bias", True)):
-        if config.head_transform is None and getattr(config, name) != default:
-            raise ValueError(f"{name}={getattr(config, name)} is set, but head_transform is None")
+    if config.head_transform is None:
+        check_idle(config, ("head_transform_eps", "head_transform_bias"), "head_transform is None")
 
 
 def is_plain(head: nn.Linear) -> bool:

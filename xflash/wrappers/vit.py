@@ -10,7 +10,7 @@ from torch import nn
 from ..base.checks import integer, shown
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor
-from ..flags.flag import flag
+from ..flags.flag import check_idle, flag
 from ..layers.norms import LayerNorm
 from ..stack.face import AttentionLayers
 from .image_input import ImageInput
@@ -56,9 +56,7 @@ class ClassHead(nn.Module):
         """The norm of what the head reads; ValueError for flags of one that is not there."""
         if config.pool_norm:
             return LayerNorm.of(dim, eps=config.pool_norm_eps, bias=config.pool_norm_bias)
-        for name, default in (("pool_norm_eps", 1e-5), ("pool_norm_bias", False)):
-            if getattr(config, name) != default:
-                raise ValueError(f"{name}={getattr(config, name)} is set, but pool_norm is False")
+        check_idle(config, ("pool_norm_eps", "pool_norm_bias"), "pool_norm is False")
         return None
 
     def head(self, config: Config, dim: int) -> nn.Linear | None:

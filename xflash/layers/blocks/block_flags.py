@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ...flags.flag import flag
+from ...flags.flag import flag, like
 from ..scores.read import ReadFlags
+from .multi_head import MultiHead
 
 __all__ = ["BlockFlags", "RecurrentFlags"]
 
@@ -14,15 +15,9 @@ class BlockFlags(ReadFlags):
     """The flags of `block_attn`."""
 
     block_width: int = flag(512, "tokens in a block", at_least=1, tried=(8, 6, 16))
-    dim_head: int = flag(64, "width of a head", at_least=1, tried=(6,))
-    heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1, tried=(2,))
-    kv_heads: int | None = flag(
-        None,
-        "key/value heads, shared by groups of query heads (None: as many)",
-        at_least=1,
-        paper="https://arxiv.org/abs/2305.13245",
-        tried=(1, 2),
-    )
+    dim_head: int = like(MultiHead.Config, "dim_head")
+    heads: int | None = like(MultiHead.Config, "heads")
+    kv_heads: int | None = like(MultiHead.Config, "kv_heads")
     reach: Literal["blocks", "sliding"] = flag(
         "blocks",
         "a token sees its block and all of the one before, or block_width tokens, itself included",
@@ -40,7 +35,7 @@ class BlockFlags(ReadFlags):
     cosine_scale: float = flag(
         10.0, "what cosine multiplies the cosines by", above=0, tried=({"cosine_scale": 4.0, "cosine": True},)
     )
-    dropout: float = flag(0.0, "dropout of the attention weights", at_least=0, below=1, tried=(0.1,))
+    dropout: float = like(MultiHead.Config, "dropout")
     flash: bool = flag(True, "the fused softmax kernel", paper="https://arxiv.org/abs/2205.14135", tried=(False,))
     read_from: tuple[int, ...] = flag(
         (),
@@ -109,9 +104,4 @@ class RecurrentFlags(BlockFlags):
     write_from: Literal["block", "window"] = flag(
         "block", "what the vectors attend to: the full block, or two", tried=("window",)
     )
-    cosine: bool = flag(
-        True,
-        "cosine attention with learned gains per channel",
-        paper="https://arxiv.org/abs/2010.04245",
-        tried=(False,),
-    )
+    cosine: bool = like(BlockFlags, "cosine", True, tried=(False,))

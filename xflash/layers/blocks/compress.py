@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import nn
 
 from ...base.shapes import Float, Tensor
+from ...flags.flag import check_idle
 from ..kernels.softmax import shared_attention, unit
 from ..kernels.windows import Blocks, Older, Window
 from .cosine import Cosine
@@ -58,9 +59,8 @@ class Compressor(nn.Module):
 def build_compressor(kind: str, config: Any, kv_heads: int) -> Compressor | None:
     """What the flags ask for; ValueError where they contradict each other."""
     if config.compress is None:
-        for name in ("compress_factor", "compress_blocks", "compress_loss"):
-            if (value := getattr(config, name)) not in (None, False):
-                raise ValueError(f"{kind}_{name}={value} is set, but {kind}_compress is None")
+        idle = ("compress_factor", "compress_blocks", "compress_loss")
+        check_idle(config, idle, f"{kind}_compress is None", f"{kind}_")
         return None
     if config.compress_loss and config.compress != "conv":
         raise ValueError(

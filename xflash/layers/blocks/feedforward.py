@@ -10,7 +10,7 @@ from torch import nn
 from ...base.registry import activations, blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
+from ...flags.flag import check_idle, flag
 from ..norms import LayerNorm
 from ..projection import whole
 from .block import MOST, Block, Site
@@ -94,9 +94,8 @@ def gated(y: Float[Tensor, "... e"], activation: Activation, config: Any) -> Flo
 
 def check_glu(kind: str, config: Any) -> None:
     """ValueError for flags of a gate that is not there."""
-    for name, default in (("glu_limit", None), ("glu_offset", 0.0)):
-        if getattr(config, name) != default and not config.glu:
-            raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {kind}_glu is False")
+    if not config.glu:
+        check_idle(config, ("glu_limit", "glu_offset"), f"{kind}_glu is False", f"{kind}_")
 
 
 def inner_width(config: Any, site: Site, kind: str = "ff") -> int:

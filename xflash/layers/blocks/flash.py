@@ -11,7 +11,7 @@ from torch import nn
 from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
+from ...flags.flag import flag, like
 from ..kernels.carried import FlashState, across, reserve, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
 from ..kernels.groups import Documents, document_groups
@@ -20,7 +20,8 @@ from ..kernels.operators import operators_work
 from ..kernels.relative import distances
 from ..positions.distance import own_bias
 from ..projection import whole
-from .block import MOST, Block, Site
+from .block import Block, Site
+from .gated_unit import GatedUnit
 
 __all__ = ["FlashState", "MixedChunkAttention"]
 
@@ -43,21 +44,8 @@ class MixedChunkAttention(Block):
         group_size: int = flag(
             256, "tokens in a group", at_least=1, paper="https://arxiv.org/abs/2202.10447", tried=(5, 7, 64)
         )
-        query_key_dim: int = flag(
-            128,
-            "width of the shared projection that queries and keys come from",
-            at_least=1,
-            paper="https://arxiv.org/abs/2202.10447",
-            tried=(10,),
-        )
-        expansion_factor: float = flag(
-            2.0,
-            "width of values and gate, times the model's",
-            above=0,
-            at_most=MOST,
-            paper="https://arxiv.org/abs/2202.10447",
-            tried=(1.5,),
-        )
+        query_key_dim: int = like(GatedUnit.Config, "query_key_dim", tried=(10,))
+        expansion_factor: float = like(GatedUnit.Config, "expansion_factor")
         attn_fn: AttnFn = flag(
             "relu2",
             "scores inside a group to weights",
@@ -88,7 +76,7 @@ class MixedChunkAttention(Block):
         gamma_init: Literal["ones", "normal"] = flag(
             "ones", "start of the gains of queries and keys: 1, or N(0, .02)", tried=("normal",)
         )
-        offset: bool = flag(True, "learned offsets of queries and keys beside their gains", tried=(False,))
+        offset: bool = like(GatedUnit.Config, "offset")
         bias: bool = flag(False, "biases in the two linear maps", tried=(True,))
         dropout: float = flag(0.0, "dropout of the weights inside a group", at_least=0, below=1, tried=(0.1,))
         max_documents: int | None = flag(

@@ -12,7 +12,7 @@ from ...base.registry import activations, blocks
 from ...base.roles import Role
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
+from ...flags.flag import flag, like
 from ..kernels.experts import Sorted, grouped_linear, mixed
 from .block import MOST, Block, Site
 from .feedforward import FeedForward, check_glu, gated, inner_width
@@ -43,20 +43,9 @@ class MixtureOfExperts(Block):
             None, "inner width of an expert in channels (None: as moe_mult says)", at_least=1, tried=(25,)
         )
         activation: str = flag("gelu", "a registered activation, as of ff", tried=("silu",))
-        glu: bool = flag(
-            False,
-            "gate one half of the inner projection with the activation of the other",
-            paper="https://arxiv.org/abs/2002.05202",
-            tried=(True,),
-        )
-        glu_limit: float | None = flag(
-            None, "what is gated stays within this, what its gate is made of at most at it (None: no limit)",
-            above=0, paper="https://arxiv.org/abs/2508.10925", tried=({"glu_limit": 0.5, "glu": True},),
-        )  # fmt: skip
-        glu_offset: float = flag(
-            0.0, "what is added to what is gated", paper="https://arxiv.org/abs/2508.10925",
-            tried=({"glu_offset": 1.0, "glu": True},),
-        )  # fmt: skip
+        glu: bool = like(FeedForward.Config, "glu")
+        glu_limit: float | None = like(FeedForward.Config, "glu_limit")
+        glu_offset: float = like(FeedForward.Config, "glu_offset")
         no_bias: bool = flag(False, "experts without biases", tried=(True,))
         router: Literal["softmax", "sigmoid"] = flag(
             "softmax", "what makes weights of the router's scores", tried=("sigmoid",)
@@ -75,7 +64,7 @@ class MixtureOfExperts(Block):
         shared_gate: bool = flag(
             False, "a sigmoid gate of each token on the shared expert", tried=({"shared_dim": 7, "shared_gate": True},)
         )
-        dropout: float = flag(0.0, "dropout behind the activation", at_least=0, below=1, tried=(0.1,))
+        dropout: float = like(FeedForward.Config, "dropout")
 
     mixes_tokens = False
     # Tokens never meet here, so neither can be violated.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...base.shapes import Float, Tensor
-from ...flags.flag import flag
+from ...flags.flag import check_idle, flag
 from ..kernels.softmax import unit
 from ..norms import rms_normed
 from ..scores.read import ReadFlags
@@ -100,10 +100,8 @@ class QKNorm(Reading):
         """ValueError for flags of which one has no effect, or that contradict each other."""
         kind, defaults = self.kind, QKFlags.__dataclass_fields__
         for asked, details in DETAILS.items():
-            for name in details:
-                if not getattr(config, asked) and getattr(config, name) != defaults[name].default:
-                    off = f"{kind}_{asked} is {getattr(config, asked)}"
-                    raise ValueError(f"{kind}_{name}={getattr(config, name)} is set, but {off}")
+            if not (said := getattr(config, asked)):
+                check_idle(config, details, f"{kind}_{asked} is {said}", f"{kind}_")
         if not config.qk_norm:
             return
         if config.qk_rmsnorm is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ...base.shapes import Float, Tensor
-from ...flags.flag import flag
+from ...flags.flag import check_idle, flag, flags_of
 from .angles import inverse_frequencies
 
 __all__ = ["ScalingFlags", "amplitude", "check_factors", "check_scaling", "scaled_frequencies"]
@@ -153,12 +153,11 @@ def amplitude(config: Any) -> float:
 def check_scaling(config: ScalingFlags, name: str) -> None:
     """ValueError where a way lacks a flag that it needs, or has one that it doesn't know."""
     kind, said = KINDS[config.scaling], f"{name}_scaling={config.scaling!r}"
-    for detail, field in ScalingFlags.__dataclass_fields__.items():
-        value = getattr(config, detail)
-        if detail in kind.needs and value is None:
-            raise ValueError(f"{said} needs {' and '.join(f'{name}_{each}' for each in kind.needs)}")
-        if detail not in ("scaling", *kind.needs, *kind.takes) and value != field.default:
-            raise ValueError(f"{name}_{detail}={value!r} is set, but {said} does not use it")
+    if any(getattr(config, detail) is None for detail in kind.needs):
+        raise ValueError(f"{said} needs {' and '.join(f'{name}_{each}' for each in kind.needs)}")
+    known = {"scaling", *kind.needs, *kind.takes}
+    idle = [detail for detail in flags_of(ScalingFlags) if detail not in known]
+    check_idle(config, idle, f"{said} does not use it", f"{name}_")
     turns = config.scaling_turns
     if turns is not None and turns[0] >= turns[1]:
         raise ValueError(f"{name}_scaling_turns={turns} must be two numbers of which the second is the larger")
