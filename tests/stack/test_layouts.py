@@ -1,12 +1,14 @@
 """What a layout says of whole layers is what is built: counted, and compared with the same column written by hand."""
 
+from dataclasses import fields
+
 import laws
 import pytest
 import torch
 from cases import build
 from torch import nn
 
-from xflash import Decoder, Encoder, TransformerWrapper, from_config, norms
+from xflash import Ctx, Decoder, Encoder, TransformerWrapper, from_config, norms
 from xflash.flags.flag import flags_of
 from xflash.flags.layout import AROUND
 from xflash.layers.apart import Apart
@@ -330,3 +332,10 @@ def test_every_registered_norm_can_be_a_layers():
     for name in norms:
         stack = Decoder(**SMALL, layers=f"attn(norm={name}) ff")
         assert type(stack.branches[0].before) is norms[name]
+
+
+def test_what_a_block_with_positions_of_its_own_sees_is_the_same_call_otherwise():
+    values = {field.name: object() for field in fields(Ctx)} | {"apart": {("own",): "its positions"}}
+    ctx = Ctx(**values)
+    seen = {field.name: getattr(ctx.seen_by(("own",)), field.name) for field in fields(Ctx)}
+    assert seen == {**values, "relative": "its positions"} and ctx.seen_by(None) is ctx
