@@ -67,6 +67,7 @@ CASES = {
     **{f"block {name}": {"layers": COMPANY.get(name, name)} for name in blocks},
     "a context in pieces": {"layers": "cross_attn state_read recurrent", "shift_tokens": 1, "num_memory_tokens": 7},
     "states read below": {"layers": "block_attn(read_from=(1,)) flash recurrent(reads=False) ff", "depth": 1},
+    "states read by another": {"layers": "recurrent(reads=False) recurrent(read_from=(1,))", "depth": 1},
     "read_layer": {"layers": "block_attn recurrent(read_layer=1) ff", "depth": 1},
     "experts": {"layers": "attn moe", "moe_experts": 5, "moe_dim": 7, "shift_tokens": 1},
     "experts shared": {"layers": "moe+attn moe(top_k=1)", "moe_shared_dim": 5, "moe_shared_gate": True, "moe_glu": True}

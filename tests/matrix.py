@@ -1,4 +1,4 @@
-"""A pairwise covering set of the flags: every value of a flag meets every value of every other in some stack.
+"""Pairwise covering sets of the flags, one for the blocks of a kind: each value of a flag meets each of every other.
 
 Layouts hold every block, so that no flag lacks its block; a combination that xflash refuses is counted, the pair that
 is to blame is found, and the other pairs it would have covered are covered by further combinations.
@@ -33,10 +33,20 @@ AROUND = ("norm_place", "shift_tokens", "num_memory_tokens", "layer_dropout", "g
 EVERY = [name for name in flags_of(StackConfig) if name not in (*LAYOUT, "cross_attend")]
 STACK: Axes = {"layers": layouts(PLAIN), **stack_axes(EVERY), **norm_axes(), **apart(PLAIN)}
 CROSSED: Axes = {"layers": layouts(CROSS), **stack_axes((*AROUND, "cross_attend")), **together(CROSS)}
-BACK: Axes = {"layers": layouts(RECURRENT), **stack_axes((*AROUND, "pos")), **apart(RECURRENT)}
+BACK: Axes = {
+    "layers": layouts(RECURRENT), **stack_axes((*AROUND, "pos")), **together(RECURRENT[:2]), **apart(RECURRENT[2:]),
+}  # fmt: skip
 ROUTED: Axes = {"layers": layouts(EXPERTS), **stack_axes(AROUND), **apart(EXPERTS)}
-# Frequencies are scaled in the same way whatever they turn.
-BACK["pos"] = [choice for choice in BACK["pos"] if "rotary_scaling" not in choice]
+# Frequencies are scaled in the same way whatever stands around: not each way meets all flags of all blocks. Blocks of
+# tokens, which are on no grid, have one of the ways.
+SCALED: Axes = {"layers": layouts(PLAIN), **stack_axes((*AROUND, "pos"))}
+SCALED["pos"] = [choice for choice in SCALED["pos"] if "rotary_scaling" in choice]
+STACK["pos"] = [choice for choice in STACK["pos"] if "rotary_scaling" not in choice]
+BACK["pos"] = [
+    choice
+    for choice in BACK["pos"]
+    if "rotary2d" not in str(choice.get("pos")) and choice.get("rotary_scaling") in (None, "yarn")
+]
 
 
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
@@ -50,6 +60,7 @@ DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]
     "stack": (STACK, build_stack, (True, False)),
     "cross": (CROSSED, build_stack, (True, False)),
     "recurrent": (BACK, build_stack, (True,)),
+    "scaled": (SCALED, build_stack, (True, False)),
     "experts": (ROUTED, build_stack, (True, False)),
     "wrapper": (WRAPPER, build_model, (True, False)),
     "vit": (VIT, build_vit, (False,)),

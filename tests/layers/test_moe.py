@@ -116,25 +116,3 @@ def test_scores_without_bound_give_no_nan():
 def test_what_makes_no_sense_is_refused(flags: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Decoder(**{"dim": DIM, "depth": 1, "heads": 1, "layers": "attn moe", **flags})
-
-
-@pytest.mark.slow
-def test_a_compiled_stack_of_experts_takes_every_length():
-    torch.manual_seed(0)
-    stack = Decoder(dim=DIM, depth=1, heads=1, layers="attn moe", moe_experts=3, moe_dim=7)
-    compiled = torch.compile(stack, backend="aot_eager")
-    for n in (2, 5, 13, 29, 89, 211):
-        x = torch.randn(1, n, DIM, requires_grad=True)
-        torch.testing.assert_close(compiled(x), stack(x), rtol=1e-4, atol=1e-5)
-        compiled(x).sum().backward()
-
-
-@pytest.mark.slow
-def test_an_exported_stack_of_experts_takes_every_length():
-    torch.manual_seed(0)
-    stack = Decoder(dim=DIM, depth=1, heads=1, layers="attn+moe", moe_experts=3, moe_dim=7).eval()
-    lengths = {"x": {1: torch.export.Dim("n", min=2, max=512)}}
-    exported = torch.export.export(stack, (torch.randn(2, 7, DIM),), dynamic_shapes=lengths).module()
-    for n in (2, 13, 211):
-        x = torch.randn(2, n, DIM)
-        torch.testing.assert_close(exported(x), stack(x), rtol=1e-4, atol=1e-5)

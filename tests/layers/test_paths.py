@@ -52,7 +52,7 @@ def situations(stack) -> dict[str, dict]:
 
 def variants(name: str) -> list[dict]:
     """The block with each position it can use, and each choice that the matrix of flags has for it with one of them."""
-    domains = (matrix.STACK, matrix.CROSSED, matrix.BACK)
+    domains = (matrix.STACK, matrix.CROSSED, matrix.BACK, matrix.ROUTED)
     able = blocks[name].positions - ({"rotary"} if blocks[name].takes_context else set())
     turns = [{}, *({"pos": pos} for pos in sorted(able))]
     found: list[dict] = []

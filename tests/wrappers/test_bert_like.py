@@ -229,7 +229,7 @@ def test_compiled_is_eager(kind):
         (
             {"embed_num_tokens": 2},
             TypeError,
-            "must be a mapping of names to whole numbers or None, not 2",
+            "embed_num_tokens must be a mapping of names to whole numbers or None, not 2",
         ),
         ({"embed_num_tokens": {3: 2}}, TypeError, "embed_num_tokens must map names to numbers, but 3 is no name"),
         ({"embed_num_tokens": {"": 2}}, ValueError, "has the name ''"),

@@ -152,7 +152,7 @@ def test_starts_sane_with_twelve_layers():
         (
             lambda: model(norm="rmsnorm"),
             ValueError,
-            "is set, but FLASHTransformer has it as 'norm_type'",
+            "norm='rmsnorm' is set, but FLASHTransformer has it as 'norm_type'",
         ),
         (lambda: GAU(DIM, norm="rmsnorm"), ValueError, "norm='rmsnorm' is set, but GAU has it as 'norm_klass'"),
         (lambda: FLASH(DIM, layers="gau"), ValueError, "layers='gau' is set, but FLASH decides that itself"),
@@ -164,7 +164,7 @@ def test_starts_sane_with_twelve_layers():
         (
             lambda: FLASH(DIM, rotary_pos_emb=nn.Identity()),
             TypeError,
-            "must be True or False or None, not Identity",
+            "rotary_pos_emb must be True or False or None, not Identity",
         ),
     ],
 )

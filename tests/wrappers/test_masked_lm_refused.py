@@ -36,7 +36,7 @@ from xflash import Decoder, NonAutoregressiveWrapper
         (
             lambda: masked_lm(mask_ignore_token_ids=3),
             TypeError,
-            "must be a tuple of whole numbers, not 3",
+            "mask_ignore_token_ids must be a tuple of whole numbers, not 3",
         ),
         (lambda: masked_lm(mask_ignore_token_ids=(99,)), ValueError, "mask_ignore_token_ids must be below num_tokens"),
         (lambda: masked_lm(mask_ignore_token_ids=tuple(range(22))), ValueError, "all 23 tokens are special ones"),
