@@ -26,12 +26,14 @@ from test_timm import peer as timm_peer
 
 from xflash.convert import from_timm, from_transformers
 from xflash.convert.timm import read_model
-from xflash.convert.transformers.family import family_of
-from xflash.convert.transformers.settings import Settings
+from xflash.convert.transformers.convert import plan_of
 
 # What says how large a model is, not what it is.
 SIZED = {"dim", "depth", "heads", "attn_dim_head", "attn_kv_heads", "ff_dim", "moe_dim", "num_tokens", "max_seq_len"}
 SIZED |= {"image_size", "patch_size", "channels", "num_classes"}
+
+# Flags that are on where nothing is said.
+ON = {"final_norm", "patch_norm", "rotary_scaling_truncate", "head_transform_bias", "moe_normalize", "use_abs_pos_emb"}
 
 
 def is_timm(theirs):
@@ -40,13 +42,10 @@ def is_timm(theirs):
 
 def flags_of(theirs):
     """The flags of a model that are not sizes, as text."""
-    if is_timm(theirs):
-        flags = read_model(theirs)[0]
-    else:
-        settings = Settings(theirs.config.to_dict())
-        flags = family_of(settings).flags(settings)
+    flags = read_model(theirs)[0] if is_timm(theirs) else plan_of(theirs).flags
     said = {**flags.stack, **flags.model}
-    kept = {name: value for name, value in said.items() if name not in SIZED and value not in (None, False, 0.0)}
+    kept = {name: value for name, value in said.items() if name not in SIZED and value not in (None, 0.0)}
+    kept = {name: value for name, value in kept.items() if value is not False or name in ON}
     return " ".join(f"{name}={value!r}" for name, value in kept.items() if "dropout" not in name)
 
 

@@ -71,4 +71,4 @@ def test_a_config_of_images_is_refused():
     ours = small()
     config = {"model_type": "vit", "hidden_size": 42, "num_attention_heads": 6, "num_hidden_layers": 2}
     with pytest.raises(ValueError, match="another model: it is a TransformerWrapper, not a ViTransformerWrapper"):
-        to_transformers(ours, {**config, "intermediate_size": 168})
+        to_transformers(ours, {**config, "intermediate_size": 168, "layer_norm_eps": 1e-6})

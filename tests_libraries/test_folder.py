@@ -9,7 +9,7 @@ import pytest
 import torch
 from peers import causal, tokens
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Model, LlamaModel
+from transformers import GPT2Model, LlamaForCausalLM, LlamaModel, OPTModel
 
 from xflash.convert import from_pretrained, from_transformers
 
@@ -22,6 +22,7 @@ KINDS = {
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 19, "head_dim": 10},
     "gemma3_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 5},
     "gpt2": GPT2,
+    "opt": {"ffn_dim": 59, "max_position_embeddings": 41, "hidden_size": 42, "word_embed_proj_dim": 42},
     "gpt_oss": {"num_local_experts": 5, "num_experts_per_tok": 3},
     "gpt_neox": {"hidden_size": 48},
     "falcon": {"hidden_size": 48},
@@ -55,11 +56,11 @@ def test_device_and_dtype(tmp_path):
     assert ours(tokens(2, 7)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("cls", [LlamaModel, GPT2Model])
+@pytest.mark.parametrize("cls", [LlamaModel, GPT2Model, OPTModel])
 def test_models_without_a_head(cls, tmp_path):
     """Names have no prefix there."""
-    kind = {"LlamaModel": "llama", "GPT2Model": "gpt2"}[cls.__name__]
-    theirs = cls(causal(kind, **(GPT2 if kind == "gpt2" else {})).config).eval()
+    kind = cls.__name__.removesuffix("Model").lower()
+    theirs = cls(causal(kind, **KINDS.get(kind, {})).config).eval()
     theirs.save_pretrained(tmp_path)
     x = tokens(2, 11)
     with torch.no_grad():
@@ -217,3 +218,62 @@ def test_there_is_no_second_copy_in_memory(tmp_path):
     size, peak = map(int, out.split())
     print(f"{size / 2**20:.0f} MiB of weights, {peak / 2**20:.0f} MiB more at the peak")
     assert size > 150 * 2**20 and 0.9 * size < peak < 1.15 * size
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
+def test_a_head_that_is_tied_by_the_config_alone_is_refused(kind, tmp_path):
+    """transformers ties two stored weights only where they are of the same numbers."""
+    theirs = causal(kind, **{**KINDS[kind], "tie_word_embeddings": False})
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    said = "the weight 'lm_head.weight' is not '.*' again, as the config says"
+    with pytest.raises(ValueError, match=said):
+        from_pretrained(tmp_path)
+    theirs.config.tie_word_embeddings = True
+    with pytest.raises(ValueError, match=said):
+        from_transformers(theirs)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if name.endswith(("embed_tokens.weight", "wte.weight")))
+    save_file({**weights, "lm_head.weight": weights[name].clone()}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert from_pretrained(tmp_path).to_logits is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"rms_norm_eps": None}, "the 'qwen3' config has no rms_norm_eps"),
+        (
+            {"layer_types": ["full_attention"]},
+            r"layer_types=\['full_attention'\] of a 'qwen3' .* there are 3 layers",
+        ),
+        ({"layer_types": ["full_attention", "other", "full_attention"]}, "layer_types='other' of a 'qwen3' config"),
+    ],
+)
+def test_settings_that_would_be_guessed_are_refused(changed, message, tmp_path):
+    causal("qwen3", num_hidden_layers=3).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changed
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(tmp_path)
+
+
+def test_an_adapters_weights_are_refused_in_a_sentence():
+    theirs = causal("llama")
+    theirs.state_dict = lambda: {"lora_A.weight": torch.zeros(3, 3)}
+    with pytest.raises(ValueError, match=r"there is no place for the weight 'lora_A\.weight'"):
+        from_transformers(theirs)
+
+
+def test_of_two_sayings_of_rotary_positions_the_older_one_counts(tmp_path):
+    """As transformers has it: `rope_scaling` before `rope_parameters`."""
+    theirs = causal("llama", rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0})
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    other = {"rope_type": "linear", "factor": 5.0, "rope_theta": 500.0}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_scaling": other}))
+    x = tokens(2, 11)
+    with torch.no_grad():
+        expected = LlamaForCausalLM.from_pretrained(tmp_path)(x).logits
+        assert (from_pretrained(tmp_path)(x) - expected).abs().max() < 1e-4
+        assert (theirs(x).logits - expected).abs().max() > 1e-3

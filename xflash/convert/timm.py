@@ -81,10 +81,11 @@ def from_timm(model: nn.Module) -> Any:
     family = Family(lambda settings: flags, table, vision, prefix="", tied={}, front=front)
     with torch.device("meta"):
         ours = vision(flags)
-    plan = Plan(family, ours, places_of(table, ours))
+    plan = Plan(family, flags, ours, places_of(table, ours))
     weights = model.state_dict()
-    laid, main = plan.laid(weights), plan.main_of(weights)
+    laid = plan.laid(weights)
     plan.check(laid)
+    main = plan.main_of(weights)
     return plan.filled(laid, main.device, main.dtype).train(model.training)
 
 

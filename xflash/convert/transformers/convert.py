@@ -20,7 +20,7 @@ from . import qwen as qwen
 from . import smollm3 as smollm3
 from . import t5 as t5
 from . import vit as vit
-from .fill import build
+from .fill import Plan, build
 
 __all__ = ["from_transformers"]
 
@@ -40,11 +40,16 @@ def from_transformers(model: nn.Module, long_context: bool = False) -> Any:
             "from_transformers takes a model of transformers, such as a LlamaForCausalLM, not "
             f"{type(model).__module__}.{type(model).__qualname__}"
         )
-    weights = model.state_dict()
-    plan = build(config.to_dict(), type(model).__name__, long_context, has_own_head(weights))
-    main, laid = plan.main_of(weights), plan.laid(weights)
+    plan, weights = plan_of(model, long_context), model.state_dict()
+    laid = plan.laid(weights)
     plan.check(laid)
+    main = plan.main_of(weights)
     return plan.filled(laid, main.device, main.dtype).train(model.training)
+
+
+def plan_of(model: Any, long_context: bool = False) -> Plan:
+    """What the model is built of here, and where its weights go."""
+    return build(model.config.to_dict(), type(model).__name__, long_context, has_own_head(model.state_dict()))
 
 
 def has_own_head(weights: dict[str, Any]) -> bool:

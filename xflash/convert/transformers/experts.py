@@ -47,7 +47,7 @@ def experts(settings: Settings, stack: dict[str, Any], width: int) -> dict[str, 
     settings.without_effect("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")
     return {
         "moe_experts": settings.need("num_local_experts", "num_experts"),
-        "moe_top_k": settings("num_experts_per_tok", 2),
+        "moe_top_k": settings.need("num_experts_per_tok"),
         "moe_dim": width,
         "moe_activation": stack["ff_activation"],
         "moe_glu": True,
@@ -85,7 +85,7 @@ def gpt_oss(settings: Settings) -> Flags:
     settings.need("rope_parameters", "rope_scaling")
     stack, model = llama(settings)
     biased = settings("attention_bias", True)
-    stack |= {"attn_qkv_bias": biased, "attn_out_bias": biased, "norm_eps": settings("rms_norm_eps", 1e-5)}
+    stack |= {"attn_qkv_bias": biased, "attn_out_bias": biased, "norm_eps": settings.need("rms_norm_eps")}
     settings.only("swiglu_alpha", 1.702)
     # What experts have instead; what older files say twice.
     settings.without_effect("experts_per_token", "initial_context_length")

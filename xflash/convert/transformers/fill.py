@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...base.registry import nearest
-from .family import Family, family_of, head_of
+from .family import Family, Flags, family_of, head_of
 from .front import read
 from .names import places_of
 from .places import Place
@@ -24,6 +24,7 @@ class Plan(NamedTuple):
     """A model without memory for its weights, and where each weight of another library goes, by name."""
 
     family: Family
+    flags: Flags
     model: nn.Module
     places: dict[str, list[Place]]
 
@@ -44,6 +45,15 @@ class Plan(NamedTuple):
             elif not weight.dtype.is_floating_point:
                 raise ValueError(f"the weight {name!r} is {weight.dtype}: quantised weights have no counterpart here")
         self.check_whole(found)
+        self.check_again(found)
+
+    def check_again(self, found: Mapping[str, Any]) -> None:
+        """ValueError for a weight that is to be another one again, and is stored beside it with other numbers."""
+        for name, other in self.family.tied.items():
+            if name not in self.places and name in found and other in found and not equal(found[name], found[other]):
+                raise ValueError(
+                    f"the weight {name!r} is not {other!r} again, as the config says (tie_word_embeddings=True)"
+                )
 
     def main_of(self, weights: Mapping[str, Any]) -> Any:
         """The weight that says what the model's dtype is, and its device."""
@@ -94,6 +104,12 @@ class Plan(NamedTuple):
         return model
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether two weights are of the same numbers, looked at only where they do not share them."""
+    shared = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.data_ptr() == b.data_ptr()
+    return shared or torch.equal(read(a), read(b))
+
+
 def emptied(model: nn.Module, device: torch.device | str) -> nn.Module:
     """A model with memory for its weights; what was one weight in two places is so still."""
     first: dict[int, str] = {}
@@ -119,4 +135,4 @@ def build(config: Mapping[str, Any], head: str | None, long_context: bool = Fals
     settings.finish()
     with torch.device("meta"):
         model = family.build(flags)
-    return Plan(family, model, places_of(family.weights, model))
+    return Plan(family, flags, model, places_of(family.weights, model))

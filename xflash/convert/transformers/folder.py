@@ -58,11 +58,11 @@ def local(folder: Any) -> Path:
     try:
         from huggingface_hub import snapshot_download  # ty: ignore
 
-        return Path(snapshot_download(folder, allow_patterns=list(FILES)))
+        return Path(snapshot_download(folder, allow_patterns=list(FILES), ignore_patterns=["*/*"]))
     except ImportError:
         reason = "pip install huggingface_hub asks the hub for it"
     except Exception as error:
-        reason = f"the hub did not give it: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        reason = f"the hub did not give it: {type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     raise ValueError(f"there is no folder {folder!r}, and {reason}") from None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from .settings import Settings
 
-__all__ = ["attention", "layered", "types_of", "windowed"]
+__all__ = ["attention", "layered", "said_types", "types_of", "windowed"]
 
 
 def layered(layers: Sequence[str]) -> dict[str, Any]:
@@ -18,13 +18,18 @@ def layered(layers: Sequence[str]) -> dict[str, Any]:
 def types_of(settings: Settings, depth: int, every: int | None = None) -> list[str]:
     """Which layers have windows: `layer_types`, or all but each `every`-th, or as older files of Qwen say."""
     first, on = settings("max_window_layers", depth), settings("use_sliding_window", False)
-    types = settings("layer_types")
-    if types is None:
-        some = [on and layer >= first if every is None else (layer + 1) % every for layer in range(depth)]
-        return ["sliding_attention" if window else "full_attention" for window in some]
+    some = [on and layer >= first if every is None else (layer + 1) % every for layer in range(depth)]
+    return said_types(settings, ["sliding_attention" if window else "full_attention" for window in some])
+
+
+def said_types(settings: Settings, otherwise: list[str]) -> list[str]:
+    """The `layer_types` of a config, `otherwise` where it has none; ValueError for others, or for some layers only."""
+    types = settings("layer_types", otherwise)
     for name in types:
         if name not in ("sliding_attention", "full_attention"):
             raise settings.error("layer_types", name, "known are sliding_attention and full_attention")
+    if len(types) != len(otherwise):
+        raise settings.error("layer_types", types, f"there are {len(otherwise)} layers")
     return types
 
 
@@ -37,4 +42,5 @@ def attention(**flags: Any) -> str:
 def windowed(settings: Settings, depth: int, every: int | None = None) -> dict[str, Any]:
     """The flags of a column whose attention has windows in some layers."""
     window, types = settings("sliding_window"), types_of(settings, depth, every)
+    window = window if settings("use_sliding_window", True) else None
     return layered([attention(window=window if name == "sliding_attention" else None) + " ff" for name in types])

@@ -46,7 +46,7 @@ def llama(settings: Settings, share: float | None = None) -> Flags:
         "heads": heads,
         "layers": "attn ff",
         "norm": "rmsnorm",
-        "norm_eps": settings("rms_norm_eps", 1e-6),
+        "norm_eps": settings.need("rms_norm_eps"),
         "attn_dim_head": dim_head,
         "attn_kv_heads": settings("num_key_value_heads", heads),
         "attn_qkv_bias": biased,

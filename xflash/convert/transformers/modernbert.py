@@ -3,7 +3,7 @@
 from typing import Any
 
 from .family import Family, Flags, encoder, families
-from .layers import attention, layered
+from .layers import attention, layered, said_types
 from .llama import ACTIVATIONS
 from .rope import two_ropes
 from .settings import Settings
@@ -41,6 +41,8 @@ def modernbert(settings: Settings) -> Flags:
     dim, heads, eps = settings.need("hidden_size"), settings.need("num_attention_heads"), settings("norm_eps", 1e-5)
     has_bias, norm_bias = settings("attention_bias", False), settings("norm_bias", False)
     bases = (settings("global_rope_theta", 160000.0), settings("local_rope_theta", 10000.0))
+    # transformers gives what an old file says to layers of both kinds.
+    settings.only("rope_scaling", None)
     wide, near = two_ropes(settings, dim // heads, bases)
     stack: dict[str, Any] = {
         "dim": dim,
@@ -65,7 +67,7 @@ def modernbert(settings: Settings) -> Flags:
 
 def layers(settings: Settings, near: dict[str, Any]) -> list[str]:
     depth, every = settings.need("num_hidden_layers"), settings("global_attn_every_n_layers", 3)
-    types = settings("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(depth)]
+    types = said_types(settings, ["sliding_attention" if i % every else "full_attention" for i in range(depth)])
     window = {"window": settings("local_attention", 128) // 2 + 1, **near}
     own = [window if kind == "sliding_attention" else {} for kind in types]
     return [attention(**flags, norm=None if layer else "none") + " ff" for layer, flags in enumerate(own)]

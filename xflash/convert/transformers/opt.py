@@ -9,31 +9,31 @@ from .settings import Settings
 __all__ = ["opt"]
 
 WEIGHTS = """
-    embed_tokens.weight                          embedding.token_emb.weight
-    embed_positions.weight                       embedding.pos_emb.weight
-    layers.{i}.self_attn_layer_norm.weight       attn.before.gain
-    layers.{i}.self_attn_layer_norm.bias         attn.before.bias
-    layers.{i}.self_attn_layer_norm.weight       attn.final.gain
-    layers.{i}.self_attn_layer_norm.bias         attn.final.bias
-    layers.{i}.self_attn.q_proj.weight           attn.block.query_key_value.weight[q]
-    layers.{i}.self_attn.q_proj.bias             attn.block.query_key_value.bias[q]
-    layers.{i}.self_attn.k_proj.weight           attn.block.query_key_value.weight[k]
-    layers.{i}.self_attn.k_proj.bias             attn.block.query_key_value.bias[k]
-    layers.{i}.self_attn.v_proj.weight           attn.block.query_key_value.weight[v]
-    layers.{i}.self_attn.v_proj.bias             attn.block.query_key_value.bias[v]
-    layers.{i}.self_attn.out_proj.weight         attn.block.to_out.weight
-    layers.{i}.self_attn.out_proj.bias           attn.block.to_out.bias
-    layers.{i}.final_layer_norm.weight           ff.before.gain
-    layers.{i}.final_layer_norm.bias             ff.before.bias
-    layers.{i}.final_layer_norm.weight           ff.final.gain
-    layers.{i}.final_layer_norm.bias             ff.final.bias
-    layers.{i}.fc1.weight                        ff.block.to_inner.weight
-    layers.{i}.fc1.bias                          ff.block.to_inner.bias
-    layers.{i}.fc2.weight                        ff.block.to_out.weight
-    layers.{i}.fc2.bias                          ff.block.to_out.bias
-    final_layer_norm.weight                      attn_layers.final_norm.gain
-    final_layer_norm.bias                        attn_layers.final_norm.bias
-    lm_head.weight                               to_logits.weight
+    decoder.embed_tokens.weight                     embedding.token_emb.weight
+    decoder.embed_positions.weight                  embedding.pos_emb.weight
+    decoder.layers.{i}.self_attn_layer_norm.weight  attn.before.gain
+    decoder.layers.{i}.self_attn_layer_norm.bias    attn.before.bias
+    decoder.layers.{i}.self_attn_layer_norm.weight  attn.final.gain
+    decoder.layers.{i}.self_attn_layer_norm.bias    attn.final.bias
+    decoder.layers.{i}.self_attn.q_proj.weight      attn.block.query_key_value.weight[q]
+    decoder.layers.{i}.self_attn.q_proj.bias        attn.block.query_key_value.bias[q]
+    decoder.layers.{i}.self_attn.k_proj.weight      attn.block.query_key_value.weight[k]
+    decoder.layers.{i}.self_attn.k_proj.bias        attn.block.query_key_value.bias[k]
+    decoder.layers.{i}.self_attn.v_proj.weight      attn.block.query_key_value.weight[v]
+    decoder.layers.{i}.self_attn.v_proj.bias        attn.block.query_key_value.bias[v]
+    decoder.layers.{i}.self_attn.out_proj.weight    attn.block.to_out.weight
+    decoder.layers.{i}.self_attn.out_proj.bias      attn.block.to_out.bias
+    decoder.layers.{i}.final_layer_norm.weight      ff.before.gain
+    decoder.layers.{i}.final_layer_norm.bias        ff.before.bias
+    decoder.layers.{i}.final_layer_norm.weight      ff.final.gain
+    decoder.layers.{i}.final_layer_norm.bias        ff.final.bias
+    decoder.layers.{i}.fc1.weight                   ff.block.to_inner.weight
+    decoder.layers.{i}.fc1.bias                     ff.block.to_inner.bias
+    decoder.layers.{i}.fc2.weight                   ff.block.to_out.weight
+    decoder.layers.{i}.fc2.bias                     ff.block.to_out.bias
+    decoder.final_layer_norm.weight                 attn_layers.final_norm.gain
+    decoder.final_layer_norm.bias                   attn_layers.final_norm.bias
+    lm_head.weight                                  to_logits.weight
 """
 
 
@@ -71,4 +71,4 @@ def opt(settings: Settings) -> Flags:
     return Flags(stack, model)
 
 
-families["opt"] = Family(opt, WEIGHTS, prefix="model.decoder.")
+families["opt"] = Family(opt, WEIGHTS, tied={"lm_head.weight": "decoder.embed_tokens.weight"})

@@ -14,8 +14,9 @@ def rope(settings: Settings, dim_head: int, base: float = 10000.0, share: float 
 
     None: models of this kind turn all channels, whatever is said.
     """
-    said = settings("rope_parameters") or settings("rope_scaling", {})
-    settings.without_effect("rope_scaling")
+    # transformers, which writes the first, takes the second where there are both.
+    said = settings("rope_scaling") or settings("rope_parameters", {})
+    settings.without_effect("rope_parameters")
     base = settings("rope_theta", base)
     if share is None:
         settings.only("partial_rotary_factor", 1.0)

@@ -97,7 +97,7 @@ def vit(settings: Settings) -> Flags:
         "layers": "attn ff",
         "norm": "layernorm",
         "norm_bias": True,
-        "norm_eps": settings("layer_norm_eps", 1e-12),
+        "norm_eps": settings.need("layer_norm_eps"),
         "attn_dim_head": settings("head_dim", dim // heads),
         "attn_qkv_bias": settings("qkv_bias", True),
         "attn_out_bias": True,
