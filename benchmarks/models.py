@@ -44,8 +44,7 @@ def flags_of(theirs):
     """The flags of a model that are not sizes, as text."""
     flags = read_model(theirs)[0] if is_timm(theirs) else plan_of(theirs).flags
     said = {**flags.stack, **flags.model}
-    kept = {name: value for name, value in said.items() if name not in SIZED and value not in (None, 0.0)}
-    kept = {name: value for name, value in kept.items() if value is not False or name in ON}
+    kept = {name: value for name, value in said.items() if name not in SIZED and (value or name in ON)}
     return " ".join(f"{name}={value!r}" for name, value in kept.items() if "dropout" not in name)
 
 
