@@ -48,3 +48,20 @@ def live(model, dtype=torch.float32):
 
 def tokens(rows, n, seed=1):
     return torch.randint(3, V, (rows, n), generator=torch.Generator().manual_seed(seed))
+
+
+def same(ours, others):
+    """Whether two models have the same weights, to the bit."""
+    found, expected = ours.state_dict(), others.state_dict()
+    assert list(found) == list(expected)
+    for name, t in found.items():
+        assert t.dtype == expected[name].dtype and torch.equal(t, expected[name]), name
+
+
+def nothing_is_shared(theirs, convert):
+    """What is done to a converted model leaves the other one as it was."""
+    before = {name: t.clone() for name, t in theirs.state_dict().items()}
+    with torch.no_grad():
+        for parameter in convert(theirs).parameters():
+            parameter.zero_()
+    assert all(torch.equal(t, before[name]) for name, t in theirs.state_dict().items())

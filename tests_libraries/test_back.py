@@ -2,18 +2,11 @@
 
 import pytest
 import torch
-from peers import causal, tokens
+from peers import causal, same, tokens
 from test_decoders import CASES
 
 from xflash import Decoder, Encoder, TransformerWrapper
 from xflash.convert import from_transformers, to_transformers
-
-
-def same(ours, others):
-    found, expected = ours.state_dict(), others.state_dict()
-    assert list(found) == list(expected)
-    for name, t in found.items():
-        assert t.dtype == expected[name].dtype and torch.equal(t, expected[name]), name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peers import causal, tokens
+from peers import causal, same, tokens
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Model, LlamaForCausalLM, LlamaModel, OPTModel
 
@@ -27,13 +27,6 @@ KINDS = {
     "gpt_neox": {"hidden_size": 48},
     "falcon": {"hidden_size": 48},
 }
-
-
-def same(ours, others):
-    found, expected = ours.state_dict(), others.state_dict()
-    assert list(found) == list(expected)
-    for name, t in found.items():
-        assert t.dtype == expected[name].dtype and torch.equal(t, expected[name]), name
 
 
 @pytest.mark.parametrize("size", ["20KB", "1GB"])

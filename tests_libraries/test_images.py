@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peers import live
+from peers import live, nothing_is_shared, same
 from transformers import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -89,20 +89,12 @@ def test_folders(case, tmp_path):
     theirs = peer(case)
     theirs.save_pretrained(tmp_path)
     ours, expected = from_pretrained(tmp_path), from_transformers(theirs)
-    found, expected_state = ours.state_dict(), expected.state_dict()
-    assert list(found) == list(expected_state)
-    assert all(torch.equal(found[name], expected_state[name]) for name in found)
+    same(ours, expected)
     assert ours.to_config() == expected.to_config()
 
 
 def test_nothing_is_shared():
-    theirs = peer("vit")
-    before = {name: t.clone() for name, t in theirs.state_dict().items()}
-    ours = from_transformers(theirs)
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.zero_()
-    assert all(torch.equal(t, before[name]) for name, t in theirs.state_dict().items())
+    nothing_is_shared(peer("vit"), from_transformers)
 
 
 @pytest.mark.parametrize(

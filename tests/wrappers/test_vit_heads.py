@@ -6,42 +6,34 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
+from test_vit import DIM, build, images
+from test_vit_grid import cubic
 
 import xflash
-from xflash import Encoder, ViTransformerWrapper
 from xflash.wrappers.patches import resize_grid
-
-DIM, SIZE, GRID, CLASSES = 28, (35, 22), (7, 11), 13
-
-
-def build(flags=None, **arguments):
-    torch.manual_seed(0)
-    stack = Encoder(dim=DIM, depth=1, heads=2, layers="attn ff", attn_dim_head=6, **(flags or {}))
-    given = {"image_size": SIZE, "patch_size": (5, 2), "channels": 2, "num_classes": CLASSES, **arguments}
-    return ViTransformerWrapper(attn_layers=stack, **given)
-
-
-def images(size=SIZE):
-    return torch.randn(3, 2, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def test_class_token_and_mean():
-    model = laws.live(build({"num_memory_tokens": 3}, pool="cls_mean", num_register_tokens=2))
-    img = images()
+    model = laws.live(build("attn ff", {"num_memory_tokens": 3}, pool="cls_mean", num_register_tokens=2))
+    img = images(model)
     logits, embeddings = model(img, return_logits_and_embeddings=True)
     tokens = model.pooled.cls_tokens(model.embedding.with_registers(model.embedding(img)))
     first = model.attn_layers(tokens)[:, 0]
     both = torch.cat((first, embeddings.mean(1)), 1)
     laws.close(logits, F.linear(both, model.to_logits.weight, model.to_logits.bias), "logits of both")
-    headless = build({"num_memory_tokens": 3}, pool="cls_mean", num_register_tokens=2, num_classes=None).double()
+    headless = build(
+        "attn ff", {"num_memory_tokens": 3}, pool="cls_mean", num_register_tokens=2, num_classes=None
+    ).double()
     headless.load_state_dict({k: v for k, v in model.state_dict().items() if "to_logits" not in k})
     laws.close(headless.eval()(img), both, "both")
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls", "cls_mean"])
 def test_a_norm_of_what_the_head_reads(pool):
-    model = laws.live(build({"final_norm": False}, pool=pool, pool_norm=True, pool_norm_eps=0.1, pool_norm_bias=True))
-    img, seen = images(), []
+    model = laws.live(
+        build("attn ff", {"final_norm": False}, pool=pool, pool_norm=True, pool_norm_eps=0.1, pool_norm_bias=True)
+    )
+    img, seen = images(model), []
     model.pool_norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     logits, norm = model(img), model.pool_norm
     (read,) = seen
@@ -52,19 +44,14 @@ def test_a_norm_of_what_the_head_reads(pool):
     assert all(g.abs().max() > 0 for g in grads)
 
 
-def cubic(x, a=-0.5):
-    x = abs(x)
-    if x <= 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
-
-
 def resized(weight, count):
     """The first axis at another size: a new point is a mean of the old ones around it, of more where it shrinks."""
     step, rows = len(weight) / count, []
     for i in range(count):
         at = (i + 0.5) * step
-        parts = torch.tensor([cubic((j + 0.5 - at) / max(step, 1)) for j in range(len(weight))], dtype=weight.dtype)
+        parts = torch.tensor(
+            [cubic((j + 0.5 - at) / max(step, 1), a=-0.5) for j in range(len(weight))], dtype=weight.dtype
+        )
         rows.append(torch.tensordot(parts / parts.sum(), weight, 1))
     return torch.stack(rows)
 
@@ -78,8 +65,8 @@ def test_an_antialiased_grid_by_its_definition(size):
 
 @pytest.mark.parametrize("size", [SIZE, (40, 26), (10, 22), (35, 2)], ids=str)
 def test_antialiased_positions(size):
-    model = laws.live(build(pos_emb_antialias=True))
-    img = images(size)
+    model = laws.live(build("attn ff", pos_emb_antialias=True))
+    img = images(model, size)
     weight = model.embedding.pos_emb.weight
     expected = weight if size == SIZE else resize_grid(weight, size[0] // 5, size[1] // 2, antialias=True)
     got = model.embedding(img) - model.embedding.patch_emb(img)
@@ -89,11 +76,18 @@ def test_antialiased_positions(size):
 
 def test_saved_and_built(tmp_path):
     model = laws.live(
-        build({"final_norm": False}, pool="cls_mean", pool_norm=True, pool_norm_bias=True, pos_emb_antialias=True)
+        build(
+            "attn ff",
+            {"final_norm": False},
+            pool="cls_mean",
+            pool_norm=True,
+            pool_norm_bias=True,
+            pos_emb_antialias=True,
+        )
     )
     model.save(tmp_path)
     again = xflash.load(tmp_path).eval()
-    img = images((40, 26))
+    img = images(model, (40, 26))
     assert again.to_config() == model.to_config() and torch.equal(again(img), model(img))
 
 
@@ -114,4 +108,4 @@ def test_saved_and_built(tmp_path):
 )
 def test_flags_without_effect_are_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
-        build(**arguments)
+        build("attn ff", **arguments)
