@@ -6,7 +6,7 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
-from test_vit import DIM, build, images
+from test_vit import CLASSES, DIM, GRID, SIZE, build, images
 from test_vit_grid import cubic
 
 import xflash

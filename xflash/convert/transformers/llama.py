@@ -6,21 +6,26 @@ from .family import Family, Flags, families
 from .rope import rope
 from .settings import Settings
 
-__all__ = ["ACTIVATIONS", "WEIGHTS", "llama"]
+__all__ = ["ACTIVATIONS", "QKV", "WEIGHTS", "llama"]
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}
 ACTIVATIONS |= {"relu2": "relu2", "quick_gelu": "quick_gelu", "tanh": "tanh", "linear": "identity"}
 ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh")
 
-WEIGHTS = """
-    embed_tokens.weight                         embedding.token_emb.weight
-    layers.{i}.input_layernorm.weight           attn.before.gain
+# Queries, keys and values, each in projections of their own.
+QKV = """
     layers.{i}.self_attn.q_proj.weight          attn.block.query_key_value.weight[q]
     layers.{i}.self_attn.q_proj.bias            attn.block.query_key_value.bias[q]
     layers.{i}.self_attn.k_proj.weight          attn.block.query_key_value.weight[k]
     layers.{i}.self_attn.k_proj.bias            attn.block.query_key_value.bias[k]
     layers.{i}.self_attn.v_proj.weight          attn.block.query_key_value.weight[v]
     layers.{i}.self_attn.v_proj.bias            attn.block.query_key_value.bias[v]
+"""
+WEIGHTS = (
+    QKV
+    + """
+    embed_tokens.weight                         embedding.token_emb.weight
+    layers.{i}.input_layernorm.weight           attn.before.gain
     layers.{i}.self_attn.o_proj.weight          attn.block.to_out.weight
     layers.{i}.self_attn.o_proj.bias            attn.block.to_out.bias
     layers.{i}.post_attention_layernorm.weight  ff.before.gain
@@ -33,6 +38,7 @@ WEIGHTS = """
     norm.weight                                 attn_layers.final_norm.gain
     lm_head.weight                              to_logits.weight
 """
+)
 
 
 def llama(settings: Settings, share: float | None = None) -> Flags:

@@ -3,22 +3,18 @@
 from typing import Any
 
 from .family import Family, Flags, families
-from .llama import ACTIVATIONS, around
+from .llama import ACTIVATIONS, QKV, around
 from .rope import rope
 from .settings import Settings
 
 __all__ = ["biased", "gpt_neox", "phi"]
 
-PHI = """
+PHI = (
+    QKV
+    + """
     embed_tokens.weight                  embedding.token_emb.weight
     layers.{i}.input_layernorm.weight    attn.before.gain
     layers.{i}.input_layernorm.bias      attn.before.bias
-    layers.{i}.self_attn.q_proj.weight   attn.block.query_key_value.weight[q]
-    layers.{i}.self_attn.q_proj.bias     attn.block.query_key_value.bias[q]
-    layers.{i}.self_attn.k_proj.weight   attn.block.query_key_value.weight[k]
-    layers.{i}.self_attn.k_proj.bias     attn.block.query_key_value.bias[k]
-    layers.{i}.self_attn.v_proj.weight   attn.block.query_key_value.weight[v]
-    layers.{i}.self_attn.v_proj.bias     attn.block.query_key_value.bias[v]
     layers.{i}.self_attn.dense.weight    attn.block.to_out.weight
     layers.{i}.self_attn.dense.bias      attn.block.to_out.bias
     layers.{i}.mlp.fc1.weight            ff.block.to_inner.weight
@@ -30,6 +26,7 @@ PHI = """
     lm_head.weight                       to_logits.weight
     lm_head.bias                         to_logits.bias
 """
+)
 NEOX = """
     embed_in.weight                                embedding.token_emb.weight
     layers.{i}.input_layernorm.weight              attn.before.gain
