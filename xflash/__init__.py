@@ -37,8 +37,9 @@ from .layers.scales.scale import Scale
 from .layers.scores.step import ScoreStep, WeightFn
 from .saving.configurable import from_config
 from .saving.store import load, save
-from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
+from .stack.face import AttentionLayers
 from .stack.inputs.side_input import SideInput
+from .stack.stacks import CrossAttender, Decoder, Encoder, PrefixDecoder
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer

@@ -11,11 +11,13 @@ class Relay:
     """The tensors that layers leave in one call, by what they are and the place of the layer; fresh each call.
 
     Nothing is written on a module: a layer that is computed again for its gradients finds what it found before
-    (`copy`), and tied layers have as many places as they run.
+    (`copy`), and tied layers have as many places as they run. weighing: whether layers that have a loss of their own
+    are to leave what it is made of (`lose`).
     """
 
-    def __init__(self, held: dict[tuple[str, Hashable], Tensor] | None = None):
+    def __init__(self, held: dict[tuple[str, Hashable], Tensor] | None = None, weighing: bool = False):
         self.held = {} if held is None else held
+        self.weighing = weighing
 
     def leave(self, kind: str, place: Hashable, t: Tensor) -> None:
         """Keeps `t` for the layers below."""
@@ -32,6 +34,14 @@ class Relay:
             raise ValueError(f"no layer has left {kind!r} at {place!r} in this call")
         return found
 
+    def lose(self, sums: Tensor) -> None:
+        """Keeps what a layer's own loss is made of, sums over the call's tokens, for whoever asked for it."""
+        self.held["loss", len(self.held)] = sums
+
+    def lost(self) -> list[Tensor]:
+        """What layers have lost, from the top of the column to its end."""
+        return [t for (kind, _), t in self.held.items() if kind == "loss"]
+
     def copy(self) -> "Relay":
         """Another relay of the same tensors."""
-        return Relay(dict(self.held))
+        return Relay(dict(self.held), self.weighing)

@@ -8,7 +8,8 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..flags.layout import LayerSpec, layout_text
-from ..stack.face import AttentionLayers, CrossAttender, Decoder, Encoder
+from ..stack.face import AttentionLayers
+from ..stack.stacks import CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer

@@ -47,7 +47,7 @@ class BlockByBlock(Column):
                 y, state = self.next_piece(state, *given)
             else:
                 # What is noted goes in lists, of which a compiled piece knows nothing.
-                found.append(Noted(hiddens=[]))
+                found.append(noted.alike())
                 y, state = self.piece(given[0], state, *given[1:], found[-1])
             outputs.append(y)
         if noted is not None:

@@ -42,6 +42,10 @@ class Column:
         """The distinct blocks, top to bottom, those in parallel as one."""
         return [branch.block for branch in self.branches]
 
+    def down(self) -> list[Block]:
+        """The blocks as a tensor meets them, tied ones as often as they run, those in parallel each."""
+        return [block for i in self.order for block, _ in self.branches[i].block.members()]
+
     def run(
         self,
         x: Tensor,
@@ -61,8 +65,9 @@ class Column:
         state, in_place = opened(self, state, n)
         before = (None,) * len(self.order) if state is None else state.branches
         held = () if state is None else state.carried
-        maps, hiddens = (None, None) if noted is None else noted
-        ctx = self.context(x, state, new, {**dict(held), **beside} if held else beside, (keep_state, in_place, maps))
+        maps, hiddens, losses = (None, None, None) if noted is None else noted
+        seen = {**dict(held), **beside} if held else beside
+        ctx = self.context(x, state, new, seen, (keep_state, in_place, maps, losses))
         after_all: list[BranchState | None] = []
         join = self.branches[0].join if self.branches else None
         if hiddens is not None:
@@ -80,6 +85,8 @@ class Column:
             x = self.last_norm(x, ctx)
         if hiddens is not None:
             hiddens.append(x)
+        if losses is not None:
+            losses.extend(ctx.relay.lost())
         if not keep_state:
             return x, None
         return x, closed(self, after_all, ctx, n, state and state.lease, carried(beside, held))
@@ -91,15 +98,15 @@ class Column:
     def context(
         self, x: Tensor, state: StackState | None, new: Tensor | None, beside: Mapping[str, Any], how: tuple
     ) -> Ctx:
-        """What goes down beside x; how: whether a state is kept, whether it is written in place, where maps go."""
-        keep, in_place, maps = how
+        """What goes down beside x; how: is a state kept, is it written in place, where do maps and losses go."""
+        keep, in_place, maps, losses = how
         past, length = (0, None) if state is None else (state.bound, state.length)
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
         relative, apart = self.relative(self.pos), {pos: self.relative(pos) for pos in self.apart}
         # The relay is made here, not by default, for Dynamo does not know factories.
-        states = self.states(x, state)
-        return Ctx(past, length, new, where, keep, in_place, beside, relative, states, maps, {}, Relay(), apart)
+        states, relay = self.states(x, state), Relay({}, losses is not None)
+        return Ctx(past, length, new, where, keep, in_place, beside, relative, states, maps, {}, relay, apart)
 
     def relative(self, names: Sequence[str]) -> Relative | None:
         """The positions of these names as blocks use them; None where there are none."""

@@ -14,7 +14,6 @@ from ..flags.flag import Flag
 from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
-from ..layers.positions.position import Position
 from ..layers.reaching import reaching
 from ..saving.configurable import Configurable, is_ours
 from .block_by_block import BlockByBlock
@@ -26,11 +25,11 @@ from .noted import Noted, check_noted, noting
 from .parts import make_branch, make_norm, publishing, sites_of
 from .places import apart, check_uses, make_position
 from .resolve import resolve
-from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
+from .side_inputs import Door, asked_by, checked, given_here, heeded_by, packed
 from .signature import TakesFlags
 from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
 
-__all__ = ["AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder"]
+__all__ = ["AttentionLayers"]
 
 
 class AttentionLayers(TakesFlags, Piecewise, Configurable):
@@ -90,6 +89,11 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         """The distinct blocks of the column, top to bottom, those in parallel each."""
         return [block for branch in self.branches for block, _ in cast(Branch, branch).block.members()]
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether layers have a loss of their own that training adds to the model's (moe_balance_loss, moe_z_loss)."""
+        return any(block.weighs() for block in self.blocks())
+
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
         return [*self.rows, *self.said]
 
@@ -130,6 +134,7 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         condition: Float[Tensor, "b *n _"] | None = None,
         grid: Int[Tensor, "_ n 2"] | None = None,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> Any:
         """The whole stack on whole sequences.
@@ -142,14 +147,15 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         condition: (b, width) or (b, n, width) what adaptive norms and scales are conditioned on.
         grid: (b, n, 2) or (1, n, 2) the row and the column of each token, for pos='rotary2d'.
         beside: further side inputs, by name.  return_hiddens: (y, hiddens), layers + 2 streams (b, n, d): docs/state.md
+        return_auxiliary_loss: as last the loss that layers have of their own (moe_balance_loss), a mean over them.
         """
         mask = check_stream(self.dim, x, mask)
         named: dict[str, Any] = {"attn_mask": attn_mask, "doc_ids": doc_ids, "condition": condition, "grid": grid}
         named |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         given = given_here(self, beside, **named, prefix_attn_len=prefix_attn_len)
-        noted = noting(return_hiddens)
+        noted = noting(return_hiddens, return_auxiliary_loss)
         y, _ = explained(self, x, None, mask, checked(self, x, given), noted=noted)
-        return y if noted is None else (y, *noted.given())
+        return y if noted is None else (y, *noted.given(self.column.down()))
 
     def step(
         self,
@@ -165,13 +171,15 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         grid: Int[Tensor, "_ n 2"] | None = None,
         reset: Tensor | None = None,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> tuple[Any, ...]:
         """Any number of new tokens behind what `state` has seen: their outputs, and the state with them.
 
         Only causal stacks have one. A context (and a prefix) is given in the first call, the state then holds it; so
         it does a condition of rows, until another is given, while one of tokens is given with each call.
-        `reset` names rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens.
+        `reset` names rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens;
+        `return_auxiliary_loss`: their loss as last.
         """
         self.check_steppable()
         mask = check_stream(self.dim, x, mask)
@@ -183,21 +191,28 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
             self.check_state(state, x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        noted = noting(return_hiddens)
+        noted = noting(return_hiddens, return_auxiliary_loss)
         found = explained(self, x, state, mask, given, keep_state=True, noted=noted)
-        return found if noted is None else (*found, *noted.given())
+        return found if noted is None else (*found, *noted.given(self.column.down()))
 
     def attention_maps(
-        self, x: Tensor, mask: Tensor | None = None, *, return_hiddens: bool = False, **beside: Any
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
+        **beside: Any,
     ) -> tuple[Any, ...]:
         """As forward, with the matrix of every layer that has one: (b, h, n, n), or (b, h, n, c) over a context.
 
-        Memory slots are left out; hiddens come last. ValueError when no block of the stack has a matrix.
+        Memory slots are left out; hiddens and the loss come last. ValueError when no block of the stack has a matrix.
         """
-        mask, noted = check_stream(self.dim, x, mask), cast(Noted, noting(return_hiddens, self.blocks()))
+        mask = check_stream(self.dim, x, mask)
+        noted = cast(Noted, noting(return_hiddens, return_auxiliary_loss, self.blocks()))
         y, _ = explained(self, x, None, mask, checked(self, x, given_here(self, beside), None), noted=noted)
         check_noted(noted, self.layout)
-        return y, *noted.given()
+        return y, *noted.given(self.column.down())
 
     @typed
     def run(
@@ -269,32 +284,3 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
 
     def room(self, *piece: Any) -> tuple[Any, int]:
         return self, piece[0].shape[1]
-
-
-class Encoder(AttentionLayers):
-    """A bidirectional stack: every token sees every other."""
-
-    fixed: ClassVar[Mapping[str, bool]] = {"causal": False}
-
-
-class Decoder(AttentionLayers):
-    """A causal stack: no token sees a later one, and `step` decodes."""
-
-    fixed: ClassVar[Mapping[str, bool]] = {"causal": True}
-
-
-class PrefixDecoder(AttentionLayers):
-    """A causal stack in which the first `prefix_attn_len` tokens of a call also see each other (1910.10683)."""
-
-    fixed: ClassVar[Mapping[str, bool]] = {"causal": True}
-    takes_prefix = True
-
-    def __init__(self, **flags: Any):
-        super().__init__(**flags)
-        check_prefix(self.blocks(), cast("list[Position]", list(self.positions.values())))
-
-
-class CrossAttender(AttentionLayers):
-    """A stack that attends to a context only, its tokens never to each other: `layers='cross_attn ff'` unless given."""
-
-    fixed: ClassVar[Mapping[str, bool]] = {"causal": False, "only_cross": True}

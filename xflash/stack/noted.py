@@ -1,13 +1,13 @@
 """`Noted`: what a call keeps of its layers beside their output, where it is asked to."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from ..base.checks import check_switch
+from ..base.checks import check_switches
 from ..base.registry import blocks
-from ..base.shapes import Tensor
+from ..base.shapes import Float, Tensor
 from ..base.state import AttentionMap
 from ..layers.blocks.block import Block
 from .door import Plan, unpack, unpack_columns, unpack_rows
@@ -19,11 +19,12 @@ class Noted(NamedTuple):
     """Lists that a call fills, None for what is not asked for.
 
     maps: the matrices of the layers that have one.  hiddens: the stream as the first layer gets it, as each layer
-    leaves it, and as the stack gives it.
+    leaves it, and as the stack gives it.  losses: the sums of which the layers' own losses are made.
     """
 
     maps: list[AttentionMap] | None = None
     hiddens: list[Tensor] | None = None
+    losses: list[Tensor] | None = None
 
     def unpack(self, plan: Plan | None, memory: int) -> None:
         """Everything back to where the caller's tokens stand, memory tokens left out."""
@@ -38,25 +39,44 @@ class Noted(NamedTuple):
         if self.hiddens is not None:
             found = zip(*(piece.hiddens or () for piece in pieces), strict=True)
             self.hiddens.extend(torch.cat(parts, 1) for parts in found)
+        if self.losses is not None:
+            found = zip(*(piece.losses or () for piece in pieces), strict=True)
+            self.losses.extend(torch.stack(parts).sum(0) for parts in found)
 
-    def given(self) -> tuple[list[Tensor], ...]:
-        """What the caller is given of it: matrices, then streams."""
+    def alike(self) -> "Noted":
+        """Empty lists where this has lists, for a piece of the tokens."""
+        return Noted(*(None if kept is None else [] for kept in self))
+
+    def given(self, column: Iterable[Block] = ()) -> tuple[Any, ...]:
+        """What the caller is given of it: matrices, then streams, then the loss of the layers of the column."""
         maps = () if self.maps is None else ([found.weights for found in self.maps],)
-        return maps if self.hiddens is None else (*maps, self.hiddens)
+        hiddens = () if self.hiddens is None else (self.hiddens,)
+        return (*maps, *hiddens) if self.losses is None else (*maps, *hiddens, weighed(column, self.losses))
 
 
-def noting(return_hiddens: bool, mapped: Iterable[Block] | None = None) -> Noted | None:
+def noting(hiddens: bool, loss: bool = False, mapped: Iterable[Block] | None = None) -> Noted | None:
     """Where a call is to note what it is asked for; None where that is nothing.
 
     mapped: the blocks whose matrices are asked for.  ValueError with the reason when one of them cannot give its own.
     """
-    check_switch("return_hiddens", return_hiddens)
+    check_switches(return_hiddens=hiddens, return_auxiliary_loss=loss)
     for block in mapped or ():
         if block.refuses_maps():
             raise ValueError(f"attention matrices are asked for, but {block.refuses_maps()}")
-    if mapped is None and not return_hiddens:
+    if mapped is None and not hiddens and not loss:
         return None
-    return Noted(None if mapped is None else [], [] if return_hiddens else None)
+    return Noted(None if mapped is None else [], [] if hiddens else None, [] if loss else None)
+
+
+def weighed(column: Iterable[Block], losses: list[Tensor]) -> Float[Tensor, ""]:
+    """The mean over the layers that have a loss of a call of what it is; ValueError where none has."""
+    able = [block for block in column if block.weighs()]
+    if not able:
+        ways = " or ".join(f"{name}_{block.weighed_by}" for name, block in blocks.items() if block.weighed_by)
+        raise ValueError(
+            f"return_auxiliary_loss=True, but no layer has a loss of its own that counts ({ways} gives one)"
+        )
+    return torch.stack([block.weigh(sums) for block, sums in zip(able, losses, strict=True)]).mean()
 
 
 def check_noted(noted: Noted, layout: str) -> None:

@@ -15,7 +15,7 @@ from ..layers.blocks.block_attention import BlockAttention
 from ..layers.blocks.recurrent import RecurrentState
 from ..saving.configurable import Configurable
 from ..stack.config import check_known
-from ..stack.face import Decoder
+from ..stack.stacks import Decoder
 from .autoregressive import AutoregressiveWrapper
 from .block_recurrent_flags import IMPLIED, PRESETS, BlockRecurrentConfig, check_fits, stack_flags
 from .losses import check_targets, next_token_loss, next_tokens

@@ -18,8 +18,9 @@ from ..layers.joins.join import Join
 from ..layers.norms import LayerNorm
 from ..saving.configurable import Configurable
 from ..stack.config import check_known
-from ..stack.face import AttentionLayers, Decoder, Encoder
+from ..stack.face import AttentionLayers
 from ..stack.stack_config import StackConfig
+from ..stack.stacks import Decoder, Encoder
 from .input_embedding import InputEmbedding
 from .options import check_needs_nothing, further_flags
 from .transformer import TransformerWrapper

@@ -41,8 +41,8 @@ class Model(Configurable):
             x, mask, inputs["attn_mask"] = self.pooled.front(x, mask, inputs.get("attn_mask"))
             inputs = behind(tokens, x.shape[1] - tokens.shape[1], inputs)
         call: Any = self.attn_layers.attention_maps if wanted.attn else self.attn_layers
-        found = call(x, mask, **inputs, return_hiddens=wanted.hiddens)
-        y, *noted = found if wanted.attn or wanted.hiddens else (found,)
+        found = call(x, mask, **inputs, **wanted.of_layers())
+        y, *noted = found if isinstance(found, tuple) else (found,)
         return y, mask, noted
 
     def answer(self, wanted: Wanted, embeddings: Tensor, read: Callable[[], Tensor], noted: list) -> Any:

@@ -7,7 +7,7 @@ from ..base.checks import shown
 from ..base.registry import nearest
 from ..flags.flag import flags_of
 from ..saving.configurable import Configurable
-from ..stack.face import Decoder, Encoder
+from ..stack.stacks import Decoder, Encoder
 from .transformer import TransformerWrapper
 from .xtransformer import XTransformer
 

@@ -96,6 +96,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         mems: ModelState | None = None,
         return_mems: bool = False,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> Any:
         """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
@@ -110,14 +111,16 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         `mems`: what a call with `return_mems`, which gives (logits, mems), has left of the segment before.
         `return_hiddens`: behind all else a list of layers + 2 streams (b, n, d), embeddings and CLS tokens in front
         included: what the first layer gets, what each layer leaves, and what the stack gives, behind its last norm.
+        `return_auxiliary_loss`: as last what layers lose of their own (moe_balance_loss), to be added to the loss.
         """
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
+        asked = return_hiddens, return_auxiliary_loss
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, *asked)
         wanted.check(mems, attn_mask=attn_mask, doc_ids=doc_ids)
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         if mems is not None or return_mems:
-            logits, state, *noted = self.step(x, mems, mask, **front, **beside, return_hiddens=return_hiddens)
+            logits, state, *noted = self.step(x, mems, mask, **front, **beside, **wanted.of_layers())
             out = (logits, self.remember(state), *noted) if return_mems else (logits, *noted)
             return out if len(out) > 1 else logits
         y, noted = self.outputs(x, mask, front, {**beside, "attn_mask": attn_mask, "doc_ids": doc_ids}, wanted)
@@ -153,6 +156,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         condition: Float[Tensor, "b *n _"] | None = None,
         reset: Tensor | None = None,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> tuple[Any, ...]:
         """Logits of any number of new tokens behind what `state` has seen, and the state with them.
@@ -160,7 +164,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         `mask` covers the new tokens only; rows may differ in length. A context is given in the first call, the state
         then holds it. `reset` (b,) names rows that start anew, with their context. A condition of rows is held as
         well, until another is given; one of tokens is given with each call. `return_hiddens`: (logits, state, hiddens),
-        those of the new tokens.
+        those of the new tokens; `return_auxiliary_loss`: their loss as last.
         """
         if self.pooled is not None:
             raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
@@ -175,11 +179,12 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         plain = all(value is None for value in (*front.values(), *beside.values()))
-        plain = plain and return_hiddens is False
+        plain = plain and return_hiddens is False and return_auxiliary_loss is False
+        noted = {"return_hiddens": return_hiddens, "return_auxiliary_loss": return_auxiliary_loss}
         if state is not None and x.shape[1] == 1 and plain and not torch.is_grad_enabled() and self.compiled_step:
             self.embedding.check_embed_ids(x, embed_ids)
             return self.compiled_step(x, state, mask, embed_ids)
-        return self.advance(x, state, mask, embed_ids=embed_ids, return_hiddens=return_hiddens, **front, **beside)
+        return self.advance(x, state, mask, embed_ids=embed_ids, noted=noted, **front, **beside)
 
     def advance(
         self,
@@ -190,10 +195,10 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         prepend_embeds: Tensor | None = None,
         prepend_mask: Tensor | None = None,
         embed_ids: Mapping[str, Tensor] | None = None,
-        return_hiddens: bool = False,
+        noted: Mapping[str, bool] | None = None,
         **beside: Any,
     ) -> tuple[Any, ...]:
-        """`step` with checked ids, mask and state."""
+        """`step` with checked ids, mask and state; noted: what of the layers is wanted, by switches of the stack's."""
         past, length = (0, None) if state is None else (state.bound, state.length)
         embedded, full = self.embedding(
             x,
@@ -204,13 +209,13 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
             prepend_mask=prepend_mask,
             embed_ids=embed_ids,
         )
-        beside = behind(x, embedded.shape[1] - x.shape[1], beside) | {"return_hiddens": return_hiddens}
-        y, stack, *noted = self.attn_layers.step(embedded, None if state is None else state.stack, full, **beside)
+        inputs: dict[str, Any] = {**behind(x, embedded.shape[1] - x.shape[1], beside), **(noted or {})}
+        y, stack, *found = self.attn_layers.step(embedded, None if state is None else state.stack, full, **inputs)
         if mask is not None:
             length = mask.sum(1) + (past if length is None else length)
         elif length is not None:
             length = length + x.shape[1]
-        return self.logits(y), ModelState(stack, past + x.shape[1], length), *noted
+        return self.logits(y), ModelState(stack, past + x.shape[1], length), *found
 
     def generate(self, *given: Any, **options: Any) -> Any:
         """TypeError that says what makes tokens."""

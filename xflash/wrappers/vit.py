@@ -114,15 +114,18 @@ class ViTransformerWrapper(ClassHead, Model):
         return_logits_and_embeddings: bool = False,
         *,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
     ) -> Any:
         """Logits (b, num_classes) of images (b, c, height, width).
 
         `return_embeddings` gives the patches' embeddings (b, n, d) instead, row by row of the image,
         `return_logits_and_embeddings` both. `return_hiddens` gives, as last, a list of layers + 2 such tensors: what
         the first layer gets of the patches, what each layer leaves, and what the stack gives, behind its last norm.
+        `return_auxiliary_loss` gives, behind all else, what layers lose of their own.
         TypeError or ValueError for images that the patches do not fit.
         """
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings, hiddens=return_hiddens)
+        noting = {"hiddens": return_hiddens, "auxiliary_loss": return_auxiliary_loss}
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, **noting)
         wanted.check(None)
         self.embedding.check(img)
         x = self.embedding(img)
@@ -130,7 +133,9 @@ class ViTransformerWrapper(ClassHead, Model):
         y, _, noted = self.through(self.embedding.with_registers(x), None, beside, wanted)
         # Written out at both: a slice that is kept ties a compiled graph to its numbers.
         front, end = self.pooled.count, self.pooled.count + x.shape[1]
-        embeddings, noted = y[:, front:end], [[stream[:, front:end] for stream in streams] for streams in noted]
+        embeddings = y[:, front:end]
+        if return_hiddens:
+            noted[0] = [stream[:, front:end] for stream in noted[0]]
         return self.answer(wanted, embeddings, lambda: self.pool(y, embeddings), noted)
 
     def pool(self, y: Float[Tensor, "b m d"], embeddings: Float[Tensor, "b n d"]) -> Float[Tensor, "b _"]:

@@ -17,8 +17,9 @@ from ..generation.decoding import evaluating
 from ..generation.prompts import Rows, token_ids
 from ..saving.configurable import Configurable
 from ..stack.config import known_flags
-from ..stack.face import AttentionLayers, Decoder, Encoder
+from ..stack.face import AttentionLayers
 from ..stack.stack_config import StackConfig
+from ..stack.stacks import Decoder, Encoder
 from .autoregressive import AutoregressiveWrapper
 from .losses import Chunks, Labels
 from .options import also_called, check_option_names

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...base.registry import nearest
-from ...stack.face import Decoder, Encoder
+from ...stack.stacks import Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
 from ...wrappers.vit import ViTransformerWrapper
 from ...wrappers.xtransformer import XTransformer

@@ -95,12 +95,14 @@ class Block(nn.Module, ABC):
     token, and `shorten` bounds it. A block that `takes_context` reads `ctx.context` when it has no state yet, and is
     refused without one. A block that is `causal_only` is refused in a bidirectional stack. One that `publishes` has
     state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
-    its tokens. One that `has_matrix` notes its weights in `ctx.maps`, and one that can have a loss of its own says by
-    which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
-    with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
-    otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to. One that
-    `counts_places` counts itself where its queries and keys stand, in one line, whatever positions say. `example` has
-    the flags of the stack that docs/flags.md shows it in, where its name and its first flag are not enough.
+    its tokens. One that `has_matrix` notes its weights in `ctx.maps`. One that can have a loss of its own says by
+    which flag: `auxiliary_by` where its state holds it, `weighed_by` where it is of a call: then it `weighs`, gives
+    `ctx.relay.lose` sums over the call's tokens when `ctx.relay.weighing`, and makes a loss of them in `weigh`.
+    `holds` says which flags name parts of a registry, one or several, whose own flags begin with the names of block
+    and part; one that `borrows` from another block takes over its flags, unless its own say otherwise. `heeds`
+    names the side inputs in `ctx.beside` that it looks at though no block has to. One that `counts_places` counts
+    itself where its queries and keys stand, in one line, whatever positions say. `example` has the flags of the
+    stack that docs/flags.md shows it in, where its name and its first flag are not enough.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -116,6 +118,7 @@ class Block(nn.Module, ABC):
     reads_own: bool = True
     has_matrix: ClassVar[bool] = False
     auxiliary_by: ClassVar[str] = ""
+    weighed_by: ClassVar[str] = ""
     heeds: ClassVar[frozenset[str]] = frozenset()
     counts_places: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
@@ -215,6 +218,14 @@ class Block(nn.Module, ABC):
     def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
         """A loss of the block's own, summed over each row's tokens since the row began; None when it has none."""
         return None
+
+    def weighs(self) -> bool:
+        """Whether each call has a loss of the block's own."""
+        return False
+
+    def weigh(self, sums: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+        """The loss of a call, of the sums over its tokens that the block has left."""
+        raise NotImplementedError
 
     def reserve(self, state: Any, used: int, need: int, copy: bool, length: Int[Tensor, " b"] | None) -> Any:
         """The state with room for `need` tokens, `used` of them seen.

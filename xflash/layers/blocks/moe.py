@@ -10,7 +10,7 @@ from torch import nn
 
 from ...base.registry import activations, blocks
 from ...base.roles import Role
-from ...base.shapes import Float, Int, Tensor, typed
+from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag, like
 from ..kernels.experts import Sorted, grouped_linear, mixed
@@ -24,8 +24,9 @@ __all__ = ["Experts", "MixtureOfExperts"]
 class MixtureOfExperts(Block):
     """Feed-forward blocks of which a router gives each token the best few (https://arxiv.org/abs/1701.06538).
 
-    No token is left out, however many want one expert: what a token gets does not depend on the others. Nothing
-    balances the experts: there is no loss for it yet, and no bias that follows their load.
+    No token is left out, however many want one expert: what a token gets does not depend on the others. With
+    `balance_loss` or `z_loss` a call gives the router's loss too (`return_auxiliary_loss=True`), and wrappers that
+    train add it: without, nothing balances the experts.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,22 @@ class MixtureOfExperts(Block):
             False, "a sigmoid gate of each token on the shared expert", tried=({"shared_dim": 7, "shared_gate": True},)
         )
         dropout: float = like(FeedForward.Config, "dropout")
+        balance_loss: float = flag(
+            0.0,
+            "weight of the loss that evens the experts' loads out: one where they are even, experts / top_k at most",
+            at_least=0,
+            paper="https://arxiv.org/abs/2101.03961",
+            tried=({"balance_loss": 0.1, "z_loss": 0.01},),
+        )
+        z_loss: float = flag(
+            0.0,
+            "weight of the mean squared logsumexp of the router's scores, which keeps them small",
+            at_least=0,
+            paper="https://arxiv.org/abs/2202.08906",
+            tried=(),
+        )
 
+    weighed_by = "balance_loss=0.01"
     mixes_tokens = False
     # Tokens never meet here, so neither can be violated.
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
@@ -88,7 +104,10 @@ class MixtureOfExperts(Block):
     @typed
     def forward(self, x: Float[Tensor, "b n d"], ctx: Ctx, state: Any = None) -> tuple[Float[Tensor, "b n d"], None]:
         flat = x.flatten(0, 1)
-        weights, chosen = self.routed(self.router(flat))
+        scores = self.router(flat)
+        weights, chosen = self.routed(scores)
+        if ctx.relay.weighing and self.weighs():
+            ctx.relay.lose(self.router_sums(scores, chosen, ctx.real(x.shape[1])))
         y = mixed(flat, weights, chosen, self.config.experts, self.experts).unflatten(0, x.shape[:2])
         if self.shared is not None:
             shared, _ = self.shared(x, ctx)
@@ -103,6 +122,27 @@ class MixtureOfExperts(Block):
         total = scores.logsumexp(-1, keepdim=True)
         logs = best - total if self.config.router == "softmax" else F.logsigmoid(best)
         return logs.softmax(-1) if self.normalize else logs.exp(), chosen
+
+    def weighs(self) -> bool:
+        return bool(self.config.balance_loss or self.config.z_loss)
+
+    def router_sums(
+        self, scores: Float[Tensor, "t e"], chosen: Int[Tensor, "t k"], real: Bool[Tensor, "b n"] | None
+    ) -> Float[Tensor, " 2e+2"]:
+        """Over the real tokens: how often an expert was chosen, its part of the scores, squares for z, how many."""
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        total = scores.logsumexp(-1, keepdim=True)
+        shares = (scores - total).exp() if self.config.router == "softmax" else F.normalize(scores.sigmoid(), 1.0, -1)
+        loads = torch.zeros_like(shares).scatter_(1, chosen, 1.0)
+        each = torch.cat((loads, shares, total.square(), torch.ones_like(total)), 1)
+        return (each if real is None else each * real.reshape(-1, 1)).sum(0)
+
+    def weigh(self, sums: Float[Tensor, " 2e+2"]) -> Float[Tensor, ""]:
+        """The two losses with their weights; 0 of no tokens."""
+        loads, shares, squares, count = sums.split((self.config.experts, self.config.experts, 1, 1))
+        count = count.clamp(min=1)
+        balance = self.config.experts / self.config.top_k * ((loads / count) @ (shares / count))
+        return self.config.balance_loss * balance + self.config.z_loss * (squares / count)[0]
 
 
 def shared_config(config: MixtureOfExperts.Config) -> FeedForward.Config:
