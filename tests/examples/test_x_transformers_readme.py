@@ -28,7 +28,6 @@ PENDING = {
     "shift_mem_down": "memories of the layer above",
     "dynamic_pos_bias": "dynamic position bias",
     "resi_dual": "ResiDual",
-    "mask_prob": "forgetful causal masking",
     "ContinuousTransformerWrapper(\n    dim_in = 32": "continuous transformers",
     "ContinuousAutoregressiveWrapper(": "continuous transformers that generate",
     "XValTransformerWrapper(": "xVal",

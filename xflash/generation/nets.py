@@ -9,7 +9,7 @@ from ..base.checks import describe, integer
 from ..base.shapes import Float, Int, Tensor
 from ..stack.face import AttentionLayers
 
-__all__ = ["check_causal", "check_eos", "check_gives_logits", "check_token", "only_logits"]
+__all__ = ["check_bidirectional", "check_causal", "check_eos", "check_gives_logits", "check_token", "only_logits"]
 
 
 def check_gives_logits(net: Any) -> None:
@@ -38,6 +38,19 @@ def check_causal(net: nn.Module) -> None:
         raise ValueError(
             f"{name} does not say that it is causal, and all stacks in it are bidirectional, so that it would see what "
             "it is to predict: use a Decoder, or set causal = True on it if it looks back only"
+        )
+
+
+def check_bidirectional(net: Any) -> None:
+    """TypeError or ValueError unless `net` can be trained on hidden tokens."""
+    check_gives_logits(net)
+    name, pooled = type(net).__name__, getattr(net, "pooled", None)
+    if pooled is not None:
+        raise ValueError(f"{name} pools its outputs ({pooled.kind}=True): it tells no single tokens")
+    if getattr(net, "causal", False):
+        raise ValueError(
+            f"{name} is causal: it would guess a hidden token from those before it only; use an Encoder "
+            "(AutoregressiveWrapper trains a Decoder)"
         )
 
 

@@ -13,10 +13,11 @@ from ..base.state import State
 from ..flags.flag import flag, like
 from ..saving.configurable import Configurable
 from .autoregressive import AutoregressiveWrapper
-from .losses import Labels
+from .losses import Criterion, Labels, Terms, answer
 from .model_state import ModelState
 from .options import check_handed_on, check_tokens_only
-from .segments import SegmentsReader, as_text, has_memory, segments_loss
+from .segments import SegmentsReader, has_memory, segments_loss
+from .texts import as_text
 from .transformer import TransformerWrapper
 
 __all__ = ["SegmentState", "SegmentedReader", "XLAutoregressiveWrapper"]
@@ -83,7 +84,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Terms):
         net: TransformerWrapper = flag(doc="a causal model with max_mem_len, and max_seq_len for a segment's length")
         ignore_index: int = like(Labels, "ignore_index")
         pad_value: int = like(Labels, "pad_value")
@@ -107,13 +108,15 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         check_tokens_only(net, "segments are read with token ids only")
         self.net, self.segment_len = net, net.max_seq_len
         self.ignore_index, self.pad_value = config.ignore_index, config.pad_value
+        self.label_smoothing, self.z_loss = config.label_smoothing, config.z_loss
         AutoregressiveWrapper(net, ignore_index=self.ignore_index, pad_value=self.pad_value)  # for its checks
 
     def extra_repr(self) -> str:
-        return f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+        said = f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+        return said + Criterion.of(self).shown()
 
-    def read_by(self) -> tuple[Any, int]:
-        return self.net, self.ignore_index
+    def read_by(self) -> tuple[Any, Criterion]:
+        return self.net, Criterion.of(self)
 
     def forward(
         self,
@@ -123,20 +126,24 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         *,
         labels: Int[Tensor, "b n"] | None = None,
         reset: Tensor | None = None,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_mems: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The mean loss of predicting each next real token; with `return_mems` the memory behind all but x's last too.
 
-        The last token is a target only: the call that goes on with these `mems` begins with it. `mask`, `labels` and
-        `reset` are as in SegmentWrapper. kwargs: for the first `net.step`.
+        The last token is a target only: the call that goes on with these `mems` begins with it. `mask`, `labels`,
+        `reset` and what is said of the loss are as in SegmentWrapper. kwargs: for the first `net.step`.
         """
         self.check_mems(mems, x)
         check_switch("return_mems", return_mems)
-        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
+        loss = (reduction, loss_weights, return_count)
+        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value, loss)
         net = self.net
         check_handed_on("the loss", kwargs, XLAutoregressiveWrapper.forward, net.step)
-        loss, mems = segments_loss(
+        found, mems = segments_loss(
             self.next_piece,
             text,
             self.segment_len,
@@ -145,7 +152,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
             ignore_index=self.ignore_index,
             kwargs=kwargs,
         )
-        return (loss, mems) if return_mems else loss
+        return answer(found, [mems] if return_mems else [])
 
     def generate(
         self,
