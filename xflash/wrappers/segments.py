@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,7 +157,8 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
     `net` has `step(ids, state, mask=, reset=)`, as every causal model here has. The loss is that of the text read
     whole, whatever `segment_len` is; what differs is how far gradients reach (truncated backpropagation through time)
     and how much is held for them. Only a net with Transformer-XL's memory (`max_mem_len`, https://arxiv.org/abs/1901.02860)
-    knows less: at the end of each segment its state is cut to the last max_mem_len tokens and detached.
+    knows less: at the end of each segment its state is cut to the last max_mem_len tokens, and detached unless
+    `detach_every` says how often.
 
     `generate`, `stream` and `beam_search` are those of AutoregressiveWrapper, which cuts no memory down
     (XLAutoregressiveWrapper does).
@@ -180,11 +182,6 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         if not hasattr(net, "step"):
             raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): nothing is carried across segments")
         check_tokens_only(net, "segments are read with token ids only")
-        if every is not None and every > 1 and has_memory(net):
-            raise ValueError(
-                f"detach_every={every} cannot be had with max_mem_len={getattr(net, 'max_mem_len', None)}: "
-                "Transformer-XL's memory is detached after each segment"
-            )
         self.segment_len, self.detach_every = config.segment_len, every
         self.memory_dropout, self.grad_checkpoint = config.memory_dropout, config.grad_checkpoint
 
@@ -221,17 +218,20 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         loss = (reduction, loss_weights, return_count)
         text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value, loss)
         net: Any = self.net
+        remembers = has_memory(net)
+        every = 1 if remembers and self.detach_every is None else self.detach_every
         check_handed_on("the loss", kwargs, SegmentWrapper.forward, net.step)
         found, state = segments_loss(
             self.next_piece,
             text,
             self.segment_len,
             state,
-            enter=lambda before, number: detached(before, number, self.detach_every),
-            leave=net.remember if has_memory(net) else lambda after: after,
+            enter=lambda before, number: detached(before, number, every),
+            leave=partial(net.remember, detach=False) if remembers else lambda after: after,
             forget=lambda: self.training and drawn(self.memory_dropout),
             ignore_index=self.ignore_index,
             checkpointed=self.grad_checkpoint,
             kwargs=kwargs,
         )
+        state = state.detach() if remembers else state
         return answer(found, [state] if return_state else [])

@@ -1,7 +1,8 @@
 """`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,7 +17,7 @@ from .autoregressive import AutoregressiveWrapper
 from .losses import Criterion, Labels, Terms, answer
 from .model_state import ModelState
 from .options import check_handed_on, check_tokens_only
-from .segments import SegmentsReader, has_memory, segments_loss
+from .segments import SegmentsReader, detached, has_memory, segments_loss
 from .texts import as_text
 from .transformer import TransformerWrapper
 
@@ -77,7 +78,8 @@ class SegmentedReader(nn.Module):
 class XLAutoregressiveWrapper(SegmentsReader, Configurable):
     """Trains and samples a Transformer-XL (https://arxiv.org/abs/1901.02860) in segments of its max_seq_len tokens.
 
-    Each segment reads the keys and values of the last max_mem_len tokens before it, through which no gradient flows.
+    Each segment reads the keys and values of the last max_mem_len tokens before it. Gradients flow through those of
+    `tbptt_steps` segments, their own counted: 1 is Transformer-XL.
     Generation cuts the memory where training does, so that it sees what training saw and costs the same behind any
     number of tokens. Raises ValueError for a net without max_mem_len or max_seq_len, or with learned positions, which
     end where a second segment begins.
@@ -88,6 +90,8 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         net: TransformerWrapper = flag(doc="a causal model with max_mem_len, and max_seq_len for a segment's length")
         ignore_index: int = like(Labels, "ignore_index")
         pad_value: int = like(Labels, "pad_value")
+        _: KW_ONLY
+        tbptt_steps: int = flag(1, "segments that gradients flow through before they are cut", at_least=1)
 
     gives = "a loss of token ids"
 
@@ -106,7 +110,7 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
                 "use relative ones such as pos='rotary', or scaled_sinu_pos_emb=True"
             )
         check_tokens_only(net, "segments are read with token ids only")
-        self.net, self.segment_len = net, net.max_seq_len
+        self.net, self.segment_len, self.tbptt_steps = net, net.max_seq_len, config.tbptt_steps
         self.ignore_index, self.pad_value = config.ignore_index, config.pad_value
         self.label_smoothing, self.z_loss = config.label_smoothing, config.z_loss
         AutoregressiveWrapper(net, ignore_index=self.ignore_index, pad_value=self.pad_value)  # for its checks
@@ -148,11 +152,12 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
             text,
             self.segment_len,
             mems,
-            leave=net.remember,
+            enter=lambda before, number: detached(before, number, self.tbptt_steps),
+            leave=partial(net.remember, detach=False),
             ignore_index=self.ignore_index,
             kwargs=kwargs,
         )
-        return answer(found, [mems] if return_mems else [])
+        return answer(found, [mems.detach()] if return_mems else [])
 
     def generate(
         self,
