@@ -157,7 +157,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         stack = StackState(self.attn_layers.maker, 0, None, None, tuple(branches))
         return ModelState(stack, 0, None)
 
-    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Any:
         """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
 
         options are those of AutoregressiveWrapper.generate.
@@ -253,7 +253,7 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
             Memories(state) if memories else None, self.transformer.vectors(state) if states else None, ids
         )
 
-    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Any:
         """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
 
         A token costs the same wherever it stands.

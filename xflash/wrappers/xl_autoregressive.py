@@ -1,6 +1,6 @@
 """`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -163,13 +163,13 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         self,
         start_tokens: Int[Tensor, "*b n"],
         seq_len: int,
-        eos_token: int | None = None,
+        eos_token: int | Sequence[int] | None = None,
         temperature: float = 1.0,
         filter_logits_fn: str | Callable[..., Tensor] = "top_k",
         filter_kwargs: Mapping[str, Any] | None = None,
         mems: ModelState | None = None,
         **options: Any,
-    ) -> Int[Tensor, "*b m"]:
+    ) -> Any:
         """The tokens after `start_tokens`, all of one length, behind `mems`; `options` are AutoregressiveWrapper's."""
         options |= {"eos_token": eos_token, "temperature": temperature}
         options |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs}
