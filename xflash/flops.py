@@ -11,10 +11,10 @@ from typing import Any
 
 from .base.shapes import Tensor
 from .layers.blocks.recurrence import counted, renew_all
+from .layers.kernels.chunked_losses import chunked_losses, chunked_losses_backward
 from .layers.kernels.fused_groups import flash_groups, flash_groups_backward
 from .layers.kernels.softmax import few_queries
 from .layers.kernels.tiled import gated_tiles, gated_tiles_backward
-from .wrappers.losses import summed_loss, summed_loss_backward
 
 __all__ = ["register"]
 
@@ -74,8 +74,8 @@ def register(counter: Any) -> None:
         few_queries: attention,
         flash_groups: groups,
         flash_groups_backward: groups_backward,
-        summed_loss: loss,
-        summed_loss_backward: loss_backward,
+        chunked_losses: loss,
+        chunked_losses_backward: loss_backward,
         renew_all: renewal,
     }
     for operator, formula in formulas.items():

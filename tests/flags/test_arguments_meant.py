@@ -54,7 +54,7 @@ def test_zero_is_none_in_a_model():
 def test_zero_is_none_of_the_tokens():
     always = {"mask_prob": 1.0, "replace_prob": 0, "random_token_prob": 0}
     bert = xflash.MaskedLMWrapper(model(xflash.Encoder), mask_token_id=10, **always)
-    chosen = bert.choose(IDS, None)
+    chosen = bert.choose(IDS, None).chosen
     assert chosen.any() and torch.equal(bert.corrupt(IDS, chosen), IDS)
     trainer = xflash.AutoregressiveWrapper(model())
     draws = [

@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper
+from xflash.layers.kernels.chunked_losses import chunked_losses
 from xflash.layers.kernels.fused_groups import Settings, Turn, fused_groups
 from xflash.layers.kernels.tiled import Between, tiled_attention
-from xflash.wrappers.losses import summed_loss
 
 V = 13
 
@@ -83,12 +83,12 @@ def test_fused_groups(attn_fn, mean, interleaved, n):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_summed_loss(bias):
+def test_chunked_losses(bias):
     targets = torch.tensor([0, 6, -100, 3, 2])
     shapes = [(5, 3), (7, 3), (7,)]
 
     def loss(y, weight, bias=None):
-        return summed_loss(y, weight, bias, targets, 2, -100)
+        return chunked_losses(y, weight, bias, targets, 2, -100, 0.1, 0.3)
 
     agrees(loss, leaves(*shapes if bias else shapes[:2]))
 

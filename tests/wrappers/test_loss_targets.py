@@ -178,7 +178,7 @@ def test_a_target_of_a_decoder_is_not_seen():
 def test_what_is_hidden_does_not_reach_the_net(odd):
     net = MaskedLMWrapper(model(Encoder), mask_token_id=0, replace_prob=1 - odd, random_token_prob=odd)
     x = ids()
-    chosen = net.choose(x, None, torch.Generator().manual_seed(3))
+    chosen = net.choose(x, None, torch.Generator().manual_seed(3)).chosen
     other = torch.where(chosen, x % 7 + 1, x)
     given = [net.corrupt(t, chosen, torch.Generator().manual_seed(4)) for t in (x, other)]
     assert (other != x).any() and torch.equal(*given)

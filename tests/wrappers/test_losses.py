@@ -20,7 +20,9 @@ from xflash import (
     TransformerWrapper,
     XTransformer,
 )
-from xflash.wrappers.losses import check_targets, next_token_loss, next_tokens, summed_loss
+from xflash.layers.kernels.chunked_losses import chunked_losses, token_losses
+from xflash.wrappers.losses import next_token_loss
+from xflash.wrappers.targets import check_targets, next_tokens
 
 rows = st.integers(2, 11).flatmap(
     lambda n: st.lists(st.tuples(st.integers(0, 6), st.booleans(), st.integers(0, 2)), min_size=n, max_size=n)
@@ -237,22 +239,23 @@ def test_flash_transformers_loss_in_chunks():
     check_the_same(both_losses(wrap), torch.randint(0, V, (3, 20)), most=3 * 19 * (4 * D + 4))
 
 
-def test_the_operator_of_the_summed_loss():
+@pytest.mark.parametrize(("smoothing", "z"), [(0.0, 0.0), (0.1, 0.3)])
+def test_the_operator_of_chunked_losses(smoothing, z):
     y, weight, bias = (
         torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((11, 5), (13, 5), (13,))
     )
     targets = torch.tensor([0, 12, -7, 3, 3, 5, -7, -7, 1, 2, 8])
+    how = -7, smoothing, z
     for b in (None, bias):
         for chunk in (4, 11, 100):
-            given = y, weight, b, targets, chunk, -7
-            expected = F.cross_entropy(F.linear(y, weight, b), targets, ignore_index=-7, reduction="sum")
-            torch.testing.assert_close(summed_loss(*given), expected)
+            given = y, weight, b, targets, chunk, *how
+            torch.testing.assert_close(chunked_losses(*given), token_losses(F.linear(y, weight, b), targets, *how))
             wanted = (y, weight) if b is None else (y, weight, b)
             fill = (None,) * (3 - len(wanted))
             assert torch.autograd.gradcheck(
-                lambda *t, fill=fill, c=chunk: summed_loss(*t, *fill, targets, c, -7), wanted
+                lambda *t, fill=fill, c=chunk: chunked_losses(*t, *fill, targets, c, *how), wanted
             )
-        torch.library.opcheck(summed_loss, given)
+        torch.library.opcheck(chunked_losses, given)
 
 
 def test_loss_in_chunks_compiles():

@@ -30,7 +30,7 @@ def test_how_many_tokens_are_chosen(share):
 def test_one_token_at_least_is_chosen():
     model = masked_lm(mask_prob=1e-9, **SPECIAL)
     ids, lengths = batch()
-    counts = model.choose(ids, ids != PAD, seeded()).sum(1)
+    counts = model.choose(ids, ids != PAD, seeded()).chosen.sum(1)
     assert counts.tolist() == [min(1, n - 2) for n in lengths.tolist()]
 
 
@@ -48,7 +48,7 @@ def test_the_mask_of_a_call_keeps_tokens_out():
 def test_a_share_that_is_drawn_for_each_row(schedule):
     model = masked_lm(mask_prob=schedule)
     ids = torch.randint(1, 20, (997, N), generator=seeded(1))
-    counts = model.choose(ids, None, seeded()).sum(1)
+    counts = model.choose(ids, None, seeded()).chosen.sum(1)
     assert counts.min() >= 1 and counts.max() == N
     expected = {"linear": 1 / 2, "cosine": 2 / math.pi}[schedule]
     assert (counts / N).mean().item() == pytest.approx(expected, abs=0.04)
@@ -72,7 +72,7 @@ def test_the_loss_is_the_cross_entropy_of_the_chosen_tokens():
     ids, _ = batch()
     loss, logits, targets = model(ids, generator=seeded(), return_outputs=True)
     generator = seeded()
-    chosen = model.choose(ids, ids != PAD, generator)
+    chosen = model.choose(ids, ids != PAD, generator).chosen
     given = model.corrupt(ids, chosen, generator)
     expected = model.net(given, ids != PAD)
     laws.close(logits, expected, "logits")

@@ -205,10 +205,31 @@ def test_wrong_arguments(arguments, error, match):
         XLAutoregressiveWrapper(**{"net": build(), **arguments})
 
 
-def test_gradients_cannot_flow_through_a_memory():
-    with pytest.raises(ValueError, match="detach_every=2 cannot be had with max_mem_len=3: Transformer-XL's memory is"):
-        SegmentWrapper(build(), L, detach_every=2)
-    assert SegmentWrapper(build(), L, detach_every=1)(tokens(N)).isfinite()
+@pytest.mark.parametrize("layers", ["attn ff", "gau(query_key_dim=6) attn"])
+def test_gradients_flow_through_memories(layers):
+    """Through all of them they are those of one masked call, through one they end where the segment begins."""
+    net, ids = build(layers=layers), tokens(N)
+    weights = list(net.parameters())
+    whole = torch.autograd.grad(AutoregressiveWrapper(net)(ids, attn_mask=remembered(N)), weights)
+    for trainer in (XLAutoregressiveWrapper(net, tbptt_steps=9), SegmentWrapper(net, L, detach_every=9)):
+        for ours, there in zip(torch.autograd.grad(trainer(ids), weights), whole, strict=True):
+            laws.close(ours, there, "gradients")
+    cut = [torch.autograd.grad(make(ids), weights) for make in (XLAutoregressiveWrapper(net), SegmentWrapper(net, L))]
+    for ours, other, there in zip(*cut, whole, strict=True):
+        assert torch.equal(ours, other) and not torch.equal(ours, there)
+
+
+@pytest.mark.parametrize(("steps", "reached"), [(1, 1), (2, 1), (3, 2)])
+def test_gradients_are_cut_after_segments(steps, reached):
+    """Of five segments, the loss of the last reaches back to where the last cut was."""
+    net, ids = build(max_mem_len=5 * L), tokens(5 * L + 1)
+    seen, labels = [], ids.clone()
+    net.embedding.register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
+    labels[:, : 4 * L + 1] = -100
+    loss, mems = XLAutoregressiveWrapper(net, tbptt_steps=steps)(ids, labels=labels, return_mems=True)
+    found = torch.autograd.grad(loss, seen, allow_unused=True)
+    assert [grad is not None and bool(grad.abs().max() > 0) for grad in found] == [i >= 5 - reached for i in range(5)]
+    assert not any(t.requires_grad for t in tensors(mems))
 
 
 def test_wrong_calls():

@@ -1,6 +1,6 @@
 """Beam search over a causal model. `a` counts the hypotheses (beams) of a row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from ..base.checks import integer, number
 from ..base.shapes import Bool, Float, Int, Tensor
 from .decoding import advance, begin, check_every
-from .nets import check_eos
+from .nets import check_eos, ends
 from .prompts import Prompts, check_seq_len, window
 from .sampling import wide
 
@@ -40,7 +40,7 @@ class Beams(NamedTuple):
 
 
 def widen(
-    beams: Beams, log_probs: Float[Tensor, "b a v"], eos_token: int | None, length_penalty: float
+    beams: Beams, log_probs: Float[Tensor, "b a v"], eos_tokens: tuple[int, ...], length_penalty: float
 ) -> tuple[Beams, Int[Tensor, "b a"], Int[Tensor, "b a"], Bool[Tensor, "b a"]]:
     """One step: the best `a` of all hypotheses with one more token; ended ones stay as they are and compete on.
 
@@ -57,7 +57,7 @@ def widen(
     chosen = scores.flatten(1).topk(a, dim=1).indices
     parent, token = chosen // v, chosen % v
     before = beams.ended.gather(1, parent)
-    ended = before if eos_token is None else before | (token == eos_token)
+    ended = before | ends(token, eos_tokens) if eos_tokens else before
     return Beams(total.flatten(1).gather(1, chosen), length.gather(1, parent), ended), parent, token, before
 
 
@@ -89,7 +89,7 @@ def beam_search(
     kwargs: Mapping[str, Any],
     *,
     beams: int = 4,
-    eos_token: int | None = None,
+    eos_token: int | Sequence[int] | None = None,
     length_penalty: float = 1.0,
     temperature: float = 1.0,
     pad_value: int = 0,
@@ -99,7 +99,7 @@ def beam_search(
 ) -> tuple[Int[Tensor, "b a n"], Float[Tensor, "b a"]]:
     """Each row's hypotheses (the best alone unless `all_beams`), padded behind their end, and their scores."""
     seq_len, beams = check_seq_len(seq_len), integer("beams", beams, 1)
-    eos_token = check_eos(net, eos_token)
+    eos_tokens = check_eos(net, eos_token)
     length_penalty = number("length_penalty", length_penalty, at_least=-8, at_most=8)
     temperature = number("temperature", temperature, above=0)
     last = window(net, prompts, seq_len, restrict_to_max_seq_len)
@@ -111,14 +111,14 @@ def beam_search(
     first = torch.arange(b, device=device)[:, None] * beams
     steps = []
     for made in range(1, seq_len + 1):
-        found, parent, token, ended = widen(found, log_probs, eos_token, length_penalty)
+        found, parent, token, ended = widen(found, log_probs, eos_tokens, length_penalty)
         # On a GPU the look would wait for the device.
         if device.type == "cpu" and bool(found.total.isnan().any()):
             raise ValueError(
                 "logits must have a finite largest value in each row: no hypothesis is better than another"
             )
         steps.append((parent, token.masked_fill(ended, pad_value)))
-        look = eos_token is not None and made % check_every(device) == 0
+        look = bool(eos_tokens) and made % check_every(device) == 0
         if made == seq_len or (look and found.over(seq_len, length_penalty, all_beams)):
             break
         state = state.reorder((first + parent).flatten())

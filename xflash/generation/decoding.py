@@ -12,11 +12,11 @@ from torch import nn
 from ..base.checks import given
 from ..base.registry import side_inputs
 from ..base.shapes import Bool, Float, Int, Tensor
-from .nets import only_logits
+from .nets import ends, only_logits
 from .prompts import Prompts, prefix_of
-from .sampling import Draw, seen_tokens
+from .sampling import Draw, seen_tokens, wide
 
-__all__ = ["Recomputed", "advance", "begin", "check_every", "draws", "evaluating", "until_ended"]
+__all__ = ["Drawn", "Recomputed", "advance", "begin", "check_every", "draws", "evaluating", "until_ended"]
 
 
 class Recomputed(NamedTuple):
@@ -96,6 +96,16 @@ def check_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 16
 
 
+class Drawn(NamedTuple):
+    """A token a row, the batch shaped as the prompts', which rows have ended with it, and how likely each was (None:
+    that is not asked for).
+    """
+
+    token: Int[Tensor, "*b"]
+    ended: Bool[Tensor, " b"]
+    log_prob: Float[Tensor, "*b"] | None
+
+
 def draws(
     net: Any,
     prompts: Prompts,
@@ -106,8 +116,9 @@ def draws(
     last: int | None,
     cache_kv: bool,
     pad_value: int,
-) -> Iterator[tuple[Int[Tensor, "*b"], Bool[Tensor, " b"]]]:
-    """Token after token, the batch shaped as the prompts', and which rows have ended with it."""
+    log_probs: bool = False,
+) -> Iterator[Drawn]:
+    """Token after token; log_probs: with the log-probability of each, 0 behind a row's end, before any filter."""
     logits, state = begin(net, prompts, kwargs, last=last, cache_kv=cache_kv)
     seen = None if draw.repetition_penalty == 1 else seen_tokens(prompts.ids, prompts.mask, logits.shape[-1])
     ended = torch.zeros(len(prompts.ids), dtype=torch.bool, device=logits.device)
@@ -115,26 +126,34 @@ def draws(
         if made:
             logits, state = advance(net, token, state)
         token = draw(logits, seen, made)
-        shown = token.masked_fill(ended, pad_value)
-        if draw.eos_token is not None:
-            ended = ended | (token == draw.eos_token)
+        shown, likely = token.masked_fill(ended, pad_value), None
+        if log_probs:
+            likely = wide(logits).log_softmax(-1).gather(-1, token[:, None])[:, 0].masked_fill(ended, 0)
+            likely = likely.reshape(prompts.lead)
+        if draw.eos_tokens:
+            ended = ended | ends(token, draw.eos_tokens)
         if seen is not None:
             seen = seen.scatter(1, token[:, None], True)
-        yield shown.reshape(prompts.lead), ended
+        yield Drawn(shown.reshape(prompts.lead), ended, likely)
 
 
-def until_ended(steps: Iterator[tuple[Int[Tensor, "*b"], Bool[Tensor, " b"]]], look: bool) -> Int[Tensor, "*b n"]:
-    """What `draws` makes, in one tensor; with `look` no more than until all rows have ended."""
-    tokens: list[Tensor] = []
+def until_ended(steps: Iterator[Drawn], look: bool) -> tuple[Int[Tensor, "*b n"], Float[Tensor, "*b n"] | None]:
+    """What `draws` makes, its tokens in one tensor and their log-probabilities in another.
+
+    look: no more than until all rows have ended.
+    """
+    made: list[Drawn] = []
     unended: Any = 0
-    for token, ended in steps:
-        tokens.append(token)
-        unended = unended + ~ended.all()
-        if look and len(tokens) % check_every(token.device) == 0 and bool(ended.all()):
+    for drawn in steps:
+        made.append(drawn)
+        unended = unended + ~drawn.ended.all()
+        if look and len(made) % check_every(drawn.token.device) == 0 and bool(drawn.ended.all()):
             break
-    made = torch.stack(tokens, dim=-1)
     # How long it took to notice that all rows had ended must not show in the result.
-    return made[..., : int(unended) + 1] if look else made
+    kept = made[: int(unended) + 1] if look else made
+    tokens = torch.stack([drawn.token for drawn in kept], dim=-1)
+    likely = [drawn.log_prob for drawn in kept if drawn.log_prob is not None]
+    return tokens, torch.stack(likely, dim=-1) if likely else None
 
 
 # The modules that go back to training mode when nobody evaluates them any more, and how many do; changed under a lock,

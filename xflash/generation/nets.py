@@ -6,10 +6,18 @@ import torch
 from torch import nn
 
 from ..base.checks import describe, integer
-from ..base.shapes import Float, Int, Tensor
+from ..base.shapes import Bool, Float, Int, Tensor
 from ..stack.face import AttentionLayers
 
-__all__ = ["check_causal", "check_eos", "check_gives_logits", "check_token", "only_logits"]
+__all__ = [
+    "check_bidirectional",
+    "check_causal",
+    "check_eos",
+    "check_gives_logits",
+    "check_token",
+    "ends",
+    "only_logits",
+]
 
 
 def check_gives_logits(net: Any) -> None:
@@ -41,6 +49,19 @@ def check_causal(net: nn.Module) -> None:
         )
 
 
+def check_bidirectional(net: Any) -> None:
+    """TypeError or ValueError unless `net` can be trained on hidden tokens."""
+    check_gives_logits(net)
+    name, pooled = type(net).__name__, getattr(net, "pooled", None)
+    if pooled is not None:
+        raise ValueError(f"{name} pools its outputs ({pooled.kind}=True): it tells no single tokens")
+    if getattr(net, "causal", False):
+        raise ValueError(
+            f"{name} is causal: it would guess a hidden token from those before it only; use an Encoder "
+            "(AutoregressiveWrapper trains a Decoder)"
+        )
+
+
 def only_logits(net: Any, out: Any, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
     """What a model gave for `ids`; TypeError or ValueError where that is not logits alone, one row of them a token."""
     if isinstance(out, torch.Tensor):
@@ -58,9 +79,23 @@ def only_logits(net: Any, out: Any, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b
     )
 
 
-def check_eos(net: Any, eos_token: Any) -> int | None:
-    """The end token; TypeError or ValueError if it is no id of the model's vocabulary."""
-    return None if eos_token is None else check_token(net, "eos_token", eos_token)
+def check_eos(net: Any, eos_token: Any) -> tuple[int, ...]:
+    """The end tokens, none for None; TypeError or ValueError for one that is no id of the model's vocabulary."""
+    if eos_token is None:
+        return ()
+    if not isinstance(eos_token, (list, tuple)):
+        return (check_token(net, "eos_token", eos_token),)
+    if not eos_token:
+        raise ValueError("eos_token is an empty list: give None where no token ends a row")
+    return tuple(check_token(net, f"eos_token[{i}]", token) for i, token in enumerate(eos_token))
+
+
+def ends(tokens: Int[Tensor, "*b"], eos_tokens: tuple[int, ...]) -> Bool[Tensor, "*b"]:
+    """Which tokens are end tokens."""
+    found = tokens == eos_tokens[0]
+    for eos in eos_tokens[1:]:
+        found = found | (tokens == eos)
+    return found
 
 
 def check_token(net: Any, name: str, token: Any) -> int:

@@ -8,7 +8,7 @@ is, for `sample` to notice.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,7 +204,7 @@ def sample(
 class Draw:
     """How the next token is chosen from logits; settings that cannot be meant raise TypeError or ValueError."""
 
-    eos_token: int | None = None
+    eos_token: int | Sequence[int] | None = None
     temperature: float = 1.0
     filter_logits_fn: str | Callable[..., Tensor] = "top_k"
     filter_kwargs: Mapping[str, Any] | None = None
@@ -213,6 +213,7 @@ class Draw:
     min_tokens: int = 0
     generator: torch.Generator | None = None
     filter: Callable[[Tensor], Tensor] = field(init=False, repr=False)
+    eos_tokens: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self):
         number("temperature", self.temperature, at_least=0)
@@ -226,13 +227,15 @@ class Draw:
                 raise ValueError(f"filter_thres={self.filter_thres} and filter_kwargs={settings} both give thres")
             settings["thres"] = self.filter_thres
         object.__setattr__(self, "filter", find_filter(self.filter_logits_fn, settings))
+        several = self.eos_token if isinstance(self.eos_token, (list, tuple)) else (self.eos_token,)
+        object.__setattr__(self, "eos_tokens", () if self.eos_token is None else tuple(several))
 
     def __call__(self, logits: Float[Tensor, "b v"], seen: Bool[Tensor, "b v"] | None, made: int) -> Int[Tensor, " b"]:
         """One token a row, `made` being how many there are already."""
         if seen is not None:
             logits = repetition_penalty(logits, seen, self.repetition_penalty)
-        if self.eos_token is not None and made < self.min_tokens:
-            eos = torch.full((1,), self.eos_token, device=logits.device)
+        for eos_token in self.eos_tokens if made < self.min_tokens else ():
+            eos = torch.full((1,), eos_token, device=logits.device)
             logits = wide(logits).index_fill(-1, eos, -torch.inf)
         if self.temperature > 0:
             logits = self.filter(logits)

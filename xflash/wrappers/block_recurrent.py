@@ -18,10 +18,12 @@ from ..stack.config import check_known
 from ..stack.stacks import Decoder
 from .autoregressive import AutoregressiveWrapper
 from .block_recurrent_flags import IMPLIED, PRESETS, BlockRecurrentConfig, check_fits, stack_flags
-from .losses import check_targets, next_token_loss, next_tokens
+from .losses import Criterion, Terms, answer, next_token_loss
 from .options import check_handed_on, check_needs_nothing, further_flags
-from .segments import SegmentsReader, SegmentWrapper, as_text, detached, drawn, segments_loss
+from .segments import SegmentsReader, SegmentWrapper, detached, drawn, segments_loss
 from .state_vectors import check_memories, with_vectors
+from .targets import next_tokens
+from .texts import as_text
 from .transformer import ModelState, TransformerWrapper
 
 __all__ = ["BlockRecurrentTransformer", "Memories", "RecurrentTrainerWrapper"]
@@ -98,7 +100,6 @@ class BlockRecurrentTransformer(TransformerWrapper):
                 raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
             mask = None if mask is None else as_mask(mask, (ids.shape[0], ids.shape[1]))
             targets = next_tokens(ids, mask, None, self.ignore_index)
-            targets = check_targets(targets, self.ignore_index, self.num_tokens)
             ids = ids[:, :-1].masked_fill(ids[:, :-1] == self.ignore_index, 0)
             mask = None if mask is None else mask[:, :-1]
         before = self.joined(xl_memories, states, ids)
@@ -156,7 +157,7 @@ class BlockRecurrentTransformer(TransformerWrapper):
         stack = StackState(self.attn_layers.maker, 0, None, None, tuple(branches))
         return ModelState(stack, 0, None)
 
-    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Any:
         """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
 
         options are those of AutoregressiveWrapper.generate.
@@ -188,7 +189,7 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Terms):
         transformer: BlockRecurrentTransformer = flag(doc="the model that is trained")
         xl_memories_dropout: float = flag(
             0.0, "chance, while training, that all rows forget the attention layers' blocks before a segment",
@@ -205,25 +206,41 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
         check_needs_nothing(config.transformer.attn_layers, "its trainer is given ids of tokens only")
         self.transformer, self.detach_every = config.transformer, config.detach_every
         self.xl_memories_dropout, self.state_dropout = config.xl_memories_dropout, config.state_dropout
+        self.label_smoothing, self.z_loss = config.label_smoothing, config.z_loss
 
-    def read_by(self) -> tuple[Any, int]:
-        return self.transformer, self.transformer.ignore_index
+    @property
+    def ignore_index(self) -> int:
+        """The model's label that is no target."""
+        return self.transformer.ignore_index
+
+    def read_by(self) -> tuple[Any, Criterion]:
+        return self.transformer, Criterion.of(self)
 
     def forward(
-        self, x: Int[Tensor, "b n"], return_memories_and_states: bool = False
-    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Memories, list[Tensor]]:
-        """The mean loss over all tokens but the first that are not the model's ignore_index, of any number of them."""
+        self,
+        x: Int[Tensor, "b n"],
+        return_memories_and_states: bool = False,
+        *,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
+    ) -> Any:
+        """The mean loss over all tokens but the first that are not the model's ignore_index, of any number of them.
+
+        `reduction`, `loss_weights` and `return_count` are as in AutoregressiveWrapper; with
+        `return_memories_and_states` these come behind the loss.
+        """
         check_switch("return_memories_and_states", return_memories_and_states)
         model = self.transformer
-        text = as_text(x, model.segment, ignore_index=model.ignore_index)
-        loss, state = segments_loss(
+        text = as_text(x, model.segment, ignore_index=self.ignore_index, loss=(reduction, loss_weights, return_count))
+        found, state = segments_loss(
             self.next_piece,
             text,
             model.segment,
             enter=lambda state, number: self.entering(detached(state, number, self.detach_every), text.inputs),
-            ignore_index=model.ignore_index,
+            ignore_index=self.ignore_index,
         )
-        return (loss, Memories(state), model.vectors(state)) if return_memories_and_states else loss
+        return answer(found, [Memories(state), model.vectors(state)] if return_memories_and_states else [])
 
     def entering(self, state: ModelState | None, ids: Int[Tensor, "b n"]) -> ModelState | None:
         """What a segment starts from: the state before it, while training at times without its memories or vectors."""
@@ -236,7 +253,7 @@ class RecurrentTrainerWrapper(SegmentsReader, Configurable):
             Memories(state) if memories else None, self.transformer.vectors(state) if states else None, ids
         )
 
-    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Int[Tensor, "b n"]:
+    def generate(self, prime: Int[Tensor, "b n"], length: int | None = None, **options: Any) -> Any:
         """The tokens behind `prime` until there are `length` with it (max_seq_len + 1 unless given).
 
         A token costs the same wherever it stands.

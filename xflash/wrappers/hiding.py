@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,7 @@ from ..base.looks import transformed
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
 
-__all__ = ["SCHEDULES", "SLACK", "check_schedule", "random_subset", "reveal", "uniform"]
+__all__ = ["SCHEDULES", "SLACK", "SLOPES", "Choice", "check_schedule", "random_subset", "reveal", "uniform"]
 
 # The share of tokens that is hidden at time 0 (all of them) to 1 (none); cosine: https://arxiv.org/abs/2202.04200.
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -19,9 +19,31 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda t: torch.cos(t * math.pi / 2),
 }
 
+# How fast that share falls, which is how often it is drawn too seldom.
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": torch.ones_like,
+    "cosine": lambda t: torch.sin(t * math.pi / 2) * (math.pi / 2),
+}
 
 # 0.15 of 20 tokens are 3, although in floats it is a little more.
 SLACK = 1e-4
+
+
+class Choice(NamedTuple):
+    """The tokens that a net is to tell, those that it could have been, and the time of a schedule (ones without)."""
+
+    chosen: Bool[Tensor, "b n"]
+    allowed: Bool[Tensor, "b n"]
+    time: Float[Tensor, " b"]
+
+    def weights(self, schedule: str) -> Float[Tensor, "b 1"]:
+        """What each chosen token counts for where the sum of their losses is to be a bound of the row's likelihood.
+
+        With one of n tokens hidden, two, ... equally often, the mean over the hidden ones times n is one
+        (https://arxiv.org/abs/2110.02037), which is that of https://arxiv.org/abs/2406.07524 for a count of tokens.
+        """
+        share = self.allowed.sum(1) / self.chosen.sum(1).clamp(min=1)
+        return (share * SLOPES[schedule](self.time))[:, None]
 
 
 def random_subset(

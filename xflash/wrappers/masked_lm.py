@@ -13,13 +13,13 @@ from ..base.checks import as_mask, check_generator, check_switch, integer, numbe
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import flag
 from ..generation.decoding import evaluating
-from ..generation.nets import check_gives_logits, only_logits
+from ..generation.nets import check_bidirectional, only_logits
 from ..generation.prompts import token_ids
 from ..generation.sampling import filter_settings, find_filter, sample, wide
 from ..saving.configurable import Configurable
-from .hiding import SCHEDULES, SLACK, check_schedule, random_subset, reveal, uniform
+from .hiding import SCHEDULES, SLACK, Choice, check_schedule, random_subset, reveal, uniform
 from .input_embedding import in_range
-from .losses import Chunks, check_targets, loss_in_chunks, next_token_loss
+from .losses import Chunks, Criterion, Terms, answer, asked, reduced
 from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["MaskedLMWrapper"]
@@ -32,13 +32,12 @@ class MaskedLMWrapper(Configurable):
     for each row when that is the name of a schedule ('linear', 'cosine': what `generate` should be trained with). Of
     these, `replace_prob` become the mask token, `random_token_prob` another token (BERT: 0.8 and 0.1), the rest stay;
     the net is to tell them all. Padding (`pad_token_id`, or the mask of a call), the mask token itself and
-    `mask_ignore_token_ids` are never chosen, drawn or generated. `loss_chunk`: the loss from the logits of so many
-    tokens at a time, as in AutoregressiveWrapper. TypeError or ValueError for a net that is no module,
+    `mask_ignore_token_ids` are never chosen, drawn or generated. TypeError or ValueError for a net that is no module,
     that pools or is causal, and for ids that are not among `num_tokens` (unless given, those of the net).
     """
 
     @dataclass(frozen=True)
-    class Config(Chunks):
+    class Config(Chunks, Terms):
         net: nn.Module = flag(doc="a bidirectional model from token ids to logits")
         _: KW_ONLY
         mask_token_id: int = flag(doc="the token that stands for hidden ones", at_least=0)
@@ -53,20 +52,32 @@ class MaskedLMWrapper(Configurable):
             (), "tokens that are never chosen, drawn or generated", at_least=0
         )
         num_tokens: int | None = flag(None, "token ids that there are (None: those of the net)", at_least=1)
+        ignore_index: int = flag(-100, "the label that is never told; where x holds it, the net reads mask_token_id")
+        mdlm_weights: bool = flag(
+            False, "weights that make the loss, of tokens masked by a schedule, a bound on the negative log-likelihood",
+            paper="https://arxiv.org/abs/2406.07524",
+        )  # fmt: skip
 
     gives = "a loss of token ids"
 
     def assemble(self, config: Config) -> None:
         net = self.net = config.net
-        check_net(net)
+        check_bidirectional(net)
         check_loss_chunk(net, config.loss_chunk)
-        self.loss_chunk = config.loss_chunk
+        self.loss_chunk, self.ignore_index = config.loss_chunk, config.ignore_index
+        self.label_smoothing, self.z_loss = config.label_smoothing, config.z_loss
         num_tokens = getattr(net, "num_tokens", None) if config.num_tokens is None else config.num_tokens
         self.num_tokens = integer("num_tokens", num_tokens, 1)
         self.mask_token_id, self.pad_token_id = config.mask_token_id, config.pad_token_id
         self.mask_prob = config.mask_prob
         if isinstance(self.mask_prob, str):
             check_schedule("mask_prob", self.mask_prob)
+        elif config.mdlm_weights:
+            raise ValueError(
+                f"mdlm_weights=True weighs shares that a schedule draws, but mask_prob={self.mask_prob} is the same "
+                "for all rows: give mask_prob='linear' or 'cosine'"
+            )
+        self.mdlm_weights = config.mdlm_weights
         self.replace_prob, self.random_token_prob = config.replace_prob, config.random_token_prob
         if self.replace_prob + self.random_token_prob > 1 + 1e-6:
             raise ValueError(
@@ -103,37 +114,67 @@ class MaskedLMWrapper(Configurable):
         return ordinary
 
     def extra_repr(self) -> str:
-        return f"mask_token_id={self.mask_token_id}, pad_token_id={self.pad_token_id}, mask_prob={self.mask_prob}"
+        said = f"mask_token_id={self.mask_token_id}, pad_token_id={self.pad_token_id}, mask_prob={self.mask_prob}"
+        return said + Criterion.of(self).shown()
 
     def forward(
         self,
         x: Int[Tensor, "b n"],
         mask: Tensor | None = None,
         *,
+        labels: Int[Tensor, "b n"] | None = None,
         generator: torch.Generator | None = None,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_outputs: bool = False,
         **kwargs,
-    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], Float[Tensor, "b n v"], Int[Tensor, "b n"]]:
+    ) -> Any:
         """The mean loss, in nats, of telling the chosen tokens; 0 where no row has one.
 
-        mask (b, n): True = real token. generator: where the chance comes from. `return_outputs` gives (loss, logits,
-        targets), -100 standing for what is no target. Everything else goes to `net`.
+        mask (b, n): True = real token. labels (b, n): what each token is to be told as (x itself unless given), a token
+        with `ignore_index` is never chosen. generator: where the chance comes from. `return_outputs` gives (loss,
+        logits, targets), `ignore_index` standing for what is no target. `reduction`, `loss_weights` and `return_count`
+        are as in AutoregressiveWrapper, losses (b, n). Everything else goes to `net`.
         """
         check_switch("return_outputs", return_outputs)
         check_handed_on("the loss", kwargs, MaskedLMWrapper.forward, self.net.forward)
-        x, mask = self.as_ids(x, mask)
-        chosen = self.choose(x, mask, check_generator(generator))
+        x, labels, told, mask = self.labelled(x, labels, mask)
+        ask, n = asked(reduction, loss_weights, return_count, x), x.shape[1]
+        choice = self.choose(x, told if mask is None else told & mask, check_generator(generator))
         if mask is not None:
             kwargs["mask"] = mask
-        targets, seen, n = x.masked_fill(~chosen, -100), self.corrupt(x, chosen, generator), x.shape[1]
+        targets = labels.masked_fill(~choice.chosen, self.ignore_index)
+        seen, criterion, noted = self.corrupt(x, choice.chosen, generator), Criterion.of(self), []
         # Embeddings in front of the tokens (prepend_embeds) have logits, but nothing hidden.
         if self.loss_chunk is not None and not return_outputs:
             y = self.net(seen, **kwargs, return_embeddings=True)[:, -n:]
-            return loss_in_chunks(self.net, y, targets, self.loss_chunk)
-        logits = only_logits(self.net, self.net(seen, **kwargs), x)[:, -n:]
-        targets = check_targets(targets, -100, logits.shape[-1])
-        loss = next_token_loss(logits, targets)
-        return (loss, logits, targets) if return_outputs else loss
+            losses = criterion.of_embeddings(self.net, y, targets)
+        else:
+            logits = only_logits(self.net, self.net(seen, **kwargs), x)[:, -n:]
+            losses = criterion.of_logits(logits, targets)
+            noted = [logits, targets] if return_outputs else []
+        weights, count = self.weigh(choice, ask.weights)
+        return answer(reduced(losses, choice.chosen, ask, weights, count), noted)
+
+    def labelled(self, x: Any, labels: Any, mask: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The ids that the net may read, what they are to be told as, which of them may be, and which are real."""
+        ids, mask = self.as_ids(x, mask)
+        labels = ids if labels is None else token_ids("labels", labels)
+        if labels.shape != ids.shape:
+            raise ValueError(f"labels has shape {tuple(labels.shape)}, but x has {tuple(ids.shape)}")
+        return ids.masked_fill(ids == self.ignore_index, self.mask_token_id), labels, labels != self.ignore_index, mask
+
+    def weigh(
+        self, choice: Choice, given: Float[Tensor, "b n"] | None
+    ) -> tuple[Float[Tensor, "b n"] | None, Tensor | None]:
+        """What the chosen tokens count for, and what the mean divides by: None where it is their number."""
+        if not self.mdlm_weights:
+            return given, None
+        weights = choice.weights(str(self.mask_prob)).expand(choice.chosen.shape)
+        if given is None:
+            return weights, choice.allowed.sum()
+        return weights * given, given.masked_fill(~choice.allowed, 0).sum()
 
     def as_ids(self, x: Any, mask: Any) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"] | None]:
         """The ids, 0 at masked places, and which are real; TypeError or ValueError for other things."""
@@ -148,16 +189,17 @@ class MaskedLMWrapper(Configurable):
 
     def choose(
         self, x: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None, generator: torch.Generator | None = None
-    ) -> Bool[Tensor, "b n"]:
-        """The tokens that the net is to tell."""
+    ) -> Choice:
+        """The tokens that the net is to tell, of those that are ordinary and not masked."""
         # An id outside the vocabulary is left for the net to refuse.
         allowed = self.ordinary(x.device)[x.clamp(0, self.num_tokens - 1)]
         allowed = allowed if mask is None else allowed & mask
-        share: Any = self.mask_prob
+        share, time = self.mask_prob, torch.ones_like(x[:, 0], dtype=torch.float)
         if isinstance(share, str):
-            share = SCHEDULES[share](uniform(x[:, 0], generator))
+            time = uniform(x[:, 0], generator)
+            share = SCHEDULES[share](time)
         count = (allowed.sum(1) * share - SLACK).ceil().clamp(min=1).long()
-        return random_subset(allowed, count, generator)
+        return Choice(random_subset(allowed, count, generator), allowed, time)
 
     def corrupt(
         self, x: Int[Tensor, "b n"], chosen: Bool[Tensor, "b n"], generator: torch.Generator | None = None
@@ -246,16 +288,3 @@ class MaskedLMWrapper(Configurable):
         shape = (1 if batch_size is None else integer("batch_size", batch_size, 1), integer("seq_len", seq_len, 1))
         held = next(itertools.chain(self.parameters(), self.buffers()), None)
         return torch.full(shape, self.mask_token_id, device=None if held is None else held.device)
-
-
-def check_net(net: Any) -> None:
-    """TypeError or ValueError unless `net` can be trained on hidden tokens."""
-    check_gives_logits(net)
-    name, pooled = type(net).__name__, getattr(net, "pooled", None)
-    if pooled is not None:
-        raise ValueError(f"{name} pools its outputs ({pooled.kind}=True): it tells no single tokens")
-    if getattr(net, "causal", False):
-        raise ValueError(
-            f"{name} is causal: it would guess a hidden token from those before it only; use an Encoder "
-            "(AutoregressiveWrapper trains a Decoder)"
-        )

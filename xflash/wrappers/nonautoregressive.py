@@ -8,8 +8,9 @@ from torch import nn
 
 from ..base.checks import number
 from ..base.shapes import Float, Int, Tensor
-from ..flags.flag import flag, like
+from ..flags.flag import flag, flags_of, like
 from ..saving.configurable import Configurable
+from .losses import Terms
 from .masked_lm import MaskedLMWrapper, check_schedule
 from .options import also_called
 
@@ -28,12 +29,13 @@ class NonAutoregressiveWrapper(Configurable):
     """Training and decoding of masked tokens as in https://arxiv.org/abs/2202.04200, called as in x-transformers.
 
     The share of hidden tokens is drawn anew for each row (x-transformers replaces some, or leaves some, in half of the
-    calls). The loss is the plain mean over hidden tokens, x-transformers' with `use_simple_mdlm_loss_weight=False` (its
-    own weight is negative). Rows of any length and padding are fine. Self-conditioning and critics don't exist here.
+    calls). The loss is the plain mean over hidden tokens, or with `use_simple_mdlm_loss_weight=True` a bound on the
+    negative log-likelihood of a token (x-transformers' weights, its default, are negative). Rows of any length and
+    padding are fine. Self-conditioning and critics don't exist here.
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Terms):
         net: nn.Module = flag(doc="a bidirectional model from token ids to logits")
         _: KW_ONLY
         mask_id: int = like(MaskedLMWrapper.Config, "mask_token_id")
@@ -42,6 +44,8 @@ class NonAutoregressiveWrapper(Configurable):
         no_replace_prob: float = flag(0.15, "share of hidden tokens that stay as they are", at_least=0, at_most=1)
         random_token_prob: float = flag(0.1, "share of them that become another token", at_least=0, at_most=1)
         pad_token_id: int | None = like(MaskedLMWrapper.Config, "pad_token_id")
+        ignore_index: int = like(MaskedLMWrapper.Config, "ignore_index")
+        use_simple_mdlm_loss_weight: bool = like(MaskedLMWrapper.Config, "mdlm_weights")
 
     gives = "losses of token ids"
 
@@ -56,6 +60,9 @@ class NonAutoregressiveWrapper(Configurable):
             mask_prob=check_schedule("schedule", config.schedule),
             replace_prob=1 - kept - odd,
             random_token_prob=odd,
+            ignore_index=config.ignore_index,
+            mdlm_weights=config.use_simple_mdlm_loss_weight,
+            **{name: getattr(config, name) for name in flags_of(Terms)},
         )
         self.steps, self.schedule = config.steps, config.schedule
 
@@ -65,11 +72,19 @@ class NonAutoregressiveWrapper(Configurable):
         return self.masked.net
 
     def forward(
-        self, x: Int[Tensor, "b n"], mask: Tensor | None = None, *, generator: torch.Generator | None = None, **kwargs
-    ) -> Losses:
-        """The losses of one batch; arguments as in MaskedLMWrapper."""
-        loss = self.masked(x, mask, generator=generator, return_outputs=False, **kwargs)
-        return Losses(loss, loss, None)
+        self,
+        x: Int[Tensor, "b n"],
+        mask: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        return_count: bool = False,
+        **kwargs,
+    ) -> Any:
+        """The losses of one batch; arguments as in MaskedLMWrapper, with `return_count` (losses, count)."""
+        found = self.masked(x, mask, generator=generator, return_count=return_count, return_outputs=False, **kwargs)
+        loss, *count = found if return_count else (found,)
+        losses = Losses(loss, loss, None)
+        return (losses, *count) if count else losses
 
     @also_called(temperature="start_temperature")
     def generate(

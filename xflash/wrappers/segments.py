@@ -2,93 +2,34 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..base.checks import as_binary, as_mask, check_switch, given, is_integral
-from ..base.looks import has_values, may_look
+from ..base.checks import check_switch
+from ..base.looks import may_look
 from ..base.pieces import Piecewise, borders
 from ..base.registry import side_inputs
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..flags.flag import flag
-from ..generation.prompts import prefix_of, token_ids
+from ..flags.flag import flag, flags_of
+from ..generation.prompts import prefix_of
 from .autoregressive import AutoregressiveWrapper
-from .losses import Labels, check_targets, in_front, next_token_loss, next_tokens, unseen_targets
+from .losses import Criterion, Labels, Terms, answer, reduced
 from .options import check_handed_on, check_lengths, check_tokens_only
+from .targets import in_front, unseen_targets
+from .texts import Text, as_text
 
 __all__ = [
     "SegmentWrapper",
     "SegmentsReader",
-    "Text",
-    "as_text",
     "detached",
     "drawn",
     "has_memory",
     "segments_loss",
 ]
-
-
-class Text(NamedTuple):
-    """Tokens to read, the token each is to predict, which of them are real, and which rows start anew at a segment."""
-
-    inputs: Int[Tensor, "b n"]
-    targets: Int[Tensor, "b n"]
-    mask: Bool[Tensor, "b n"] | None = None
-    resets: tuple[Bool[Tensor, " b"] | None, ...] = ()
-
-
-def as_text(
-    x: Any,
-    segment_len: int,
-    mask: Tensor | None = None,
-    labels: Any = None,
-    reset: Any = None,
-    ignore_index: int = -100,
-    pad_value: int = 0,
-) -> Text:
-    """What a call gave as a Text: x without its last column, towards x without its first; TypeError or ValueError."""
-    ids = token_ids("x", x)
-    if ids.dim() != 2 or ids.shape[1] < 2:
-        raise ValueError(f"x has shape {tuple(ids.shape)}, but a loss needs (b, n) with at least n = 2 tokens")
-    b, n = ids.shape
-    labels = ids if labels is None else token_ids("labels", labels)
-    if labels.shape != ids.shape:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, but x has {tuple(ids.shape)}")
-    inputs = ids[:, :-1].masked_fill(ids[:, :-1] == ignore_index, pad_value)
-    if mask is not None:
-        mask = as_mask(mask, (b, n))
-        inputs = inputs.masked_fill(~mask[:, :-1], 0)
-    count = -(-(n - 1) // segment_len)
-    starts = as_starts(reset, b, count)
-    documents, resets = None, ()
-    if starts is not None:
-        segment = (torch.arange(n, device=ids.device) // segment_len).clamp(max=count - 1)
-        documents = starts.long().cumsum(1)[:, segment]
-        # One look at the data a call spares the net a reset that names no row, which is not free.
-        wanted = starts.any(0).tolist() if has_values(starts) else [True] * count
-        resets = tuple(column if any_row else None for column, any_row in zip(starts.unbind(1), wanted, strict=True))
-    targets = next_tokens(labels, mask, documents, ignore_index)
-    return Text(inputs, targets, None if mask is None else mask[:, :-1], resets)
-
-
-def as_starts(reset: Any, b: int, count: int) -> Bool[Tensor, "b s"] | None:
-    """`reset` as one column of booleans a segment; TypeError or ValueError for what is none."""
-    if reset is None:
-        return None
-    if not is_integral(reset, booleans=True):
-        raise TypeError(f"reset must be a boolean tensor, ({b},) or ({b}, {count}), not {given(reset)}")
-    reset = as_binary("reset", reset)
-    if tuple(reset.shape) == (b,):
-        return torch.cat((reset[:, None], reset.new_zeros(b, count - 1)), 1)
-    if tuple(reset.shape) != (b, count):
-        raise ValueError(
-            f"reset must be ({b},), or ({b}, {count}) with a column for each of the {count} segments, "
-            f"not {tuple(reset.shape)}"
-        )
-    return reset
 
 
 def segments_loss(
@@ -103,17 +44,17 @@ def segments_loss(
     ignore_index: int = -100,
     checkpointed: bool = False,
     kwargs: Mapping[str, Any] | None = None,
-) -> tuple[Float[Tensor, ""], Any]:
-    """The mean loss over all targets of a text that is read segment by segment, and the state behind it.
+) -> tuple[list[Tensor], Any]:
+    """What is `reduced` of all targets of a text that is read segment by segment, and the state behind it.
 
-    segment: the summed loss of one and the state behind it, given the state, inputs, targets and what goes beside them.
+    segment: the losses of one and the state behind it, given the state, inputs, targets and what goes beside them.
     enter: the state a segment starts from, given the one before it and the segment's number in this call.  leave: what
     is carried on of the state behind a segment.  forget: asked before each segment, whether all rows start anew.
     checkpointed: nothing inside a segment is kept for its gradients, it is computed again.  kwargs: for the first step.
     """
     b, n = text.inputs.shape
     text = unseen(text, segment_len, kwargs or {}, ignore_index)
-    total: Any = 0.0
+    losses: list[Tensor] = []
     for number, (start, end) in enumerate(borders(n, segment_len, [0])):
         state, here = enter(state, number), slice(start, end)
         reset = text.resets[number] if text.resets else None
@@ -125,11 +66,12 @@ def segments_loss(
         beside |= of_segment(kwargs or {}, start, end, n + 1)
         given_segment = (state, text.inputs[:, here], text.targets[:, here], beside)
         if checkpointed and torch.is_grad_enabled():
-            loss, state = checkpoint(segment, *given_segment, use_reentrant=False)
+            found, state = checkpoint(segment, *given_segment, use_reentrant=False)
         else:
-            loss, state = segment(*given_segment)
-        total, state = total + loss, leave(state)
-    return total / (text.targets != ignore_index).sum().clamp(min=1), state
+            found, state = segment(*given_segment)
+        losses.append(found)
+        state = leave(state)
+    return reduced(torch.cat(losses, 1), text.targets != ignore_index, text.ask, text.ask.weights), state
 
 
 def of_segment(kwargs: Mapping[str, Any], start: int, end: int, n: int) -> dict[str, Any]:
@@ -173,20 +115,18 @@ def check_prefix_inside(mask: Bool[Tensor, "b n"] | None, segment_len: int, firs
 class SegmentsReader(Piecewise):
     """The part of a trainer that reads texts segment by segment: `compile` compiles a segment's loss."""
 
-    def read_by(self) -> tuple[Any, int]:
-        """The model that reads, and the label that is none."""
+    def read_by(self) -> tuple[Any, Criterion]:
+        """The model that reads, and how its losses are computed."""
         raise NotImplementedError
 
     def one_piece(
         self, state: Any, inputs: Int[Tensor, "b n"], targets: Int[Tensor, "b n"], beside: Mapping[str, Any]
-    ) -> tuple[Float[Tensor, ""], Any]:
-        """The summed loss of one segment, and the state behind it."""
-        net, ignore_index = self.read_by()
+    ) -> tuple[Float[Tensor, "b n"], Any]:
+        """The losses of one segment, and the state behind it."""
+        net, criterion = self.read_by()
         logits, state = net.step(inputs, state, **beside)
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-        logits = logits[:, -inputs.shape[1] :]
-        targets = check_targets(targets, ignore_index, logits.shape[-1])
-        return next_token_loss(logits, targets, ignore_index) * (targets != ignore_index).sum(), state
+        return criterion.of_logits(logits[:, -inputs.shape[1] :], targets), state
 
     def room(self, *piece: Any) -> tuple[Any, int]:
         inputs, _, beside = piece
@@ -217,14 +157,15 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
     `net` has `step(ids, state, mask=, reset=)`, as every causal model here has. The loss is that of the text read
     whole, whatever `segment_len` is; what differs is how far gradients reach (truncated backpropagation through time)
     and how much is held for them. Only a net with Transformer-XL's memory (`max_mem_len`, https://arxiv.org/abs/1901.02860)
-    knows less: at the end of each segment its state is cut to the last max_mem_len tokens and detached.
+    knows less: at the end of each segment its state is cut to the last max_mem_len tokens, and detached unless
+    `detach_every` says how often.
 
     `generate`, `stream` and `beam_search` are those of AutoregressiveWrapper, which cuts no memory down
     (XLAutoregressiveWrapper does).
     """
 
     @dataclass(frozen=True)
-    class Config(Labels):
+    class Config(Terms, Labels):
         net: nn.Module = flag(doc="a causal model with step(ids, state, mask=, reset=)")
         segment_len: int = flag(doc="tokens that are read at a time", at_least=1)
         _: KW_ONLY
@@ -236,24 +177,19 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
 
     def assemble(self, config: Config) -> None:
         net, every = config.net, config.detach_every
-        labels = {"ignore_index": config.ignore_index, "pad_value": config.pad_value}
-        super().assemble(AutoregressiveWrapper.Config(net, **labels))
+        losses = {name: getattr(config, name) for name in (*flags_of(Labels), *flags_of(Terms))}
+        super().assemble(AutoregressiveWrapper.Config(net, **losses))
         if not hasattr(net, "step"):
             raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): nothing is carried across segments")
         check_tokens_only(net, "segments are read with token ids only")
-        if every is not None and every > 1 and has_memory(net):
-            raise ValueError(
-                f"detach_every={every} cannot be had with max_mem_len={getattr(net, 'max_mem_len', None)}: "
-                "Transformer-XL's memory is detached after each segment"
-            )
         self.segment_len, self.detach_every = config.segment_len, every
         self.memory_dropout, self.grad_checkpoint = config.memory_dropout, config.grad_checkpoint
 
     def extra_repr(self) -> str:
         return f"segment_len={self.segment_len}, detach_every={self.detach_every}, {super().extra_repr()}"
 
-    def read_by(self) -> tuple[Any, int]:
-        return self.net, self.ignore_index
+    def read_by(self) -> tuple[Any, Criterion]:
+        return self.net, Criterion.of(self)
 
     def forward(  # type: ignore[override]
         self,
@@ -263,6 +199,9 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         state: Any | None = None,
         labels: Int[Tensor, "b n"] | None = None,
         reset: Bool[Tensor, "b *s"] | None = None,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_state: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -272,23 +211,27 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         state. A token is a target when it and the one before it are real (`mask`) and of one document, its label
         (`labels`, x itself unless given) is not `ignore_index`, and no prefix shows it. `reset` names the rows that
         begin another document with this call, (b,), or with each of its s segments, (b, s): their state is as new,
-        neighbours go on. A document that ends inside a segment is padded up to its end. kwargs: for the first
-        `net.step` (`context=`).
+        neighbours go on. A document that ends inside a segment is padded up to its end. `reduction`, `loss_weights`
+        and `return_count` are as in AutoregressiveWrapper. kwargs: for the first `net.step` (`context=`).
         """
         check_switch("return_state", return_state)
-        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
+        loss = (reduction, loss_weights, return_count)
+        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value, loss)
         net: Any = self.net
+        remembers = has_memory(net)
+        every = 1 if remembers and self.detach_every is None else self.detach_every
         check_handed_on("the loss", kwargs, SegmentWrapper.forward, net.step)
-        loss, state = segments_loss(
+        found, state = segments_loss(
             self.next_piece,
             text,
             self.segment_len,
             state,
-            enter=lambda before, number: detached(before, number, self.detach_every),
-            leave=net.remember if has_memory(net) else lambda after: after,
+            enter=lambda before, number: detached(before, number, every),
+            leave=partial(net.remember, detach=False) if remembers else lambda after: after,
             forget=lambda: self.training and drawn(self.memory_dropout),
             ignore_index=self.ignore_index,
             checkpointed=self.grad_checkpoint,
             kwargs=kwargs,
         )
-        return (loss, state) if return_state else loss
+        state = state.detach() if remembers else state
+        return answer(found, [state] if return_state else [])

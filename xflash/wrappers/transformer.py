@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..base.checks import as_doc_ids, as_rows
+from ..base.checks import as_doc_ids, as_rows, check_switch
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
 from ..stack.face import AttentionLayers
@@ -241,10 +241,11 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         before = torch.full_like(rows, state.bound, dtype=torch.long) if state.length is None else state.length
         return ModelState(stack, state.bound, before.masked_fill(rows, 0))
 
-    def remember(self, state: ModelState) -> ModelState:
-        """What is left of a state behind a segment: cut from its graph, the last `max_mem_len` tokens (None: all)."""
+    def remember(self, state: ModelState, detach: bool = True) -> ModelState:
+        """What is left of a state behind a segment: the last `max_mem_len` tokens (None: all), cut from its graph."""
         self.attn_layers.check_state(stack_state(state))
-        state = state.detach()
+        check_switch("detach", detach)
+        state = state.detach() if detach else state
         if self.max_mem_len is None:
             return state
         return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))

@@ -1,7 +1,8 @@
 """`XLAutoregressiveWrapper`: Transformer-XL trained and sampled in segments, with the calls of x-transformers."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,10 +14,11 @@ from ..base.state import State
 from ..flags.flag import flag, like
 from ..saving.configurable import Configurable
 from .autoregressive import AutoregressiveWrapper
-from .losses import Labels
+from .losses import Criterion, Labels, Terms, answer
 from .model_state import ModelState
 from .options import check_handed_on, check_tokens_only
-from .segments import SegmentsReader, as_text, has_memory, segments_loss
+from .segments import SegmentsReader, detached, has_memory, segments_loss
+from .texts import as_text
 from .transformer import TransformerWrapper
 
 __all__ = ["SegmentState", "SegmentedReader", "XLAutoregressiveWrapper"]
@@ -76,17 +78,20 @@ class SegmentedReader(nn.Module):
 class XLAutoregressiveWrapper(SegmentsReader, Configurable):
     """Trains and samples a Transformer-XL (https://arxiv.org/abs/1901.02860) in segments of its max_seq_len tokens.
 
-    Each segment reads the keys and values of the last max_mem_len tokens before it, through which no gradient flows.
+    Each segment reads the keys and values of the last max_mem_len tokens before it. Gradients flow through those of
+    `tbptt_steps` segments, their own counted: 1 is Transformer-XL.
     Generation cuts the memory where training does, so that it sees what training saw and costs the same behind any
     number of tokens. Raises ValueError for a net without max_mem_len or max_seq_len, or with learned positions, which
     end where a second segment begins.
     """
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(Terms):
         net: TransformerWrapper = flag(doc="a causal model with max_mem_len, and max_seq_len for a segment's length")
         ignore_index: int = like(Labels, "ignore_index")
         pad_value: int = like(Labels, "pad_value")
+        _: KW_ONLY
+        tbptt_steps: int = flag(1, "segments that gradients flow through before they are cut", at_least=1)
 
     gives = "a loss of token ids"
 
@@ -105,15 +110,17 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
                 "use relative ones such as pos='rotary', or scaled_sinu_pos_emb=True"
             )
         check_tokens_only(net, "segments are read with token ids only")
-        self.net, self.segment_len = net, net.max_seq_len
+        self.net, self.segment_len, self.tbptt_steps = net, net.max_seq_len, config.tbptt_steps
         self.ignore_index, self.pad_value = config.ignore_index, config.pad_value
+        self.label_smoothing, self.z_loss = config.label_smoothing, config.z_loss
         AutoregressiveWrapper(net, ignore_index=self.ignore_index, pad_value=self.pad_value)  # for its checks
 
     def extra_repr(self) -> str:
-        return f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+        said = f"segment_len={self.segment_len}, ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+        return said + Criterion.of(self).shown()
 
-    def read_by(self) -> tuple[Any, int]:
-        return self.net, self.ignore_index
+    def read_by(self) -> tuple[Any, Criterion]:
+        return self.net, Criterion.of(self)
 
     def forward(
         self,
@@ -123,41 +130,46 @@ class XLAutoregressiveWrapper(SegmentsReader, Configurable):
         *,
         labels: Int[Tensor, "b n"] | None = None,
         reset: Tensor | None = None,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_mems: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The mean loss of predicting each next real token; with `return_mems` the memory behind all but x's last too.
 
-        The last token is a target only: the call that goes on with these `mems` begins with it. `mask`, `labels` and
-        `reset` are as in SegmentWrapper. kwargs: for the first `net.step`.
+        The last token is a target only: the call that goes on with these `mems` begins with it. `mask`, `labels`,
+        `reset` and what is said of the loss are as in SegmentWrapper. kwargs: for the first `net.step`.
         """
         self.check_mems(mems, x)
         check_switch("return_mems", return_mems)
-        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value)
+        loss = (reduction, loss_weights, return_count)
+        text = as_text(x, self.segment_len, mask, labels, reset, self.ignore_index, self.pad_value, loss)
         net = self.net
         check_handed_on("the loss", kwargs, XLAutoregressiveWrapper.forward, net.step)
-        loss, mems = segments_loss(
+        found, mems = segments_loss(
             self.next_piece,
             text,
             self.segment_len,
             mems,
-            leave=net.remember,
+            enter=lambda before, number: detached(before, number, self.tbptt_steps),
+            leave=partial(net.remember, detach=False),
             ignore_index=self.ignore_index,
             kwargs=kwargs,
         )
-        return (loss, mems) if return_mems else loss
+        return answer(found, [mems.detach()] if return_mems else [])
 
     def generate(
         self,
         start_tokens: Int[Tensor, "*b n"],
         seq_len: int,
-        eos_token: int | None = None,
+        eos_token: int | Sequence[int] | None = None,
         temperature: float = 1.0,
         filter_logits_fn: str | Callable[..., Tensor] = "top_k",
         filter_kwargs: Mapping[str, Any] | None = None,
         mems: ModelState | None = None,
         **options: Any,
-    ) -> Int[Tensor, "*b m"]:
+    ) -> Any:
         """The tokens after `start_tokens`, all of one length, behind `mems`; `options` are AutoregressiveWrapper's."""
         options |= {"eos_token": eos_token, "temperature": temperature}
         options |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs}

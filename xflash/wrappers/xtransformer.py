@@ -21,7 +21,7 @@ from ..stack.face import AttentionLayers
 from ..stack.stack_config import StackConfig
 from ..stack.stacks import Decoder, Encoder
 from .autoregressive import AutoregressiveWrapper
-from .losses import Chunks, Labels
+from .losses import Chunks, Labels, Terms
 from .options import also_called, check_option_names
 from .sides import check_plain, check_rows, check_sides, check_tied, starts
 from .source import Hiddens, Source, encoded
@@ -43,7 +43,7 @@ class XTransformer(Configurable):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(Chunks, Labels):
+    class Config(Chunks, Terms, Labels):
         dim: int = like(StackConfig, "dim")
         tie_token_emb: bool = flag(
             False,
@@ -75,8 +75,8 @@ class XTransformer(Configurable):
         if config.tie_token_emb:
             check_tied(self.encoder, decoder)
             decoder.embedding.token_emb = self.encoder.embedding.token_emb
-        labels = {"ignore_index": config.ignore_index, "pad_value": config.pad_value}
-        self.decoder = AutoregressiveWrapper(decoder, loss_chunk=config.loss_chunk, **labels)
+        losses = {name: getattr(config, name) for name in (*flags_of(Labels), *flags_of(Terms), *flags_of(Chunks))}
+        self.decoder = AutoregressiveWrapper(decoder, **losses)
 
     def sides(self) -> dict[str, TransformerWrapper]:
         """The two models, by what their flags begin with."""
@@ -114,6 +114,9 @@ class XTransformer(Configurable):
         labels: Int[Tensor, "b n"] | None = None,
         condition: Float[Tensor, "b *n _"] | None = None,
         src_condition: Float[Tensor, "b *c _"] | None = None,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_outputs: bool = False,
         return_hiddens: bool = False,
     ) -> Any:
@@ -121,7 +124,8 @@ class XTransformer(Configurable):
 
         mask (b, c), tgt_mask (b, n): True = real token. `attn_mask` is the encoder's. `src_prepend_embeds` (b, p, d)
         stand in front of the source, without positions and not counted by `enc_max_seq_len`; `src_prepend_mask`
-        (b, p) says which are real. `labels` (b, n) as in AutoregressiveWrapper. `condition` and `src_condition` are
+        (b, p) says which are real. `labels`, `reduction`, `loss_weights` (b, n) and `return_count` are as in
+        AutoregressiveWrapper. `condition` and `src_condition` are
         what adaptive parts of the decoder and of the encoder are conditioned on. `return_hiddens` gives the streams of
         both sides too, as last (`Hiddens`).
         """
@@ -135,16 +139,10 @@ class XTransformer(Configurable):
         check_rows(found.context, tgt.shape[0], "tgt")
         if self.training and self.cross_attn_tokens_dropout:
             found = Source(*drop_tokens(*found, self.cross_attn_tokens_dropout))
-        out = self.decoder(
-            tgt,
-            tgt_mask,
-            labels=labels,
-            return_outputs=return_outputs,
-            context=found.context,
-            context_mask=found.mask,
-            condition=condition,
-            return_hiddens=return_hiddens,
-        )
+        loss = {"labels": labels, "reduction": reduction, "loss_weights": loss_weights, "return_count": return_count}
+        loss |= {"return_outputs": return_outputs, "return_hiddens": return_hiddens}
+        beside = {"context": found.context, "context_mask": found.mask, "condition": condition}
+        out = self.decoder(tgt, tgt_mask, **loss, **beside)
         return (*out[:-1], Hiddens(below, out[-1])) if return_hiddens else out
 
     def encode(
