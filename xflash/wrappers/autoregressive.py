@@ -13,7 +13,7 @@ from ..generation.nets import check_causal, check_gives_logits, check_token, onl
 from ..saving.configurable import Configurable
 from .forgetting import Forgetful, check_can_forget, forgetful
 from .generates import Generates
-from .losses import Chunks, Criterion, Labels, Terms, answer, asked, reduced
+from .losses import Chunks, Criterion, Labels, Terms, adds_own, answer, asked, reduced, with_own
 from .options import (
     check_gives_hiddens,
     check_handed_on,
@@ -92,9 +92,11 @@ class AutoregressiveWrapper(Generates, Configurable):
         targets = unseen_targets(targets, kwargs.get("mask"), kwargs, self.ignore_index)
         weights = None if ask.weights is None else next_tokens(ask.weights, mask, doc_ids, 0)
         criterion, chunked = Criterion.of(self), self.loss_chunk is not None and not return_outputs
-        wanted = {"return_embeddings": chunked, "return_hiddens": return_hiddens}
+        own = adds_own(self, self.net)
+        wanted = {"return_embeddings": chunked, "return_hiddens": return_hiddens, "return_auxiliary_loss": own}
         y = self.net(inputs, **kwargs, **{name: True for name, on in wanted.items() if on})
-        y, *noted = y if return_hiddens else (y,)
+        y, *noted = y if return_hiddens or own else (y,)
+        lost = noted.pop() if own else None
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
         if chunked:
             losses = criterion.of_embeddings(self.net, y[:, -inputs.shape[1] :], targets)
@@ -102,7 +104,8 @@ class AutoregressiveWrapper(Generates, Configurable):
             logits = only_logits(self.net, y, inputs)[:, -inputs.shape[1] :]
             losses = criterion.of_logits(logits, targets)
             noted = [logits, *noted] if return_outputs else noted
-        return answer(reduced(losses, targets != self.ignore_index, ask, weights), noted)
+        counted = targets != self.ignore_index
+        return answer(reduced(with_own(losses, counted, lost), counted, ask, weights), noted)
 
     def inputs(
         self, x: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None, doc_ids: Tensor | None, beside: Mapping[str, Any]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..base.checks import check_switch, given, shown
@@ -25,10 +26,12 @@ __all__ = [
     "Criterion",
     "Labels",
     "Terms",
+    "adds_own",
     "answer",
     "asked",
     "next_token_loss",
     "reduced",
+    "with_own",
 ]
 
 # How the losses of single targets become what a call gives.
@@ -184,6 +187,18 @@ def reduced(
         # Without any target the loss is 0.
         loss = loss / (count + (count == 0))
     return [loss, count] if ask.count else [loss]
+
+
+def adds_own(trainer: nn.Module, net: Any) -> bool:
+    """Whether layers of the net have a loss of their own (moe_balance_loss), which a trainer adds while it trains."""
+    return trainer.training and getattr(net, "has_auxiliary_loss", False)
+
+
+def with_own(
+    losses: Float[Tensor, "b n"], targets: Bool[Tensor, "b n"], own: Float[Tensor, ""] | None
+) -> Float[Tensor, "b n"]:
+    """Each target's loss with what layers lose of their own, so that their mean is the sum of the two losses."""
+    return losses if own is None else losses + own.to(losses.dtype) * targets
 
 
 def answer(found: list[Tensor], further: list[Any]) -> Any:

@@ -19,7 +19,7 @@ from ..generation.sampling import filter_settings, find_filter, sample, wide
 from ..saving.configurable import Configurable
 from .hiding import SCHEDULES, SLACK, Choice, check_schedule, random_subset, reveal, uniform
 from .input_embedding import in_range
-from .losses import Chunks, Criterion, Terms, answer, asked, reduced
+from .losses import Chunks, Criterion, Terms, adds_own, answer, asked, reduced, with_own
 from .options import check_handed_on, check_loss_chunk
 
 __all__ = ["MaskedLMWrapper"]
@@ -147,14 +147,18 @@ class MaskedLMWrapper(Configurable):
         targets = labels.masked_fill(~choice.chosen, self.ignore_index)
         seen, criterion, noted = self.corrupt(x, choice.chosen, generator), Criterion.of(self), []
         # Embeddings in front of the tokens (prepend_embeds) have logits, but nothing hidden.
-        if self.loss_chunk is not None and not return_outputs:
-            y = self.net(seen, **kwargs, return_embeddings=True)[:, -n:]
-            losses = criterion.of_embeddings(self.net, y, targets)
+        own, chunked = adds_own(self, self.net), self.loss_chunk is not None and not return_outputs
+        wanted = {"return_embeddings": chunked, "return_auxiliary_loss": own}
+        y = self.net(seen, **kwargs, **{name: True for name, on in wanted.items() if on})
+        y, lost = y if own else (y, None)
+        if chunked:
+            losses = criterion.of_embeddings(self.net, y[:, -n:], targets)
         else:
-            logits = only_logits(self.net, self.net(seen, **kwargs), x)[:, -n:]
+            logits = only_logits(self.net, y, x)[:, -n:]
             losses = criterion.of_logits(logits, targets)
             noted = [logits, targets] if return_outputs else []
         weights, count = self.weigh(choice, ask.weights)
+        losses = with_own(losses, choice.chosen, lost)
         return answer(reduced(losses, choice.chosen, ask, weights, count), noted)
 
     def labelled(self, x: Any, labels: Any, mask: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

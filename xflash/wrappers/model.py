@@ -28,6 +28,11 @@ class Model(Configurable):
         """The width of the stream."""
         return self.attn_layers.dim
 
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether layers have a loss of their own, which training adds to the model's (moe_balance_loss)."""
+        return self.attn_layers.has_auxiliary_loss
+
     def through(
         self,
         x: Float[Tensor, "b n d"],

@@ -248,6 +248,11 @@ def check_net(net: TransformerWrapper) -> None:
     if net.pooled is not None:
         raise ValueError(f"a model with {net.pooled.kind}=True has one output a text: it cannot be read in segments")
     net.attn_layers.check_steppable()
+    if net.has_auxiliary_loss:
+        raise ValueError(
+            "moe_balance_loss and moe_z_loss are losses of a call, and a segment with its memory is several of them: "
+            "build the stack without"
+        )
     if any(block.context_width() is not None for block in net.attn_layers.blocks()):
         raise ValueError("memory tokens and a context exclude each other: segments after the first would not have it")
     check_needs_nothing(net.attn_layers, "a model read with memory tokens is given ids of tokens only")

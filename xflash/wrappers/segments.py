@@ -17,7 +17,7 @@ from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import flag, flags_of
 from ..generation.prompts import prefix_of
 from .autoregressive import AutoregressiveWrapper
-from .losses import Criterion, Labels, Terms, answer, reduced
+from .losses import Criterion, Labels, Terms, adds_own, answer, reduced, with_own
 from .options import check_handed_on, check_lengths, check_tokens_only
 from .targets import in_front, unseen_targets
 from .texts import Text, as_text
@@ -124,9 +124,11 @@ class SegmentsReader(Piecewise):
     ) -> tuple[Float[Tensor, "b n"], Any]:
         """The losses of one segment, and the state behind it."""
         net, criterion = self.read_by()
-        logits, state = net.step(inputs, state, **beside)
+        own = {"return_auxiliary_loss": True} if adds_own(self, net) else {}
+        logits, state, *lost = net.step(inputs, state, **beside, **own)
         # Embeddings in front of the tokens (prepend_embeds) have logits, but no targets.
-        return criterion.of_logits(logits[:, -inputs.shape[1] :], targets), state
+        losses = criterion.of_logits(logits[:, -inputs.shape[1] :], targets)
+        return with_own(losses, targets != criterion.ignore_index, lost[0] if lost else None), state
 
     def room(self, *piece: Any) -> tuple[Any, int]:
         inputs, _, beside = piece

@@ -70,6 +70,10 @@ class XTransformer(Configurable):
         self.encoder = build_side("enc_", Encoder, {"dim": dim, **sides["enc_"]}, {"return_only_embed": True})
         decoder = build_side("dec_", Decoder, {"dim": dim, "cross_attend": True, **sides["dec_"]}, {})
         check_sides(self.encoder.attn_layers, decoder.attn_layers, dim)
+        if self.encoder.has_auxiliary_loss:
+            raise ValueError(
+                "enc_moe_balance_loss and enc_moe_z_loss would be lost: the loss has those of the decoder's layers only"
+            )
         for prefix, side in (("enc_", self.encoder), ("dec_", decoder)):
             check_plain(prefix, side)
         if config.tie_token_emb:
