@@ -1,0 +1,128 @@
+"""How x-transformers' calls say things that are said otherwise here: thin doors onto `step` and the masks."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..base.checks import as_attn_mask, as_mask, check_switch, given
+from ..base.shapes import Bool, Int, Tensor
+from ..generation.prompts import row_lengths
+from .model_state import ModelState
+from .options import per_token
+
+__all__ = ["through_doors"]
+
+# What x-transformers' models are told in a call, each with what says nothing.
+DOORS = {
+    "seq_start_pos": None,
+    "self_attn_kv_mask": None,
+    "cache": None,
+    "input_not_include_cache": False,
+    "return_intermediates": False,
+}
+
+
+def through_doors(forward: Callable) -> Callable:
+    """The call of a model that says some things as x-transformers does too.
+
+    seq_start_pos: (b,) where each row, padded on its left, begins, which a mask says too.  self_attn_kv_mask: (b, n)
+    which tokens are seen by others, as an attn_mask says for each of them.  return_intermediates: (logits, state), as
+    `step` gives.  cache: that state; x is all tokens, and the logits are of those that the state has not seen, or with
+    input_not_include_cache x is these alone.
+    """
+    signature = inspect.signature(forward)
+    *named, beside = signature.parameters.values()
+    doors = [inspect.Parameter(name, beside.KEYWORD_ONLY, default=value) for name, value in DOORS.items()]
+
+    @functools.wraps(forward)
+    def call(self: Any, *args: Any, **given: Any) -> Any:
+        if DOORS.keys().isdisjoint(given):
+            return forward(self, *args, **given)
+        told = {name: given.pop(name, value) for name, value in DOORS.items()}
+        bound = signature.bind(self, *args, **given).arguments
+        x, mask = bound["x"], bound.get("mask")
+        given = {name: value for name, value in given.items() if name not in ("x", "mask")}
+        if told["seq_start_pos"] is not None:
+            mask = behind_start(told["seq_start_pos"], x, mask)
+        if told["self_attn_kv_mask"] is not None:
+            given["attn_mask"] = seen_keys(told["self_attn_kv_mask"], x, given)
+        if told["cache"] is None and told["return_intermediates"] is False:
+            return forward(self, x, mask, **given)
+        switches = {name: told[name] for name in ("input_not_include_cache", "return_intermediates")}
+        return cached(self, x, mask, told["cache"], switches, given)
+
+    call.__signature__ = signature.replace(parameters=[*named, *doors, beside])  # ty: ignore[missing-attribute]
+    return call
+
+
+def behind_start(seq_start_pos: Any, x: Int[Tensor, "b n"], mask: Tensor | None) -> Bool[Tensor, "b n"]:
+    """The mask of rows that are padded on the left, each with its first token at `seq_start_pos` (b,)."""
+    b, n = x.shape
+    starts = row_lengths("seq_start_pos", seq_start_pos, x)
+    real = torch.arange(n, device=x.device) >= starts[:, None]
+    return real if mask is None else real & as_mask(mask, (b, n))
+
+
+def seen_keys(self_attn_kv_mask: Any, x: Int[Tensor, "b n"], beside: Mapping[str, Any]) -> Bool[Tensor, "b h m m"]:
+    """The attn_mask in which no token sees those where `self_attn_kv_mask` (b, n) is False, and what a given one says.
+
+    Embeddings in front of the tokens are seen.
+    """
+    (b, n), front, attn_mask = x.shape, beside.get("prepend_embeds"), beside.get("attn_mask")
+    p = front.shape[1] if isinstance(front, torch.Tensor) and front.dim() == 3 else 0
+    seen = F.pad(as_mask(self_attn_kv_mask, (b, n), "self_attn_kv_mask"), (p, 0), value=True)[:, None, None]
+    seen = seen.expand(b, 1, p + n, p + n)
+    if attn_mask is None:
+        return seen
+    heads = {attn_mask.shape[1]} if isinstance(attn_mask, torch.Tensor) and attn_mask.dim() == 4 else {1}
+    return seen & as_attn_mask(attn_mask, b, p + n, heads)
+
+
+def cached(
+    model: Any,
+    x: Int[Tensor, "b n"],
+    mask: Tensor | None,
+    cache: Any,
+    switches: Mapping[str, Any],
+    beside: Mapping[str, Any],
+) -> Any:
+    """`model.step` by x-transformers' names: the logits of the tokens that `cache` has not seen, and the state.
+
+    switches: `input_not_include_cache`, whether x is new tokens only and not all of them; `return_intermediates`,
+    whether the state is given too.  beside: what else the call was given.
+    """
+    for name, value in switches.items():
+        check_switch(name, value)
+    if not model.causal:
+        raise ValueError(
+            f"{type(model).__name__} is bidirectional and has no state: return_intermediates=True is of causal models, "
+            "return_hiddens=True gives the streams of all layers"
+        )
+    if cache is not None and not isinstance(cache, ModelState):
+        raise TypeError(f"cache must be the state that return_intermediates=True gave, not {given(cache)}")
+    sides = {name: value for name, value in beside.items() if value is not None and value is not False}
+    for name in ("attn_mask", "doc_ids", "mems", *(name for name in sides if name.startswith("return_"))):
+        if name in sides:
+            raise ValueError(f"{name} cannot be given together with cache and return_intermediates")
+    if cache is not None and not switches["input_not_include_cache"]:
+        seen = cache.bound
+        if x.shape[1] <= seen:
+            raise ValueError(
+                f"x has {x.shape[1]} tokens, but cache has seen {seen}: x is all tokens, those that the cache has seen "
+                "in front; with input_not_include_cache=True it is the new ones"
+            )
+        x, mask, sides = x[:, seen:], None if mask is None else mask[:, seen:], behind_seen(sides, seen)
+    logits, state = model.step(x, cache, mask, **sides)
+    return (logits, state) if switches["return_intermediates"] else logits
+
+
+def behind_seen(sides: Mapping[str, Any], seen: int) -> dict[str, Any]:
+    """What is beside the tokens as it is for those behind the first `seen`."""
+    cut = {name: value[:, seen:] if name in per_token(sides) else value for name, value in sides.items()}
+    if isinstance(ids := sides.get("embed_ids"), Mapping):
+        cut["embed_ids"] = {name: one[:, seen:] for name, one in ids.items()}
+    return cut
