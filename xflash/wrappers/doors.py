@@ -8,21 +8,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..base.checks import as_attn_mask, as_mask, check_switch, given
+from ..base.checks import as_attn_mask, as_mask, check_switches, given
 from ..base.shapes import Bool, Int, Tensor
-from ..generation.prompts import row_lengths
+from ..generation.prompts import row_lengths, token_ids
 from .model_state import ModelState
 from .options import per_token
 
 __all__ = ["through_doors"]
 
-# What x-transformers' models are told in a call, each with what says nothing.
-DOORS = {
-    "seq_start_pos": None,
-    "self_attn_kv_mask": None,
-    "cache": None,
-    "input_not_include_cache": False,
-    "return_intermediates": False,
+# What x-transformers' models are told in a call: what it may be, and what says nothing.
+DOORS: dict[str, tuple[Any, Any]] = {
+    "seq_start_pos": (Int[Tensor, " b"] | None, None),
+    "self_attn_kv_mask": (Bool[Tensor, "b n"] | None, None),
+    "cache": (ModelState | None, None),
+    "input_not_include_cache": (bool, False),
+    "return_intermediates": (bool, False),
 }
 
 
@@ -36,27 +36,39 @@ def through_doors(forward: Callable) -> Callable:
     """
     signature = inspect.signature(forward)
     *named, beside = signature.parameters.values()
-    doors = [inspect.Parameter(name, beside.KEYWORD_ONLY, default=value) for name, value in DOORS.items()]
+    doors = [
+        inspect.Parameter(name, beside.KEYWORD_ONLY, default=value, annotation=kind)
+        for name, (kind, value) in DOORS.items()
+    ]
 
     @functools.wraps(forward)
     def call(self: Any, *args: Any, **given: Any) -> Any:
-        if DOORS.keys().isdisjoint(given):
+        # A loop, for Dynamo does not know how sets of names are compared.
+        if not any(name in DOORS for name in given):
             return forward(self, *args, **given)
-        told = {name: given.pop(name, value) for name, value in DOORS.items()}
-        bound = signature.bind(self, *args, **given).arguments
-        x, mask = bound["x"], bound.get("mask")
-        given = {name: value for name, value in given.items() if name not in ("x", "mask")}
+        told = {name: given.pop(name, value) for name, (_, value) in DOORS.items()}
+        switches = {name: told[name] for name in ("input_not_include_cache", "return_intermediates")}
+        check_switches(**switches)
+        x, mask, beside = tokens(*args, **given)
         if told["seq_start_pos"] is not None:
             mask = behind_start(told["seq_start_pos"], x, mask)
         if told["self_attn_kv_mask"] is not None:
-            given["attn_mask"] = seen_keys(told["self_attn_kv_mask"], x, given)
-        if told["cache"] is None and told["return_intermediates"] is False:
-            return forward(self, x, mask, **given)
-        switches = {name: told[name] for name in ("input_not_include_cache", "return_intermediates")}
-        return cached(self, x, mask, told["cache"], switches, given)
+            beside["attn_mask"] = seen_keys(told["self_attn_kv_mask"], x, beside)
+        if told["cache"] is None and not told["return_intermediates"]:
+            return forward(self, x, mask, **beside)
+        return cached(self, x, mask, told["cache"], switches, beside)
 
+    call.__annotations__ = {**forward.__annotations__, **{name: kind for name, (kind, _) in DOORS.items()}}
     call.__signature__ = signature.replace(parameters=[*named, *doors, beside])  # ty: ignore[missing-attribute]
     return call
+
+
+def tokens(x: Tensor, mask: Tensor | None = None, **beside: Any) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """What a call is given: its tokens, their mask, and what is beside them; TypeError for tokens that are no ids."""
+    x = token_ids("x", x)
+    if x.dim() != 2:
+        raise ValueError(f"x must be (batch, tokens), not {tuple(x.shape)}")
+    return x, mask, beside
 
 
 def behind_start(seq_start_pos: Any, x: Int[Tensor, "b n"], mask: Tensor | None) -> Bool[Tensor, "b n"]:
@@ -95,8 +107,6 @@ def cached(
     switches: `input_not_include_cache`, whether x is new tokens only and not all of them; `return_intermediates`,
     whether the state is given too.  beside: what else the call was given.
     """
-    for name, value in switches.items():
-        check_switch(name, value)
     if not model.causal:
         raise ValueError(
             f"{type(model).__name__} is bidirectional and has no state: return_intermediates=True is of causal models, "
