@@ -101,10 +101,11 @@ def test_what_a_door_refuses():
         ({"return_intermediates": True, "return_attn": True}, ValueError, "return_attn cannot be given together with"),
         ({"return_intermediates": True, "doc_ids": x}, ValueError, "doc_ids cannot be given together with cache and"),
         ({"seq_start_pos": torch.tensor([0, 3, 12])}, ValueError, "seq_start_pos must be from 0 to 11"),
+        ({"x": x[0], "seq_start_pos": [0]}, ValueError, r"x must be \(batch, tokens\), not \(11,\)"),
         ({"self_attn_kv_mask": x[:, :3] > 3}, ValueError, r"self_attn_kv_mask has shape \(3, 3\)"),
     ):
         with pytest.raises(error, match=match):
-            net(x, **given)
+            net(**{"x": x, **given})
     with pytest.raises(ValueError, match="is bidirectional and has no state: return_intermediates=True is of causal"):
         model(Encoder)(x, return_intermediates=True)
 
