@@ -79,6 +79,21 @@ def test_which_keys_are_seen():
     close(loss, AutoregressiveWrapper(ours)(x, attn_mask=whole, prepend_embeds=front))
 
 
+def test_contrastive_decoding_is_theirs():
+    """The same tokens, several of which the model alone would not have made."""
+    there, ours = both(rotary_pos_emb=True)
+    amateurs = both(alibi_pos_bias=True)
+    settings = {"beta": 3.0, "alpha": 0.02}
+    found = [
+        wrapper(net).generate(ids(5), 8, temperature=0.0, amateur_model=weak, contrastive_decode_kwargs=settings)
+        for wrapper, net, weak in zip(
+            (peers.AutoregressiveWrapper, AutoregressiveWrapper), (there, ours), amateurs, strict=True
+        )
+    ]
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], AutoregressiveWrapper(ours).generate(ids(5), 8, temperature=0.0))
+
+
 def model(stack=Decoder, **own):
     torch.manual_seed(0)
     return TransformerWrapper(num_tokens=V, attn_layers=stack(dim=12, depth=1, heads=2, pos="rotary"), **own)
