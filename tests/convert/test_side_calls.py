@@ -61,6 +61,7 @@ def test_where_rows_begin(flags):
     close(found, ours(x, real))
     logits, cache = ours(x[:, :8], seq_start_pos=starts, return_intermediates=True)
     close(torch.cat((logits, ours(x, seq_start_pos=starts, cache=cache)), 1), found)
+    close(ours(x, real.long(), cache=cache), found[:, 8:])
 
 
 def test_which_keys_are_seen():
@@ -106,7 +107,7 @@ def test_ids_beside_the_tokens_are_cut_with_them():
     torch.testing.assert_close(net(x, cache=cache, embed_ids=kinds), net(x, embed_ids=kinds)[:, 6:])
 
 
-def test_what_a_door_refuses():
+def test_what_is_refused():
     net, x = model(), ids()
     cache = net(x, return_intermediates=True)[1]
     for given, error, match in (

@@ -1,4 +1,4 @@
-"""How x-transformers' calls say things that are said otherwise here: thin doors onto `step` and the masks."""
+"""What x-transformers' calls are told that is said otherwise here, handed on to `step` and to the masks."""
 
 import functools
 import inspect
@@ -14,10 +14,10 @@ from ..generation.prompts import row_lengths, token_ids
 from .model_state import ModelState
 from .options import per_token
 
-__all__ = ["through_doors"]
+__all__ = ["with_side_calls"]
 
 # What x-transformers' models are told in a call: what it may be, and what says nothing.
-DOORS: dict[str, tuple[Any, Any]] = {
+SIDE_CALLS: dict[str, tuple[Any, Any]] = {
     "seq_start_pos": (Int[Tensor, " b"] | None, None),
     "self_attn_kv_mask": (Bool[Tensor, "b n"] | None, None),
     "cache": (ModelState | None, None),
@@ -26,7 +26,7 @@ DOORS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def through_doors(forward: Callable) -> Callable:
+def with_side_calls(forward: Callable) -> Callable:
     """The call of a model that says some things as x-transformers does too.
 
     seq_start_pos: (b,) where each row, padded on its left, begins, which a mask says too.  self_attn_kv_mask: (b, n)
@@ -36,17 +36,17 @@ def through_doors(forward: Callable) -> Callable:
     """
     signature = inspect.signature(forward)
     *named, beside = signature.parameters.values()
-    doors = [
+    told_too = [
         inspect.Parameter(name, beside.KEYWORD_ONLY, default=value, annotation=kind)
-        for name, (kind, value) in DOORS.items()
+        for name, (kind, value) in SIDE_CALLS.items()
     ]
 
     @functools.wraps(forward)
     def call(self: Any, *args: Any, **given: Any) -> Any:
         # A loop, for Dynamo does not know how sets of names are compared.
-        if not any(name in DOORS for name in given):
+        if not any(name in SIDE_CALLS for name in given):
             return forward(self, *args, **given)
-        told = {name: given.pop(name, value) for name, (_, value) in DOORS.items()}
+        told = {name: given.pop(name, value) for name, (_, value) in SIDE_CALLS.items()}
         switches = {name: told[name] for name in ("input_not_include_cache", "return_intermediates")}
         check_switches(**switches)
         x, mask, beside = tokens(*args, **given)
@@ -58,8 +58,8 @@ def through_doors(forward: Callable) -> Callable:
             return forward(self, x, mask, **beside)
         return cached(self, x, mask, told["cache"], switches, beside)
 
-    call.__annotations__ = {**forward.__annotations__, **{name: kind for name, (kind, _) in DOORS.items()}}
-    call.__signature__ = signature.replace(parameters=[*named, *doors, beside])  # ty: ignore[missing-attribute]
+    call.__annotations__ = {**forward.__annotations__, **{name: kind for name, (kind, _) in SIDE_CALLS.items()}}
+    call.__signature__ = signature.replace(parameters=[*named, *told_too, beside])  # ty: ignore[missing-attribute]
     return call
 
 
@@ -125,7 +125,8 @@ def cached(
                 f"x has {x.shape[1]} tokens, but cache has seen {seen}: x is all tokens, those that the cache has seen "
                 "in front; with input_not_include_cache=True it is the new ones"
             )
-        x, mask, sides = x[:, seen:], None if mask is None else mask[:, seen:], behind_seen(sides, seen)
+        mask = None if mask is None else as_mask(mask, (x.shape[0], x.shape[1]))[:, seen:]
+        x, sides = x[:, seen:], behind_seen(sides, seen)
     logits, state = model.step(x, cache, mask, **sides)
     return (logits, state) if switches["return_intermediates"] else logits
 
