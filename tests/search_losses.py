@@ -65,6 +65,15 @@ def next_token_losses(model, x, call: Call, plan) -> None:
     same(whole, right, "loss")
     chunked = xflash.AutoregressiveWrapper(model, loss_chunk=plan["cuts"][0])
     same(measure(model, x, call, lambda net, ids, given: loss_of(chunked, ids, given)), whole, "loss in chunks")
+    weights = noise(12, *x.shape).abs()
+
+    def by_hand(net, ids, given: Call) -> torch.Tensor:
+        asked = {"loss_weights": weights, "reduction": "none", "return_count": True}
+        each, count = loss_of(trainer, ids, given, **asked)
+        return each.sum() / (count + (count == 0))
+
+    weighed = measure(model, x, call, lambda net, ids, given: loss_of(chunked, ids, given, loss_weights=weights))
+    same(weighed, measure(model, x, call, by_hand), "weighed loss")
 
 
 def documents_of(x, call: Call) -> list[tuple[int, torch.Tensor]]:

@@ -82,6 +82,9 @@ def test_a_snippet_runs(code):
     torch.manual_seed(0)
     with torch.device("meta" if huge else "cpu"):
         exec(compile(code.replace("x_transformers", "xflash"), "README of x-transformers", "exec"), space)
+    if huge:
+        assert sum(p.numel() for p in space["gpt3"].parameters()) > 174e9
+    else:
         check_models(space)
 
 
@@ -92,10 +95,9 @@ def check_models(space: dict) -> None:
     for net in (value for value in built if type(value) is xflash.TransformerWrapper):
         context = {"context": torch.randn(2, 5, net.dim)} if "cross_attn" in net.attn_layers.layout else {}
         logits = net(torch.randint(0, net.num_tokens, (2, 7)), **context)
-        assert logits.shape == (2, 7, net.num_tokens)
-        assert logits.is_meta or logits.isfinite().all()
+        assert logits.shape == (2, 7, net.num_tokens) and logits.isfinite().all()
     for value in space.values():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_meta:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
             assert value.isfinite().all()
 
 

@@ -44,13 +44,13 @@ def test_it_is_what_the_weaker_models_would_not_say():
         given = {"amateur_model": amateurs if count == 2 else amateurs[0], "contrastive_decode_kwargs": settings}
         listed = settings if isinstance(settings, list) else [settings]
         told = [(one.get("beta", 0.5), one.get("alpha", 0.1)) for one in listed]
-        wanted = by_definition(nets[: count + 1], told, ids, 9)
-        assert not torch.equal(wanted, by_definition(nets[:1], [], ids, 9))
+        wanted = by_definition(nets[: count + 1], told, ids, 6)
+        assert not torch.equal(wanted, by_definition(nets[:1], [], ids, 6))
         for more in ({}, {"cache_kv": False}, {"return_log_probs": False}):
-            assert torch.equal(sampler.generate(ids, 9, temperature=0.0, **given, **more), wanted)
-        assert torch.equal(torch.stack(list(sampler.stream(ids, 9, temperature=0.0, **given)), 1), wanted)
-        rows = sampler.generate([ids[0, 2:], ids[1]], 9, temperature=0.0, **given)
-        assert torch.equal(rows[0], by_definition(nets[: count + 1], told, ids[:1, 2:], 9)[0])
+            assert torch.equal(sampler.generate(ids, 6, temperature=0.0, **given, **more), wanted)
+        assert torch.equal(torch.stack(list(sampler.stream(ids, 6, temperature=0.0, **given)), 1), wanted)
+        rows = sampler.generate([ids[0, 2:], ids[1]], 6, temperature=0.0, **given)
+        assert torch.equal(rows[0], by_definition(nets[: count + 1], told, ids[:1, 2:], 6)[0])
         assert torch.equal(rows[1], wanted[1])
     assert nets[1].training and not nets[0].training
 

@@ -76,6 +76,10 @@ NAMES = {
     "min_tokens": "min_new_tokens min_length",
     "beams": "num_beams",
     "pad_value": "pad_token_id",
+    "label_smoothing": "label_smoothing_factor",
+    "z_loss": "z_loss_weight z_loss_coef",
+    "loss_weights": "loss_mask token_weights",
+    "return_log_probs": "return_logprobs logprobs output_scores",
 }
 # A name of theirs, and ours that it may stand for: what of them an argument is called depends on what is called.
 ELSEWHERE: dict[str, tuple[str, ...]] = {
@@ -101,6 +105,8 @@ CARRIED = "step(ids, state) gives (logits, state), and goes on from a state"
 QK_NORMS = "attn_qk_rmsnorm='head' norms queries and keys, with learned gains, attn_qk_norm=True to length one"
 PARALLEL = "layers='attn+ff' has its blocks in parallel"
 NORM_PLACES = "norm_place='pre', 'post', 'sandwich' or 'after' says where norms stand"
+Z_LOSS = "z_loss of a trainer is of the logits, attn_scores='softclamp' bounds those of attention"
+COUNTED = "give reduction='sum', return_count=True, and divide gradients by the sum of the counts"
 BALANCE = "xflash has no loss yet that balances experts"
 NONE = "xflash has no counterpart of this flag of x-transformers"
 # Flags of x-transformers that say nothing here.
@@ -124,7 +130,7 @@ ABSENT = """
     attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
     ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value
     shift_mem_down memory_tokens_interspersed_every num_output_heads recycling train_max_recycle_steps looped
-    max_looped_steps emb_frac_gradient attn_z_loss_weight mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits
+    max_looped_steps emb_frac_gradient mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits
     ff_deep_embed add_continuous_pred_head
 """
 # What has no counterpart of one name.
@@ -150,6 +156,18 @@ HINTS = {
         "AutoregressiveWrapper(model) and MaskedLMWrapper(model) have a loss",
     ),
     "is_causal": "a Decoder is causal, an Encoder is not",
+    "causal": "prefix_attn_len of a PrefixDecoder lets a call's first tokens see each other, or all of them",
+    "pos": "positions are counted from the mask and the doc_ids, rows and columns are said by grid",
+    "sum_embeds": "embed_ids add embeddings of further ids (embed_num_tokens), prepend_embeds stand in front",
+    "seq_start_pos": "a mask says which tokens are real, wherever they stand, prompt_lens how many",
+    "self_attn_kv_mask": "attn_mask=kept[:, None, None].expand(-1, 1, n, n) hides keys from all queries",
+    "input_not_include_cache": CARRIED,
+    "cache_age": CARRIED,
+    "detach_mems": "model.remember(state, detach=False) leaves a memory in its graph, tbptt_steps a trainer's",
+    "mem_masks": "what is masked never reaches a state",
+    "dropout_mems": "SegmentWrapper(memory_dropout=...) forgets at times",
+    **dict.fromkeys(("add_attn_z_loss", "return_attn_z_loss", "attn_z_loss_weight"), Z_LOSS),
+    **dict.fromkeys(("num_items_in_batch", "num_targets"), COUNTED),
     **dict.fromkeys(("dropout", "drop_rate", "hidden_dropout_prob", "hidden_dropout", "resid_pdrop"), DROPOUTS),
     **dict.fromkeys(("bias", "use_bias", "mlp_bias"), BIASES),
     **dict.fromkeys(("init_values", "layer_scale_init_value"), "give scale='layerscale', layerscale_init=..."),

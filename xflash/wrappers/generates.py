@@ -70,8 +70,8 @@ class Generates(nn.Module):
         chance |= {"repetition_penalty": repetition_penalty, "min_tokens": min_tokens}
         reading: dict[str, Any] = {"restrict_to_max_seq_len": restrict_to_max_seq_len, "cache_kv": cache_kv}
         reading |= {"amateurs": amateur_model, "settings": contrastive_decode_kwargs, "log_probs": return_log_probs}
-        net, steps = self.draws("generate", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
-        with evaluating(self), evaluating(net):
+        held, steps = self.draws("generate", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
+        with evaluating(held):
             tokens, likely = until_ended(steps, eos_token is not None)
         return (tokens, likely) if return_log_probs else tokens
 
@@ -107,11 +107,11 @@ class Generates(nn.Module):
         chance |= {"repetition_penalty": repetition_penalty, "min_tokens": min_tokens}
         reading: dict[str, Any] = {"restrict_to_max_seq_len": restrict_to_max_seq_len, "cache_kv": cache_kv}
         reading |= {"amateurs": amateur_model, "settings": contrastive_decode_kwargs, "log_probs": return_log_probs}
-        net, steps = self.draws("stream", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
+        held, steps = self.draws("stream", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
 
         def each() -> Iterator[Any]:
             while True:
-                with evaluating(self), evaluating(net):
+                with evaluating(held):
                     made = next(steps, None)
                 if made is None:
                     return
@@ -138,7 +138,7 @@ class Generates(nn.Module):
         reading: Mapping[str, Any],
         kwargs: Mapping[str, Any],
     ) -> tuple[nn.Module, Iterator[Drawn]]:
-        """What is read by, and `draws` for the arguments of `how`, once they are checked."""
+        """What is to be in eval mode, and `draws` for the arguments of `how`, once they are checked."""
         self.check_sampling(how, kwargs)
         switches = {name: reading[name] for name in ("restrict_to_max_seq_len", "cache_kv")}
         check_switches(**switches, return_log_probs=reading["log_probs"])
@@ -147,7 +147,8 @@ class Generates(nn.Module):
         draw, aligned = Draw(**chance), read_prompts(*prompts)
         last = window(net, aligned, check_seq_len(seq_len), reading["restrict_to_max_seq_len"])
         options = {"last": last, "cache_kv": reading["cache_kv"], "log_probs": reading["log_probs"]}
-        return net, draws(net, aligned, seq_len, draw, kwargs, pad_value=self.pad_value, **options)
+        held = self if net is self.net else nn.ModuleList((self, net))
+        return held, draws(net, aligned, seq_len, draw, kwargs, pad_value=self.pad_value, **options)
 
     def read_beside(self, reading: Mapping[str, Any], chance: dict[str, Any]) -> nn.Module:
         """The net, beside its amateurs where there are any: what they leave is filtered only where a filter is said."""

@@ -15,6 +15,7 @@ from ..base.looks import transformed, within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import flag
+from ..generation.sampling import wide
 from ..layers.kernels.chunked_losses import chunked_losses, token_losses
 from ..layers.kernels.operators import as_autocast, operators_work
 from .targets import check_targets
@@ -101,8 +102,9 @@ class Criterion(NamedTuple):
 
     def of_logits(self, logits: Float[Tensor, "b n v"], targets: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:
         """The loss of each target, in nats, 0 for what is none; ValueError for one that is not in the vocabulary."""
+        logits = rearrange(wide(logits), "b n v -> (b n) v")
         targets = check_targets(targets, self.ignore_index, logits.shape[-1])
-        losses = token_losses(rearrange(logits, "b n v -> (b n) v"), targets.flatten(), *self.how)
+        losses = token_losses(logits, targets.flatten(), *self.how)
         return losses.view(targets.shape)
 
     def of_embeddings(self, net: Any, y: Float[Tensor, "b n d"], targets: Int[Tensor, "b n"]) -> Float[Tensor, "b n"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..base.checks import check_switch
+from ..base.checks import as_mask, check_switch
 from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.aliases import canonical
@@ -25,8 +25,13 @@ __all__ = [
     "check_option_names",
     "check_tokens_only",
     "further_flags",
+    "per_token",
     "without_last",
 ]
+
+
+# What says where a call or a row begins: a trainer hands it on by other names, or not at all.
+CARRIED = {"state", "mems", "reset", "cache", "input_not_include_cache", "seq_start_pos"}
 
 
 def check_option_names(how: str, options: Iterable[str], known: Iterable[str], own: Iterable[str] = ()) -> None:
@@ -51,7 +56,7 @@ def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: C
     taken = arguments_of(call).values()
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return
-    handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - {"state", "mems", "reset"}
+    handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - CARRIED
     every = inspect.signature(own).parameters
     own_names = {p.name for p in every.values() if p.kind is p.KEYWORD_ONLY}
     check_option_names(how, options, [name for name in kinds if name in handed | own_names], every)
@@ -142,6 +147,8 @@ def without_last(kwargs: Mapping[str, Any], x: Int[Tensor, "b n"]) -> dict[str, 
                 raise ValueError(f"embed_ids[{name!r}] has shape {tuple(ids.shape)}, but x has {tuple(x.shape)}")
         cut["embed_ids"] = {k: v[:, :-1] if isinstance(v, torch.Tensor) else v for k, v in embed_ids.items()}
     check_lengths(kwargs, n, "x")
+    if isinstance(seen := kwargs.get("self_attn_kv_mask"), torch.Tensor):
+        cut["self_attn_kv_mask"] = as_mask(seen, (x.shape[0], n), "self_attn_kv_mask")[:, :-1]
     for name in side_inputs:
         if name in kwargs and side_inputs[name]().per_token(kwargs[name], n):
             cut[name] = kwargs[name][:, :-1]

@@ -15,6 +15,7 @@ from .input_embedding import InputEmbedding
 from .model import Model, behind
 from .model_state import ModelState, stack_state
 from .pooled_output import PooledOutput, pooled_output
+from .side_calls import with_side_calls
 from .stack_given import memory_length
 from .token_head import TokenHead
 from .wanted import Wanted
@@ -75,6 +76,7 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         """The most tokens a row can have; None when any number is possible."""
         return self.embedding.length_limit
 
+    @with_side_calls
     def forward(
         self,
         x: Int[Tensor, "b n"],
@@ -112,6 +114,8 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         `return_hiddens`: behind all else a list of layers + 2 streams (b, n, d), embeddings and CLS tokens in front
         included: what the first layer gets, what each layer leaves, and what the stack gives, behind its last norm.
         `return_auxiliary_loss`: as last what layers lose of their own (moe_balance_loss), to be added to the loss.
+        `seq_start_pos`, `self_attn_kv_mask`, `cache`, `input_not_include_cache`, `return_intermediates`: as in
+        x-transformers, see `with_side_calls`.
         """
         asked = return_hiddens, return_auxiliary_loss
         wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, *asked)
