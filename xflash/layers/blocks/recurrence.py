@@ -21,7 +21,18 @@ from ...base.shapes import Bool, Float, Int, Tensor
 from ..kernels.operators import gradients_of
 from .block import Site
 
-__all__ = ["BEGINS", "KEEPS", "RENEWS", "Renewal", "as_built", "counted", "describe", "outline", "recurrence", "renewed"]
+__all__ = [
+    "BEGINS",
+    "KEEPS",
+    "RENEWS",
+    "Renewal",
+    "as_built",
+    "counted",
+    "describe",
+    "outline",
+    "recurrence",
+    "renewed",
+]
 
 # What torch 2.5 can read in the annotations of an operator; list[Tensor] it cannot.
 Tensors = List[Tensor]  # noqa: UP006

@@ -62,7 +62,7 @@ class Retriever:
         entries = self.entries(folded, cosine) if closes or folded.layout is not None else None
         if folded.documents is not None:
             # Beyond the reach of any other document.
-            where, number = folded.documents.ordered(ctx.doc_ids, self.blocks + 2)
+            where, number = folded.documents.ordered(self.blocks + 2)
             pieces = self.parted(cast(Entries, entries), number)
         else:
             pieces = self.pieces(memory, folded, entries if folded.layout is not None else None)

@@ -22,8 +22,9 @@ class DocumentBlocks(NamedTuple):
 
     layout: where each token stands.  source: (b, later * w) the tokens of the block before each later one.  number:
     (b, g) which block of its document each is, 1 for first ones, whose neighbours are before them.  seen: (b, g, w, 2w)
-    which slots are of the token's document.  owner: (b, later) whose each later block is, counted from 1.  inside:
-    (b, n) how many later blocks begin up to each token, 0 where it is in a first one.  count: (b,) those of the row.
+    which slots are of the token's document.  doc_ids: (b, n) which document each token is of, counted from 1, and
+    owner: (b, later) each later block.  inside: (b, n) how many later blocks begin up to each token, 0 where it is in a
+    first one.  count: (b,) those of the row.
     """
 
     layout: Scattered
@@ -31,6 +32,7 @@ class DocumentBlocks(NamedTuple):
     source: Int[Tensor, "b _"]
     number: Int[Tensor, "b g"]
     seen: Bool[Tensor, "b g w _"]
+    doc_ids: Int[Tensor, "b n"]
     owner: Int[Tensor, "b _"]
     inside: Int[Tensor, "b n"]
     count: Int[Tensor, " b"]
@@ -43,13 +45,13 @@ class DocumentBlocks(NamedTuple):
         """The block before each."""
         return torch.cat((self.ends(t), moved_on(put[:, self.later :])), 1)
 
-    def ordered(self, doc_ids: Int[Tensor, "b n"], apart: int) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b _"]]:
+    def ordered(self, apart: int) -> tuple[Int[Tensor, "b n"], Int[Tensor, "b _"]]:
         """Numbers of the blocks of tokens and of those that are followed, a document's at least `apart` from another's.
 
         Below 0 where a token has none before its own, and where there is no block.
         """
-        where = torch.where(self.inside > 0, self.inside + doc_ids * apart, -1)
-        index = torch.arange(self.later, device=doc_ids.device)
+        where = torch.where(self.inside > 0, self.inside + self.doc_ids * apart, -1)
+        index = torch.arange(self.later, device=self.count.device)
         return where, torch.where(self.there(), index + self.owner * apart, -1)
 
     def there(self) -> Bool[Tensor, "b _"]:
@@ -91,7 +93,8 @@ def document_blocks(doc_ids: Int[Tensor, "b n"], position: Int[Tensor, "b n"], w
     before = torch.cat((ends(doc_ids[..., None], source, later, w), moved_on(here[:, later:])), 1)
     seen = here == torch.cat((before, here), 2).mT
     inside = torch.where(position < w, 0, inside)
-    return DocumentBlocks(layout, later, source, number, seen, doc_ids.gather(1, begins), inside, count)
+    owner = doc_ids.gather(1, begins)
+    return DocumentBlocks(layout, later, source, number, seen, doc_ids, owner, inside, count)
 
 
 def needed(blocks: Int[Tensor, " b"], n: int, w: int) -> int:

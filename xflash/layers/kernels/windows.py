@@ -15,7 +15,19 @@ from .carried import pick
 from .groups import Padded, Scattered, place
 from .packed_windows import DocumentBlocks, moved_on
 
-__all__ = ["Blocks", "Older", "Window", "fold", "fold_documents", "followed", "kept", "slots_of", "valid", "window_mask", "within"]
+__all__ = [
+    "Blocks",
+    "Older",
+    "Window",
+    "fold",
+    "fold_documents",
+    "followed",
+    "kept",
+    "slots_of",
+    "valid",
+    "window_mask",
+    "within",
+]
 
 
 class Window(NamedTuple):
@@ -120,7 +132,9 @@ def fold(
     full = (filled % w + (n if new is None else new)) // w
     if torch.compiler.is_compiling() and not isinstance(full, torch.Tensor):
         full = torch.full((1,), full, device=k.device)
-    return Blocks(layout, *put, *before, filled // w, full.expand(b) if isinstance(full, torch.Tensor) else full)
+    return Blocks(
+        layout, *put, *before, closed=filled // w, full=full.expand(b) if isinstance(full, torch.Tensor) else full
+    )
 
 
 def fold_documents(k: Float[Tensor, "b n c"], v: Float[Tensor, "b n c"], documents: DocumentBlocks) -> Blocks:
@@ -158,7 +172,7 @@ def within(
     full = (filled % w + (n if new is None else new)) // w
     if isinstance(full, torch.Tensor) and may_look(full) and not bool(full.any()):
         full = 0
-    return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
+    return Blocks(None, *(t[:, None] for t in (*opened, *past)), closed=filled // w, full=full)
 
 
 def window_mask(where: Int[Tensor, "*_ r"], w: int, older: int, sliding: bool) -> Bool[Tensor, "*_ r _"]:
