@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import build
 
-from xflash.layers.blocks import recurrent
+from xflash.layers.blocks import recurrence
 from xflash.layers.kernels import packed_windows
 from xflash.stack import block_by_block
 
@@ -88,14 +88,14 @@ def test_the_operator_of_compiled_layers_knows_where_documents_begin(monkeypatch
     stack = stack_of("beside others")
     expected = outcome(lambda x: stack(x, doc_ids=IDS), stack)
     used = []
-    monkeypatch.setattr(recurrent, "renewed", lambda *given: used.append(given[5]) or recurrent.recurrence(*given))
+    monkeypatch.setattr(recurrence, "renewed", lambda *given: used.append(given[5]) or recurrence.recurrence(*given))
     same(outcome(lambda x: stack(x, doc_ids=IDS), stack), expected)
     # 32 tokens have six full blocks that another follows; of documents of 6, 10 tokens one each, of 21, 9 four and one.
-    begins, renews = recurrent.BEGINS, recurrent.RENEWS
+    begins, renews = recurrence.BEGINS, recurrence.RENEWS
     assert used[0].tolist() == [
-        [begins, begins, *[recurrent.KEEPS] * 4],
+        [begins, begins, *[recurrence.KEEPS] * 4],
         [begins, *[renews] * 5],
-        [begins, *[renews] * 3, begins, recurrent.KEEPS],
+        [begins, *[renews] * 3, begins, recurrence.KEEPS],
     ]
 
 

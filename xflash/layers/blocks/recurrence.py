@@ -19,6 +19,8 @@ from ...base.looks import may_look
 from ...base.registry import blocks
 from ...base.shapes import Bool, Float, Int, Tensor
 from ..kernels.operators import gradients_of
+from ..kernels.packed_windows import DocumentBlocks
+from ..kernels.windows import Blocks, followed
 from .block import Site
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "as_built",
     "counted",
     "describe",
+    "of_documents",
     "outline",
     "recurrence",
     "renewed",
@@ -93,6 +96,16 @@ def recurrence(
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     weights = list(renewing(layer).values())
     return renew_all(layer.built, states, k, v, seen, does, updates, half, weights)
+
+
+def of_documents(
+    layer: Any, start: Float[Tensor, "b s d"], folded: Blocks, documents: DocumentBlocks
+) -> Float[Tensor, "b _ s d"]:
+    """The state vectors that packed documents begin with, and those behind each block that another follows."""
+    full = followed(folded, documents)
+    does = torch.where(full.number() > 0, RENEWS, BEGINS).where(documents.there(), KEEPS)
+    compiled = torch.compiler.is_compiling() and as_built(layer)
+    return (recurrence if compiled else renewed)(layer, start, *layer.written(full), does, documents.later)
 
 
 def describe(kind: str, config: Any, site: Site) -> str:

@@ -13,8 +13,7 @@ from ...base.registry import blocks
 from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ..kernels.groups import join_groups, part_groups
-from ..kernels.packed_windows import DocumentBlocks
-from ..kernels.windows import Blocks, Window, followed, valid
+from ..kernels.windows import Blocks, Window, valid
 from ..norms import LayerNorm
 from ..projection import key_and_value
 from ..scores.read import SoftmaxRead
@@ -22,7 +21,7 @@ from .block import Site
 from .block_attention import BlockAttention
 from .block_flags import RecurrentFlags
 from .cosine import Cosine
-from .recurrence import BEGINS, KEEPS, RENEWS, as_built, describe, outline, recurrence, renewed
+from .recurrence import as_built, describe, of_documents, outline, recurrence
 
 __all__ = ["Recurrent", "RecurrentState"]
 
@@ -173,7 +172,7 @@ class Recurrent(BlockAttention):
         """
         after = self.known(state, x)
         if folded.documents is not None:
-            return self.of_documents(after, folded, folded.documents), after
+            return of_documents(self, after, folded, folded.documents), after
         full, g = folded.full, folded.k.shape[1]
         # What the last block leaves behind is for the state only.
         updates = g if keep else g - 1
@@ -195,17 +194,6 @@ class Recurrent(BlockAttention):
             before.append(after)
         before = [*before, *[after] * (g - len(before))][:g]
         return before[0][:, None] if g == 1 else torch.stack(before, 1), after
-
-    def of_documents(
-        self, start: Float[Tensor, "b s d"], folded: Blocks, documents: DocumentBlocks
-    ) -> Float[Tensor, "b _ s d"]:
-        """The state vectors behind `start` and behind each block that another of its document follows."""
-        full = followed(folded, documents)
-        does = torch.where(full.number() > 0, RENEWS, BEGINS)
-        given = (start, *self.written(full), does.where(documents.there(), KEEPS), documents.later)
-        if torch.compiler.is_compiling() and as_built(self):
-            return recurrence(self, *given)
-        return renewed(self, *given)
 
     def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
         return super().auxiliary(None if state is None else state.window)
