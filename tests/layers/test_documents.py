@@ -87,8 +87,15 @@ def test_what_is_noted_of_the_pieces_is_of_the_whole_row():
 def test_the_operator_of_compiled_layers_knows_where_documents_begin(monkeypatch):
     stack = stack_of("beside others")
     expected = outcome(lambda x: stack(x, doc_ids=IDS), stack)
-    used = []
-    monkeypatch.setattr(recurrence, "renewed", lambda *given: used.append(given[5]) or recurrence.recurrence(*given))
+    used, real = [], recurrence.renewed
+
+    def renewed(layer, *given):
+        if layer not in list(stack.modules()):  # What the operator is made of.
+            return real(layer, *given)
+        used.append(given[4])
+        return recurrence.recurrence(layer, *given)
+
+    monkeypatch.setattr(recurrence, "renewed", renewed)
     same(outcome(lambda x: stack(x, doc_ids=IDS), stack), expected)
     # 32 tokens have six full blocks that another follows; of documents of 6, 10 tokens one each, of 21, 9 four and one.
     begins, renews = recurrence.BEGINS, recurrence.RENEWS
