@@ -84,9 +84,9 @@ def document_blocks(doc_ids: Int[Tensor, "b n"], position: Int[Tensor, "b n"], w
     later, first = (needed(blocks, n, w) for blocks in (count, -(-firsts // w)))
     slot = torch.where(position < w, later * w + rank - 1, (inside - 1) * w + position % w)
     layout = Scattered(later + first, w, slot)
-    # Where a row has no more of them, any tokens stand for their block.
-    order = torch.arange(1, later + 1, device=device).expand(len(doc_ids), -1)
-    begins = torch.searchsorted(inside, order.contiguous()).clamp(max=n - 1)
+    # The first token of each later block; where a row has no more of them, any token stands for it.
+    token = torch.arange(n, device=device).expand_as(slot)
+    begins = layout.put(token[..., None])[:, :later, 0, 0]
     source = (begins[..., None] - w + torch.arange(w, device=device)).clamp(min=0).flatten(1)
     number = F.pad(position.gather(1, begins) // w, (0, first), value=1)
     here = layout.put(doc_ids[..., None])
