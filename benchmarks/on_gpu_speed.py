@@ -136,6 +136,7 @@ def models() -> dict[str, tuple[Build, Beside]]:
         "flash, doc_ids, max_documents": made("flash", documents, flash_max_documents=4, **rotary),
         "Encoder flash": made("flash", causal=False, **rotary),
         "block_attn ff": made("block_attn ff", **rotary),
+        "block_attn ff, doc_ids": made("block_attn ff", documents, **rotary),
         **peers(),
     }
 

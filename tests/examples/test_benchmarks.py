@@ -43,6 +43,18 @@ def test_routed(script, capsys, tmp_path):
     assert json.loads((tmp_path / "runs/benchmarks/routed.json").read_text())["rows"] == rows
 
 
+def test_packed(script, capsys, tmp_path):
+    module = script("packed")
+    sizes = ["--n", "23", "--documents", "3", "--dim", "34", "--depth", "1", "--width", "5", "--rounds", "1"]
+    rows = module.main(sizes)
+    assert [row["layers"] for row in rows] == list(module.LAYOUTS)
+    assert all(row["ratio"] == row["packed_ms"] / row["ms"] > 0 for row in rows)
+    ids = module.documents(module.read_options(sizes))
+    assert ids.shape == (2, 23) and (ids[:, -1] == 2).all() and not ids[:, 0].any()
+    assert "3 documents, ms" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/benchmarks/packed.json").read_text())["rows"] == rows
+
+
 def test_bits_per_byte(script, tmp_path):
     pytest.importorskip("flash_pytorch")
     text = tmp_path / "text.txt"

@@ -253,10 +253,8 @@ def test_wrong_flags(layers, flags, match):
         build(layers, **flags)
 
 
-def test_masks_of_tokens_are_refused():
+def test_a_mask_of_tokens_is_refused():
     stack = build("recurrent")
     x = laws.sample(stack, 6)
     with pytest.raises(ValueError, match="cannot honour attn_mask"):
         stack(x, attn_mask=torch.ones(6, 6).bool())
-    with pytest.raises(ValueError, match="cannot honour doc_ids"):
-        stack(x, doc_ids=torch.zeros(3, 6, dtype=torch.long))

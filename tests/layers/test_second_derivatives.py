@@ -165,8 +165,8 @@ def test_of_a_compiled_recurrent_layer_s_operator(monkeypatch):
 
         def vectors(folded, state, x, keep):
             after, g = block.known(state, x), folded.k.shape[1]
-            full = torch.full((x.shape[0],), int(folded.full))
-            every = real(block, after, *block.written(folded), full, g if keep else g - 1)
+            does = (torch.arange(g) < int(folded.full)).long().expand(x.shape[0], -1)
+            every = real(block, after, *block.written(folded), does, g if keep else g - 1)
             used.append(g)
             return every[:, :g], every[:, -1]
 

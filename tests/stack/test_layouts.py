@@ -235,8 +235,9 @@ def test_documents_and_blocks_in_parallel():
     ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).expand(laws.BATCH, -1)
     for piece, out in zip(x.split(lengths, 1), stack(x, doc_ids=ids).split(lengths, 1), strict=True):
         laws.close(out, stack(piece), "documents")
-    with pytest.raises(ValueError, match="Recurrent cannot honour doc_ids"):
-        build("attn+recurrent", causal=True)(torch.zeros(1, 3, 34), doc_ids=torch.zeros(1, 3, dtype=torch.long))
+    crossed = build("attn+cross_attn", causal=True).double()
+    with pytest.raises(ValueError, match="CrossAttention cannot honour doc_ids"):
+        crossed(x, context=x[..., :22], doc_ids=ids)
 
 
 @pytest.mark.parametrize("layers", ["attn+recurrent state_read+ff", "state_read+recurrent attn"])

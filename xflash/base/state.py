@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 
 from .checks import as_order
 from .moved import names_before
@@ -287,9 +288,9 @@ class Ctx:
 
 def document_starts(doc_ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
     """True where a token belongs to another document than the one before it."""
-    first = torch.ones_like(doc_ids, dtype=torch.bool)
-    first[:, 1:] = doc_ids[:, 1:] != doc_ids[:, :-1]
-    return first
+    # All but the first would be a guard on there being three.
+    index = torch.arange(doc_ids.shape[1], device=doc_ids.device)
+    return (doc_ids != F.pad(doc_ids, (1, -1))) | (index == 0)
 
 
 def document_positions(doc_ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:

@@ -1,8 +1,10 @@
 """`block_attn`: softmax attention to a token's own block and the one before, with bounded memory."""
 
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -11,7 +13,8 @@ from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ..kernels.buffers import emptied
 from ..kernels.groups import Padded, Scattered, join_groups, part_groups
-from ..kernels.windows import Blocks, Older, Window, fold, kept, slots_of, window_mask, within
+from ..kernels.packed_windows import document_blocks
+from ..kernels.windows import Blocks, Older, Window, fold, fold_documents, kept, slots_of, window_mask, within
 from ..positions.distance import own_bias
 from ..projection import key_and_value, whole
 from ..scores.read import SoftmaxRead, rows_of
@@ -39,6 +42,7 @@ class BlockAttention(Reading):
     """
 
     kind = "block_attn"
+    honours = frozenset({"doc_ids"})
     causal_only = True
     auxiliary_by = "compress_loss=True"
     positions = frozenset({"rotary", "rel_pos", "alibi"})
@@ -131,6 +135,9 @@ class BlockAttention(Reading):
         real = ctx.real(n)
         if real is not None:
             k, v = (t.masked_fill(~real[..., None], 0) for t in (k, v))
+        if (ids := ctx.doc_ids) is not None:
+            make = partial(document_blocks, ids, ctx.doc_positions(), w)
+            return fold_documents(k, v, ctx.once(("documents in blocks", w), make))
         filled: Any = ctx.past if ctx.length is None else ctx.length
         together = state is not None and n == 1
         if torch.compiler.is_compiling():
@@ -189,6 +196,8 @@ class BlockAttention(Reading):
         k, v, extra, filled = slots_of(folded, older, w)
         where = torch.arange(w, device=q.device)[None]
         mask = window_mask(where, w, extra, self.config.reach == "sliding") & filled[:, :, None]
+        if folded.documents is not None:
+            mask = mask & F.pad(folded.documents.seen, (extra, 0), value=True)
         mask = join_groups(mask.expand(q.shape[0], -1, -1, -1))
         y = self.read(*map(join_groups, (queries, k, v)), mask, where + (extra + w), ctx, queries.shape[1])
         return layout.take(part_groups(y, *queries.shape[:2]))

@@ -19,43 +19,67 @@ from ...base.looks import may_look
 from ...base.registry import blocks
 from ...base.shapes import Bool, Float, Int, Tensor
 from ..kernels.operators import gradients_of
+from ..kernels.packed_windows import DocumentBlocks
+from ..kernels.windows import Blocks, followed
 from .block import Site
 
-__all__ = ["Renewal", "as_built", "counted", "describe", "outline", "recurrence"]
+__all__ = [
+    "BEGINS",
+    "KEEPS",
+    "RENEWS",
+    "Renewal",
+    "as_built",
+    "counted",
+    "describe",
+    "of_documents",
+    "outline",
+    "recurrence",
+    "renewed",
+]
 
 # What torch 2.5 can read in the annotations of an operator; list[Tensor] it cannot.
 Tensors = List[Tensor]  # noqa: UP006
 
 
+# What a block does with the state vectors of a row: nothing, renew them, or renew those that the row began with.
+KEEPS, RENEWS, BEGINS = range(3)
+
+
 class Renewal(nn.Module):
-    """What a layer's `renew` makes of state vectors, block after block: the definition of `recurrence`."""
+    """What a layer's `renew` makes of state vectors, as a module: the definition of `recurrence`."""
 
     def __init__(self, layer: Any):
         super().__init__()
         self.layer = layer
 
-    def forward(
-        self,
-        states: Float[Tensor, "b s d"],
-        k: Float[Tensor, "b g m c"],
-        v: Float[Tensor, "b g m c"],
-        seen: Bool[Tensor, "_ g m"] | None,
-        full: Int[Tensor, " b"],
-        updates: int,
-    ) -> Float[Tensor, "b _ s d"]:
-        """The state vectors in front of each block and behind the last; a row's are renewed by its first `full` ones.
+    def forward(self, *given: Any) -> Float[Tensor, "b _ s d"]:
+        return renewed(self.layer, *given)
 
-        seen: which keys there are (None: all).  updates: how many blocks are looked at, the others change nothing.
-        """
-        every = [states]
-        if may_look(full) and full.shape[0]:
-            updates = min(updates, int(full.max()))
-        for i in range(updates):
-            there = None if seen is None else seen[:, i, None, None]
-            renewed = self.layer.renew(states, k[:, i], v[:, i], there)
-            states = torch.where((full > i)[:, None, None], renewed, states)
-            every.append(states)
-        return torch.stack([*every, *[states] * (k.shape[1] + 1 - len(every))], 1)
+
+def renewed(
+    layer: Any,
+    states: Float[Tensor, "b s d"],
+    k: Float[Tensor, "b g m c"],
+    v: Float[Tensor, "b g m c"],
+    seen: Bool[Tensor, "_ g m"] | None,
+    does: Int[Tensor, "b g"],
+    updates: int,
+) -> Float[Tensor, "b _ s d"]:
+    """The state vectors in front of each block and behind the last, block after block.
+
+    seen: which keys there are (None: all).  does: what each block does with a row's vectors (KEEPS, RENEWS, BEGINS).
+    updates: how many blocks are looked at, the others change nothing.
+    """
+    start, every = states, [states]
+    if may_look(does) and does.shape[0]:
+        updates = min(updates, int((does > KEEPS).any(0).sum()))
+    for i in range(updates):
+        there = None if seen is None else seen[:, i, None, None]
+        here = does[:, i, None, None]
+        found = layer.renew(torch.where(here == BEGINS, start, states), k[:, i], v[:, i], there)
+        states = torch.where(here > KEEPS, found, states)
+        every.append(states)
+    return torch.stack([*every, *[states] * (k.shape[1] + 1 - len(every))], 1)
 
 
 def recurrence(
@@ -64,14 +88,24 @@ def recurrence(
     k: Float[Tensor, "b g m c"],
     v: Float[Tensor, "b g m c"],
     seen: Bool[Tensor, "_ g m"] | None,
-    full: Int[Tensor, " b"],
+    does: Int[Tensor, "b g"],
     updates: int,
 ) -> Float[Tensor, "b _ s d"]:
-    """`Renewal` of a block of a stack as an operator; its gradient is found by computing it again."""
+    """`renewed` of a block of a stack as an operator; its gradient is found by computing it again."""
     device = states.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     weights = list(renewing(layer).values())
-    return renew_all(layer.built, states, k, v, seen, full, updates, half, weights)
+    return renew_all(layer.built, states, k, v, seen, does, updates, half, weights)
+
+
+def of_documents(
+    layer: Any, start: Float[Tensor, "b s d"], folded: Blocks, documents: DocumentBlocks
+) -> Float[Tensor, "b _ s d"]:
+    """The state vectors that packed documents begin with, and those behind each block that another follows."""
+    full = followed(folded, documents)
+    does = torch.where(full.number() > 0, RENEWS, BEGINS).where(documents.there(), KEEPS)
+    compiled = torch.compiler.is_compiling() and as_built(layer)
+    return (recurrence if compiled else renewed)(layer, start, *layer.written(full), does, documents.later)
 
 
 def describe(kind: str, config: Any, site: Site) -> str:
@@ -128,7 +162,7 @@ def computed(
     k: Tensor,
     v: Tensor,
     seen: Tensor | None,
-    full: Tensor,
+    does: Tensor,
     updates: int,
     half: torch.dtype | None,
     weights: Tensors,
@@ -136,7 +170,7 @@ def computed(
     module, names = skeleton(built, threading.get_ident())
     # Autocast knows no meta device, on which there are only shapes to come to.
     with torch.autocast("cpu" if states.is_meta else states.device.type, half, half is not None):
-        return functional_call(module, dict(zip(names, weights, strict=True)), (states, k, v, seen, full, updates))
+        return functional_call(module, dict(zip(names, weights, strict=True)), (states, k, v, seen, does, updates))
 
 
 def counted(built: str, *given: Any) -> int:
@@ -145,9 +179,9 @@ def counted(built: str, *given: Any) -> int:
 
     *tensors, updates, half, weights = given
     bare: list[Any] = [None if t is None else torch.empty_like(t, device="meta") for t in (*tensors, *weights)]
-    states, k, v, seen, full, *weights = bare
+    states, k, v, seen, does, *weights = bare
     with FlopCounterMode(display=False) as counter:
-        computed(built, states, k, v, seen, full, updates, half, weights)
+        computed(built, states, k, v, seen, does, updates, half, weights)
     return counter.get_total_flops()
 
 
@@ -158,16 +192,16 @@ def renew_all(
     k: Tensor,
     v: Tensor,
     seen: Tensor | None,
-    full: Tensor,
+    does: Tensor,
     updates: int,
     half: torch.dtype | None,
     weights: Tensors,
 ) -> Tensor:
-    return computed(built, states, k, v, seen, full, updates, half, weights)
+    return computed(built, states, k, v, seen, does, updates, half, weights)
 
 
 @renew_all.register_fake
-def _(built, states, k, v, seen, full, updates, half, weights):
+def _(built, states, k, v, seen, does, updates, half, weights):
     b, s, d = states.shape
     return states.new_empty(b, k.shape[1] + 1, s, d)
 
@@ -180,13 +214,13 @@ def renew_all_backward(
     k: Tensor,
     v: Tensor,
     seen: Tensor | None,
-    full: Tensor,
+    does: Tensor,
     updates: int,
     half: torch.dtype | None,
     weights: Tensors,
 ) -> Tensors:
     def forward(states, k, v, *weights):
-        return computed(built, states, k, v, seen, full, updates, half, list(weights))
+        return computed(built, states, k, v, seen, does, updates, half, list(weights))
 
     # Autograd itself is switched off inside an operator.
     found = vjp(forward, states, k, v, *weights)[1](grad)
@@ -195,30 +229,30 @@ def renew_all_backward(
 
 
 @renew_all_backward.register_fake
-def _(grad, built, states, k, v, seen, full, updates, half, weights):
+def _(grad, built, states, k, v, seen, does, updates, half, weights):
     return [t.new_empty(t.shape) for t in (states, k, v, *weights)]
 
 
 def keep(ctx, inputs, output):
-    built, states, k, v, seen, full, updates, half, weights = inputs
+    built, states, k, v, seen, does, updates, half, weights = inputs
     ctx.settings = built, updates, half
-    ctx.save_for_backward(states, k, v, full, *weights, *([] if seen is None else [seen]))
+    ctx.save_for_backward(states, k, v, does, *weights, *([] if seen is None else [seen]))
     ctx.count = len(weights)
 
 
 def backward(ctx, grad):
     (built, updates, half), count = ctx.settings, ctx.count
-    states, k, v, full, *rest = ctx.saved_tensors
+    states, k, v, does, *rest = ctx.saved_tensors
     weights, seen = rest[:count], rest[count] if len(rest) > count else None
     if torch.is_grad_enabled():
 
         def slow(states, k, v, *weights):
-            return (computed(built, states, k, v, seen, full, updates, half, list(weights)),)
+            return (computed(built, states, k, v, seen, does, updates, half, list(weights)),)
 
         wanted = (*ctx.needs_input_grad[1:4], *[w.requires_grad for w in weights])
         d_states, d_k, d_v, *d_weights = gradients_of(slow, (states, k, v, *weights), wanted, (grad,))
         return None, d_states, d_k, d_v, None, None, None, None, d_weights
-    d_states, d_k, d_v, *d_weights = renew_all_backward(grad, built, states, k, v, seen, full, updates, half, weights)
+    d_states, d_k, d_v, *d_weights = renew_all_backward(grad, built, states, k, v, seen, does, updates, half, weights)
     return None, d_states, d_k, d_v, None, None, None, None, d_weights
 
 

@@ -21,7 +21,7 @@ from .block import Site
 from .block_attention import BlockAttention
 from .block_flags import RecurrentFlags
 from .cosine import Cosine
-from .recurrence import as_built, describe, outline, recurrence
+from .recurrence import as_built, describe, of_documents, outline, recurrence
 
 __all__ = ["Recurrent", "RecurrentState"]
 
@@ -165,14 +165,20 @@ class Recurrent(BlockAttention):
 
     def vectors(
         self, folded: Blocks, state: RecurrentState | None, x: Tensor, keep: bool
-    ) -> tuple[Float[Tensor, "b g s d"], Float[Tensor, "b s d"]]:
-        """The state vectors that each block of the call reads, and those behind all full ones."""
+    ) -> tuple[Float[Tensor, "b _ s d"], Float[Tensor, "b s d"]]:
+        """The state vectors that each block of the call reads, and those behind all full ones.
+
+        Of packed documents what they begin with, and what is behind each block that another follows.
+        """
         after = self.known(state, x)
+        if folded.documents is not None:
+            return of_documents(self, after, folded, folded.documents), after
         full, g = folded.full, folded.k.shape[1]
         # What the last block leaves behind is for the state only.
         updates = g if keep else g - 1
         if torch.compiler.is_compiling() and updates and as_built(self):
-            every = recurrence(self, after, *self.written(folded), cast(Tensor, full), updates)
+            does = torch.arange(g, device=x.device) < cast(Tensor, full)[:, None]
+            every = recurrence(self, after, *self.written(folded), does.long(), updates)
             return F.pad(every, (0, 0, 0, 0, 0, -1)), every[:, -1].clone()
         before = [after]
         if not isinstance(full, torch.Tensor):
@@ -246,11 +252,8 @@ class Recurrent(BlockAttention):
         if self.config.write_from == "block":
             return folded.k, folded.v, None
         k, v = (torch.cat(pair, 2) for pair in ((folded.before_k, folded.k), (folded.before_v, folded.v)))
-        closed = folded.closed
-        if not isinstance(closed, torch.Tensor):
-            closed = torch.full((1,), closed, device=k.device)
         # A row's first block has none before it.
-        return k, v, valid(closed, k.shape[1], self.config.block_width, 0, 0)
+        return k, v, valid(folded.number(), self.config.block_width, 0, 0)
 
     def named(self, states: Float[Tensor, "b s d"]) -> Float[Tensor, "b s d"]:
         """The normed state vectors with their names, in the dtype of the maps."""
@@ -274,11 +277,15 @@ class Recurrent(BlockAttention):
         return rearrange(reader.alone(q, k, v, mask=seen, **about), "b h n k -> b n (h k)")
 
     def read_states(
-        self, q: Float[Tensor, "b n _"], before: Float[Tensor, "b g s d"], folded: Blocks, ctx: Ctx
+        self, q: Float[Tensor, "b n _"], before: Float[Tensor, "b _ s d"], folded: Blocks, ctx: Ctx
     ) -> Float[Tensor, "b n _"]:
         """What the tokens read from the state vectors their block began with."""
         k, v = self.state_keys(self.named(join_groups(before)))
         if folded.layout is None:
             return self.look("read", q, k, v, ctx=ctx)
-        y = self.look("read", join_groups(folded.layout.put(q)), k, v, ctx=ctx, g=before.shape[1])
-        return folded.layout.take(part_groups(y, *before.shape[:2]))
+        shape = folded.k.shape[:2]
+        if folded.documents is not None:
+            parts = (folded.documents.spread(part_groups(t, *before.shape[:2])) for t in (k, v))
+            k, v = map(join_groups, parts)
+        y = self.look("read", join_groups(folded.layout.put(q)), k, v, ctx=ctx, g=shape[1])
+        return folded.layout.take(part_groups(y, *shape))

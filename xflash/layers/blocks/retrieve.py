@@ -1,6 +1,6 @@
 """`Retriever`: top-k attention to what fell out of the window, without weights of its own (2203.08913)."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -60,7 +60,12 @@ class Retriever:
         memory = memory or Memory()
         closes = ctx.keep_state and not (isinstance(folded.full, int) and not folded.full)
         entries = self.entries(folded, cosine) if closes or folded.layout is not None else None
-        pieces = self.pieces(memory, folded, entries if folded.layout is not None else None)
+        if folded.documents is not None:
+            # Beyond the reach of any other document.
+            where, number = folded.documents.ordered(self.blocks + 2)
+            pieces = self.parted(cast(Entries, entries), number)
+        else:
+            pieces = self.pieces(memory, folded, entries if folded.layout is not None else None)
         q = q if cosine is None else cosine.queries(q).to(q.dtype)
         y = retrieve(q, where, pieces, self.count, self.blocks, self.scale, self.dropout if training else 0.0)
         if entries is not None and closes:
@@ -83,14 +88,19 @@ class Retriever:
         # The last block and the one before it are in every window.
         if entries is None:
             return found
-        usable = entries.k.shape[2] - 2
+        usable = torch.arange(entries.k.shape[2] - 2, device=closed.device)
+        return found + self.parted(entries, closed[:, None] - 1 + usable)
+
+    def parted(self, entries: Entries, number: Int[Tensor, "_ p"]) -> list[Piece]:
+        """The first of some blocks in pieces, with their numbers."""
+        usable, size = number.shape[1], self.per_piece
         # A graph is tied to the number of pieces, not to that of blocks.
         count = -(-usable // size)
+        found = []
         for piece in range(count):
             i, end = piece * size, usable if piece == count - 1 else (piece + 1) * size
             k, v = (t[:, :, i:end].flatten(2, 3) for t in (entries.k, entries.v))
-            number = closed[:, None] - 1 + torch.arange(i, end, device=closed.device)
-            found.append(Piece(k, v, number))
+            found.append(Piece(k, v, number[:, i:end]))
         return found
 
     def with_blocks(self, memory: Memory, entries: Entries, folded: Blocks, bound: int) -> Memory:

@@ -53,6 +53,7 @@ class StateRead(Reading):
     """
 
     kind = "state_read"
+    honours = frozenset({"doc_ids"})
     causal_only = True
     example: ClassVar[Mapping[str, Any]] = {"layers": "state_read recurrent"}
 

@@ -13,8 +13,21 @@ from ...base.looks import may_look
 from ...base.shapes import Bool, Float, Int, Tensor
 from .carried import pick
 from .groups import Padded, Scattered, place
+from .packed_windows import DocumentBlocks, moved_on
 
-__all__ = ["Blocks", "Older", "Window", "fold", "kept", "slots_of", "valid", "window_mask", "within"]
+__all__ = [
+    "Blocks",
+    "Older",
+    "Window",
+    "fold",
+    "fold_documents",
+    "followed",
+    "kept",
+    "slots_of",
+    "valid",
+    "window_mask",
+    "within",
+]
 
 
 class Window(NamedTuple):
@@ -48,7 +61,8 @@ class Blocks(NamedTuple):
 
     layout: where each token stands; None when all of them stay in the open block of their row, which then is the
     only one.  k, v: (b, g, w, c).  before_k, before_v: the same one block earlier.  closed: blocks each row had closed
-    before the call, full: how many it closes in it; numbers where all rows agree, else (b,).
+    before the call, full: how many it closes in it; numbers where all rows agree, else (b,).  documents: how packed
+    documents lie in the blocks, which then have numbers of their own.
     """
 
     layout: Padded | Scattered | None
@@ -58,9 +72,21 @@ class Blocks(NamedTuple):
     before_v: Float[Tensor, "b g w c"]
     closed: int | Int[Tensor, " b"]
     full: int | Int[Tensor, " b"]
+    numbers: Int[Tensor, "b g"] | None = None
+    documents: DocumentBlocks | None = None
+
+    def number(self) -> Int[Tensor, "_ g"]:
+        """How many blocks there are before each."""
+        if self.numbers is not None:
+            return self.numbers
+        closed, device = self.closed, self.k.device
+        closed = closed if isinstance(closed, torch.Tensor) else torch.full((1,), closed, device=device)
+        return closed[:, None] + torch.arange(self.k.shape[1], device=device)
 
     def behind(self) -> tuple[Float[Tensor, "b _ w c"], Float[Tensor, "b _ w c"]]:
-        """The block before the first, and all blocks."""
+        """The block before each, and the last; of packed documents nobody sees what is kept of the last."""
+        if self.documents is not None:
+            return self.before_k, self.before_v
         k, v = (torch.cat((b[:, :1], t), 1) for b, t in ((self.before_k, self.k), (self.before_v, self.v)))
         return k, v
 
@@ -106,7 +132,23 @@ def fold(
     full = (filled % w + (n if new is None else new)) // w
     if torch.compiler.is_compiling() and not isinstance(full, torch.Tensor):
         full = torch.full((1,), full, device=k.device)
-    return Blocks(layout, *put, *before, filled // w, full.expand(b) if isinstance(full, torch.Tensor) else full)
+    return Blocks(
+        layout, *put, *before, closed=filled // w, full=full.expand(b) if isinstance(full, torch.Tensor) else full
+    )
+
+
+def fold_documents(k: Float[Tensor, "b n c"], v: Float[Tensor, "b n c"], documents: DocumentBlocks) -> Blocks:
+    """The same of packed documents, which no state goes before or behind."""
+    put_k, put_v = (documents.layout.put(t) for t in (k, v))
+    before = documents.before(k, put_k), documents.before(v, put_v)
+    return Blocks(documents.layout, put_k, put_v, *before, 0, documents.count, documents.number, documents)
+
+
+def followed(folded: Blocks, documents: DocumentBlocks) -> Blocks:
+    """Of packed documents the blocks that another of their document follows, in their order."""
+    k, v = (t[:, : documents.later] for t in (folded.before_k, folded.before_v))
+    number = documents.number[:, : documents.later] - 1
+    return Blocks(None, k, v, moved_on(k), moved_on(v), 0, documents.count, number)
 
 
 def within(
@@ -130,7 +172,7 @@ def within(
     full = (filled % w + (n if new is None else new)) // w
     if isinstance(full, torch.Tensor) and may_look(full) and not bool(full.any()):
         full = 0
-    return Blocks(None, *(t[:, None] for t in (*opened, *past)), filled // w, full)
+    return Blocks(None, *(t[:, None] for t in (*opened, *past)), closed=filled // w, full=full)
 
 
 def window_mask(where: Int[Tensor, "*_ r"], w: int, older: int, sliding: bool) -> Bool[Tensor, "*_ r _"]:
@@ -145,14 +187,13 @@ def window_mask(where: Int[Tensor, "*_ r"], w: int, older: int, sliding: bool) -
     return F.pad(mask, (older, 0), value=True) if older else mask
 
 
-def valid(closed: Int[Tensor, " _"], g: int, w: int, m: int, length: int) -> Bool[Tensor, "_ g _"]:
-    """Which slots of each of g blocks hold something: m older blocks of `length`, the block before, its own."""
-    number = closed[:, None] + torch.arange(g, device=closed.device)
+def valid(number: Int[Tensor, "_ g"], w: int, m: int, length: int) -> Bool[Tensor, "_ g _"]:
+    """Which slots of blocks, by their number, hold something: m older blocks of `length`, the block before, its own."""
     before = (number >= 1)[..., None].expand(-1, -1, w)
     parts = [before, torch.ones_like(before)]
     if m:
         # The j-th of m older blocks is block number - 1 - m + j.
-        kept = number[..., None] - 1 - m + torch.arange(m, device=closed.device) >= 0
+        kept = number[..., None] - 1 - m + torch.arange(m, device=number.device) >= 0
         parts = [kept.repeat_interleave(length, -1), *parts]
     return torch.cat(parts, -1)
 
@@ -191,7 +232,4 @@ def slots_of(folded: Blocks, older: Older | None, w: int) -> tuple[Tensor, Tenso
         old_k, old_v = seen_older(older, g)
         extra, m = old_k.shape[2], older.m
         k, v = torch.cat((old_k.to(k.dtype), k), 2), torch.cat((old_v.to(v.dtype), v), 2)
-    closed = folded.closed
-    if not isinstance(closed, torch.Tensor):
-        closed = torch.full((1,), closed, device=k.device)
-    return k, v, extra, valid(closed, g, w, m, extra // max(m, 1))
+    return k, v, extra, valid(folded.number(), w, m, extra // max(m, 1))
