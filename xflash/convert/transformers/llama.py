@@ -1,4 +1,4 @@
-"""LLaMA (https://arxiv.org/abs/2302.13971), Mistral (https://arxiv.org/abs/2310.06825) and what is built like them."""
+"""LLaMA (https://arxiv.org/abs/2302.13971), and what is built like it."""
 
 from typing import Any
 
@@ -77,11 +77,4 @@ def around(settings: Settings) -> dict[str, Any]:
     }
 
 
-def mistral(settings: Settings) -> Flags:
-    flags = llama(settings)
-    flags.stack["attn_window"] = settings("sliding_window")
-    return flags
-
-
 families["llama"] = Family(llama, WEIGHTS)
-families["mistral"] = Family(mistral, WEIGHTS)
