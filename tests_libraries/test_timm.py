@@ -7,6 +7,7 @@ import timm
 import torch
 from peers import live, nothing_is_shared
 from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
+from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import nn
 
@@ -28,12 +29,17 @@ CASES = {
         "reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5, "mlp_ratio": 2, "mlp_layer": SwiGLUPacked,
         "act_layer": nn.SiLU, "num_classes": 0,
     },
+    "clip": {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-4), "act_layer": "quick_gelu"},
+    "clip with registers, mean": {"pre_norm": True, "reg_tokens": 3, "global_pool": "avg", "no_embed_class": True},
+    "deit of two heads": {},
+    "deit of two heads, no class": {"num_classes": 0, "init_values": 0.1},
     "vit, gated apart": {"mlp_layer": SwiGLU, "act_layer": "silu", "pos_embed": "none", "pos_drop_rate": 0.1},
 }  # fmt: skip
 
 
 def peer(case, dtype=torch.float32, **settings):
-    return live(VisionTransformer(**{**SIZES, **CASES[case], **settings}), dtype)
+    cls = VisionTransformerDistilled if "two heads" in case else VisionTransformer
+    return live(cls(**{**SIZES, **CASES[case], **settings}), dtype)
 
 
 def images(size=None, dtype=torch.float32):
@@ -69,8 +75,9 @@ def test_other_sizes(case, size):
 @pytest.mark.parametrize(
     "name",
     [
-        "vit_tiny_patch16_224", "vit_base_patch16_224", "vit_base_patch32_384", "vit_small_patch14_dinov2",
-        "vit_giant_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "deit_tiny_patch16_224", "deit3_small_patch16_224",
+        "vit_tiny_patch16_224", "vit_base_patch32_384", "vit_small_patch14_dinov2",
+        "vit_base_patch32_clip_224", "deit_tiny_distilled_patch16_224", "vit_giant_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2", "deit_tiny_patch16_224", "deit3_small_patch16_224",
         "vit_base_patch16_siglip_gap_224", "vit_medium_patch16_reg4_gap_256", "vit_base_patch16_224_miil",
     ],
 )  # fmt: skip
@@ -90,7 +97,6 @@ REFUSED = [
     ({"global_pool": "map"}, "global_pool='map' of a VisionTransformer has no counterpart in xflash; only 'token' or"),
     ({"global_pool": "avgmax"}, "global_pool='avgmax' of a VisionTransformer has no counterpart"),
     ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix=True of a VisionTransformer has no"),
-    ({"pre_norm": True}, "norm_pre is a LayerNorm, which has no counterpart in xflash"),
     ({"qk_norm": True}, "blocks.0.attn.q_norm is a LayerNorm, which has no counterpart in xflash"),
     ({"scale_attn_norm": True}, "blocks.0.attn.norm is a LayerNorm, which"),
     ({"scale_mlp_norm": True}, "blocks.0.mlp.norm is a LayerNorm, which"),
@@ -120,7 +126,7 @@ def test_blocks_that_differ_are_refused():
         from_timm(theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("name", ["resnet18", "eva02_tiny_patch14_224"])
 def test_other_models_are_refused(name):
     with pytest.raises(TypeError, match="from_timm takes a VisionTransformer of timm, such as"):
         from_timm(timm.create_model(name, pretrained=False))

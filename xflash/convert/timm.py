@@ -33,12 +33,18 @@ WEIGHTS = """
     blocks.{i}.mlp.fc2.weight    ff.block.to_out.weight
     blocks.{i}.mlp.fc2.bias      ff.block.to_out.bias
     blocks.{i}.ls2.gamma         ff.scale.layerscale.gain
+    norm_pre.weight              embedding.post_emb_norm.gain
+    norm_pre.bias                embedding.post_emb_norm.bias
     norm.weight                  attn_layers.final_norm.gain
     norm.bias                    attn_layers.final_norm.bias
     fc_norm.weight               pool_norm.gain
     fc_norm.bias                 pool_norm.bias
     head.weight                  to_logits.weight
     head.bias                    to_logits.bias
+    head.weight                  to_logits.first.weight
+    head.bias                    to_logits.first.bias
+    head_dist.weight             to_logits.second.weight
+    head_dist.bias               to_logits.second.bias
 """
 # The first map of each kind of feed-forward block.
 INNER = {
@@ -59,7 +65,10 @@ INNER = {
 }
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "Swish": "silu"}
 ACTIVATIONS |= {"ReLU": "relu", "Mish": "mish", "Tanh": "tanh"}
+KINDS = ("VisionTransformer", "VisionTransformerDistilled")
 POOLS = {"token": "cls", "avg": "mean"}
+# How many tokens a head reads.
+READ = {"cls": 1, "cls_pair": 2}
 ABSENT = ("Identity",)
 NORMS = ("LayerNorm", "LayerNormFp32")
 
@@ -67,12 +76,14 @@ NORMS = ("LayerNorm", "LayerNormFp32")
 def from_timm(model: nn.Module) -> Any:
     """The `ViTransformerWrapper` with the weights and outputs of a VisionTransformer of timm (vit_*, deit_*, deit3_*).
 
+    A VisionTransformerDistilled is one too: its logits are the mean of those of its two heads, in training as well.
+
     It shares nothing with the old model, and has its dtype, device and mode. Images of other sizes are taken too, as
     timm takes them with dynamic_img_size=True. Dropout of updates, of patches and of the head is left out; it acts in
     training alone. TypeError for what is no such model; ValueError, with the name of the module or the setting, for
     what has no counterpart.
     """
-    if not isinstance(model, nn.Module) or kind(model) != "VisionTransformer":
+    if not isinstance(model, nn.Module) or kind(model) not in KINDS:
         raise TypeError(
             "from_timm takes a VisionTransformer of timm, such as timm.create_model('vit_base_patch16_224'), not "
             f"{type(model).__module__}.{type(model).__qualname__}"
@@ -114,24 +125,28 @@ def setting(name: str, value: Any, *possible: Any) -> Any:
 def read_model(model: Any) -> tuple[Flags, Front, str]:
     """The flags of a model, what is in front of its layers, and the names of its weights."""
     pool = POOLS[setting("global_pool", model.global_pool, *POOLS)]
-    tokens = [name for name in ("cls_token", "reg_token") if getattr(model, name, None) is not None]
-    others = model.num_prefix_tokens - (pool == "cls")
+    tokens = [name for name in ("cls_token", "dist_token", "reg_token") if getattr(model, name, None) is not None]
+    pool = "cls_pair" if "dist_token" in tokens else pool
+    others = model.num_prefix_tokens - READ.get(pool, 0)
     if pool == "mean" and tokens:
         setting("pool_include_prefix", model.pool_include_prefix, False)
-    among("norm_pre", model.norm_pre, ABSENT)
     stack, inner = read_blocks(model.blocks)
     norms = {name: among(name, getattr(model, name), NORMS + ABSENT) != "Identity" for name in ("norm", "fc_norm")}
     if norms["norm"] and read_norm("norm", model.norm) != {name: stack[f"norm_{name}"] for name in ("eps", "bias")}:
         raise ValueError("norm has another eps or bias than those of the blocks, which has no counterpart in xflash")
     stack["final_norm"] = norms["norm"]
     head = {"pool": pool, "num_register_tokens": others}
+    before = among("norm_pre", model.norm_pre, NORMS + ABSENT) != "Identity"
+    if before:
+        head |= {"post_emb_norm": True} | named("post_emb_norm", read_norm("norm_pre", model.norm_pre))
     if norms["fc_norm"]:
-        head |= {"pool_norm": True, **{f"pool_norm_{k}": v for k, v in read_norm("fc_norm", model.fc_norm).items()}}
+        head |= {"pool_norm": True} | named("pool_norm", read_norm("fc_norm", model.fc_norm))
     if among("head", model.head, ("Linear", "Identity")) == "Linear":
         head["num_classes"] = model.head.out_features
-    lines = [f"{tokens[0]} pooled.cls_tokens.tokens"] if pool == "cls" else []
+    lines = [f"{tokens[0]} pooled.cls_tokens.tokens"] if pool in READ else []
     lines += [f"{tokens[-1]} embedding.register_tokens"] if others else []
-    front = Front(tuple(tokens), "pos_embed", "patch_embed.proj.weight", 0 if model.no_embed_class else None)
+    placed = 0 if model.no_embed_class else None
+    front = Front(tuple(tokens), "pos_embed", "patch_embed.proj.weight", placed, "norm_pre" if before else None)
     return Flags(stack, read_inputs(model) | head), front, "\n".join([*lines, WEIGHTS, INNER[inner]])
 
 
@@ -147,6 +162,7 @@ def read_inputs(model: Any) -> dict[str, Any]:
         "patch_size": tuple(patches.patch_size),
         "channels": patches.proj.in_channels,
         "patch_norm": False,
+        "patch_bias": patches.proj.bias is not None,
         "pos_emb": "learned" if learned else None,
         "pos_emb_antialias": learned,
         "emb_dropout": model.pos_drop.p,
@@ -209,6 +225,10 @@ def read_activation(name: str, module: Any) -> str:
     known: Mapping[str, str] = ACTIVATIONS
     found = known[among(name, module, known)]
     return "gelu_tanh" if found == "gelu" and getattr(module, "approximate", "none") == "tanh" else found
+
+
+def named(prefix: str, flags: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{name}": value for name, value in flags.items()}
 
 
 def read_norm(name: str, module: Any) -> dict[str, Any]:

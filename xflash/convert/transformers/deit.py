@@ -7,13 +7,25 @@ from .vit import VIT, images, vit
 __all__ = ["deit"]
 
 TOKEN = "embeddings.distillation_token"
+# A second class token where there are two heads; else nothing is read of it.
+WEIGHTS = (
+    VIT
+    + f"""
+    {TOKEN}                          embedding.register_tokens
+    cls_classifier.weight            to_logits.first.weight
+    cls_classifier.bias              to_logits.first.bias
+    distillation_classifier.weight   to_logits.second.weight
+    distillation_classifier.bias     to_logits.second.bias
+"""
+)
+PAIR = {"ForImageClassificationWithTeacher": {"pool": "cls_pair", "num_register_tokens": 0}}
 
 
 def deit(settings: Settings) -> Flags:
-    """ViT with a token for distillation, of which nothing is read here."""
     flags = vit(settings)
     flags.model["num_register_tokens"] = 1
     return flags
 
 
-families["deit"] = images("deit", deit, f"{TOKEN} embedding.register_tokens\n{VIT}", TOKEN)
+family = images("deit", deit, WEIGHTS, TOKEN)
+families["deit"] = family._replace(heads={**family.heads, **PAIR})
