@@ -89,7 +89,7 @@ def from_timm(model: nn.Module) -> Any:
             f"{type(model).__module__}.{type(model).__qualname__}"
         )
     flags, front, table = read_model(model)
-    family = Family(lambda settings: flags, table, vision, prefix="", tied={}, front=front)
+    family = Family(lambda settings: flags, table, vision, prefix="", tied={}, made=front.made)
     with torch.device("meta"):
         ours = vision(flags)
     plan = Plan(family, flags, ours, places_of(table, ours))

@@ -10,7 +10,6 @@ from ...stack.face import Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
 from ...wrappers.vit import ViTransformerWrapper
 from ...wrappers.xtransformer import XTransformer
-from .front import Front
 from .settings import Settings
 
 __all__ = ["Family", "Flags", "both", "decoder", "encoder", "families", "family_of", "head_of", "vision"]
@@ -50,8 +49,8 @@ class Family(NamedTuple):
     """flags: of a config.  weights: a table of names.  prefix: of the names of all but the head.
 
     heads: the endings of class names, and what they say to the model.  tied: names of weights that may be another one
-    again.  beside: a pattern of names of what is left out, for other outputs than those here.  front: what a vision
-    transformer has in front of its layers.
+    again.  beside: a pattern of names of what is left out, for other outputs than those here.  made: all weights, those
+    among them that are made of others.
     """
 
     flags: Callable[[Settings], Flags]
@@ -64,7 +63,7 @@ class Family(NamedTuple):
     prefix: str = "model."
     beside: str = ""
     tied: Mapping[str, str] = {"lm_head.weight": "embed_tokens.weight"}
-    front: Front | None = None
+    made: Callable[[Mapping[str, Any], nn.Module], dict[str, Any]] | None = None
 
 
 families: dict[str, Family] = {}

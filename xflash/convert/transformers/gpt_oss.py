@@ -4,6 +4,7 @@ from .family import Family, Flags, families
 from .layers import attention, layered, types_of
 from .llama import WEIGHTS, llama
 from .mixtral import experts, without_ff
+from .mxfp4 import check_packed, unpacked
 from .settings import Settings
 
 __all__ = ["gpt_oss"]
@@ -25,6 +26,7 @@ def gpt_oss(settings: Settings) -> Flags:
     """Flags of a decoder with a learned sink a head, windows in every second layer and a gate within limits."""
     # Without them transformers takes those of the published models.
     settings.need("rope_parameters", "rope_scaling")
+    check_packed(settings)
     stack, model = llama(settings)
     biased = settings("attention_bias", True)
     stack |= {"attn_qkv_bias": biased, "attn_out_bias": biased, "norm_eps": settings.need("rms_norm_eps")}
@@ -46,4 +48,4 @@ def gpt_oss(settings: Settings) -> Flags:
     return Flags(without_ff(stack) | flags | layered(layers), model)
 
 
-families["gpt_oss"] = Family(gpt_oss, WEIGHTS + OWN)
+families["gpt_oss"] = Family(gpt_oss, WEIGHTS + OWN, made=unpacked)

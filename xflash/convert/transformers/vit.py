@@ -113,7 +113,7 @@ def images(
 ) -> Family:
     """A family of vision transformers with learned tokens, of which `placed` have positions (None: all)."""
     front = Front((CLASS, *tokens), POSITIONS, PROJECTION, placed)
-    return Family(flags, EMBEDDINGS + weights, vision, HEADS, f"{kind}.", BESIDE, {}, front)
+    return Family(flags, EMBEDDINGS + weights, vision, HEADS, f"{kind}.", BESIDE, {}, front.made)
 
 
 families["vit"] = images("vit", vit, VIT)
