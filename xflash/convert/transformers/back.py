@@ -100,7 +100,7 @@ def described(model: Any) -> dict[str, Any]:
     kinds = tuple(f"{name}_" for name in blocks)
     found = {name: value for name, value in stack.items() if not name.startswith(kinds) and name not in SPELLED}
     found["final_norm"] = type(model.attn_layers.final_norm).__name__
-    free = () if model.length_limit else ("max_seq_len",)
+    free = () if getattr(model, "length_limit", None) else ("max_seq_len",)
     found |= {name: value or None for name, value in said.items() if name not in ("format", "class", "emb_dim", *free)}
     for at, branch in enumerate(model.attn_layers.branches):
         found |= {f"layer {at}: {name}": value for name, value in parts_of(branch)}
