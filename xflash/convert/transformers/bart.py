@@ -113,6 +113,7 @@ families["bart"] = Family(
     bart,
     WEIGHTS,
     build=both,
-    heads={"ForConditionalGeneration": {}},
+    # Without a head, as base and large are published, it is the token embedding.
+    heads={"ForConditionalGeneration": {}, "Model": {"dec_logits_bias": False}},
     tied={"lm_head.weight": SHARED, "encoder.embed_tokens.weight": SHARED, "decoder.embed_tokens.weight": SHARED},
 )

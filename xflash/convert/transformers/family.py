@@ -26,13 +26,14 @@ class Flags(NamedTuple):
 
 
 def decoder(flags: Flags) -> nn.Module:
-    """A language model with a causal stack."""
-    return TransformerWrapper(attn_layers=Decoder(**flags.stack), **flags.model)
+    """A language model with a causal stack, unless the flags say otherwise."""
+    kind = Decoder if flags.stack.get("causal", True) else Encoder
+    return TransformerWrapper(attn_layers=kind(**flags.stack), **flags.model)
 
 
 def both(flags: Flags) -> nn.Module:
     """An encoder and a decoder that attends to it; the flags of the stack are those of both sides."""
-    return XTransformer(**flags.stack, **flags.model)
+    return XTransformer(**{**flags.stack, **flags.model})
 
 
 def encoder(flags: Flags) -> nn.Module:
