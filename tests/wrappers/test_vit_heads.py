@@ -57,6 +57,44 @@ def test_two_class_tokens_with_a_head_each():
     laws.close(headless.eval()(img), read.mean(1), "the mean of both")
 
 
+def test_a_token_that_attends_to_the_patches():
+    layers = xflash.CrossAttender(dim=DIM, depth=1, heads=2, layers="cross_attn ff", final_norm=False)
+    model = laws.live(build("attn ff", pool="map", pool_layers=layers, num_register_tokens=2))
+    logits, embeddings = model(images(model), return_logits_and_embeddings=True)
+    pool = model.patch_pool
+    read = torch.stack(
+        [pool.attn_layers(pool.token[None, None], context=patches[None])[0, 0] for patches in embeddings]
+    )
+    laws.close(logits, model.to_logits(read), "logits")
+    assert all(g.abs().max() > 0 for g in torch.autograd.grad(logits.logsumexp(-1).sum(), list(model.parameters())))
+    again = xflash.from_config(model.to_config()).double().eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(images(model)), logits)
+    assert build("attn ff", pool="map").patch_pool.attn_layers.layout == "cross_attn ff"
+
+
+@pytest.mark.parametrize("pool", ["max", "mean_max"])
+def test_the_largest_value_of_each_channel(pool):
+    model = laws.live(build("attn ff", pool=pool))
+    logits, y = model(images(model), return_logits_and_embeddings=True)
+    read = y.amax(1) if pool == "max" else (y.amax(1) + y.mean(1)) / 2
+    laws.close(logits, model.to_logits(read), "logits")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pool": "mean", "pool_layers": {"dim": DIM}}, "pool_layers is set, but pool='mean' has no layers"),
+        ({"pool": "map", "pool_layers": {"dim": 8}}, f"pool_layers has dim=8, but attn_layers has {DIM}"),
+    ],
+)
+def test_layers_that_no_pool_can_read_with(given, message):
+    with pytest.raises(ValueError, match=message):
+        build("attn ff", **given | {"pool_layers": xflash.CrossAttender(**given["pool_layers"], depth=1)})
+    with pytest.raises(ValueError, match="the layout 'attn ff' of pool_layers attends to no context"):
+        build("attn ff", pool="map", pool_layers=xflash.Encoder(dim=DIM, depth=1))
+
+
 def ids_of(model, decay, **options):
     """Which parameters decay."""
     groups = model.param_groups(decay, **options)

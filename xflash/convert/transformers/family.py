@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...base.registry import nearest
-from ...stack.face import Decoder, Encoder
+from ...stack.face import CrossAttender, Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
 from ...wrappers.vit import ViTransformerWrapper
 from ...wrappers.xtransformer import XTransformer
@@ -43,7 +43,8 @@ def encoder(flags: Flags) -> nn.Module:
 
 def vision(flags: Flags) -> nn.Module:
     """A model of images."""
-    return ViTransformerWrapper(attn_layers=Encoder(**flags.stack), **flags.model)
+    inside = {"pool_layers": CrossAttender(**flags.model["pool_layers"])} if "pool_layers" in flags.model else {}
+    return ViTransformerWrapper(attn_layers=Encoder(**flags.stack), **{**flags.model, **inside})
 
 
 class Family(NamedTuple):
