@@ -1,4 +1,4 @@
-"""Prints the table of docs/models.md: known models as flags, their parameters, and how far their logits are from theirs.
+"""Prints the table of docs/models.md: known models as flags, their parameters, and how far their logits are.
 
 PYTHONPATH=. python benchmarks/models.py, where the extra `test-libraries` is installed. The models are small and
 random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens,
