@@ -68,3 +68,29 @@ def test_recipes(name):
     assert {flag: value for flag, value in ours.items() if "dropout" not in flag} == {
         flag: value for flag, value in theirs.items() if "dropout" not in flag
     }
+
+
+# What published configs say beside what transformers reads.
+BESIDE = {
+    "llama": {"max_sequence_length": 2048, "pretraining_tp": 1},
+    "phi3": {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False},
+    "gemma2": {"sliding_window_size": 4096, "cache_implementation": "hybrid"},
+    "falcon": {"ff_factor": 4, "apply_residual_connection_post_layernorm": False},
+    "bert": {"directionality": "bidi", "pooler_fc_size": 768, "pooler_num_attention_heads": 12}
+    | {"pooler_num_fc_layers": 3, "pooler_size_per_head": 128, "pooler_type": "first_token_transform"},
+    "bart": {"_num_labels": 3, "save_step": 58, "normalize_embedding": True, "force_bos_token_to_be_generated": True},
+    "gpt2": {"_num_labels": 1, "n_ctx": 1024},
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_is_said_beside_changes_nothing(kind):
+    config = AutoConfig.for_model(kind).to_dict()
+    plain, found = (build({**config, **more}, None).model.to_config() for more in ({}, BESIDE[kind]))
+    assert found == plain
+
+
+def test_what_would_change_something_is_refused():
+    config = AutoConfig.for_model("phi3").to_dict()
+    with pytest.raises(ValueError, match="full_attn_mod=2 of a 'phi3' config has no counterpart"):
+        build({**config, "full_attn_mod": 2}, None)

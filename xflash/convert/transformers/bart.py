@@ -60,7 +60,7 @@ def bart(settings: Settings) -> Flags:
     settings.without_effect(
         "encoder_layerdrop", "decoder_layerdrop", "classifier_dropout", "classif_dropout", "init_std"
     )
-    settings.without_effect("num_hidden_layers", "force_bos_token_to_be_generated")
+    settings.without_effect("num_hidden_layers", "force_bos_token_to_be_generated", "save_step")
     common = same(settings)
     flags = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in common.items()}
     for side, name in (("enc", "encoder"), ("dec", "decoder")):

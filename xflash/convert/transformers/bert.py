@@ -68,8 +68,8 @@ def bert(settings: Settings) -> Flags:
         "ff_dim": settings.need("intermediate_size"),
         "ff_activation": settings.among("hidden_act", ACTIVATIONS, "gelu"),
     }
-    # Of a head for another task.
-    settings.without_effect("classifier_dropout")
+    # Of a head for another task, and of the first models' pooler.
+    settings.without_effect("classifier_dropout", "directionality", *(f"pooler_{name}" for name in POOLER))
     embedding = {
         "num_tokens": settings.need("vocab_size"),
         "max_seq_len": settings.need("max_position_embeddings"),
@@ -84,6 +84,7 @@ def bert(settings: Settings) -> Flags:
     return Flags(stack, {**embedding, **head, "head_transform_eps": eps})
 
 
+POOLER = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
 NO_HEAD = {"return_only_embed": True, "tie_embedding": False, "logits_bias": False, "head_transform": None}
 HEADS = {"ForMaskedLM": {}, "ForPreTraining": {}, "Model": {**NO_HEAD, "head_transform_eps": 1e-5}}
 # What these have beside what is read here: of a pooled token, and of other heads.

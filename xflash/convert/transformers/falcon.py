@@ -61,8 +61,8 @@ def falcon(settings: Settings) -> Flags:
         "ff_no_bias": not has_bias,
         **positions(settings, dim // heads),
     }
-    # Of updates, in training alone.
-    settings.without_effect("hidden_dropout")
+    # Of updates, in training alone; what is said as a width too.
+    settings.without_effect("hidden_dropout", "ff_factor")
     model = around(settings)
     model["tie_embedding"] = settings("tie_word_embeddings", True)
     return Flags(stack, model)

@@ -40,6 +40,7 @@ def activation(settings: Settings) -> str:
 
 def gemma2(settings: Settings) -> Flags:
     """Flags of Gemma with norms before and behind each block, bounded scores and logits, and windows in turn."""
+    settings.without_effect("sliding_window_size")
     flags = gemma(settings)
     flags.stack.update(windowed(settings, flags.stack["depth"], every=2), norm_place="sandwich")
     bounded(flags, settings, 50.0, 30.0)

@@ -46,6 +46,8 @@ def llama(settings: Settings, share: float | None = None) -> Flags:
     dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
     dim_head = settings("head_dim", dim // heads)
     biased = settings("attention_bias", False)
+    # Of the first ones.
+    settings.without_effect("max_sequence_length")
     stack: dict[str, Any] = {
         "dim": dim,
         "depth": settings.need("num_hidden_layers"),
