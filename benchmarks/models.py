@@ -1,4 +1,4 @@
-"""Prints the table of docs/models.md: known models as flags, and how far their logits are from those of transformers.
+"""Prints the table of docs/models.md: known models as flags, their parameters, and how far their logits are.
 
 PYTHONPATH=. python benchmarks/models.py, where the extra `test-libraries` is installed. The models are small and
 random, those of tests_libraries/; the differences are the largest of all logits of 3 texts of 31 tokens,
@@ -25,7 +25,7 @@ from test_timm import images as timm_images
 from test_timm import peer as timm_peer
 
 from xflash.convert import from_timm, from_transformers
-from xflash.convert.timm import read_model
+from xflash.convert.timm import KINDS, read_model
 from xflash.convert.transformers.convert import plan_of
 
 # What says how large a model is, not what it is.
@@ -34,10 +34,11 @@ SIZED |= {"image_size", "patch_size", "channels", "num_classes"}
 
 # Flags that are on where nothing is said.
 ON = {"final_norm", "patch_norm", "rotary_scaling_truncate", "head_transform_bias", "moe_normalize", "use_abs_pos_emb"}
+ON |= {"emb_proj_bias", "patch_bias"}
 
 
 def is_timm(theirs):
-    return type(theirs).__name__ == "VisionTransformer"
+    return type(theirs).__name__ in KINDS
 
 
 def flags_of(theirs):
@@ -48,21 +49,31 @@ def flags_of(theirs):
     return " ".join(f"{name}={value!r}" for name, value in kept.items() if "dropout" not in name)
 
 
+def converted(theirs):
+    return (from_timm if is_timm(theirs) else from_transformers)(theirs)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
 def difference(theirs, x, call, expected):
     with torch.no_grad():
-        ours = (from_timm if is_timm(theirs) else from_transformers)(theirs)
+        ours = converted(theirs)
         return (call(ours, theirs, x) - expected(theirs, x)).abs().max().item()
 
 
 def row(case, make, call, expected, given=lambda theirs: tokens(3, 31)):
     theirs = [make(torch.float32), make(torch.float64)]
     found = [difference(model, given(model), call, expected) for model in theirs]
-    print(f"| {case} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0])}` |", flush=True)
+    count = parameters(converted(theirs[0])), parameters(theirs[0])
+    counts = f"{count[0]:,}" if count[0] == count[1] else f"{count[0]:,} ({count[1]:,} there)"
+    print(f"| {case} | {counts} | {found[0]:.0e} | {found[1]:.0e} | `{flags_of(theirs[0])}` |", flush=True)
 
 
 def main():
-    print("| model | float32 | double | flags, sizes left out |")
-    print("|---|---|---|---|")
+    print("| model | parameters | float32 | double | flags, sizes left out |")
+    print("|---|---|---|---|---|")
     for case, (kind, settings) in DECODERS.items():
         row(
             case,

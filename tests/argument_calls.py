@@ -304,6 +304,7 @@ def saving():
     yield method("save", one, {"folder": folder})
     yield function(xflash.load, {"folder": folder})
     yield function(xflash.create, {"name": "gpt2"})
+    yield function(xflash.rebuild, {"model": one})
     yield function(xflash.from_config, {"config": one.to_config()})._replace(hints={"config": Mapping[str, object]})
     yield Call(
         "Decoder.from_config", xflash.Decoder.from_config, {"config": one.to_config()}, {"config": Mapping[str, object]}

@@ -1,9 +1,11 @@
 """T5 and BART of transformers are an XTransformer of these flags: the same logits, padded, decoded with a cache."""
 
+import json
+
 import pytest
 import torch
-from peers import live, tokens
-from transformers import BartForConditionalGeneration, T5ForConditionalGeneration
+from peers import live, same, tokens
+from transformers import BartForConditionalGeneration, BartModel, T5ForConditionalGeneration
 
 from xflash.convert import from_pretrained, from_transformers
 
@@ -87,3 +89,23 @@ def test_folders(case, tmp_path):
     found, expected = from_pretrained(tmp_path), from_transformers(theirs)
     assert found.encoder.embedding.token_emb is found.decoder.net.embedding.token_emb
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in found.state_dict().items())
+
+
+def test_bart_without_a_head_has_its_embedding_as_head(tmp_path):
+    """As base and large are published."""
+    theirs = live(BartModel(BartModel.config_class(**BART)))
+    theirs.save_pretrained(tmp_path)
+    src, tgt = tokens(2, 13), tokens(2, 11, seed=2)
+    with torch.no_grad():
+        hidden = theirs(input_ids=src, decoder_input_ids=tgt).last_hidden_state
+        for ours in (from_pretrained(tmp_path), from_transformers(theirs)):
+            assert (logits(ours, src, tgt) - hidden @ theirs.shared.weight.mT).abs().max() < 1e-4
+
+
+def test_names_of_old(tmp_path):
+    """The largest ones of T5 1.0 say another class."""
+    theirs = model("t5 1.0")
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["T5WithLMHeadModel"]}))
+    same(from_pretrained(tmp_path), from_transformers(theirs))

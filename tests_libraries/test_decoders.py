@@ -64,8 +64,13 @@ CASES = {
         {"hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
     "falcon below": ("falcon", {"hidden_size": 48, "parallel_attn": False, "multi_query": False, "bias": True}),
+    "falcon alibi": (
+        "falcon",
+        {"hidden_size": 48, "alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    ),
     "opt": ("opt", OPT),
     "opt behind": ("opt", {**OPT, "do_layer_norm_before": False, "enable_bias": False}),
+    "opt narrow": ("opt", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 29}),
     "gpt2": ("gpt2", GPT2),
     "gpt2 scaled": (
         "gpt2",

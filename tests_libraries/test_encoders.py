@@ -7,6 +7,7 @@ from transformers import (
     BertForMaskedLM,
     BertForPreTraining,
     BertModel,
+    Gemma3TextModel,
     ModernBertForMaskedLM,
     ModernBertModel,
     RobertaForMaskedLM,
@@ -21,6 +22,14 @@ CASES = {
     "bert with another activation": (BertForMaskedLM, {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
     "bert without a head": (BertModel, {}),
     "bert with two heads": (BertForPreTraining, {}),
+    "gemma3 both ways": (
+        Gemma3TextModel,
+        {
+            "use_bidirectional_attention": True,
+            "sliding_window": 6,
+        }
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "modernbert": (ModernBertForMaskedLM, {"local_attention": 6, "num_hidden_layers": 4}),
     "modernbert with biases": (
         ModernBertForMaskedLM,
@@ -56,7 +65,7 @@ def beside(theirs, x):
 
 
 # transformers computes the angles of rotary positions in float32 always.
-MOST = {"modernbert": 1e-5}
+MOST = {"modernbert": 1e-5, "gemma3_text": 1e-5}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,6 +10,7 @@ import torch
 from peers import causal, same, tokens
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Model, LlamaForCausalLM, LlamaModel, OPTModel
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from xflash.convert import from_pretrained, from_transformers
 
@@ -270,3 +271,26 @@ def test_of_two_sayings_of_rotary_positions_the_older_one_counts(tmp_path):
         expected = LlamaForCausalLM.from_pretrained(tmp_path)(x).logits
         assert (from_pretrained(tmp_path)(x) - expected).abs().max() < 1e-4
         assert (theirs(x).logits - expected).abs().max() > 1e-3
+
+
+def test_four_bits_are_read_as_published(tmp_path):
+    """gpt-oss as its makers store it: experts in blocks with scales, the rest in bfloat16."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_local_experts": 3, "num_experts_per_tok": 2}
+    theirs = causal("gpt_oss", torch.bfloat16, **sizes)
+    theirs.save_pretrained(tmp_path)
+    weights, generator = load_file(tmp_path / "model.safetensors"), torch.Generator().manual_seed(2)
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = weights.pop(name).shape
+        blocks = torch.randint(256, (experts, rows, columns // 32, 16), generator=generator, dtype=torch.uint8)
+        scales = torch.randint(120, 124, blocks.shape[:3], generator=generator, dtype=torch.uint8)
+        weights |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        with torch.no_grad():
+            theirs.get_parameter(name).copy_(convert_moe_packed_tensors(blocks, scales))
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    edit(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    same(from_pretrained(tmp_path), from_transformers(theirs))
+    x, exact = tokens(2, 11), causal("gpt_oss", **sizes)
+    exact.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        expected = exact(x).logits
+        assert (from_pretrained(tmp_path, dtype=torch.float32)(x) - expected).abs().max() < 1e-4

@@ -7,7 +7,8 @@ import timm
 import torch
 from peers import live, nothing_is_shared
 from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import ParallelThingsBlock, ResPostBlock, VisionTransformer
 from torch import nn
 
 from xflash.convert import from_timm
@@ -28,12 +29,22 @@ CASES = {
         "reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5, "mlp_ratio": 2, "mlp_layer": SwiGLUPacked,
         "act_layer": nn.SiLU, "num_classes": 0,
     },
+    "clip": {"pre_norm": True, "norm_layer": partial(nn.LayerNorm, eps=1e-4), "act_layer": "quick_gelu"},
+    "clip with registers, mean": {"pre_norm": True, "reg_tokens": 3, "global_pool": "avg", "no_embed_class": True},
+    "siglip": {"global_pool": "map", "class_token": False, "mlp_ratio": 1.5, "act_layer": "gelu_tanh"},
+    "vit, map behind a class token": {"global_pool": "map", "reg_tokens": 2, "num_classes": 0},
+    "vit, max": {"global_pool": "max", "class_token": False},
+    "vit, max and mean": {"global_pool": "avgmax", "fc_norm": False},
+    "vit, norms behind": {"block_fn": ResPostBlock},
+    "deit of two heads": {},
+    "deit of two heads, no class": {"num_classes": 0, "init_values": 0.1},
     "vit, gated apart": {"mlp_layer": SwiGLU, "act_layer": "silu", "pos_embed": "none", "pos_drop_rate": 0.1},
 }  # fmt: skip
 
 
 def peer(case, dtype=torch.float32, **settings):
-    return live(VisionTransformer(**{**SIZES, **CASES[case], **settings}), dtype)
+    cls = VisionTransformerDistilled if "two heads" in case else VisionTransformer
+    return live(cls(**{**SIZES, **CASES[case], **settings}), dtype)
 
 
 def images(size=None, dtype=torch.float32):
@@ -55,6 +66,14 @@ def test_outputs(case):
         assert {p.dtype for p in ours.parameters()} == {dtype} and not ours.training
 
 
+def test_what_is_beyond_the_last_whole_patch_is_not_looked_at_there():
+    """As in SigLIP's patches of 14 of images of 384; here images are given without it."""
+    theirs = peer("vit", img_size=37)
+    img = images(37)
+    with torch.no_grad():
+        assert (from_timm(theirs)(img[..., :35, :35]) - theirs(img)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("size", [(20, 50), (70, 45), (25, 25)])
 @pytest.mark.parametrize("case", [case for case in CASES if "shapes" not in case])
 def test_other_sizes(case, size):
@@ -69,8 +88,9 @@ def test_other_sizes(case, size):
 @pytest.mark.parametrize(
     "name",
     [
-        "vit_tiny_patch16_224", "vit_base_patch16_224", "vit_base_patch32_384", "vit_small_patch14_dinov2",
-        "vit_giant_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "deit_tiny_patch16_224", "deit3_small_patch16_224",
+        "vit_tiny_patch16_224", "vit_base_patch32_384", "vit_small_patch14_dinov2",
+        "vit_base_patch32_clip_224", "deit_tiny_distilled_patch16_224", "vit_giant_patch14_dinov2",
+        "vit_small_patch14_reg4_dinov2", "deit_tiny_patch16_224", "deit3_small_patch16_224",
         "vit_base_patch16_siglip_gap_224", "vit_medium_patch16_reg4_gap_256", "vit_base_patch16_224_miil",
     ],
 )  # fmt: skip
@@ -87,15 +107,13 @@ def test_nothing_is_shared():
 
 
 REFUSED = [
-    ({"global_pool": "map"}, "global_pool='map' of a VisionTransformer has no counterpart in xflash; only 'token' or"),
-    ({"global_pool": "avgmax"}, "global_pool='avgmax' of a VisionTransformer has no counterpart"),
+    ({"global_pool": "prr"}, "global_pool='prr' of a VisionTransformer has no counterpart in xflash; only 'token' or"),
     ({"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix=True of a VisionTransformer has no"),
-    ({"pre_norm": True}, "norm_pre is a LayerNorm, which has no counterpart in xflash"),
     ({"qk_norm": True}, "blocks.0.attn.q_norm is a LayerNorm, which has no counterpart in xflash"),
     ({"scale_attn_norm": True}, "blocks.0.attn.norm is a LayerNorm, which"),
     ({"scale_mlp_norm": True}, "blocks.0.mlp.norm is a LayerNorm, which"),
     ({"norm_layer": "rmsnorm"}, "blocks.0.norm1 is a RmsNorm, which has no counterpart in xflash; known are LayerNorm"),
-    ({"block_fn": ResPostBlock}, "blocks.0 is a ResPostBlock, which has no counterpart in xflash; known are Block"),
+    ({"block_fn": ParallelThingsBlock}, "blocks.0 is a ParallelThingsBlock, which has no counterpart in xflash"),
     ({"mlp_layer": GluMlp}, "blocks.0.mlp.gate_last=True of a VisionTransformer has no counterpart"),
     ({"act_layer": nn.Hardswish}, "blocks.0.mlp.act is a Hardswish, which has no counterpart"),
     ({"dynamic_img_size": True, "dynamic_img_pad": True}, "dynamic_img_pad=True of a VisionTransformer has no"),
@@ -120,7 +138,7 @@ def test_blocks_that_differ_are_refused():
         from_timm(theirs)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224"])
+@pytest.mark.parametrize("name", ["resnet18", "eva02_tiny_patch14_224"])
 def test_other_models_are_refused(name):
     with pytest.raises(TypeError, match="from_timm takes a VisionTransformer of timm, such as"):
         from_timm(timm.create_model(name, pretrained=False))

@@ -45,6 +45,7 @@ from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTraine
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
+from .wrappers.rebuild import rebuild
 from .wrappers.recipes import create, recipes
 from .wrappers.recurrent_memory import RecurrentMemoryWrapper
 from .wrappers.segments import SegmentWrapper
@@ -105,6 +106,7 @@ __all__ = [
     "norms",
     "positions",
     "reads",
+    "rebuild",
     "recipes",
     "residuals",
     "save",

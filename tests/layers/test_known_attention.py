@@ -170,3 +170,11 @@ def test_small_gains_are_not_lost_in_half_precision():
     x = torch.linspace(1, 2, DIM).bfloat16()
     exact = (rms(x.float(), 1 + 2**-9, 1e-5)).bfloat16()
     assert torch.equal(norm(x), exact) and not torch.equal(exact, rms(x.float(), 1, 1e-5).bfloat16())
+
+
+def test_slopes_of_alibi_are_scaled():
+    distance, found = torch.arange(7), []
+    for scale in (1.0, 0.3):
+        stack = Decoder(dim=12, depth=1, heads=3, pos="alibi", alibi_slope_scale=scale)
+        found.append(stack.positions["alibi"].by_distance(distance, 3, torch.float64))
+    assert torch.allclose(found[1], found[0] * 0.3, atol=0, rtol=1e-15)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from xflash import Decoder, TransformerWrapper
+from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper
 
 V, N = 31, 11
 
@@ -40,6 +40,27 @@ def test_embeddings_are_scaled_and_positions_begin_behind_others():
     positions = made.embedding.pos_emb.weight
     assert positions.shape == (15, 22) and made.length_limit == 13
     close(seen(made, X), made.embedding.token_emb.weight[X] * 4.5 + positions[2 : 2 + N])
+
+
+def test_embeddings_of_another_width():
+    """OPT-350m: positions behind the map to the stack's width, and a tied head behind a map back."""
+    made = model(emb_dim=5, emb_proj_bias=False, pos_emb_at_dim=True, tie_embedding=True)
+    embedding, table = made.embedding, made.embedding.token_emb.weight
+    assert table.shape == (V, 5) and embedding.project_emb.bias is None
+    close(seen(made, X), table[X] @ embedding.project_emb.weight.T + embedding.pos_emb.weight[:N])
+    logits = made(X, return_embeddings=True) @ made.project_out.weight.T @ table.T
+    close(made(X), logits)
+    loss = AutoregressiveWrapper(made, loss_chunk=4)(X)
+    close(loss, F.cross_entropy(logits[:, :-1].flatten(0, 1), X[:, 1:].flatten()))
+    first, state = made.step(X[:, :4])
+    close(torch.cat((first, made.step(X[:, 4:], state)[0]), 1), logits)
+
+
+def test_a_projection_of_embeddings_has_a_bias_and_positions_are_as_wide_as_they():
+    made = model(emb_dim=5, tie_embedding=True)
+    embedding = made.embedding
+    plain = embedding.token_emb.weight[X] + embedding.pos_emb.weight[:N]
+    close(seen(made, X), plain @ embedding.project_emb.weight.T + embedding.project_emb.bias)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -216,6 +216,10 @@ class Owner(NamedTuple):
     config: type
     absent: str = ""
 
+    def owns(self, name: str) -> bool:
+        """Whether a flag is one of the part's."""
+        return name.startswith(self.prefix) and name[len(self.prefix) :] in flags_of(self.config)
+
 
 def route(
     flags: Mapping[str, Any],
@@ -232,7 +236,7 @@ def route(
     present = [o for o in owners if not o.absent]
     routed: dict[str, dict[str, Any]] = {o.prefix: {} for o in present}
     for name, value in flags.items():
-        candidates = [o for o in owners if name.startswith(o.prefix) and name[len(o.prefix) :] in flags_of(o.config)]
+        candidates = [o for o in owners if o.owns(name)]
         live = [o for o in candidates if not o.absent]
         if live:
             routed[live[0].prefix][name[len(live[0].prefix) :]] = value

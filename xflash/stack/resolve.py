@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ..base.registry import blocks, excerpt, norms, positions
 from ..flags.aliases import ALIASES, as_norm, canonical, names, written
-from ..flags.flag import Flag, build, flags_of, route
+from ..flags.flag import Flag, Owner, build, flags_of, route
 from ..flags.layout import NONE, LayerSpec, layout_text
 from .around import Around, Chosen, Entry, entry_of, position_flag
 from .config import StackConfig, check_cross, check_every, check_positions, column, per_layer
@@ -13,7 +13,7 @@ from .held import layer_config, parts_of, with_choices
 from .layers import Layer, Member, check_joins, layer_of, positions_of
 from .slots import SLOTS, choices, owners, slot_prefix
 
-__all__ = ["Resolved", "resolve"]
+__all__ = ["Resolved", "read", "resolve"]
 
 
 class Resolved(NamedTuple):
@@ -36,8 +36,20 @@ class Resolved(NamedTuple):
     said: list[tuple[str, Any, Flag]]
 
 
-def resolve(flags: Mapping[str, Any]) -> Resolved:
-    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
+class Read(NamedTuple):
+    """Flags in one spelling, what they choose, and every part that could own one of them."""
+
+    said: dict[str, Any]
+    stack: StackConfig
+    specs: Sequence[LayerSpec]
+    depth: int
+    entries: list[list[Entry]]
+    chosen: dict[str, tuple[str, ...]]
+    owners: list[Owner]
+
+
+def read(flags: Mapping[str, Any]) -> Read:
+    """What flags say, before their values are checked; TypeError or ValueError for what no stack has."""
     check_every(flags)
     said = canonical(flags)
     own = {name: value for name, value in said.items() if name in flags_of(StackConfig)}
@@ -45,8 +57,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     stack = build(StackConfig, {**own, **listed})
     specs, depth = column(stack)
     used = list(dict.fromkeys(block.name for spec in specs for block in spec.members))
-    whole = layout_text(specs)
-    text = excerpt(whole)
+    text = excerpt(layout_text(specs))
     chosen = choices(stack)
     check_positions(chosen["pos"], used, text)
     check_cross(stack, used, text)
@@ -55,7 +66,14 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
             raise ValueError(f"the layout {text} has {name!r}, which looks back only, in a bidirectional stack")
     said, entries = sorted_layers(said, specs, stack.causal)
     every = [entry for layer in entries for entry in layer]
-    all_owners = owners(StackConfig, said, [e.spec for e in every], everywhere(chosen, every), stack.norm, text)
+    found = owners(StackConfig, said, [e.spec for e in every], everywhere(chosen, every), stack.norm, text)
+    return Read(said, stack, specs, depth, entries, chosen, found)
+
+
+def resolve(flags: Mapping[str, Any]) -> Resolved:
+    """Checks and sorts the flags of a stack; TypeError or ValueError says which flag is wrong and what is possible."""
+    said, stack, specs, depth, entries, chosen, all_owners = read(flags)
+    whole = layout_text(specs)
     routed = route(said, all_owners, ALIASES, lambda name: written(name, flags))
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}

@@ -10,7 +10,7 @@ from torch import nn
 from ..base.checks import check_dtype, given, main_weight
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
-from ..layers.norms import LayerNorm
+from .input_embedding import norm_behind
 from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
 
 __all__ = ["ImageInput"]
@@ -39,7 +39,14 @@ class ImageInput(nn.Module):
             "LayerNorms before and behind the projection of patches (False: the projection alone, as in timm)",
             tried=(False,),
         )
+        patch_bias: bool = flag(True, "an offset of that projection", tried=(False,))
         post_emb_norm: bool = flag(False, "a LayerNorm behind the embedded patches and their positions", tried=(True,))
+        post_emb_norm_eps: float = flag(
+            1e-5, "what it adds to the variance", above=0, tried=({"post_emb_norm_eps": 1e-3, "post_emb_norm": True},)
+        )
+        post_emb_norm_bias: bool = flag(
+            False, "a learned offset beside its gain", tried=({"post_emb_norm_bias": True, "post_emb_norm": True},)
+        )
         num_register_tokens: int | None = flag(
             0, "learned tokens behind the patches, which nothing is read of", at_least=0,
             paper="https://arxiv.org/abs/2309.16588", tried=(3,),
@@ -59,9 +66,9 @@ class ImageInput(nn.Module):
         self.image_size, self.patch_size = pair(config.image_size), pair(config.patch_size)
         self.channels, self.emb_dropout = config.channels, config.emb_dropout
         self.grid = grid_of("image_size", self.image_size, self.patch_size)
-        self.patch_emb = PatchEmbedding(config.channels, self.patch_size, dim, config.patch_norm)
+        self.patch_emb = PatchEmbedding(config.channels, self.patch_size, dim, config.patch_norm, config.patch_bias)
         self.pos_emb = positions(config, self.grid, dim)
-        self.post_emb_norm = LayerNorm.of(dim) if config.post_emb_norm else None
+        self.post_emb_norm = norm_behind(config, dim)
         self.register_tokens: nn.Parameter | None = None
         if config.num_register_tokens:
             self.register_tokens = nn.Parameter(torch.empty(config.num_register_tokens, dim).normal_(std=0.02))

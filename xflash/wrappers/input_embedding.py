@@ -52,14 +52,13 @@ class InputEmbedding(nn.Module):
             doc="token ids that there are: 0 to num_tokens - 1", at_least=1, tried="every combination has its own"
         )
         max_seq_len: int | None = flag(
-            None,
-            "the most tokens of a row where positions are learned; a segment's length in trainers",
-            at_least=0,
+            None, "the most tokens of a row where positions are learned; a segment's length in trainers", at_least=0,
             tried="every combination has its own",
-        )
+        )  # fmt: skip
         emb_dim: int | None = flag(
             None, "width of the embeddings, mapped to the stack's (None: its dim)", at_least=1, tried=(20,)
         )
+        emb_proj_bias: bool = flag(True, "an offset of that map", tried=({"emb_proj_bias": False, "emb_dim": 20},))
         use_abs_pos_emb: bool | None = flag(
             None, "learned positions (None: unless the stack has relative ones)", tried=(True, False)
         )
@@ -68,17 +67,13 @@ class InputEmbedding(nn.Module):
             paper="https://arxiv.org/abs/2202.10447", tried=(True,),
         )  # fmt: skip
         l2norm_embed: bool = flag(
-            False,
-            "embeddings of tokens and positions of length one, started small",
-            paper="https://arxiv.org/abs/1910.05895",
-            tried=(True,),
-        )
+            False, "embeddings of tokens and positions of length one, started small",
+            paper="https://arxiv.org/abs/1910.05895", tried=(True,),
+        )  # fmt: skip
         post_emb_norm: bool = flag(
-            False,
-            "a LayerNorm behind the sum of the embeddings",
-            paper="https://arxiv.org/abs/2211.05100",
-            tried=(True,),
-        )
+            False, "a LayerNorm behind the sum of the embeddings",
+            paper="https://arxiv.org/abs/2211.05100", tried=(True,),
+        )  # fmt: skip
         post_emb_norm_eps: float = flag(
             1e-5,
             "added to the variance in that LayerNorm",
@@ -98,6 +93,11 @@ class InputEmbedding(nn.Module):
             0, "learned positions in front of the first token's, which no token has (RoBERTa, OPT, BART: 2)",
             at_least=0, paper="https://arxiv.org/abs/1907.11692", tried=(2,),
         )  # fmt: skip
+        pos_emb_at_dim: bool = flag(
+            False, "absolute positions of the stack's width, added behind the map from the embeddings' (OPT-350m)",
+            paper="https://arxiv.org/abs/2205.01068",
+            tried=({"pos_emb_at_dim": True, "emb_dim": 20, "use_abs_pos_emb": True},),
+        )  # fmt: skip
         emb_dropout: float = flag(0.0, "dropout of that sum", at_least=0, below=1, tried=(0.1,))
         embed_num_tokens: Mapping[str, int] | None = flag(
             None, "further embeddings that are added, as many ids of each name: {'segment': 2}",
@@ -109,7 +109,10 @@ class InputEmbedding(nn.Module):
         width = config.emb_dim or dim
         self.num_tokens, self.dim = config.num_tokens, dim
         self.token_emb = TokenEmbedding(config.num_tokens, width, config.l2norm_embed)
-        self.pos_emb = absolute_positions(config, width, relative)
+        if width == dim:
+            check_idle(config, ("emb_proj_bias", "pos_emb_at_dim"), f"the embeddings are as wide as the stack ({dim})")
+        self.pos_emb_at_dim = config.pos_emb_at_dim
+        self.pos_emb = absolute_positions(config, dim if config.pos_emb_at_dim else width, relative)
         self.embed_num_tokens = check_embed_num_tokens(config.embed_num_tokens)
         # A ModuleDict has methods, and a name such as 'type' would be one of them.
         self.embeds = nn.ModuleDict(
@@ -118,7 +121,7 @@ class InputEmbedding(nn.Module):
         self.post_emb_norm = norm_behind(config, width)
         self.emb_scale = config.emb_scale
         self.emb_dropout = config.emb_dropout
-        self.project_emb = projection(width, dim) if width != dim else None
+        self.project_emb = projection(width, dim, config.emb_proj_bias) if width != dim else None
 
     @property
     def length_limit(self) -> int | None:
@@ -146,8 +149,8 @@ class InputEmbedding(nn.Module):
         if self.emb_scale is not None:
             y = y * self.emb_scale
         if self.pos_emb is not None:
-            where = token_positions(x, mask, past, length, doc_ids)
-            y = y + self.pos_emb(self.in_length(x, where, past))
+            placed = self.pos_emb(self.in_length(x, token_positions(x, mask, past, length, doc_ids), past))
+            y = y if self.pos_emb_at_dim else y + placed
         for name, ids in self.check_embed_ids(x, embed_ids).items():
             y = y + self.embeds[f"{name}_embed"](ids)
         if self.post_emb_norm is not None:
@@ -156,6 +159,8 @@ class InputEmbedding(nn.Module):
             y = F.dropout(y, self.emb_dropout, self.training)
         if self.project_emb is not None:
             y = self.project_emb(y)
+        if self.pos_emb_at_dim:
+            y = y + placed
         if prepend_embeds is not None:
             if doc_ids is not None:
                 raise ValueError(
@@ -233,7 +238,7 @@ class InputEmbedding(nn.Module):
         return where
 
 
-def norm_behind(config: InputEmbedding.Config, width: int) -> LayerNorm | None:
+def norm_behind(config: Any, width: int) -> LayerNorm | None:
     """The LayerNorm behind the embeddings; ValueError for its flags where there is none."""
     if config.post_emb_norm:
         return LayerNorm.of(width, eps=config.post_emb_norm_eps, bias=config.post_emb_norm_bias)
@@ -244,6 +249,8 @@ def norm_behind(config: InputEmbedding.Config, width: int) -> LayerNorm | None:
 def absolute_positions(config: InputEmbedding.Config, width: int, relative: bool) -> nn.Module | None:
     """The absolute positions that flags ask for; ValueError where they contradict each other."""
     learned = not relative if config.use_abs_pos_emb is None else config.use_abs_pos_emb
+    if config.pos_emb_at_dim and not (config.scaled_sinu_pos_emb or learned):
+        raise ValueError("pos_emb_at_dim=True is set, but there are no absolute positions")
     if config.pos_emb_offset and (config.scaled_sinu_pos_emb or not learned):
         raise ValueError(f"pos_emb_offset={config.pos_emb_offset} is set, but no positions are learned")
     if config.scaled_sinu_pos_emb:
@@ -284,8 +291,9 @@ def token_positions(
     return where + (past if length is None else length[:, None])
 
 
-def projection(width: int, dim: int) -> nn.Linear:
+def projection(width: int, dim: int, bias: bool) -> nn.Linear:
     """The map from the embedding's width to the stack's; its bias starts at zero."""
-    linear = nn.Linear(width, dim)
-    nn.init.zeros_(linear.bias)
+    linear = nn.Linear(width, dim, bias=bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear

@@ -49,12 +49,12 @@ class PatchEmbedding(nn.Module):
     norms: False for the linear map alone, which is a convolution whose steps are as large as its kernel.
     """
 
-    def __init__(self, channels: int, patch: tuple[int, int], dim: int, norms: bool = True):
+    def __init__(self, channels: int, patch: tuple[int, int], dim: int, norms: bool = True, bias: bool = True):
         super().__init__()
         self.patch = patch
         width = channels * patch[0] * patch[1]
         self.before = LayerNorm.of(width) if norms else None
-        self.project = nn.Linear(width, dim)
+        self.project = nn.Linear(width, dim, bias=bias)
         self.after = LayerNorm.of(dim) if norms else None
 
     @typed

@@ -23,7 +23,10 @@ class TokenHead(nn.Module):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         tie_embedding: bool = flag(
-            False, "the head is the token embedding", paper="https://arxiv.org/abs/1608.05859", tried=(True,)
+            False,
+            "the head is the token embedding, behind a map to its width where that is another",
+            paper="https://arxiv.org/abs/1608.05859",
+            tried=(True,),
         )
         tie_embedding_scale: float | None = flag(
             None,
@@ -65,6 +68,7 @@ class TokenHead(nn.Module):
     roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     to_logits: nn.Linear | None
     transform: HeadTransform | None
+    project_out: nn.Linear | None
     tied_bias: nn.Parameter | None
     embedding: InputEmbedding
 
@@ -75,8 +79,8 @@ class TokenHead(nn.Module):
         if config.tie_embedding_scale is not None and not config.tie_embedding:
             raise ValueError(f"tie_embedding_scale={config.tie_embedding_scale} is set, but tie_embedding is False")
         check_alone(config)
-        if config.tie_embedding and width != self.dim:
-            raise ValueError(f"tie_embedding=True needs emb_dim ({width}) to be the stack's dim ({self.dim})")
+        narrower = config.tie_embedding and width != self.dim
+        self.project_out = nn.Linear(self.dim, width, bias=False) if narrower else None
         self.logits_softclamp, eps = config.logits_softclamp, config.head_transform_eps
         named = config.head_transform
         self.transform = None if named is None else HeadTransform(self.dim, named, eps, config.head_transform_bias)
@@ -92,6 +96,7 @@ class TokenHead(nn.Module):
     def features(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
         """What the head projects, of the stack's output."""
         y = y if self.transform is None else self.transform(y)
+        y = y if self.project_out is None else self.project_out(y)
         scale = self.tie_embedding_scale
         return y if self.to_logits is not None or scale == 1 else y * scale
 

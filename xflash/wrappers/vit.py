@@ -16,6 +16,8 @@ from ..stack.face import AttentionLayers
 from .image_input import ImageInput
 from .model import Model
 from .options import check_needs_nothing
+from .paired_head import PairedHead
+from .patch_pools import patch_pool
 from .pooled_output import PooledOutput
 from .pooling import mean_pool
 from .wanted import Wanted
@@ -23,6 +25,7 @@ from .wanted import Wanted
 __all__ = ["ViTransformerWrapper"]
 
 POOLS = {"mean": "average_pool_embed", "cls": "use_cls_token", "attn": "attn_pool", "cls_mean": "use_cls_token"}
+POOLS |= {"cls_pair": "use_cls_token", **dict.fromkeys(("map", "max", "mean_max"), "average_pool_embed")}
 
 
 class ClassHead(nn.Module):
@@ -33,10 +36,12 @@ class ClassHead(nn.Module):
         num_classes: int | None = flag(
             None, "logits of an image (None: its pooled embedding instead)", at_least=1, tried=(7,)
         )
-        pool: Literal["mean", "cls", "attn", "cls_mean"] = flag(
-            "mean", "what the head reads: the mean of the patches, a class token in front, a learned weighting, or a "
-            "class token and behind it the mean (2 dim channels)",
-            paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn", "cls_mean"),
+        pool: Literal["mean", "cls", "attn", "cls_mean", "cls_pair", "map", "max", "mean_max"] = flag(
+            "mean", "what the head reads: the mean of the patches, a class token in front, a learned weighting, a "
+            "class token and behind it the mean (2 dim channels), or two class tokens with a head each, whose logits "
+            "are averaged (DeiT); a learned token that attends to the patches (SigLIP); of each channel the largest "
+            "value, or the mean of that and of its mean",
+            paper="https://arxiv.org/abs/2106.04560", tried=("cls", "attn", "cls_mean", "cls_pair", "map", "mean_max"),
         )  # fmt: skip
         pool_norm: bool = flag(
             False, "a LayerNorm of what the head reads (with final_norm=False: in its place)", tried=(True,)
@@ -49,7 +54,7 @@ class ClassHead(nn.Module):
         )
 
     roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
-    to_logits: nn.Linear | None
+    to_logits: nn.Linear | PairedHead | None
     pool_norm: LayerNorm | None
 
     def norm_of(self, config: Config, dim: int) -> LayerNorm | None:
@@ -59,19 +64,27 @@ class ClassHead(nn.Module):
         check_idle(config, ("pool_norm_eps", "pool_norm_bias"), "pool_norm is False")
         return None
 
-    def head(self, config: Config, dim: int) -> nn.Linear | None:
+    def head(self, config: Config, dim: int) -> nn.Linear | PairedHead | None:
         """The projection to logits; None when there is none."""
         if config.num_classes is None:
             return None
-        linear = nn.Linear(dim, config.num_classes)
-        nn.init.normal_(linear.weight, std=0.02)
-        nn.init.zeros_(linear.bias)
-        return linear
+        heads = [projection(dim, config.num_classes) for _ in range(2 if config.pool == "cls_pair" else 1)]
+        return heads[0] if len(heads) == 1 else PairedHead(*heads)
 
-    def logits(self, y: Float[Tensor, "b d"]) -> Float[Tensor, "b _"]:
-        """The projection of the pooled embedding, behind its norm."""
+    def logits(self, y: Float[Tensor, "b *c d"]) -> Float[Tensor, "b _"]:
+        """The projection of the pooled embedding, or of each of two, behind its norm."""
         y = y if self.pool_norm is None else self.pool_norm(y)
-        return y if self.to_logits is None else self.to_logits(y)
+        if self.to_logits is not None:
+            return self.to_logits(y)
+        return y if y.dim() == 2 else y.mean(1)
+
+
+def projection(dim: int, count: int) -> nn.Linear:
+    """A head as it begins."""
+    linear = nn.Linear(dim, count)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 class ViTransformerWrapper(ClassHead, Model):
@@ -90,6 +103,10 @@ class ViTransformerWrapper(ClassHead, Model):
         attn_layers: AttentionLayers = flag(
             doc="the stack, which must be bidirectional: Encoder(...)", tried="every combination has its own"
         )
+        pool_layers: AttentionLayers | None = flag(
+            None, "what the token of pool='map' attends with (None: CrossAttender(dim=dim, depth=1))",
+            tried="with conversions of SigLIP",
+        )  # fmt: skip
 
     gives = "logits of images"
     embedding: ImageInput
@@ -101,7 +118,8 @@ class ViTransformerWrapper(ClassHead, Model):
         self.embedding = inputs = ImageInput(config, self.dim)
         self.image_size, self.patch_size, self.channels = inputs.image_size, inputs.patch_size, inputs.channels
         self.num_classes = config.num_classes
-        self.pooled = PooledOutput(self.dim, POOLS[config.pool])
+        self.pooled = PooledOutput(self.dim, POOLS[config.pool], 2 if config.pool == "cls_pair" else 1)
+        self.patch_pool = patch_pool(config, self.dim)
         self.joins_mean = config.pool == "cls_mean"
         read = self.dim * (2 if self.joins_mean else 1)
         self.pool_norm = self.norm_of(config, read)
@@ -138,8 +156,10 @@ class ViTransformerWrapper(ClassHead, Model):
             noted[0] = [stream[:, front:end] for stream in noted[0]]
         return self.answer(wanted, embeddings, lambda: self.pool(y, embeddings), noted)
 
-    def pool(self, y: Float[Tensor, "b m d"], embeddings: Float[Tensor, "b n d"]) -> Float[Tensor, "b _"]:
+    def pool(self, y: Float[Tensor, "b m d"], embeddings: Float[Tensor, "b n d"]) -> Float[Tensor, "b *c _"]:
         """What the head reads of the stack's outputs, among which are the embeddings of the patches."""
+        if self.patch_pool is not None:
+            return self.patch_pool(embeddings)
         pooled = self.pooled(y if self.pooled.count else embeddings, None)
         return torch.cat((pooled, mean_pool(embeddings)), 1) if self.joins_mean else pooled
 

@@ -10,6 +10,7 @@ from torch import nn
 from ...base.checks import shown
 from ...base.registry import blocks
 from ...layers.blocks.block import Block
+from ...saving.weights import blueprint, check_model
 from ...wrappers.transformer import TransformerWrapper
 from .fill import Plan, build
 from .settings_of import settings_of
@@ -27,11 +28,13 @@ def to_transformers(model: nn.Module, config: Any = None) -> Any:
 
     `config`: a config of transformers that says this model, such as that which it came from; None: one is made, of the
     first family of decoders that has these flags. The new model shares nothing with the old one, and has its dtype,
-    device and mode. TypeError for what is no TransformerWrapper; ValueError with the flag that no config, or not the
-    one that is given, has.
+    device and mode. What xflash has no place for, such as BERT's pooler, begins anew. TypeError for what is no
+    TransformerWrapper; ValueError with the flag that no config, or not the one that is given, has, and for a model that
+    is not what its own config builds.
     """
     if not isinstance(model, TransformerWrapper):
         raise TypeError(f"to_transformers takes a TransformerWrapper, not a {type(model).__name__}")
+    check_model(model, blueprint(model.to_config()))
     import transformers  # ty: ignore
 
     said = settled(model, config)
@@ -63,6 +66,8 @@ def class_of(model: TransformerWrapper, transformers: Any) -> Any:
 def settled(model: TransformerWrapper, config: Any) -> dict[str, Any]:
     """The settings of a config that says this model; ValueError where none does."""
     if config is not None:
+        if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+            raise TypeError(f"config must be one of transformers, or a dictionary of its settings, not {shown(config)}")
         said = dict(config if isinstance(config, Mapping) else config.to_dict())
         if reason := unlike(model, build(said, head_of(model))):
             raise ValueError(f"this config says another model: {reason}")
@@ -100,7 +105,8 @@ def described(model: Any) -> dict[str, Any]:
     kinds = tuple(f"{name}_" for name in blocks)
     found = {name: value for name, value in stack.items() if not name.startswith(kinds) and name not in SPELLED}
     found["final_norm"] = type(model.attn_layers.final_norm).__name__
-    free = () if model.length_limit else ("max_seq_len",)
+    found["emb_dim"] = said.get("emb_dim") or model.dim
+    free = () if getattr(model, "length_limit", None) else ("max_seq_len",)
     found |= {name: value or None for name, value in said.items() if name not in ("format", "class", "emb_dim", *free)}
     for at, branch in enumerate(model.attn_layers.branches):
         found |= {f"layer {at}: {name}": value for name, value in parts_of(branch)}

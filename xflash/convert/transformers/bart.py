@@ -60,7 +60,7 @@ def bart(settings: Settings) -> Flags:
     settings.without_effect(
         "encoder_layerdrop", "decoder_layerdrop", "classifier_dropout", "classif_dropout", "init_std"
     )
-    settings.without_effect("num_hidden_layers", "force_bos_token_to_be_generated")
+    settings.without_effect("num_hidden_layers", "force_bos_token_to_be_generated", "save_step")
     common = same(settings)
     flags = {f"{side}_{name}": value for side in ("enc", "dec") for name, value in common.items()}
     for side, name in (("enc", "encoder"), ("dec", "decoder")):
@@ -113,6 +113,7 @@ families["bart"] = Family(
     bart,
     WEIGHTS,
     build=both,
-    heads={"ForConditionalGeneration": {}},
+    # Without a head, as base and large are published, it is the token embedding.
+    heads={"ForConditionalGeneration": {}, "Model": {"dec_logits_bias": False}},
     tied={"lm_head.weight": SHARED, "encoder.embed_tokens.weight": SHARED, "decoder.embed_tokens.weight": SHARED},
 )

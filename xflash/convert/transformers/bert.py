@@ -1,4 +1,4 @@
-"""BERT (https://arxiv.org/abs/1810.04805) and RoBERTa (https://arxiv.org/abs/1907.11692)."""
+"""BERT (https://arxiv.org/abs/1810.04805)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from .family import Family, Flags, encoder, families
 from .llama import ACTIVATIONS
 from .settings import Settings
 
-__all__ = ["bert", "roberta"]
+__all__ = ["BESIDE", "HEADS", "LAYERS", "WORDS", "bert"]
 
 LAYERS = """
     embeddings.word_embeddings.weight                      embedding.token_emb.weight
@@ -31,19 +31,12 @@ LAYERS = """
     encoder.layer.{i}.output.LayerNorm.weight              ff.final.gain
     encoder.layer.{i}.output.LayerNorm.bias                ff.final.bias
 """
-BERT = """
+OWN = """
     cls.predictions.transform.dense.weight                 transform.dense.weight
     cls.predictions.transform.dense.bias                   transform.dense.bias
     cls.predictions.transform.LayerNorm.weight             transform.norm.gain
     cls.predictions.transform.LayerNorm.bias               transform.norm.bias
     cls.predictions.bias                                   tied_bias
-"""
-ROBERTA = """
-    lm_head.dense.weight                                   transform.dense.weight
-    lm_head.dense.bias                                     transform.dense.bias
-    lm_head.layer_norm.weight                              transform.norm.gain
-    lm_head.layer_norm.bias                                transform.norm.bias
-    lm_head.bias                                           tied_bias
 """
 WORDS = "embeddings.word_embeddings.weight"
 
@@ -75,8 +68,8 @@ def bert(settings: Settings) -> Flags:
         "ff_dim": settings.need("intermediate_size"),
         "ff_activation": settings.among("hidden_act", ACTIVATIONS, "gelu"),
     }
-    # Of a head for another task.
-    settings.without_effect("classifier_dropout")
+    # Of a head for another task, and of the first models' pooler.
+    settings.without_effect("classifier_dropout", "directionality", *(f"pooler_{name}" for name in POOLER))
     embedding = {
         "num_tokens": settings.need("vocab_size"),
         "max_seq_len": settings.need("max_position_embeddings"),
@@ -91,15 +84,7 @@ def bert(settings: Settings) -> Flags:
     return Flags(stack, {**embedding, **head, "head_transform_eps": eps})
 
 
-def roberta(settings: Settings) -> Flags:
-    """BERT whose positions are counted from behind that of the padding, with a head of GELU."""
-    flags = bert(settings)
-    offset = settings("pad_token_id", 1) + 1
-    flags.model["max_seq_len"] -= offset
-    flags.model.update(pos_emb_offset=offset, head_transform="gelu")
-    return flags
-
-
+POOLER = ("fc_size", "num_attention_heads", "num_fc_layers", "size_per_head", "type")
 NO_HEAD = {"return_only_embed": True, "tie_embedding": False, "logits_bias": False, "head_transform": None}
 HEADS = {"ForMaskedLM": {}, "ForPreTraining": {}, "Model": {**NO_HEAD, "head_transform_eps": 1e-5}}
 # What these have beside what is read here: of a pooled token, and of other heads.
@@ -107,19 +92,10 @@ BESIDE = r"pooler\..*|cls\.seq_relationship\..*"
 
 families["bert"] = Family(
     bert,
-    LAYERS + BERT,
+    LAYERS + OWN,
     build=encoder,
     heads=HEADS,
     prefix="bert.",
     tied={"cls.predictions.decoder.weight": WORDS, "cls.predictions.decoder.bias": "cls.predictions.bias"},
-    beside=BESIDE,
-)
-families["roberta"] = Family(
-    roberta,
-    LAYERS + ROBERTA,
-    build=encoder,
-    heads=HEADS,
-    prefix="roberta.",
-    tied={"lm_head.decoder.weight": WORDS, "lm_head.decoder.bias": "lm_head.bias"},
     beside=BESIDE,
 )

@@ -6,17 +6,23 @@ from torch import nn
 
 from . import bart as bart
 from . import bert as bert
-from . import experts as experts
+from . import deit as deit
+from . import dinov2 as dinov2
 from . import falcon as falcon
 from . import gemma as gemma
 from . import gpt2 as gpt2
+from . import gpt_neox as gpt_neox
+from . import gpt_oss as gpt_oss
 from . import llama as llama
+from . import mistral as mistral
+from . import mixtral as mixtral
 from . import modernbert as modernbert
 from . import olmo2 as olmo2
 from . import opt as opt
-from . import parallel as parallel
+from . import phi as phi
 from . import phi3 as phi3
 from . import qwen as qwen
+from . import roberta as roberta
 from . import smollm3 as smollm3
 from . import t5 as t5
 from . import vit as vit

@@ -42,7 +42,6 @@ BELOW = (
 def falcon(settings: Settings) -> Flags:
     """Flags of a decoder with attention and feed-forward block in parallel, and few keys and values."""
     dim, heads = settings.need("hidden_size", "n_embed"), settings.need("num_attention_heads", "n_head")
-    settings.only("alibi", False)
     has_bias = settings("bias", False)
     stack: dict[str, Any] = {
         "dim": dim,
@@ -60,13 +59,21 @@ def falcon(settings: Settings) -> Flags:
         "ff_dim": settings("ffn_hidden_size", 4 * dim),
         "ff_activation": settings.among("activation", ACTIVATIONS, "gelu"),
         "ff_no_bias": not has_bias,
-        **rope(settings, dim // heads),
+        **positions(settings, dim // heads),
     }
-    # Of updates, in training alone.
-    settings.without_effect("hidden_dropout")
+    # Of updates, in training alone; what is said as a width too.
+    settings.without_effect("hidden_dropout", "ff_factor")
     model = around(settings)
     model["tie_embedding"] = settings("tie_word_embeddings", True)
     return Flags(stack, model)
+
+
+def positions(settings: Settings, width: int) -> dict[str, Any]:
+    """The flags of rotary positions, or of biases by distance, which are divided by the root of a head's width."""
+    if not settings("alibi", False):
+        return rope(settings, width)
+    settings.without_effect("rope_parameters", "rope_scaling", "rope_theta")
+    return {"pos": "alibi", "alibi_slope_scale": width**-0.5}
 
 
 def layout(settings: Settings) -> str:

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...base.registry import nearest
-from ...stack.stacks import Decoder, Encoder
+from ...stack.stacks import CrossAttender, Decoder, Encoder
 from ...wrappers.transformer import TransformerWrapper
 from ...wrappers.vit import ViTransformerWrapper
 from ...wrappers.xtransformer import XTransformer
-from .front import Front
 from .settings import Settings
 
 __all__ = ["Family", "Flags", "both", "decoder", "encoder", "families", "family_of", "head_of", "vision"]
@@ -27,13 +26,14 @@ class Flags(NamedTuple):
 
 
 def decoder(flags: Flags) -> nn.Module:
-    """A language model with a causal stack."""
-    return TransformerWrapper(attn_layers=Decoder(**flags.stack), **flags.model)
+    """A language model with a causal stack, unless the flags say otherwise."""
+    kind = Decoder if flags.stack.get("causal", True) else Encoder
+    return TransformerWrapper(attn_layers=kind(**flags.stack), **flags.model)
 
 
 def both(flags: Flags) -> nn.Module:
     """An encoder and a decoder that attends to it; the flags of the stack are those of both sides."""
-    return XTransformer(**flags.stack, **flags.model)
+    return XTransformer(**{**flags.stack, **flags.model})
 
 
 def encoder(flags: Flags) -> nn.Module:
@@ -43,15 +43,16 @@ def encoder(flags: Flags) -> nn.Module:
 
 def vision(flags: Flags) -> nn.Module:
     """A model of images."""
-    return ViTransformerWrapper(attn_layers=Encoder(**flags.stack), **flags.model)
+    inside = {"pool_layers": CrossAttender(**flags.model["pool_layers"])} if "pool_layers" in flags.model else {}
+    return ViTransformerWrapper(attn_layers=Encoder(**flags.stack), **{**flags.model, **inside})
 
 
 class Family(NamedTuple):
     """flags: of a config.  weights: a table of names.  prefix: of the names of all but the head.
 
     heads: the endings of class names, and what they say to the model.  tied: names of weights that may be another one
-    again.  beside: a pattern of names of what is left out, for other outputs than those here.  front: what a vision
-    transformer has in front of its layers.
+    again.  beside: a pattern of names of what is left out, for other outputs than those here.  made: all weights, those
+    among them that are made of others.
     """
 
     flags: Callable[[Settings], Flags]
@@ -64,7 +65,7 @@ class Family(NamedTuple):
     prefix: str = "model."
     beside: str = ""
     tied: Mapping[str, str] = {"lm_head.weight": "embed_tokens.weight"}
-    front: Front | None = None
+    made: Callable[[Mapping[str, Any], nn.Module], dict[str, Any]] | None = None
 
 
 families: dict[str, Family] = {}

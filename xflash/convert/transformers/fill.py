@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     def laid(self, weights: Mapping[str, Any]) -> dict[str, Any]:
         """Weights by their own names, those of which some are made here as they lie here."""
         found = {self.own(name): weight for name, weight in weights.items()}
-        return found if self.family.front is None else self.family.front.made(found, self.model)
+        return found if self.family.made is None else self.family.made(found, self.model)
 
     def check(self, weights: Mapping[str, Any]) -> None:
         """ValueError unless these, each with a shape and a dtype, are all the weights of the model and nothing else."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import einx
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...base.shapes import Tensor
@@ -28,14 +29,16 @@ def read(weight: Any) -> Tensor:
 class Front(NamedTuple):
     """The names of learned tokens in the order of their positions, of all positions, and of the projection of patches.
 
-    The first token is the class token; all that nothing is read of are register tokens here. Positions of tokens are
-    added to them, for they are the same in every image. placed: how many tokens have positions (None: all).
+    Those that a head reads come first; all others are register tokens here. Positions of tokens are added to them, for
+    they are the same in every image. placed: how many tokens have positions (None: all).  norm: the name of a norm
+    behind these, which is made of the tokens too.
     """
 
     tokens: tuple[str, ...]
     positions: str
     projection: str
     placed: int | None = None
+    norm: str | None = None
 
     def made(self, weights: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         """All weights, those of the front as they lie here; ValueError for one that is missing or of another shape."""
@@ -67,7 +70,7 @@ class Front(NamedTuple):
             t = torch.cat([read(weight)[0] for weight in tokens])
             if positions is not None:
                 t[:placed] += read(positions)[0, :placed].to(t.dtype)
-            return t
+            return t if self.norm is None else normed(t, self.norm, weights, inputs.post_emb_norm.config.eps)
 
         if count:
             found[self.tokens[0]] = Made((count, dim), tokens[0].dtype, lambda: standing()[:count])
@@ -84,6 +87,12 @@ def checked(weights: Mapping[str, Any], name: str, shape: tuple[int, ...], turn:
     if tuple(weight.shape) != shape:
         raise ValueError(f"the weight {name!r} is of shape {tuple(weight.shape)}, not {shape}")
     return Made(tuple(turn(torch.empty(shape, device="meta")).shape), weight.dtype, lambda: turn(read(weight)))
+
+
+def normed(t: Tensor, name: str, weights: Mapping[str, Any], eps: float) -> Tensor:
+    """Tokens behind a LayerNorm with these weights, of which the second may be missing."""
+    gain, bias = (read(weights[part]) if part in weights else None for part in (f"{name}.weight", f"{name}.bias"))
+    return F.layer_norm(t, t.shape[-1:], gain, bias, eps)
 
 
 def flat(t: Tensor) -> Tensor:

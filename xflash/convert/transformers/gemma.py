@@ -20,7 +20,8 @@ SANDWICH += """
 def gemma(settings: Settings) -> Flags:
     """Flags of a decoder whose gains are 1 + what is learned, and whose embeddings are scaled."""
     flags = llama(settings)
-    settings.only("use_bidirectional_attention", False)
+    if settings.kind != "gemma3_text":
+        settings.only("use_bidirectional_attention", False)
     flags.stack.update({"norm_unit_offset": True, "ff_activation": activation(settings)})
     flags.model["emb_scale"] = flags.stack["dim"] ** 0.5
     flags.model["tie_embedding"] = settings("tie_word_embeddings", True)
@@ -39,6 +40,7 @@ def activation(settings: Settings) -> str:
 
 def gemma2(settings: Settings) -> Flags:
     """Flags of Gemma with norms before and behind each block, bounded scores and logits, and windows in turn."""
+    settings.without_effect("sliding_window_size")
     flags = gemma(settings)
     flags.stack.update(windowed(settings, flags.stack["depth"], every=2), norm_place="sandwich")
     bounded(flags, settings, 50.0, 30.0)
@@ -53,6 +55,10 @@ def gemma3(settings: Settings) -> Flags:
     bases = (settings("rope_theta", 1e6), settings("rope_local_base_freq", 1e4))
     wide, own = two_ropes(settings, flags.stack["attn_dim_head"], bases)
     window = {"window": settings("sliding_window"), **own}
+    if settings("use_bidirectional_attention", False):
+        # EmbeddingGemma, whose windows are as wide, half to each side.
+        flags.stack["causal"] = False
+        window["window"] = window["window"] // 2 + 1
     every = settings("sliding_window_pattern", settings("_sliding_window_pattern", 6))
     types = types_of(settings, flags.stack["depth"], every)
     flags.stack.update(layered([(attention(**window) if name[0] == "s" else "attn") + " ff" for name in types]), **wide)

@@ -1,4 +1,4 @@
-"""LLaMA (https://arxiv.org/abs/2302.13971), Mistral (https://arxiv.org/abs/2310.06825) and what is built like them."""
+"""LLaMA (https://arxiv.org/abs/2302.13971), and what is built like it."""
 
 from typing import Any
 
@@ -46,6 +46,8 @@ def llama(settings: Settings, share: float | None = None) -> Flags:
     dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
     dim_head = settings("head_dim", dim // heads)
     biased = settings("attention_bias", False)
+    # Of the first ones.
+    settings.without_effect("max_sequence_length")
     stack: dict[str, Any] = {
         "dim": dim,
         "depth": settings.need("num_hidden_layers"),
@@ -77,11 +79,4 @@ def around(settings: Settings) -> dict[str, Any]:
     }
 
 
-def mistral(settings: Settings) -> Flags:
-    flags = llama(settings)
-    flags.stack["attn_window"] = settings("sliding_window")
-    return flags
-
-
 families["llama"] = Family(llama, WEIGHTS)
-families["mistral"] = Family(mistral, WEIGHTS)

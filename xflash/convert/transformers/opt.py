@@ -33,6 +33,8 @@ WEIGHTS = """
     decoder.layers.{i}.fc2.bias                     ff.block.to_out.bias
     decoder.final_layer_norm.weight                 attn_layers.final_norm.gain
     decoder.final_layer_norm.bias                   attn_layers.final_norm.bias
+    decoder.project_in.weight                       embedding.project_emb.weight
+    decoder.project_out.weight                      project_out.weight
     lm_head.weight                                  to_logits.weight
 """
 
@@ -40,7 +42,6 @@ WEIGHTS = """
 def opt(settings: Settings) -> Flags:
     """Flags of a decoder with learned positions of which two are nobody's, and norms before blocks or behind sums."""
     dim, heads = settings.need("hidden_size"), settings.need("num_attention_heads")
-    settings.only("word_embed_proj_dim", dim)
     settings.only("layer_norm_elementwise_affine", True)
     before, has_bias = settings("do_layer_norm_before", True), settings("enable_bias", True)
     stack: dict[str, Any] = {
@@ -68,6 +69,8 @@ def opt(settings: Settings) -> Flags:
         "pos_emb_offset": 2,
         "tie_embedding": settings("tie_word_embeddings", True),
     }
+    if (width := settings("word_embed_proj_dim", dim)) != dim:
+        model |= {"emb_dim": width, "emb_proj_bias": False, "pos_emb_at_dim": True}
     return Flags(stack, model)
 
 

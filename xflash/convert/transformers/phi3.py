@@ -17,6 +17,9 @@ def phi3(settings: Settings) -> Flags:
     flags = llama(settings, share=1.0)
     flags.stack["attn_window"] = settings("sliding_window")
     flags.model["emb_dropout"] = settings("embd_pdrop", 0.0)
+    # Phi-4-mini says that it does nothing of the kind.
+    settings.only("full_attn_mod", 1)
+    settings.only("interpolate_factor", 1)
     # Of the updates, in training alone.
     settings.without_effect("resid_pdrop", "original_max_position_embeddings")
     return flags

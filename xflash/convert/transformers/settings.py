@@ -9,7 +9,7 @@ __all__ = ["Settings"]
 
 # What says nothing about the outputs: how a model was trained, is stored, generates or is called.
 WORDS = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels
     architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token bos_token_id
     cache_implementation chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype
     early_stopping encoder_no_repeat_ngram_size eos_token eos_token_id experts_implementation

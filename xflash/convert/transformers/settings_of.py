@@ -60,11 +60,13 @@ def around(model: Any, stack: dict[str, Any]) -> dict[str, Any]:
     parallel = any(hasattr(branch.block, "blocks") for branch in model.attn_layers.branches)
     own = any(hasattr(branch.before, "shared") for branch in model.attn_layers.branches)
     return {
-        **named(model.dim, "hidden_size", "n_embd", "word_embed_proj_dim"),
+        **named(model.dim, "hidden_size", "n_embd"),
+        "word_embed_proj_dim": model.arguments["emb_dim"] or model.dim,
         **named(stack.get("norm_eps"), "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"),
         **named(model.max_seq_len, "max_position_embeddings", "n_positions"),
         **named(parallel, "use_parallel_residual", "parallel_attn"),
         "num_ln_in_parallel_attn": 2 if own else 1,
+        "alibi": "alibi_slope_scale" in stack,
         "do_layer_norm_before": stack["norm_place"] == "pre",
         "vocab_size": model.num_tokens,
         "tie_word_embeddings": model.tie_embedding,

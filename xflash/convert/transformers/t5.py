@@ -96,7 +96,8 @@ families["t5"] = Family(
     t5,
     WEIGHTS,
     build=both,
-    heads={"ForConditionalGeneration": {}},
+    # The second is a name of old.
+    heads={"ForConditionalGeneration": {}, "WithLMHeadModel": {}},
     prefix="",
     # Of old files: nobody reads it.
     beside=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",

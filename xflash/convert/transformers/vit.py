@@ -1,5 +1,6 @@
-"""ViT (https://arxiv.org/abs/2010.11929), DeiT (2012.12877), DINOv2 (2304.07193), with registers too (2309.16588)."""
+"""ViT (https://arxiv.org/abs/2010.11929), and what all vision transformers of transformers share."""
 
+from collections.abc import Callable
 from typing import Any
 
 from .family import Family, Flags, families, vision
@@ -7,12 +8,10 @@ from .front import Front
 from .llama import ACTIVATIONS
 from .settings import Settings
 
-__all__ = ["dinov2", "dinov2_with_registers", "vit"]
+__all__ = ["ATTENTION", "CLASS", "EMBEDDINGS", "HEADS", "VIT", "images", "vit"]
 
 EMBEDDINGS = """
     embeddings.cls_token                                pooled.cls_tokens.tokens
-    embeddings.distillation_token                       embedding.register_tokens
-    embeddings.register_tokens                          embedding.register_tokens
     embeddings.position_embeddings                      embedding.pos_emb.weight
     embeddings.patch_embeddings.projection.weight       embedding.patch_emb.project.weight
     embeddings.patch_embeddings.projection.bias         embedding.patch_emb.project.bias
@@ -62,29 +61,6 @@ VIT = (
     encoder.layer.{i}.output.dense.bias          ff.block.to_out.bias
 """
 )
-DINOV2 = (
-    ATTENTION.replace("{layers}", "encoder.layer")
-    + """
-    encoder.layer.{i}.norm1.weight            attn.before.gain
-    encoder.layer.{i}.norm1.bias              attn.before.bias
-    encoder.layer.{i}.layer_scale1.lambda1    attn.scale.layerscale.gain
-    encoder.layer.{i}.norm2.weight            ff.before.gain
-    encoder.layer.{i}.norm2.bias              ff.before.bias
-    encoder.layer.{i}.layer_scale2.lambda1    ff.scale.layerscale.gain
-"""
-)
-SWIGLU = """
-    encoder.layer.{i}.mlp.gate_proj.weight    ff.block.to_inner.weight[gate]
-    encoder.layer.{i}.mlp.gate_proj.bias      ff.block.to_inner.bias[gate]
-    encoder.layer.{i}.mlp.up_proj.weight      ff.block.to_inner.weight[up]
-    encoder.layer.{i}.mlp.up_proj.bias        ff.block.to_inner.bias[up]
-    encoder.layer.{i}.mlp.down_proj.weight    ff.block.to_out.weight
-    encoder.layer.{i}.mlp.down_proj.bias      ff.block.to_out.bias
-    encoder.layer.{i}.mlp.weights_in.weight   ff.block.to_inner.weight[gate up]
-    encoder.layer.{i}.mlp.weights_in.bias     ff.block.to_inner.bias[gate up]
-    encoder.layer.{i}.mlp.weights_out.weight  ff.block.to_out.weight
-    encoder.layer.{i}.mlp.weights_out.bias    ff.block.to_out.bias
-"""
 
 
 def vit(settings: Settings) -> Flags:
@@ -121,61 +97,23 @@ def vit(settings: Settings) -> Flags:
     return Flags(stack, model)
 
 
-def deit(settings: Settings) -> Flags:
-    """ViT with a token for distillation, of which nothing is read here."""
-    flags = vit(settings)
-    flags.model["num_register_tokens"] = 1
-    return flags
-
-
-def dinov2(settings: Settings) -> Flags:
-    """ViT with a layerscale, whose head reads the class token and the mean of the patches."""
-    stack, model = vit(settings)
-    if not isinstance(model["image_size"], int) and len(set(model["image_size"])) > 1:
-        # There each position is taken for another one.
-        raise settings.error("image_size", model["image_size"], "only that of a square has")
-    inner = int(stack["dim"] * settings("mlp_ratio", 4))
-    if settings("use_swiglu_ffn", False):
-        settings.without_effect("hidden_act")
-        inner = (int(inner * 2 / 3) + 7) // 8 * 8
-        stack |= {"ff_glu": True, "ff_activation": "silu"}
-    stack |= {"ff_dim": inner, "scale": "layerscale"}
-    # What its gains began with, training, and what a backbone gives out.
-    settings.without_effect("layerscale_value", "drop_path_rate", "use_mask_token")
-    settings.without_effect(*BACKBONE)
-    return Flags(stack, {**model, "pool": "cls_mean"})
-
-
-def dinov2_with_registers(settings: Settings) -> Flags:
-    flags = dinov2(settings)
-    flags.model.update(num_register_tokens=settings("num_register_tokens", 4), pos_emb_antialias=True)
-    return flags
-
-
 def size(value: Any) -> Any:
     """One number, or height and width."""
     return tuple(value) if isinstance(value, list) else value
 
 
-BACKBONE = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
 HEADS = {"ForImageClassification": {}, "Model": {"num_classes": None, "pool": "cls"}}
 BESIDE = r"pooler\..*|embeddings\.mask_token"
 POSITIONS, PROJECTION = "embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight"
-CLASS, DISTILLATION, REGISTERS = (
-    f"embeddings.{name}" for name in ("cls_token", "distillation_token", "register_tokens")
-)
+CLASS = "embeddings.cls_token"
 
-for kind, flags, weights, front in (
-    ("vit", vit, VIT, Front((CLASS,), POSITIONS, PROJECTION)),
-    ("deit", deit, VIT, Front((CLASS, DISTILLATION), POSITIONS, PROJECTION)),
-    ("dinov2", dinov2, DINOV2 + SWIGLU, Front((CLASS,), POSITIONS, PROJECTION)),
-    (
-        "dinov2_with_registers",
-        dinov2_with_registers,
-        DINOV2 + SWIGLU,
-        Front((CLASS, REGISTERS), POSITIONS, PROJECTION, 1),
-    ),
-):
-    families[kind] = Family(
-        flags, EMBEDDINGS + weights, vision, HEADS, prefix=f"{kind}.", tied={}, beside=BESIDE, front=front
-    )
+
+def images(
+    kind: str, flags: Callable[[Settings], Flags], weights: str, *tokens: str, placed: int | None = None
+) -> Family:
+    """A family of vision transformers with learned tokens, of which `placed` have positions (None: all)."""
+    front = Front((CLASS, *tokens), POSITIONS, PROJECTION, placed)
+    return Family(flags, EMBEDDINGS + weights, vision, HEADS, f"{kind}.", BESIDE, {}, front.made)
+
+
+families["vit"] = images("vit", vit, VIT)

@@ -28,6 +28,13 @@ class Alibi(Bias):
             at_least=1,
             tried=(2,),
         )
+        slope_scale: float = flag(
+            1.0,
+            "what the slopes are multiplied by (Falcon: dim_head ** -0.5)",
+            paper="https://arxiv.org/abs/2306.01116",
+            above=0,
+            tried=(0.3,),
+        )
 
     def check(self, users: Sequence[Block]) -> None:
         """ValueError when no layer has as many heads as are to have a slope."""
@@ -41,7 +48,7 @@ class Alibi(Bias):
         slopes = torch.tensor(alibi_slopes(sloped) + [0.0] * (heads - sloped))
         # A copy that is waited for would make every layer wait for the GPU.
         slopes = slopes.to(distance.device, non_blocking=True)
-        return -slopes[:, None].to(angle_dtype(dtype)) * distance.abs()
+        return slopes[:, None].to(angle_dtype(dtype)) * -self.config.slope_scale * distance.abs()
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -1,33 +1,15 @@
-"""Decoders with attention and feed-forward block in parallel: Phi-2, GPT-NeoX (https://arxiv.org/abs/2204.06745)."""
+"""GPT-NeoX (https://arxiv.org/abs/2204.06745) and Pythia (2304.01373): attention and feed-forward block in parallel."""
 
 from typing import Any
 
 from .family import Family, Flags, families
-from .llama import ACTIVATIONS, QKV, around
+from .llama import ACTIVATIONS, around
 from .rope import rope
 from .settings import Settings
 
-__all__ = ["biased", "gpt_neox", "phi"]
+__all__ = ["biased", "gpt_neox"]
 
-PHI = (
-    QKV
-    + """
-    embed_tokens.weight                  embedding.token_emb.weight
-    layers.{i}.input_layernorm.weight    attn.before.gain
-    layers.{i}.input_layernorm.bias      attn.before.bias
-    layers.{i}.self_attn.dense.weight    attn.block.to_out.weight
-    layers.{i}.self_attn.dense.bias      attn.block.to_out.bias
-    layers.{i}.mlp.fc1.weight            ff.block.to_inner.weight
-    layers.{i}.mlp.fc1.bias              ff.block.to_inner.bias
-    layers.{i}.mlp.fc2.weight            ff.block.to_out.weight
-    layers.{i}.mlp.fc2.bias              ff.block.to_out.bias
-    final_layernorm.weight               attn_layers.final_norm.gain
-    final_layernorm.bias                 attn_layers.final_norm.bias
-    lm_head.weight                       to_logits.weight
-    lm_head.bias                         to_logits.bias
-"""
-)
-NEOX = """
+WEIGHTS = """
     embed_in.weight                                embedding.token_emb.weight
     layers.{i}.input_layernorm.weight              attn.before.gain
     layers.{i}.input_layernorm.weight              attn.before.shared.gain
@@ -76,14 +58,6 @@ def biased(settings: Settings, layers: str, activation: str, share: float) -> Fl
     return Flags(stack, around(settings))
 
 
-def phi(settings: Settings) -> Flags:
-    flags = biased(settings, "attn+ff", "gelu_new", 0.5)
-    settings.only("qk_layernorm", False)
-    flags.stack["attn_kv_heads"] = settings("num_key_value_heads", flags.stack["heads"])
-    flags.model.update(emb_dropout=settings("embd_pdrop", 0.0), logits_bias=True)
-    return flags
-
-
 def gpt_neox(settings: Settings) -> Flags:
     parallel = settings("use_parallel_residual", True)
     flags = biased(settings, "attn+ff(norm=own)" if parallel else "attn ff", "gelu", 0.25)
@@ -93,6 +67,4 @@ def gpt_neox(settings: Settings) -> Flags:
     return flags
 
 
-HEADS = {"ForCausalLM": {}, "Model": {"return_only_embed": True, "tie_embedding": False, "logits_bias": False}}
-families["phi"] = Family(phi, PHI, heads=HEADS)
-families["gpt_neox"] = Family(gpt_neox, NEOX, prefix="gpt_neox.", tied={"lm_head.weight": "embed_in.weight"})
+families["gpt_neox"] = Family(gpt_neox, WEIGHTS, prefix="gpt_neox.", tied={"lm_head.weight": "embed_in.weight"})
