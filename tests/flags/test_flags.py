@@ -95,6 +95,7 @@ READS = [
         {"scores": "topk", "topk_k": 5, "topk_straight_through": True},
     ),
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
+    ({"add_zero_kv": True}, {"scores": "zero_key"}),
     ({"sigmoid": True}, {"weight_fn": "sigmoid", "sigmoid_bias": 0}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]

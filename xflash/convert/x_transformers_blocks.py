@@ -14,6 +14,7 @@ from ..layers.blocks.feedforward import FeedForward
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
+from .x_transformers_residual import TINY
 from .x_transformers_scores import read_scores
 
 __all__ = ["read_attention", "read_ff", "read_positions"]
@@ -34,28 +35,22 @@ def read_attention(
     """The flags and weights of an attention block (`cross`: to a context), and its heads' order."""
     heads, kv_heads = attn.heads, attn.kv_heads
     width = attn.to_q.out_features // heads
-    check_attention(attn, peer, cross, width)
-    groups = {"g": kv_heads, "r": heads // kv_heads}
+    check_attention(attn, peer, cross)
+    groups: dict[str, Any] = {"g": kv_heads, "r": heads // kv_heads}
     q, k, v = (reader.take(linear.weight) for linear in (attn.to_q, attn.to_k, attn.to_v))
-    if isinstance(attn.to_out, nn.Linear):
-        out = reader.take(attn.to_out.weight)
-    else:
-        out = torch.eye(peer.dim, dtype=attn.to_q.weight.dtype, device=attn.to_q.weight.device)
-    weights = {"to_out.weight": einx.id("d (r g k) -> d (g r k)", out, **groups)}
+    weights = read_outward(attn, peer, groups, reader)
     if cross:
         weights["to_q.weight"] = einx.id("(r g k) d -> (g r k) d", q, **groups)
-        weights["key_value.weight"] = einx.id("(g k) d, (g k) d -> (g (k + k)) d", k, v, **groups)
+        weights["key_value.weight"] = einx.id("(g k) d, (g e) d -> (g (k + e)) d", k, v, **groups)
     else:
-        fused = "(r g k) d, (g k) d, (g k) d -> (g ((r k) + k + k)) d"
+        fused = "(r g k) d, (g k) d, (g e) d -> (g ((r k) + k + e)) d"
         weights["query_key_value.weight"] = einx.id(fused, q, k, v, **groups)
     if attn.num_mem_kv:
         weights["mem_kv"] = einx.id("g t k, g t k -> (1 + 1) g t k", reader.take(attn.mem_k), reader.take(attn.mem_v))
-    if attn.to_v_gate is not None:
-        weights["to_gate.weight"] = einx.id("(r g k) d -> (g r k) d", reader.take(attn.to_v_gate.weight), **groups)
     if isinstance(mix := attn.to_value_residual_mix, nn.Module):
         weights |= {f"to_mix.{name}": reader.take(t) for name, t in mix[0].named_parameters()}
-    if attn.head_scale:
-        weights["head_gain"] = einx.id("1 (r g) n k -> (g r) n k", reader.take(attn.head_scale_params), **groups)
+    if attn.value_rmsnorm is not None:
+        weights["v_gain"] = reader.take(attn.value_rmsnorm.gamma) + 1
     if attn.qk_norm and attn.qk_norm_dim_scale:
         weights["q_gain"] = einx.id("(r g) n k -> (g r) n k", reader.take(attn.qk_norm_q_scale), **groups)
         weights["k_gain"] = reader.take(attn.qk_norm_k_scale)
@@ -64,10 +59,29 @@ def read_attention(
     return attention_flags(attn, peer, steps, cross, width), weights | more, order
 
 
-def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
+def read_outward(attn: Any, peer: Any, groups: dict[str, Any], reader: Reader) -> Weights:
+    """The weights of what becomes of the heads' outputs; groups: `g` key heads, `r` queries to each."""
+    glu = isinstance(attn.to_out, nn.Sequential)
+    outward = attn.to_out[0] if glu else attn.to_out
+    if isinstance(outward, nn.Linear):
+        out = reader.take(outward.weight)
+    else:
+        out = torch.eye(peer.dim, dtype=attn.to_q.weight.dtype, device=attn.to_q.weight.device)
+    projected = out.chunk(2) if glu else (out,)
+    names = ("to_out.weight", "to_out_gate.weight")
+    weights = {n: einx.id("d (r g e) -> d (g r e)", t, **groups) for n, t in zip(names, projected, strict=False)}
+    if attn.to_v_gate is not None:
+        weights["to_gate.weight"] = einx.id("(r g e) d -> (g r e) d", reader.take(attn.to_v_gate.weight), **groups)
+    if (gate := attn.to_v_head_gate) is not None:
+        weights["to_head_gate.weight"] = einx.id("(r g) d -> (g r) d", reader.take(gate.weight), **groups)
+        weights["to_head_gate.bias"] = einx.id("(r g) -> (g r)", reader.take(gate.bias), **groups)
+    if attn.head_scale:
+        weights["head_gain"] = einx.id("1 (r g) n k -> (g r) n k", reader.take(attn.head_scale_params), **groups)
+    return weights
+
+
+def check_attention(attn: Any, peer: Any, cross: bool) -> None:
     """ValueError for settings of an attention block that only their values tell from what xflash has."""
-    if attn.to_v.out_features != width * attn.kv_heads:
-        raise feature("attn_value_dim_head", attn.to_v.out_features // attn.kv_heads)
     if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads:
         raise feature("rotate_num_heads", attn.rotate_num_heads)
     if cross and attn.max_attend_past is not None:
@@ -80,8 +94,6 @@ def check_attention(attn: Any, peer: Any, cross: bool, width: int) -> None:
         raise feature("attn_swiglu_values", True)
     if attn.max_attend_past is not None and not peer.causal:
         raise feature("attn_max_attend_past", "in a bidirectional stack, where it limits the past but not the future")
-    if isinstance(attn.to_out, nn.Sequential):
-        raise feature("attn_on_attn", True)
 
 
 def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, width: int) -> dict[str, Any]:
@@ -94,9 +106,16 @@ def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, wi
         "dropout": attn.attend.dropout,
         "num_mem_kv": attn.num_mem_kv,
         "gate_values": attn.to_v_gate is not None,
+        "gate_values_headwise": attn.to_v_gate is not None and attn.gate_values_headwise,
+        "gate_value_heads": attn.to_v_head_gate is not None,
+        "on_attn": isinstance(attn.to_out, nn.Sequential),
+        "value_dim_head": None if (values := attn.to_v.out_features // attn.kv_heads) == width else values,
+        "value_rmsnorm": attn.value_rmsnorm is not None,
         "head_scale": attn.head_scale,
         "value_residual": peer.add_value_residual,
     }
+    if attn.value_rmsnorm is not None:
+        flags["value_rmsnorm_eps"] = TINY
     if attn.qk_norm:
         flags |= {"qk_norm": True, "qk_norm_groups": attn.qk_norm_groups, "qk_norm_dim_scale": attn.qk_norm_dim_scale}
         if not attn.qk_norm_dim_scale:

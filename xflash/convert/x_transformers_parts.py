@@ -32,10 +32,11 @@ KNOWN = {
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
         qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
         to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
-        data_dependent_alibi sparse_topk""",
+        data_dependent_alibi sparse_topk gate_values_headwise to_v_head_gate value_rmsnorm""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
         flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
-        head_attn_sink""",
+        head_attn_sink add_zero_kv""",
+    "MultiheadRMSNorm": "rmsnorm gamma",
     "DataDependentAlibi": "causal post_log_scale to_forget_gates",
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
@@ -74,7 +75,6 @@ FLAGS = {
     "to_latent_q": "attn_use_latent_q",
     "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",
-    "to_v_head_gate": "attn_gate_value_heads",
     "q_rmsnorm": "attn_qk_rmsnorm",
     "cope": "attn_use_cope",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",

@@ -46,6 +46,7 @@ READS: dict[str, dict[str, Any]] = {
     "talking_heads": {"scores": "talking_heads"},
     "softclamp_logits": {"scores": "softclamp"},
     "head_learned_sink": {"scores": "learned_sink"},
+    "add_zero_kv": {"scores": "zero_key"},
     "sigmoid": {"weight_fn": "sigmoid", "sigmoid_bias": 0.0},
     "hard": {"weight_fn": "hard"},
 }
@@ -56,7 +57,7 @@ SWITCHES |= {
     for name, flags in READS.items()
 }
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
-STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink")
+STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink", "zero_key")
 SEVERAL: dict[str, tuple[str, ...]] = {
     "pos": (),
     "reads": (),

@@ -112,12 +112,12 @@ ABSENT = """
     polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
     attn_aggregated_residuals attn_aggregated_residual_kwargs mv_split_residual gated_multi_residual
     depth_scale_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout qkv_receive_diff_residuals
-    reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads attn_sublayer_dropout attn_on_attn
-    attn_gate_value_heads attn_swiglu_values attn_gate_values_rank attn_gate_values_headwise attn_output_gate
+    reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads attn_sublayer_dropout
+    attn_swiglu_values attn_gate_values_rank attn_output_gate
     attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output
-    attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm attn_l2_distance attn_gumbel_softmax
+    attn_output_proj_depth attn_k_rmsnorm attn_l2_distance attn_gumbel_softmax
     attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
-    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv attn_rotate_num_heads
+    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_rotate_num_heads
     attn_data_dependent_alibi_per_row attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias
     attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_cope_soft_onehot_pos attn_cope_talking_heads
     attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
