@@ -56,6 +56,20 @@ STACKS = {
     "gates a head": {"attn_gate_value_heads": True, "attn_kv_heads": 2, "attn_value_dim_head": 7}
     | {"attn_gate_values": True, "attn_gate_values_headwise": True},
     "value_rmsnorm": {"attn_value_rmsnorm": True, "add_value_residual": True, "rotary_pos_emb": True},
+    "latents": {"attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "attn_kv_heads": 2, "attn_value_dim_head": 5},
+    "latents of queries": {"attn_use_latent_q": True, "attn_dim_latent_q": 9, "attn_kv_heads": 2}
+    | {"rotary_pos_emb": True},
+    "latents, all heads turned": {
+        "attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "rotary_pos_emb": True, "attn_num_mem_kv": 3,
+    },
+    "latents, some heads turned": {
+        "attn_use_latent_q": True, "attn_dim_latent_q": 9, "attn_use_latent_kv": True, "attn_dim_latent_kv": 7,
+        "attn_latent_rope_subheads": 2, "rotary_pos_emb": True,
+    },
+    "latents, normed": {
+        "attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "attn_latent_rope_subheads": 1, "rotary_pos_emb": True,
+        "attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_value_rmsnorm": True, "alibi_pos_bias": True,
+    },
     "rotary": {"rotary_pos_emb": True},
     "rotary width": {"rotary_pos_emb": True, "rotary_emb_dim": 12},
     "rotary odd width": {"rotary_pos_emb": True, "rotary_emb_dim": 3},
@@ -303,8 +317,10 @@ REFUSED = {
     "attn_orthog_projected_values": ({"attn_orthog_projected_values": True}, {}),
     "attn_orthog_projected_values_per_head": ({"attn_orthog_projected_values_per_head": True}, {}),
     "attn_laser": ({"attn_laser": True}, {}),
-    "attn_use_latent_q": ({"attn_use_latent_q": True, "attn_dim_latent_q": 5}, {}),
-    "attn_use_latent_kv": ({"attn_use_latent_kv": True, "attn_dim_latent_kv": 5}, {}),
+    "attn_use_latent_q, attn_use_latent_kv": (
+        {"cross_attend": True, "only_cross": True, "attn_use_latent_q": True, "attn_dim_latent_q": 5},
+        {},
+    ),
     "ff_solu": ({"ff_solu": True}, {}),
     "ff_custom_activation": ({"ff_custom_activation": torch.nn.Mish()}, {}),
     "ff_custom_activation (GELU": ({"ff_custom_activation": torch.nn.GELU(approximate="tanh"), "ff_glu": True}, {}),
@@ -341,7 +357,7 @@ IDLE = {
         hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads data_dependent_alibi_per_row
         data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs rel_proj_num_distance_basis rel_proj_max_dist
         cope_max_pos cope_soft_onehot_pos cope_talking_heads logit_softclamp_value learned_value_residual_mix
-        laser_softclamp_value qkv_receive_diff_residuals latent_rope_subheads onnxable inverted_attention
+        laser_softclamp_value qkv_receive_diff_residuals onnxable inverted_attention
         attend_sdp_kwargs flash_pack_seq""",
     "FeedForward": """dim dim_out zero_init_output output_proj_depth glu_gate_softclamp_value glu_up_softclamp_value""",
     "TransformerWrapper": """num_tokens attn_layers train_max_recycle_steps max_looped_steps attn_z_loss_weight

@@ -69,6 +69,10 @@ SPELLINGS = [
     ({"attn_max_attend_past": 0}, {"attn_window": 1}),
     ({"attn_max_attend_past": 6}, {"attn_window": 7}),
     ({"attn_max_attend_past": None}, {}),
+    (
+        {"attn_use_latent_q": True, "attn_dim_latent_q": 5, "attn_use_latent_kv": False},
+        {"attn_dim_latent_q": 5, "attn_dim_latent_kv": None},
+    ),
     ({"ff_glu": True, "ff_swish": True}, {"ff_glu": True, "ff_activation": "silu"}),
     ({"ff_relu_squared": True}, {"ff_activation": "relu2"}),
     ({"layers": "flash", "flash_laplace_attn_fn": True}, {"layers": "flash", "flash_attn_fn": "laplace"}),

@@ -13,6 +13,7 @@ from ..layers.blocks.attention import Attention
 from ..layers.blocks.feedforward import FeedForward
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
+from .x_transformers_heads import latent_flags, read_outward, read_projections
 from .x_transformers_parts import Reader, feature, kind, read_gain
 from .x_transformers_residual import TINY
 from .x_transformers_scores import read_scores
@@ -37,14 +38,7 @@ def read_attention(
     width = attn.to_q.out_features // heads
     check_attention(attn, peer, cross)
     groups: dict[str, Any] = {"g": kv_heads, "r": heads // kv_heads}
-    q, k, v = (reader.take(linear.weight) for linear in (attn.to_q, attn.to_k, attn.to_v))
-    weights = read_outward(attn, peer, groups, reader)
-    if cross:
-        weights["to_q.weight"] = einx.id("(r g k) d -> (g r k) d", q, **groups)
-        weights["key_value.weight"] = einx.id("(g k) d, (g e) d -> (g (k + e)) d", k, v, **groups)
-    else:
-        fused = "(r g k) d, (g k) d, (g e) d -> (g ((r k) + k + e)) d"
-        weights["query_key_value.weight"] = einx.id(fused, q, k, v, **groups)
+    weights = read_outward(attn, peer, groups, reader) | read_projections(attn, cross, groups, reader)
     if attn.num_mem_kv:
         weights["mem_kv"] = einx.id("g t k, g t k -> (1 + 1) g t k", reader.take(attn.mem_k), reader.take(attn.mem_v))
     if isinstance(mix := attn.to_value_residual_mix, nn.Module):
@@ -59,30 +53,11 @@ def read_attention(
     return attention_flags(attn, peer, steps, cross, width), weights | more, order
 
 
-def read_outward(attn: Any, peer: Any, groups: dict[str, Any], reader: Reader) -> Weights:
-    """The weights of what becomes of the heads' outputs; groups: `g` key heads, `r` queries to each."""
-    glu = isinstance(attn.to_out, nn.Sequential)
-    outward = attn.to_out[0] if glu else attn.to_out
-    if isinstance(outward, nn.Linear):
-        out = reader.take(outward.weight)
-    else:
-        out = torch.eye(peer.dim, dtype=attn.to_q.weight.dtype, device=attn.to_q.weight.device)
-    projected = out.chunk(2) if glu else (out,)
-    names = ("to_out.weight", "to_out_gate.weight")
-    weights = {n: einx.id("d (r g e) -> d (g r e)", t, **groups) for n, t in zip(names, projected, strict=False)}
-    if attn.to_v_gate is not None:
-        weights["to_gate.weight"] = einx.id("(r g e) d -> (g r e) d", reader.take(attn.to_v_gate.weight), **groups)
-    if (gate := attn.to_v_head_gate) is not None:
-        weights["to_head_gate.weight"] = einx.id("(r g) d -> (g r) d", reader.take(gate.weight), **groups)
-        weights["to_head_gate.bias"] = einx.id("(r g) -> (g r)", reader.take(gate.bias), **groups)
-    if attn.head_scale:
-        weights["head_gain"] = einx.id("1 (r g) n k -> (g r) n k", reader.take(attn.head_scale_params), **groups)
-    return weights
-
-
 def check_attention(attn: Any, peer: Any, cross: bool) -> None:
     """ValueError for settings of an attention block that only their values tell from what xflash has."""
-    if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads:
+    if cross and (attn.use_latent_q or attn.use_latent_kv):
+        raise feature("attn_use_latent_q, attn_use_latent_kv", "in cross attention")
+    if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads and attn.to_rotateable_k is None:
         raise feature("rotate_num_heads", attn.rotate_num_heads)
     if cross and attn.max_attend_past is not None:
         # attn_ flags count for cross attention too, where this one would compare places of two sequences.
@@ -124,6 +99,7 @@ def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, wi
         inward, stream = attn.to_k.in_features, attn.to_q.in_features
         # All of them, lest those of the stack's own attention count for it.
         return {**flags, "dim_context": None if inward == stream else inward}
+    flags |= latent_flags(attn, width)
     window = None if attn.max_attend_past is None else attn.max_attend_past + 1
     # Their first attention has no such weights, ours neither: the flag is alike in all.
     mixes = [getattr(m, "to_value_residual_mix", None) for m in peer.modules()]

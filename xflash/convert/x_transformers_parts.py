@@ -32,7 +32,8 @@ KNOWN = {
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
         qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
         to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
-        data_dependent_alibi sparse_topk gate_values_headwise to_v_head_gate value_rmsnorm""",
+        data_dependent_alibi sparse_topk gate_values_headwise to_v_head_gate value_rmsnorm
+        to_latent_q to_latent_kv use_latent_q use_latent_kv to_rotateable_k split_rotateable_k_heads""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
         flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
         head_attn_sink add_zero_kv""",
@@ -72,8 +73,6 @@ FLAGS = {
     "output_is_log_prob": "mixture_of_softmax",
     "has_multiple_heads": "num_output_heads",
     "recycled_proj": "recycling",
-    "to_latent_q": "attn_use_latent_q",
-    "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",
     "q_rmsnorm": "attn_qk_rmsnorm",
     "cope": "attn_use_cope",

@@ -75,6 +75,8 @@ SAMPLES: dict[str, Any] = {
     "residual": "layerscale",
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
+    "attn_use_latent_q": False,
+    "attn_use_latent_kv": False,
     **{
         f"{block}_{begin}qk_norm{end}": value
         for block in ("block_attn", "recurrent", "state_read")
@@ -146,6 +148,17 @@ def best(block: str) -> Callable[[Any], dict[str, Any]]:
     return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
 
 
+def latent(side: str) -> Callable[[Any], dict[str, Any]]:
+    """Whether there is a latent, which its width says too."""
+
+    def spoken(value: Any) -> dict[str, Any]:
+        if not isinstance(value, bool):
+            raise TypeError(f"attn_use_latent_{side} must be True or False, not {shown(value)}")
+        return {} if value else {f"attn_dim_latent_{side}": None}
+
+    return spoken
+
+
 COSINES = ("qk_norm", "qk_norm_scale", "read_qk_norm", "read_qk_norm_scale")
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "norm_type": lambda name: {"norm": name},
@@ -157,6 +170,8 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual": residual,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
+    "attn_use_latent_q": latent("q"),
+    "attn_use_latent_kv": latent("kv"),
 }
 for reader in READERS:
     OTHERS |= {
@@ -258,6 +273,11 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
             "attn_max_attend_past leaves the future open, which only says something in a causal stack; "
             "attn_window limits a bidirectional one both ways"
         )
+    for side in ("q", "kv"):
+        if flags.get(f"attn_use_latent_{side}") and said.get(f"attn_dim_latent_{side}", (None, ""))[0] is None:
+            raise ValueError(
+                f"attn_use_latent_{side}=True needs attn_dim_latent_{side}, its width, which says it alone"
+            )
     return {flag: meant for flag, (meant, _) in said.items()}
 
 
