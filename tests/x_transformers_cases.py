@@ -50,7 +50,8 @@ STACKS = {
     "qk_norm dim_scale": {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2},
     "gate_values": {"attn_gate_values": True, "attn_kv_heads": 2},
     "head_scale": {"attn_head_scale": True, "attn_kv_heads": 2},
-    "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.2, "layer_dropout": (0.1, 0.0, 0.2, 0.0)},
+    "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.2, "layer_dropout": (0.1, 0.0, 0.2, 0.0)}
+    | {"attn_sublayer_dropout": 0.1, "ff_sublayer_dropout": 0.1},
     "on_attn": {"attn_on_attn": True, "attn_kv_heads": 2, "attn_value_dim_head": 7, "use_layerscale": True},
     "on_attn, one head": {"attn_on_attn": True, "heads": 1, "scale_residual": True},
     "gates a head": {"attn_gate_value_heads": True, "attn_kv_heads": 2, "attn_value_dim_head": 7}
@@ -85,6 +86,13 @@ STACKS = {
     "relu_squared no_bias": {"ff_relu_squared": True, "ff_no_bias": True},
     "post_act_ln": {"ff_post_act_ln": True, "ff_mult": 1 / 3},
     "custom_activation": {"ff_custom_activation": torch.nn.Tanh()},
+    "custom_activation of others": {"ff_custom_activation": torch.nn.PReLU(), "ff_post_act_ln": True},
+    "custom_activation, a function": {"ff_custom_activation": torch.sin, "ff_glu": True},
+    "custom_activation with settings": {"ff_custom_activation": torch.nn.GELU(approximate="tanh"), "ff_glu": True},
+    "softclamp_value": {"ff_softclamp_value": 0.4, "ff_swish": True},
+    "glu_softclamp": {"ff_glu": True, "ff_glu_softclamp": True, "ff_glu_mult_bias": True, "ff_no_bias": True}
+    | {"ff_glu_gate_softclamp_value": 0.7, "ff_glu_up_softclamp_value": 0.5},
+    "glu_softclamp swish": {"ff_glu": True, "ff_glu_softclamp": True, "ff_swish": True, "ff_post_act_ln": True},
     "scalenorm": {"use_scalenorm": True},
     "rmsnorm": {"use_rmsnorm": True},
     "simple_rmsnorm": {"use_simple_rmsnorm": True},
@@ -299,7 +307,6 @@ REFUSED = {
     "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),
     "attn_data_dependent_alibi": ({"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}, {}),
     "attn_pre_scale_post_talking_heads": ({"attn_pre_scale_post_talking_heads": True}, {}),
-    "attn_sublayer_dropout": ({"attn_sublayer_dropout": 0.1}, {}),
     "attn_swiglu_values": ({"attn_gate_values": True, "attn_swiglu_values": True}, {}),
     "attn_gate_values_rank": ({"attn_gate_values": True, "attn_gate_values_rank": 5}, {}),
     "attn_output_gate": ({"attn_output_gate": True}, {}),
@@ -321,12 +328,11 @@ REFUSED = {
         {"cross_attend": True, "only_cross": True, "attn_use_latent_q": True, "attn_dim_latent_q": 5},
         {},
     ),
+    "ff_glu_mult_bias": (
+        {"ff_glu": True, "ff_glu_mult_bias": True, "ff_glu_softclamp": True, "ff_post_act_ln": True},
+        {},
+    ),
     "ff_solu": ({"ff_solu": True}, {}),
-    "ff_custom_activation": ({"ff_custom_activation": torch.nn.Mish()}, {}),
-    "ff_custom_activation (GELU": ({"ff_custom_activation": torch.nn.GELU(approximate="tanh"), "ff_glu": True}, {}),
-    "ff_sublayer_dropout": ({"ff_sublayer_dropout": 0.1}, {}),
-    "ff_softclamp_value": ({"ff_softclamp_value": 4.0}, {}),
-    "ff_glu_softclamp": ({"ff_glu": True, "ff_glu_softclamp": True}, {}),
     "max_mem_len": ({}, {"max_mem_len": 5}),
     "shift_mem_down": ({}, {"shift_mem_down": 1}),
     "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
@@ -359,7 +365,7 @@ IDLE = {
         cope_max_pos cope_soft_onehot_pos cope_talking_heads logit_softclamp_value learned_value_residual_mix
         laser_softclamp_value qkv_receive_diff_residuals onnxable inverted_attention
         attend_sdp_kwargs flash_pack_seq""",
-    "FeedForward": """dim dim_out zero_init_output output_proj_depth glu_gate_softclamp_value glu_up_softclamp_value""",
+    "FeedForward": """dim dim_out zero_init_output output_proj_depth""",
     "TransformerWrapper": """num_tokens attn_layers train_max_recycle_steps max_looped_steps attn_z_loss_weight
         num_cls_tokens num_pooled_tokens attn_pool_depth dim_pooled_tokens mixture_of_softmax_k
         input_not_include_cache""",

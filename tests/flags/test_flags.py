@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import torch.nn.functional as F
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
 from xflash import __main__ as command
@@ -75,6 +76,8 @@ SPELLINGS = [
     ),
     ({"ff_glu": True, "ff_swish": True}, {"ff_glu": True, "ff_activation": "silu"}),
     ({"ff_relu_squared": True}, {"ff_activation": "relu2"}),
+    ({"ff_custom_activation": F.mish}, {"ff_activation": "mish"}),
+    ({"ff_custom_activation": None}, {}),
     ({"layers": "flash", "flash_laplace_attn_fn": True}, {"layers": "flash", "flash_attn_fn": "laplace"}),
     ({"layers": "gau", "gau_laplace_attn_fn": True}, {"layers": "gau", "gau_attn_fn": "laplace"}),
     ({"residual_attn": True}, {"attn_scores": "residual"}),

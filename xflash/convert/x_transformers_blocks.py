@@ -10,17 +10,14 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..layers.blocks.attention import Attention
-from ..layers.blocks.feedforward import FeedForward
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_heads import latent_flags, read_outward, read_projections
-from .x_transformers_parts import Reader, feature, kind, read_gain
+from .x_transformers_parts import Reader, feature, kind, set_flags
 from .x_transformers_residual import TINY
 from .x_transformers_scores import read_scores
 
-__all__ = ["read_attention", "read_ff", "read_positions"]
-
-ACTIVATIONS = {"GELU": "gelu", "SiLU": "silu", "ReluSquared": "relu2", "ReLU": "relu", "Tanh": "tanh"}
+__all__ = ["read_attention", "read_positions"]
 
 Weights = dict[str, Tensor]
 
@@ -83,6 +80,7 @@ def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, wi
         "gate_values": attn.to_v_gate is not None,
         "gate_values_headwise": attn.to_v_gate is not None and attn.gate_values_headwise,
         "gate_value_heads": attn.to_v_head_gate is not None,
+        "sublayer_dropout": 0.0 if attn.sublayer_dropout is None else attn.sublayer_dropout.p,
         "on_attn": isinstance(attn.to_out, nn.Sequential),
         "value_dim_head": None if (values := attn.to_v.out_features // attn.kv_heads) == width else values,
         "value_rmsnorm": attn.value_rmsnorm is not None,
@@ -105,52 +103,6 @@ def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, wi
     mixes = [getattr(m, "to_value_residual_mix", None) for m in peer.modules()]
     learned = not peer.add_value_residual or any(isinstance(mix, nn.Module) for mix in mixes)
     return set_flags({**flags, "window": window, "value_residual_learned": learned}, Attention.Config)
-
-
-def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The flags that are not at their default."""
-    own = config.__dataclass_fields__
-    return {k: v for k, v in flags.items() if k not in own or v != own[k].default}
-
-
-def read_ff(ff: Any, reader: Reader) -> tuple[dict[str, Any], Weights, tuple[int, ...]]:
-    """The flags and weights of a feed-forward block."""
-    first, *rest = ff.ff
-    glu = kind(first) == "GLU"
-    inward, activation = (first.proj, first.act) if glu else (first[0], first[1])
-    name = ACTIVATIONS.get(kind(activation))
-    if name is None or getattr(activation, "approximate", "none") != "none":
-        raise feature("ff_custom_activation", activation)
-    norm = rest.pop(0) if kind(rest[0]) == "LayerNorm" else None
-    drop, outward, *after = rest
-    if any(part.p for part in after):
-        raise feature("ff_sublayer_dropout", after[0].p)
-    if outward.out_features != inward.in_features:
-        raise feature("ff_dim_out", outward.out_features)
-    inner = outward.in_features
-    flags = {
-        "dim": None if inner == 4 * inward.in_features else inner,
-        "activation": name,
-        "glu": glu,
-        "no_bias": inward.bias is None and outward.bias is None,
-        "post_act_ln": norm is not None,
-        "dropout": drop.p,
-    }
-    weights = {}
-    for key, linear in (("to_inner", inward), ("to_out", outward)):
-        weights[f"{key}.weight"] = reader.take(linear.weight)
-        if not flags["no_bias"]:
-            # Their GLU keeps its bias when ff_no_bias takes that of the other map.
-            zeros = linear.weight.new_zeros(linear.out_features)
-            weights[f"{key}.bias"] = zeros if linear.bias is None else reader.take(linear.bias)
-    if glu and isinstance(first.mult_bias, torch.Tensor):
-        plain = weights["to_inner.weight"].new_ones(outward.in_features)
-        scale = einx.id("gate, value -> (gate + value)", reader.take(first.mult_bias), plain)
-        weights["to_inner.weight"] = einx.multiply("o d, o -> o d", weights["to_inner.weight"], scale)
-        weights["to_inner.bias"] = weights["to_inner.bias"] * scale
-    if norm is not None:
-        weights["norm.gain"] = read_gain(norm, reader)
-    return set_flags(flags, FeedForward.Config), weights, ()
 
 
 def read_positions(peer: Any, orders: Collection[tuple], reader: Reader, weights: Weights) -> dict[str, Any]:

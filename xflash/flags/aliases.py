@@ -75,6 +75,7 @@ SAMPLES: dict[str, Any] = {
     "residual": "layerscale",
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
+    "ff_custom_activation": "tanh",
     "attn_use_latent_q": False,
     "attn_use_latent_kv": False,
     **{
@@ -170,6 +171,7 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual": residual,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
+    "ff_custom_activation": lambda value: {} if value is None else {"ff_activation": value},
     "attn_use_latent_q": latent("q"),
     "attn_use_latent_kv": latent("kv"),
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...base.shapes import Float, Tensor
@@ -31,6 +32,7 @@ class OutFlags:
         paper="https://arxiv.org/abs/1908.06954",
         tried=(True,),
     )
+    sublayer_dropout: float = flag(0.0, "dropout of the update", at_least=0, below=1, tried=(0.1,))
     gate_values: bool = flag(
         False,
         "sigmoid gate on the output, from the input",
@@ -93,7 +95,8 @@ class Outward(Block):
         y = y.transpose(1, 2).flatten(2)
         if config.gate_values and not config.gate_values_headwise:
             y = y * self.to_gate(x).sigmoid()
-        return self.to_out(y) * self.to_out_gate(y).sigmoid() if config.on_attn else self.to_out(y)
+        y = self.to_out(y) * self.to_out_gate(y).sigmoid() if config.on_attn else self.to_out(y)
+        return F.dropout(y, config.sublayer_dropout, self.training) if config.sublayer_dropout else y
 
 
 def a_head(logits: Float[Tensor, "b n h"]) -> Float[Tensor, "b h n 1"]:
