@@ -185,7 +185,7 @@ SCORES = {
 # With a context, of width 34 unless a flag says otherwise; `only_cross` also as a CrossAttender.
 CROSS = {
     "cross_attend": {"cross_attend": True},
-    "own width": {"cross_attend": True, "cross_attn_dim_context": 20},
+    "own width": {"cross_attend": True, "cross_attn_dim_context": 20, "cross_attn_tokens_dropout": 0.1},
     "only_cross": {"cross_attend": True, "only_cross": True, "cross_attn_dim_head": 7},
     "attn_ flags count for both": {
         "cross_attend": True, "attn_kv_heads": 2, "attn_num_mem_kv": 3, "attn_qk_norm": True, "attn_gate_values": True,
@@ -299,7 +299,6 @@ REFUSED = {
     "gated_multi_residual": ({"gated_multi_residual": True, "residual_fn_kwargs": {"read_gate_rank": 5}}, {}),
     "qkv_receive_diff_residuals": ({"num_residual_streams": 2, "qkv_receive_diff_residuals": True}, {}),
     "softclamp_output": ({"softclamp_output": True}, {}),
-    "cross_attn_tokens_dropout": ({"cross_attn_tokens_dropout": 0.1}, {}),
     "reinject_input": ({"reinject_input": True}, {}),
     "learned_reinject_input_gate": ({"learned_reinject_input_gate": True}, {}),
     "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),

@@ -130,6 +130,8 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
     if peer.unet_skips:
         check_skips(peer, layout["depth"])
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
+    if peer.cross_attn_tokens_dropout and "c" in peer.layer_types:
+        layout["cross_attn_tokens_dropout"] = peer.cross_attn_tokens_dropout
     final = kind(peer.final_norm) in NORMS
     if final:
         weights |= {f"final_norm.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}

@@ -27,7 +27,7 @@ KNOWN = {
         cross_residual_attn depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
-        unet_skips num_residual_streams stream_emb add_value_residual""",
+        unet_skips num_residual_streams stream_emb add_value_residual cross_attn_tokens_dropout""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v

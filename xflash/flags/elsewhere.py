@@ -112,7 +112,7 @@ ABSENT = """
     dynamic_pos_bias dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm rotate_num_heads
     polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
     attn_aggregated_residuals attn_aggregated_residual_kwargs mv_split_residual gated_multi_residual
-    depth_scale_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout qkv_receive_diff_residuals
+    depth_scale_residual softclamp_output softclamp_output_value qkv_receive_diff_residuals
     reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads
     attn_swiglu_values attn_gate_values_rank attn_output_gate
     attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
 from ..projection import linear_in, split_off_values
 from ..scores.step import Read
 from .block import Site
-from .context import Context, TakesContext, context_mask, source
+from .context import Context, ContextFlags, TakesContext, context_mask, source
 from .masks import sight
 from .multi_head import MultiHead, split_heads
 
@@ -31,8 +30,8 @@ class CrossAttention(TakesContext, MultiHead):
     reading = ("key_value", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MultiHead.Config):
-        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1, tried=(20,))
+    class Config(ContextFlags, MultiHead.Config):
+        """Those of a context, and of attention."""
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
