@@ -11,6 +11,7 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
+from x_transformers_values import VALUES
 
 from xflash.layers.positions.angles import inverse_frequencies
 
@@ -52,25 +53,6 @@ STACKS = {
     "head_scale": {"attn_head_scale": True, "attn_kv_heads": 2},
     "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.2, "layer_dropout": (0.1, 0.0, 0.2, 0.0)}
     | {"attn_sublayer_dropout": 0.1, "ff_sublayer_dropout": 0.1},
-    "on_attn": {"attn_on_attn": True, "attn_kv_heads": 2, "attn_value_dim_head": 7, "use_layerscale": True},
-    "on_attn, one head": {"attn_on_attn": True, "heads": 1, "scale_residual": True},
-    "gates a head": {"attn_gate_value_heads": True, "attn_kv_heads": 2, "attn_value_dim_head": 7}
-    | {"attn_gate_values": True, "attn_gate_values_headwise": True},
-    "value_rmsnorm": {"attn_value_rmsnorm": True, "add_value_residual": True, "rotary_pos_emb": True},
-    "latents": {"attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "attn_kv_heads": 2, "attn_value_dim_head": 5},
-    "latents of queries": {"attn_use_latent_q": True, "attn_dim_latent_q": 9, "attn_kv_heads": 2}
-    | {"rotary_pos_emb": True},
-    "latents, all heads turned": {
-        "attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "rotary_pos_emb": True, "attn_num_mem_kv": 3,
-    },
-    "latents, some heads turned": {
-        "attn_use_latent_q": True, "attn_dim_latent_q": 9, "attn_use_latent_kv": True, "attn_dim_latent_kv": 7,
-        "attn_latent_rope_subheads": 2, "rotary_pos_emb": True,
-    },
-    "latents, normed": {
-        "attn_use_latent_kv": True, "attn_dim_latent_kv": 7, "attn_latent_rope_subheads": 1, "rotary_pos_emb": True,
-        "attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_value_rmsnorm": True, "alibi_pos_bias": True,
-    },
     "rotary": {"rotary_pos_emb": True},
     "rotary width": {"rotary_pos_emb": True, "rotary_emb_dim": 12},
     "rotary odd width": {"rotary_pos_emb": True, "rotary_emb_dim": 3},
@@ -86,13 +68,6 @@ STACKS = {
     "relu_squared no_bias": {"ff_relu_squared": True, "ff_no_bias": True},
     "post_act_ln": {"ff_post_act_ln": True, "ff_mult": 1 / 3},
     "custom_activation": {"ff_custom_activation": torch.nn.Tanh()},
-    "custom_activation of others": {"ff_custom_activation": torch.nn.PReLU(), "ff_post_act_ln": True},
-    "custom_activation, a function": {"ff_custom_activation": torch.sin, "ff_glu": True},
-    "custom_activation with settings": {"ff_custom_activation": torch.nn.GELU(approximate="tanh"), "ff_glu": True},
-    "softclamp_value": {"ff_softclamp_value": 0.4, "ff_swish": True},
-    "glu_softclamp": {"ff_glu": True, "ff_glu_softclamp": True, "ff_glu_mult_bias": True, "ff_no_bias": True}
-    | {"ff_glu_gate_softclamp_value": 0.7, "ff_glu_up_softclamp_value": 0.5},
-    "glu_softclamp swish": {"ff_glu": True, "ff_glu_softclamp": True, "ff_swish": True, "ff_post_act_ln": True},
     "scalenorm": {"use_scalenorm": True},
     "rmsnorm": {"use_rmsnorm": True},
     "simple_rmsnorm": {"use_simple_rmsnorm": True},
@@ -146,6 +121,7 @@ STACKS = {
         "depth": 3,
     },
 }  # fmt: skip
+STACKS |= VALUES
 CAUSAL_STACKS = {
     "xpos": {"rotary_xpos": True},
     "xpos base": {"rotary_xpos": True, "rotary_xpos_scale_base": 64, "rotary_emb_dim": 8},

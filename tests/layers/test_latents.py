@@ -90,7 +90,7 @@ def test_half_of_a_projection_is_refused():
 
 
 def test_what_a_switch_means_is_said():
-    with pytest.raises(TypeError, match="attn_use_latent_q must be True or False, not 1"):
+    with pytest.raises(TypeError, match="attn_use_latent_q must be True or False for the whole stack, not 1"):
         Decoder(dim=DIM, depth=1, attn_use_latent_q=1)
     with pytest.raises(ValueError, match=r"attn_use_latent_kv=False.*but attn_dim_latent_kv=5"):
         Decoder(dim=DIM, depth=1, attn_use_latent_kv=False, attn_dim_latent_kv=5)

@@ -32,6 +32,8 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "add_value_residual": (True, {"attn_value_residual": True}),
     "learned_value_residual_mix": (False, {"attn_value_residual_learned": False}),
     "layer_integrate_use_softmax": (False, {"lime_weights": "relu"}),
+    "attn_use_latent_q": (False, {"attn_dim_latent_q": None}),
+    "attn_use_latent_kv": (False, {"attn_dim_latent_kv": None}),
     "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
     "ff_swish": (True, {"ff_activation": "silu"}),
     "ff_relu_squared": (True, {"ff_activation": "relu2"}),
@@ -76,8 +78,6 @@ SAMPLES: dict[str, Any] = {
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
     "ff_custom_activation": "tanh",
-    "attn_use_latent_q": False,
-    "attn_use_latent_kv": False,
     **{
         f"{block}_{begin}qk_norm{end}": value
         for block in ("block_attn", "recurrent", "state_read")
@@ -149,17 +149,6 @@ def best(block: str) -> Callable[[Any], dict[str, Any]]:
     return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
 
 
-def latent(side: str) -> Callable[[Any], dict[str, Any]]:
-    """Whether there is a latent, which its width says too."""
-
-    def spoken(value: Any) -> dict[str, Any]:
-        if not isinstance(value, bool):
-            raise TypeError(f"attn_use_latent_{side} must be True or False, not {shown(value)}")
-        return {} if value else {f"attn_dim_latent_{side}": None}
-
-    return spoken
-
-
 COSINES = ("qk_norm", "qk_norm_scale", "read_qk_norm", "read_qk_norm_scale")
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "norm_type": lambda name: {"norm": name},
@@ -172,8 +161,6 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
     "ff_custom_activation": lambda value: {} if value is None else {"ff_activation": value},
-    "attn_use_latent_q": latent("q"),
-    "attn_use_latent_kv": latent("kv"),
 }
 for reader in READERS:
     OTHERS |= {
