@@ -264,9 +264,7 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
         )
     for side in ("q", "kv"):
         if flags.get(f"attn_use_latent_{side}") and said.get(f"attn_dim_latent_{side}", (None, ""))[0] is None:
-            raise ValueError(
-                f"attn_use_latent_{side}=True needs attn_dim_latent_{side}, its width, which says it alone"
-            )
+            raise ValueError(f"attn_use_latent_{side}=True needs its width, attn_dim_latent_{side}")
     return {flag: meant for flag, (meant, _) in said.items()}
 
 

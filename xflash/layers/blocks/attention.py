@@ -61,6 +61,7 @@ class Attention(Latents):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
+        self.check_latents(config)
         self.has_latents = config.dim_latent_q is not None or config.dim_latent_kv is not None
         self.build_latents(config, site) if self.has_latents else self.build_fused(config, site)
         if not config.value_residual_learned and not config.value_residual:

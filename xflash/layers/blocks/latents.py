@@ -48,8 +48,7 @@ class Latents(MultiHead):
         )
 
     def build_latents(self, config: Config, site: Site) -> None:
-        """The projections to latents and from them; ValueError for flags that have no meaning beside them."""
-        self.check_latents(config)
+        """The projections to latents and from them."""
         bias, width, of = config.qkv_bias, config.dim_head, config.dim_latent_kv
         if config.dim_latent_q is not None:
             self.to_latent_q = nn.Linear(site.dim, config.dim_latent_q, bias=False)
