@@ -39,10 +39,10 @@ class Latents(MultiHead):
             paper=PAPER,
             tried=(5,),
         )
-        latent_rope_subheads: int = flag(
-            0,
-            "key heads made of the token itself, the only ones that rotary positions turn (0: they turn all)",
-            at_least=0,
+        latent_rope_subheads: int | None = flag(
+            None,
+            "key heads made of the token itself, the only ones that rotary positions turn (None: they turn all)",
+            at_least=1,
             paper=PAPER,
             tried=({"latent_rope_subheads": 1, "dim_latent_kv": 5, "dim_latent_q": 7},),
         )
@@ -53,7 +53,7 @@ class Latents(MultiHead):
         if config.dim_latent_q is not None:
             self.to_latent_q = nn.Linear(site.dim, config.dim_latent_q, bias=False)
         self.to_q = linear_in(config.dim_latent_q or site.dim, self.heads * width, bias)
-        self.turned_heads = config.latent_rope_subheads
+        self.turned_heads = config.latent_rope_subheads or 0
         # By key/value head, where there is no latent: its key, its value.
         self.of_latent = self.kv_heads - self.turned_heads
         if of is None:
@@ -68,7 +68,7 @@ class Latents(MultiHead):
 
     def check_latents(self, config: Config) -> None:
         """ValueError for flags that contradict each other."""
-        kind, turned = self.kind, config.latent_rope_subheads
+        kind, turned = self.kind, config.latent_rope_subheads or 0
         said = f"{kind}_latent_rope_subheads={turned}"
         if config.dim_latent_kv is None:
             check_idle(config, ("latent_rope_subheads",), f"{kind}_dim_latent_kv is None", f"{kind}_")
