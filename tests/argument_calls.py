@@ -280,6 +280,7 @@ def flags():
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str | None, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
+    spelt |= {"ff_custom_activation": str | Callable | None}
     for block in ("attn", "cross_attn"):
         spelt |= {f"{block}_sparse_topk": int | None, f"{block}_logit_softclamp_value": float}
         booleans = ("pre_talking_heads", "post_talking_heads", "sparse_topk_straight_through")

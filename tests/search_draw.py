@@ -1,7 +1,7 @@
 """Drawing cases: flags by the types and bounds of the Configs, layouts of what is registered, calls at random."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -50,7 +50,8 @@ def drawn(hint: Any, spec: Flag, chance: Random, layers: int) -> Any:
     """A value of a type."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return drawn(chance.choice(args), spec, chance, layers)
+        # A function of one's own has no place in a program that is printed.
+        return drawn(chance.choice([arg for arg in args if arg is not Callable]), spec, chance, layers)
     if origin is Literal:
         return chance.choice(args)
     if origin is tuple:

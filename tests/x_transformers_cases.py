@@ -11,6 +11,7 @@ import laws
 import pytest
 import torch
 import torch.nn.functional as F
+from x_transformers_values import VALUES
 
 from xflash.layers.positions.angles import inverse_frequencies
 
@@ -50,7 +51,8 @@ STACKS = {
     "qk_norm dim_scale": {"attn_qk_norm": True, "attn_qk_norm_dim_scale": True, "attn_kv_heads": 2},
     "gate_values": {"attn_gate_values": True, "attn_kv_heads": 2},
     "head_scale": {"attn_head_scale": True, "attn_kv_heads": 2},
-    "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.2, "layer_dropout": (0.1, 0.0, 0.2, 0.0)},
+    "dropouts": {"attn_dropout": 0.1, "ff_dropout": 0.2, "layer_dropout": (0.1, 0.0, 0.2, 0.0)}
+    | {"attn_sublayer_dropout": 0.1, "ff_sublayer_dropout": 0.1},
     "rotary": {"rotary_pos_emb": True},
     "rotary width": {"rotary_pos_emb": True, "rotary_emb_dim": 12},
     "rotary odd width": {"rotary_pos_emb": True, "rotary_emb_dim": 3},
@@ -119,6 +121,7 @@ STACKS = {
         "depth": 3,
     },
 }  # fmt: skip
+STACKS |= VALUES
 CAUSAL_STACKS = {
     "xpos": {"rotary_xpos": True},
     "xpos base": {"rotary_xpos": True, "rotary_xpos_scale_base": 64, "rotary_emb_dim": 8},
@@ -147,7 +150,9 @@ SCORES = {
     "forget": {"attn_data_dependent_alibi": True},
     "forget beside memory": {"attn_data_dependent_alibi": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True},
     "sigmoid": {"attn_sigmoid": True},
-    "hard": {"attn_hard": True},
+    "zero key": {"attn_add_zero_kv": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True},
+    "zero key, learned sink": {"attn_add_zero_kv": True, "attn_head_learned_sink": True, "alibi_pos_bias": True},
+    "hard": {"attn_hard": True, "attn_add_zero_kv": True},
     "sigmoid and sinks": {"attn_sigmoid": True, "attn_head_learned_sink": True, "attn_post_talking_heads": True},
     "cross": {"cross_attend": True, "attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.5},
     "cross, residual": {"cross_attend": True, "cross_residual_attn": True, "residual_attn": True, "depth": 3},
@@ -156,7 +161,7 @@ SCORES = {
 # With a context, of width 34 unless a flag says otherwise; `only_cross` also as a CrossAttender.
 CROSS = {
     "cross_attend": {"cross_attend": True},
-    "own width": {"cross_attend": True, "cross_attn_dim_context": 20},
+    "own width": {"cross_attend": True, "cross_attn_dim_context": 20, "cross_attn_tokens_dropout": 0.1},
     "only_cross": {"cross_attend": True, "only_cross": True, "cross_attn_dim_head": 7},
     "attn_ flags count for both": {
         "cross_attend": True, "attn_kv_heads": 2, "attn_num_mem_kv": 3, "attn_qk_norm": True, "attn_gate_values": True,
@@ -172,6 +177,10 @@ CROSS = {
     },
     "a layer": {"cross_attend": True, "attn_kv_heads": (2, 1), "cross_attn_kv_heads": (1, 2), "rotary_pos_emb": True},
     "rotary": {"cross_attend": True, "rotary_pos_emb": True, "rotary_emb_dim": 8, "attn_kv_heads": 2},
+    "values of their own": {
+        "cross_attend": True, "attn_value_dim_head": 5, "attn_on_attn": True, "cross_attn_gate_value_heads": True,
+        "cross_attn_value_rmsnorm": True, "cross_attn_value_dim_head": 12, "cross_attn_add_zero_kv": True,
+    },
     "rel_pos, sandwich": {"cross_attend": True, "rel_pos_bias": True, "sandwich_norm": True, "use_rmsnorm": True},
     "custom layers, layerscale": {
         "custom_layers": ("a", "c", "c", "f", "c"), "depth": None, "cross_attend": True, "use_layerscale": True,
@@ -266,7 +275,6 @@ REFUSED = {
     "gated_multi_residual": ({"gated_multi_residual": True, "residual_fn_kwargs": {"read_gate_rank": 5}}, {}),
     "qkv_receive_diff_residuals": ({"num_residual_streams": 2, "qkv_receive_diff_residuals": True}, {}),
     "softclamp_output": ({"softclamp_output": True}, {}),
-    "cross_attn_tokens_dropout": ({"cross_attn_tokens_dropout": 0.1}, {}),
     "reinject_input": ({"reinject_input": True}, {}),
     "learned_reinject_input_gate": ({"learned_reinject_input_gate": True}, {}),
     "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),
@@ -274,12 +282,8 @@ REFUSED = {
     "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),
     "attn_data_dependent_alibi": ({"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}, {}),
     "attn_pre_scale_post_talking_heads": ({"attn_pre_scale_post_talking_heads": True}, {}),
-    "attn_sublayer_dropout": ({"attn_sublayer_dropout": 0.1}, {}),
-    "attn_on_attn": ({"attn_on_attn": True}, {}),
-    "attn_gate_value_heads": ({"attn_gate_value_heads": True}, {}),
     "attn_swiglu_values": ({"attn_gate_values": True, "attn_swiglu_values": True}, {}),
     "attn_gate_values_rank": ({"attn_gate_values": True, "attn_gate_values_rank": 5}, {}),
-    "attn_gate_values_headwise": ({"attn_gate_values": True, "attn_gate_values_headwise": True}, {}),
     "attn_output_gate": ({"attn_output_gate": True}, {}),
     "attn_output_gate_headwise": ({"attn_output_gate": True, "attn_output_gate_headwise": True}, {}),
     "attn_gumbel_softmax": ({"attn_gumbel_softmax": True}, {}),
@@ -289,23 +293,21 @@ REFUSED = {
     "attn_cog_signed": ({"attn_cog_signed": True}, {}),
     "attn_qk_rmsnorm": ({"attn_qk_rmsnorm": True}, {}),
     "attn_k_rmsnorm": ({"attn_k_rmsnorm": True}, {}),
-    "attn_value_rmsnorm": ({"attn_value_rmsnorm": True}, {}),
     "attn_hybrid_module": ({"attn_hybrid_module": torch.nn.Linear(34, 48)}, {}),
-    "attn_value_dim_head": ({"attn_value_dim_head": 7}, {}),
-    "attn_add_zero_kv": ({"attn_add_zero_kv": True}, {}),
     "attn_use_rel_proj_pos_bias": ({"attn_use_rel_proj_pos_bias": True}, {}),
     "attn_use_cope": ({"attn_use_cope": True}, {}),
     "attn_orthog_projected_values": ({"attn_orthog_projected_values": True}, {}),
     "attn_orthog_projected_values_per_head": ({"attn_orthog_projected_values_per_head": True}, {}),
     "attn_laser": ({"attn_laser": True}, {}),
-    "attn_use_latent_q": ({"attn_use_latent_q": True, "attn_dim_latent_q": 5}, {}),
-    "attn_use_latent_kv": ({"attn_use_latent_kv": True, "attn_dim_latent_kv": 5}, {}),
+    "attn_use_latent_q, attn_use_latent_kv": (
+        {"cross_attend": True, "only_cross": True, "attn_use_latent_q": True, "attn_dim_latent_q": 5},
+        {},
+    ),
+    "ff_glu_mult_bias": (
+        {"ff_glu": True, "ff_glu_mult_bias": True, "ff_glu_softclamp": True, "ff_post_act_ln": True},
+        {},
+    ),
     "ff_solu": ({"ff_solu": True}, {}),
-    "ff_custom_activation": ({"ff_custom_activation": torch.nn.Mish()}, {}),
-    "ff_custom_activation (GELU": ({"ff_custom_activation": torch.nn.GELU(approximate="tanh"), "ff_glu": True}, {}),
-    "ff_sublayer_dropout": ({"ff_sublayer_dropout": 0.1}, {}),
-    "ff_softclamp_value": ({"ff_softclamp_value": 4.0}, {}),
-    "ff_glu_softclamp": ({"ff_glu": True, "ff_glu_softclamp": True}, {}),
     "max_mem_len": ({}, {"max_mem_len": 5}),
     "shift_mem_down": ({}, {"shift_mem_down": 1}),
     "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
@@ -336,9 +338,9 @@ IDLE = {
         hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads data_dependent_alibi_per_row
         data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs rel_proj_num_distance_basis rel_proj_max_dist
         cope_max_pos cope_soft_onehot_pos cope_talking_heads logit_softclamp_value learned_value_residual_mix
-        laser_softclamp_value qkv_receive_diff_residuals latent_rope_subheads onnxable inverted_attention
+        laser_softclamp_value qkv_receive_diff_residuals onnxable inverted_attention
         attend_sdp_kwargs flash_pack_seq""",
-    "FeedForward": """dim dim_out zero_init_output output_proj_depth glu_gate_softclamp_value glu_up_softclamp_value""",
+    "FeedForward": """dim dim_out zero_init_output output_proj_depth""",
     "TransformerWrapper": """num_tokens attn_layers train_max_recycle_steps max_looped_steps attn_z_loss_weight
         num_cls_tokens num_pooled_tokens attn_pool_depth dim_pooled_tokens mixture_of_softmax_k
         input_not_include_cache""",

@@ -76,7 +76,7 @@ def test_both_sides_of_an_xtransformer_are_checked():
     sizes = {"dim": 34, "enc_num_tokens": 7, "dec_num_tokens": 7, "enc_depth": 1, "dec_depth": 1}
     lengths = {"enc_max_seq_len": 9, "dec_max_seq_len": 9}
     for flags, name in (
-        ({"enc_attn_on_attn": True}, "attn_on_attn"),
+        ({"enc_attn_laser": True}, "attn_laser"),
         ({"dec_cross_attn_l2_distance": True}, "attn_l2_distance"),
     ):
         with pytest.raises(ValueError, match=f"no counterpart of x-transformers' {name}"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import torch.nn.functional as F
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
 from xflash import __main__ as command
@@ -69,8 +70,14 @@ SPELLINGS = [
     ({"attn_max_attend_past": 0}, {"attn_window": 1}),
     ({"attn_max_attend_past": 6}, {"attn_window": 7}),
     ({"attn_max_attend_past": None}, {}),
+    (
+        {"attn_use_latent_q": True, "attn_dim_latent_q": 5, "attn_use_latent_kv": False},
+        {"attn_dim_latent_q": 5, "attn_dim_latent_kv": None},
+    ),
     ({"ff_glu": True, "ff_swish": True}, {"ff_glu": True, "ff_activation": "silu"}),
     ({"ff_relu_squared": True}, {"ff_activation": "relu2"}),
+    ({"ff_custom_activation": F.mish}, {"ff_activation": "mish"}),
+    ({"ff_custom_activation": None}, {}),
     ({"layers": "flash", "flash_laplace_attn_fn": True}, {"layers": "flash", "flash_attn_fn": "laplace"}),
     ({"layers": "gau", "gau_laplace_attn_fn": True}, {"layers": "gau", "gau_attn_fn": "laplace"}),
     ({"residual_attn": True}, {"attn_scores": "residual"}),
@@ -95,6 +102,7 @@ READS = [
         {"scores": "topk", "topk_k": 5, "topk_straight_through": True},
     ),
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
+    ({"add_zero_kv": True}, {"scores": "zero_key"}),
     ({"sigmoid": True}, {"weight_fn": "sigmoid", "sigmoid_bias": 0}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]

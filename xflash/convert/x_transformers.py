@@ -13,7 +13,8 @@ from ..stack.stacks import CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
-from .x_transformers_blocks import read_attention, read_ff, read_positions
+from .x_transformers_blocks import read_attention, read_positions
+from .x_transformers_ff import read_ff
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
 from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
@@ -130,6 +131,8 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
     if peer.unet_skips:
         check_skips(peer, layout["depth"])
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
+    if peer.cross_attn_tokens_dropout and "c" in peer.layer_types:
+        layout["cross_attn_tokens_dropout"] = peer.cross_attn_tokens_dropout
     final = kind(peer.final_norm) in NORMS
     if final:
         weights |= {f"final_norm.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}

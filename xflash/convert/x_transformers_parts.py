@@ -1,12 +1,13 @@
 """What x-transformers' modules are made of, so that nothing in them is overlooked when they are read."""
 
+import copy
 from typing import Any
 
 from torch import nn
 
 from ..base.shapes import Tensor
 
-__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain", "read_norm"]
+__all__ = ["Reader", "check_parts", "feature", "kind", "read_gain", "read_norm", "set_flags"]
 
 # By class: what is read by the converter, or says nothing about the outputs. Anything else must be unset.
 KNOWN = {
@@ -26,19 +27,22 @@ KNOWN = {
         cross_residual_attn depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
-        unet_skips num_residual_streams stream_emb add_value_residual""",
+        unet_skips num_residual_streams stream_emb add_value_residual cross_attn_tokens_dropout""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
         qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
         to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
-        data_dependent_alibi sparse_topk""",
+        data_dependent_alibi sparse_topk gate_values_headwise sublayer_dropout to_v_head_gate value_rmsnorm
+        to_latent_q to_latent_kv use_latent_q use_latent_kv to_rotateable_k split_rotateable_k_heads""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
         flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
-        head_attn_sink""",
+        head_attn_sink add_zero_kv""",
+    "MultiheadRMSNorm": "rmsnorm gamma",
     "DataDependentAlibi": "causal post_log_scale to_forget_gates",
     "FeedForward": "ff",
-    "GLU": "act proj mult_bias",
+    "GLU": "act proj mult_bias up_softclamp_value",
+    "Lambda": "fn",
     "LayerNorm": "unit_offset ln gamma",
     "AdaptiveLayerNorm": "ln to_gamma",
     "AdaptiveRMSNorm": "scale to_gamma",
@@ -71,15 +75,11 @@ FLAGS = {
     "output_is_log_prob": "mixture_of_softmax",
     "has_multiple_heads": "num_output_heads",
     "recycled_proj": "recycling",
-    "to_latent_q": "attn_use_latent_q",
-    "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",
-    "to_v_head_gate": "attn_gate_value_heads",
     "q_rmsnorm": "attn_qk_rmsnorm",
     "cope": "attn_use_cope",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
     "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
-    "up_softclamp_value": "ff_glu_softclamp",
     "OrthogonalResidualUpdate": "orthog_residual",
     "MVSplitResidualUpdate": "mv_split_residual",
     "GatedMultiResidual": "gated_multi_residual",
@@ -88,7 +88,6 @@ FLAGS = {
     "DynamicTanh": "use_dynamic_tanh",
     "Derf": "use_derf",
     "SoLU": "ff_solu",
-    "Lambda": "ff_softclamp_value",
     "LoRALinear": "attn_gate_values_rank",
     "PerRowDataDependentAlibi": "attn_data_dependent_alibi_per_row",
 }
@@ -151,12 +150,21 @@ class Reader:
     def __init__(self, module: nn.Module):
         self.names = {id(t): name for name, t in [*module.named_parameters(), *module.named_buffers()]}
         self.left = dict(self.names)
+        self.own: list[nn.Module] = []
 
     def take(self, t: Tensor) -> Tensor:
         """A copy without a graph; ValueError when another part has it already."""
         if self.left.pop(id(t), None) is None:
             raise ValueError(f"{self.names.get(id(t), 'a tensor')} is shared by two parts of the x-transformers module")
         return t.detach().clone()
+
+    def alike(self, part: nn.Module) -> nn.Module:
+        """A copy of a module of the peer's user, the same one for all that are built alike."""
+        for known in self.own:
+            if type(known) is type(part) and repr(known) == repr(part):
+                return known
+        self.own.append(copy.deepcopy(part))
+        return self.own[-1]
 
     def finish(self) -> None:
         """ValueError when tensors are left."""
@@ -176,3 +184,9 @@ def read_gain(norm: Any, reader: Reader) -> Tensor:
     stored = norm.g if hasattr(norm, "g") else norm.gamma
     gain = reader.take(stored) + float(norm.unit_offset)
     return gain.reshape(()) if kind(norm) == "ScaleNorm" else gain
+
+
+def set_flags(flags: dict[str, Any], config: Any) -> dict[str, Any]:
+    """The flags that are not at their default."""
+    own = config.__dataclass_fields__
+    return {k: v for k, v in flags.items() if k not in own or v != own[k].default}

@@ -66,6 +66,10 @@ def read_scores(
     if attend.head_learned_sink:
         steps.append("learned_sink")
         weights["learned_sink.score"] = reader.take(attend.head_attn_sink).index_select(0, index)
+    if attend.add_zero_kv:
+        if name == "sparse_topk_attn":
+            raise feature("attn_add_zero_kv", "with attn_sparse_topk, where the key of zeros is one of the best too")
+        steps.append("zero_key")
     if name == "sigmoid":
         flags["sigmoid_bias"] = 0.0
     flags |= {"scores": tuple(steps) or None, "weight_fn": WEIGHTS[name]}

@@ -32,6 +32,8 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "add_value_residual": (True, {"attn_value_residual": True}),
     "learned_value_residual_mix": (False, {"attn_value_residual_learned": False}),
     "layer_integrate_use_softmax": (False, {"lime_weights": "relu"}),
+    "attn_use_latent_q": (False, {"attn_dim_latent_q": None}),
+    "attn_use_latent_kv": (False, {"attn_dim_latent_kv": None}),
     "attn_one_kv_head": (True, {"attn_kv_heads": 1}),
     "ff_swish": (True, {"ff_activation": "silu"}),
     "ff_relu_squared": (True, {"ff_activation": "relu2"}),
@@ -46,6 +48,7 @@ READS: dict[str, dict[str, Any]] = {
     "talking_heads": {"scores": "talking_heads"},
     "softclamp_logits": {"scores": "softclamp"},
     "head_learned_sink": {"scores": "learned_sink"},
+    "add_zero_kv": {"scores": "zero_key"},
     "sigmoid": {"weight_fn": "sigmoid", "sigmoid_bias": 0.0},
     "hard": {"weight_fn": "hard"},
 }
@@ -56,7 +59,7 @@ SWITCHES |= {
     for name, flags in READS.items()
 }
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
-STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink")
+STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink", "zero_key")
 SEVERAL: dict[str, tuple[str, ...]] = {
     "pos": (),
     "reads": (),
@@ -74,6 +77,7 @@ SAMPLES: dict[str, Any] = {
     "residual": "layerscale",
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
+    "ff_custom_activation": "tanh",
     **{
         f"{block}_{begin}qk_norm{end}": value
         for block in ("block_attn", "recurrent", "state_read")
@@ -156,6 +160,7 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual": residual,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
+    "ff_custom_activation": lambda value: {} if value is None else {"ff_activation": value},
 }
 for reader in READERS:
     OTHERS |= {
@@ -257,6 +262,9 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
             "attn_max_attend_past leaves the future open, which only says something in a causal stack; "
             "attn_window limits a bidirectional one both ways"
         )
+    for side in ("q", "kv"):
+        if flags.get(f"attn_use_latent_{side}") and said.get(f"attn_dim_latent_{side}", (None, ""))[0] is None:
+            raise ValueError(f"attn_use_latent_{side}=True needs its width, attn_dim_latent_{side}")
     return {flag: meant for flag, (meant, _) in said.items()}
 
 

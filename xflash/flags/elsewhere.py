@@ -108,6 +108,7 @@ NORM_PLACES = "norm_place='pre', 'post', 'sandwich' or 'after' says where norms 
 Z_LOSS = "z_loss of a trainer is of the logits, attn_scores='softclamp' bounds those of attention"
 COUNTED = "give reduction='sum', return_count=True, and divide gradients by the sum of the counts"
 BALANCE = "xflash has no loss yet that balances experts"
+DEPTH = "what projects back to the stream starts 1/sqrt(blocks of the stack) as large, whatever flags say"
 NONE = "xflash has no counterpart of this flag of x-transformers"
 # Flags of x-transformers that say nothing here.
 ABSENT = """
@@ -117,18 +118,18 @@ ABSENT = """
     dynamic_pos_bias dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm rotate_num_heads
     polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
     attn_aggregated_residuals attn_aggregated_residual_kwargs mv_split_residual gated_multi_residual
-    depth_scale_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout qkv_receive_diff_residuals
-    reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads attn_sublayer_dropout attn_on_attn
-    attn_gate_value_heads attn_swiglu_values attn_gate_values_rank attn_gate_values_headwise attn_output_gate
+    depth_scale_residual softclamp_output softclamp_output_value qkv_receive_diff_residuals
+    reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads
+    attn_swiglu_values attn_gate_values_rank attn_output_gate
     attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output
-    attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm attn_l2_distance attn_gumbel_softmax
+    attn_k_rmsnorm attn_l2_distance attn_gumbel_softmax
     attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
-    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv attn_rotate_num_heads
+    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_rotate_num_heads
     attn_data_dependent_alibi_per_row attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias
     attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_cope_soft_onehot_pos attn_cope_talking_heads
-    attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
-    attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
-    ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value
+    attn_qkv_receive_diff_residuals
+    attn_inverted_attention ff_glu_mult_bias ff_zero_init_output
+
     shift_mem_down memory_tokens_interspersed_every num_output_heads recycling train_max_recycle_steps looped
     max_looped_steps emb_frac_gradient mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits
     ff_deep_embed add_continuous_pred_head
@@ -188,7 +189,7 @@ HINTS = {
     "attn_cope_max_pos": "attn_scores='cope' says it, and attn_cope_positions how many",
     "only_attn": "layers='attn' says it",
     "ff_solu": "ff_activation='solu' says it",
-    "ff_custom_activation": "an activation of one's own enters by activations.register, and ff_activation names it",
+    **dict.fromkeys(("attn_output_proj_depth", "ff_output_proj_depth"), DEPTH),
     "disable_abs_pos_emb": "use_abs_pos_emb=False says it, an argument of TransformerWrapper",
     **dict.fromkeys(ABSENT.split(), NONE),
     "attn_data_dependent_alibi_kwargs": "attn_forget_start says where the gates of attn_scores='forget' start",

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from torch import nn
 
 from ..base.checks import LARGEST, check_bounds, check_switch, shown
-from ..base.registry import nearest, part_meant
+from ..base.registry import activations, nearest, part_meant
 
 __all__ = [
     "Flag",
@@ -120,6 +120,7 @@ def hint_text(hint: Any) -> str:
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", type(None): "None"}
+WORDS[Callable] = "a function"
 WORDS[nn.Module] = "a model from token ids to logits such as TransformerWrapper"
 
 
@@ -269,14 +270,17 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False
 
 
 def to_json(value: Any) -> Any:
-    """A flag's value as JSON has it: tuples become lists."""
+    """A flag's value as JSON has it: tuples become lists, registered functions their names."""
     if isinstance(value, (tuple, list)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to a JSON config")
+    if (name := next((name for name, fn in activations.items() if fn is value), None)) is not None:
+        return name
+    by_name = "; what activations.register has entered is written by its name" if callable(value) else ""
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to a JSON config{by_name}")
 
 
 def from_json(value: Any) -> Any:

@@ -1,12 +1,33 @@
 """Activations of feed-forward blocks; each is a function, registered by name."""
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..base.registry import activations
 from ..base.shapes import Float, Tensor
 
-__all__ = ["gelu_tanh", "identity", "quick_gelu", "relu2", "solu"]
+__all__ = ["Activation", "activation_of", "gelu_tanh", "identity", "quick_gelu", "relu2", "softclamped", "solu"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def activation_of(chosen: Any, flag: str) -> Activation:
+    """What is registered by a name, or an activation of one's own: of a module a copy, whose weights are its user's."""
+    if isinstance(chosen, str):
+        return activations[chosen]
+    if isinstance(chosen, type):
+        raise TypeError(f"{flag} must be a text or a function of a tensor, not the class {chosen.__name__}")
+    return copy.deepcopy(chosen) if isinstance(chosen, nn.Module) else chosen
+
+
+def softclamped(x: Float[Tensor, "..."], limit: float) -> Float[Tensor, "..."]:
+    """c tanh(x / c), which stays within the limit c."""
+    return (x / limit).tanh() * limit
 
 
 @activations.register("relu2")

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..base.shapes import Float, Tensor
 
-__all__ = ["group_rows", "key_and_value", "linear_in", "split_groups", "whole"]
+__all__ = ["group_rows", "key_and_value", "linear_in", "split_groups", "split_off_values", "whole"]
 
 
 def linear_in(dim: int, channels: int, bias: bool) -> nn.Linear:
@@ -31,6 +31,19 @@ def split_groups(t: Float[Tensor, "b n _"], heads: int, width: int) -> Float[Ten
     """Channels (g heads k) as groups of so many heads; how many groups there are, the projection says."""
     b, n, channels = t.shape
     return t.reshape(b, n, channels // (heads * width), heads, width).permute(0, 2, 3, 1, 4)
+
+
+def split_off_values(
+    t: Float[Tensor, "b n _"], heads: int, width: int, values: int
+) -> tuple[Float[Tensor, "b g _ n k"], Float[Tensor, "b g n e"]]:
+    """Channels of groups of so many heads, and of a value behind each, which may have another width."""
+    if values == width:
+        groups, v = split_groups(t, heads + 1, width).split((heads, 1), 2)
+        return groups, v[:, :, 0]
+    b, n, channels = t.shape
+    each = heads * width + values
+    groups, v = t.reshape(b, n, channels // each, each).transpose(1, 2).split((heads * width, values), -1)
+    return groups.unflatten(-1, (heads, width)).transpose(2, 3), v
 
 
 def key_and_value(t: Float[Tensor, "b n _"], heads: int) -> tuple[Float[Tensor, "b n _"], Float[Tensor, "b n _"]]:

@@ -11,18 +11,18 @@ from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
 from ..positions.slots import Slots
-from ..projection import linear_in, split_groups
+from ..projection import linear_in, split_off_values
 from ..scores.step import Read
 from .block import Site
 from .key_values import KV, append, begin, fits, last, place, reserve, shorten
+from .latents import Latents
 from .masks import visible
-from .multi_head import MultiHead
 
 __all__ = ["Attention"]
 
 
 @blocks.register("attn")
-class Attention(MultiHead):
+class Attention(Latents):
     """Multi-head softmax attention over the tokens of the stack (https://arxiv.org/abs/1706.03762).
 
     With a window the state is bounded too; its sinks are those of https://arxiv.org/abs/2309.17453.
@@ -37,7 +37,7 @@ class Attention(MultiHead):
     offers = frozenset({"buffers", "causal", "relay"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MultiHead.Config):
+    class Config(Latents.Config):
         window: int | None = flag(
             None,
             "tokens a query sees, itself included (both ways when bidirectional)",
@@ -61,15 +61,20 @@ class Attention(MultiHead):
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
-        # By key/value head: its queries, its key, its value.
-        fused = (self.heads + 2 * self.kv_heads) * config.dim_head
-        self.query_key_value = linear_in(site.dim, fused, config.qkv_bias)
+        self.check_latents(config)
+        self.has_latents = config.dim_latent_q is not None or config.dim_latent_kv is not None
+        self.build_latents(config, site) if self.has_latents else self.build_fused(config, site)
         if not config.value_residual_learned and not config.value_residual:
             raise ValueError("attn_value_residual_learned=False is set, but attn_value_residual is False")
         if config.value_residual and config.value_residual_learned and not site.is_first(self.kind):
             self.to_mix = nn.Linear(site.dim, self.kv_heads)
         if config.sinks and config.window is None:
             raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
+
+    def build_fused(self, config: Config, site: Site) -> None:
+        """By key/value head: its queries, its key, its value."""
+        fused = (self.heads + self.kv_heads) * config.dim_head + self.kv_heads * self.value_width
+        self.query_key_value = linear_in(site.dim, fused, config.qkv_bias)
 
     def bias_heads(self) -> int:
         return self.heads
@@ -79,33 +84,50 @@ class Attention(MultiHead):
         self, x: Float[Tensor, "b n *v d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
         """x may hold a tensor each for queries, keys and values (b, n, 3, d)."""
-        r = self.heads // self.kv_heads
-        if x.dim() == 3:
-            groups = split_groups(self.query_key_value(x), r + 2, self.config.dim_head)
-        else:
-            groups, x = self.of_views(x, r), x[:, :, 0]
-        qk, v = groups.split((r + 1, 1), 2)
-        if v.shape[1] != self.kv_heads:
-            self.check_shard(v.shape[1], ctx)
-        if self.config.value_residual:
-            v = self.with_first(v[:, :, 0], x, ctx)[:, :, None]
-        qk = self.normed(qk, "q", "k")
-        q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
-        q, k, v = (t.flatten(1, 2) for t in (q, k, v))
+        q, k, v = self.of_latents(x, ctx) if self.has_latents else self.of_tokens(x, ctx)
+        x = x if x.dim() == 3 else x[:, :, 0]
         reader = self.reader
         fresh = self.bring(x, ctx, state) if reader.brings else ()
         (k, v, *brought), state = self.remember(k, v, ctx, state, *fresh)
         slots = place(state, ctx, k.shape[2])
+        absorbed = self.has_latents and self.absorbs(x.shape[1], ctx)
+        if absorbed:
+            q, k, v = self.absorbed(q, k)
+        elif self.config.dim_latent_kv is not None:
+            k, v = self.made_again(k, ctx, state)
         read = None if reader.plain else Read(q, k, ctx, slots.at, slots.keys)
         if read is not None:
             read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=True)) for held in (brought, fresh))
-        y = self.joined(self.look(q, k, v, ctx, slots, read), x)
+        y = self.look(q, k, v, ctx, slots, read)
+        y = self.joined(self.from_latents(y) if absorbed else y, x)
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
 
-    def of_views(self, x: Float[Tensor, "b n v d"], r: int) -> Float[Tensor, "b h g n k"]:
-        """Queries, keys and values by key/value head, each of a tensor of its own."""
-        q, k, v = (split_groups(self.query_key_value(view), r + 2, self.config.dim_head) for view in x.unbind(2))
-        return torch.cat((q[:, :, :r], k[:, :, r : r + 1], v[:, :, r + 1 :]), 2)
+    def of_tokens(
+        self, x: Float[Tensor, "b n *v d"], ctx: Ctx
+    ) -> tuple[Float[Tensor, "b h n k"], Float[Tensor, "b _ n k"], Float[Tensor, "b _ n e"]]:
+        """Queries and keys, turned, and values."""
+        r = self.heads // self.kv_heads
+        if x.dim() == 3:
+            qk, v = self.split(self.query_key_value(x), r)
+        else:
+            (qk, v), x = self.of_views(x, r), x[:, :, 0]
+        if v.shape[1] != self.kv_heads:
+            self.check_shard(v.shape[1], ctx)
+        v = self.valued(v, x, ctx)
+        qk = self.normed(qk, "q", "k")
+        q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
+        return q.flatten(1, 2), k.flatten(1, 2), v
+
+    def split(self, t: Float[Tensor, "b n _"], r: int) -> tuple[Float[Tensor, "b g _ n k"], Float[Tensor, "b g n e"]]:
+        """What was projected by key/value head: its queries and its key, and its value."""
+        return split_off_values(t, r + 1, self.config.dim_head, self.value_width)
+
+    def of_views(
+        self, x: Float[Tensor, "b n v d"], r: int
+    ) -> tuple[Float[Tensor, "b g _ n k"], Float[Tensor, "b g n e"]]:
+        """The same, queries, keys and values each of a tensor of its own."""
+        (q, _), (k, _), (_, v) = (self.split(self.query_key_value(view), r) for view in x.unbind(2))
+        return torch.cat((q[:, :, :r], k[:, :, r:]), 2), v
 
     def bring(self, x: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, ...]:
         """The buffers of these tokens that the steps on the scores ask for."""
@@ -126,7 +148,7 @@ class Attention(MultiHead):
 
     def look(
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots, read: Read | None
-    ) -> Float[Tensor, "b h n k"]:
+    ) -> Float[Tensor, "b h n e"]:
         """What the queries read from the tokens they may see."""
         view = seen = (self.config.window, self.config.sinks)
         if self.config.window is not None and self.sees_the_last(ctx, slots):

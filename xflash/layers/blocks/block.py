@@ -101,8 +101,9 @@ class Block(nn.Module, ABC):
     `holds` says which flags name parts of a registry, one or several, whose own flags begin with the names of block
     and part; one that `borrows` from another block takes over its flags, unless its own say otherwise. `heeds`
     names the side inputs in `ctx.beside` that it looks at though no block has to. One that `counts_places` counts
-    itself where its queries and keys stand, in one line, whatever positions say. `example` has the flags of the
-    stack that docs/flags.md shows it in, where its name and its first flag are not enough.
+    itself where its queries and keys stand, in one line, whatever positions say; one that `turns_kept` turns keys of
+    former calls, by counting where they stand. `example` has the flags of the stack that docs/flags.md shows it in,
+    where its name and its first flag are not enough.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -121,6 +122,7 @@ class Block(nn.Module, ABC):
     weighed_by: ClassVar[str] = ""
     heeds: ClassVar[frozenset[str]] = frozenset()
     counts_places: ClassVar[bool] = False
+    turns_kept: bool = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,31 @@
 """What blocks that attend to a context carry on: its keys and values, computed once."""
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
+
+import torch
 
 from ...base.shapes import Bool, Float, Tensor
 from ...base.state import Ctx
+from ...flags.flag import flag
 from .block import Block
 
-__all__ = ["Context", "TakesContext", "context_mask", "source"]
+__all__ = ["Context", "ContextFlags", "TakesContext", "context_mask", "source"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextFlags:
+    """The flags of a context."""
+
+    dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1, tried=(20,))
+    tokens_dropout: float = flag(
+        0.0,
+        "share of the context's tokens that are not seen while training, one always is",
+        at_least=0,
+        below=1,
+        paper="https://arxiv.org/abs/2202.07765",
+        tried=(0.2,),
+    )
 
 
 class Context(NamedTuple):
@@ -53,10 +72,15 @@ class TakesContext(Block):
         turned = ctx.relative is not None and ctx.context_pos is not None
         if turned:
             k = ctx.relative.rotate(k, ctx, inverse=True, where=ctx.context_pos, over_context=True)
-        mask = ctx.context_mask
+        return Context(k, v, self.seen(ctx), turned)
+
+    def seen(self, ctx: Ctx) -> Bool[Tensor, "b c"] | None:
+        """Which tokens of the context are seen, the same in all layers that leave out as many; None for all."""
+        p, mask = self.config.tokens_dropout, ctx.context_mask
+        if p and self.training:
+            return ctx.once(("tokens left", p), lambda: left(source(ctx), mask, p))
         # A copy: what the caller writes into the mask afterwards is not for the state.
-        mask = mask if mask is None else ctx.once("mask that is kept", mask.clone)
-        return Context(k, v, mask, turned)
+        return mask if mask is None else ctx.once("mask that is kept", mask.clone)
 
     def toward(self, q: Float[Tensor, "b h n k"], held: Context, ctx: Ctx) -> Float[Tensor, "b h n k"]:
         """Queries turned as the keys are."""
@@ -68,3 +92,12 @@ def source(ctx: Ctx) -> Float[Tensor, "b c _"]:
     if ctx.context is None:
         raise ValueError("this block attends to a context, but the call has none")
     return ctx.context
+
+
+def left(context: Float[Tensor, "b c _"], mask: Bool[Tensor, "b c"] | None, p: float) -> Bool[Tensor, "b c"]:
+    """A random share 1 - p of each row's real tokens, one at least; drawn from torch's generator."""
+    chance = torch.rand(context.shape[:2], device=context.device)
+    if mask is None:
+        return chance.argsort(1).argsort(1) < max(1, round(context.shape[1] * (1 - p)))
+    wanted = (mask.sum(1, keepdim=True) * (1 - p)).round().clamp(min=1)
+    return mask & (chance.masked_fill(~mask, 2.0).argsort(1).argsort(1) < wanted)

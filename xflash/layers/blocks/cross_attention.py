@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
-from ...flags.flag import flag
-from ..projection import linear_in, split_groups
+from ..projection import linear_in, split_off_values
 from ..scores.step import Read
 from .block import Site
-from .context import Context, TakesContext, context_mask, source
+from .context import Context, ContextFlags, TakesContext, context_mask, source
 from .masks import sight
 from .multi_head import MultiHead, split_heads
 
@@ -31,8 +30,8 @@ class CrossAttention(TakesContext, MultiHead):
     reading = ("key_value", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(MultiHead.Config):
-        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1, tried=(20,))
+    class Config(ContextFlags, MultiHead.Config):
+        """Those of a context, and of attention."""
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
@@ -45,7 +44,7 @@ class CrossAttention(TakesContext, MultiHead):
                 f"{self.kind}_{flag} norms keys that a context of width 1 makes, all of them alike but for a sign"
             )
         # By head: its key, its value.
-        kept = 2 * self.kv_heads * config.dim_head
+        kept = self.kv_heads * (config.dim_head + self.value_width)
         self.key_value = linear_in(of_context, kept, config.qkv_bias)
 
     @typed
@@ -60,7 +59,7 @@ class CrossAttention(TakesContext, MultiHead):
 
     def keys_and_values(self, context: Float[Tensor, "b c _"], ctx: Ctx) -> tuple[Float[Tensor, "b h c k"], Tensor]:
         """The keys, normed as the flags ask for it, and the values of all key/value heads."""
-        k, v = split_groups(self.key_value(context), 2, self.config.dim_head).unbind(2)
+        k, v = split_off_values(self.key_value(context), 1, self.config.dim_head, self.value_width)
         if k.shape[1] != self.kv_heads:
             self.check_shard(k.shape[1], ctx)
-        return self.normed(k, "k"), self.with_first(v, context, ctx) if self.config.value_residual else v
+        return self.normed(k[:, :, 0], "k"), self.valued(v, context, ctx)

@@ -14,7 +14,7 @@ from ...base.state import Ctx
 from ...flags.flag import flag
 from ..projection import whole
 from .block import Site
-from .context import Context, TakesContext, context_mask, source
+from .context import Context, ContextFlags, TakesContext, context_mask, source
 from .gated_unit import GatedUnit
 
 __all__ = ["CrossGatedAttention"]
@@ -34,7 +34,7 @@ class CrossGatedAttention(TakesContext, GatedUnit):
     reading = ("to_source",)
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(GatedUnit.Config):
+    class Config(ContextFlags, GatedUnit.Config):
         # To find one token among the context's is what it is for: relu2 over n learns it far more slowly.
         attn_fn: Literal["relu2", "laplace", "softmax", "softmax_plus"] = flag(
             "softmax",
@@ -51,7 +51,6 @@ class CrossGatedAttention(TakesContext, GatedUnit):
                 {"normaliser": "none", "attn_fn": "relu2"},
             ),
         )
-        dim_context: int | None = flag(None, "width of the context (None: the stack's)", at_least=1, tried=(20,))
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
@@ -85,8 +84,8 @@ class CrossGatedAttention(TakesContext, GatedUnit):
         """Keys and values of the context of this call."""
         v, z = F.silu(whole(self.to_source(source(ctx)), sum(self.widths), self.kind)).split(self.widths, -1)
         k, v = self.scaled(z, 1), rearrange(v, "b c (h e) -> b h c e", h=self.config.heads)
-        if ctx.context_mask is not None:
-            v = v.masked_fill(~ctx.context_mask[:, None, :, None], 0)
+        if (mask := self.seen(ctx)) is not None:
+            v = v.masked_fill(~mask[:, None, :, None], 0)
         return self.held(k, v, ctx)
 
 

@@ -11,7 +11,7 @@ from ...base.state import Ctx
 from ..kernels.buffers import SPARE, emptied, grow, write
 from ..positions.slots import Slots
 
-__all__ = ["KV", "append", "begin", "fits", "last", "place", "reserve", "shorten"]
+__all__ = ["KV", "append", "begin", "fits", "last", "place", "reserve", "shorten", "stand"]
 
 
 class KV(NamedTuple):
@@ -99,9 +99,14 @@ def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
         # A number for rows that are alike, so that biases stay one for all of them.
         gone = kv.spared if ctx.length is None else kv.gone[:, None]
         return Slots(ctx.positions - gone, None, ctx.length is None)
+    return Slots(ctx.positions, stand(kv, ctx, m), ctx.length is None)
+
+
+def stand(kv: KV, ctx: Ctx, m: int) -> Int[Tensor, "_ m"]:
+    """(1 | b, m) which of its row's tokens each of the m slots holds."""
     slot = torch.arange(m, device=kv.gone.device)[None]
     gone = kv.gone[:1] if ctx.length is None else kv.gone
-    return Slots(ctx.positions, torch.where(slot < kv.front, slot, slot + gone[:, None]), ctx.length is None)
+    return torch.where(slot < kv.front, slot, slot + gone[:, None])
 
 
 def fits(kv: KV, need: int) -> bool:

@@ -1,6 +1,6 @@
 """The mixture of experts: feed-forward blocks of which each token goes through a few."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...base.registry import activations, blocks
+from ...base.registry import blocks
 from ...base.roles import Role
 from ...base.shapes import Bool, Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag, like
+from ..activations import activation_of
 from ..kernels.experts import Sorted, grouped_linear, mixed
 from .block import MOST, Block, Site
-from .feedforward import FeedForward, check_glu, gated, inner_width
+from .feedforward import FeedForward, activated, check_glu, inner_width
 
 __all__ = ["Experts", "MixtureOfExperts"]
 
@@ -43,10 +44,14 @@ class MixtureOfExperts(Block):
         dim: int | None = flag(
             None, "inner width of an expert in channels (None: as moe_mult says)", at_least=1, tried=(25,)
         )
-        activation: str = flag("gelu", "a registered activation, as of ff", tried=("silu",))
+        activation: str | Callable = like(FeedForward.Config, "activation", tried=("silu",))
         glu: bool = like(FeedForward.Config, "glu")
         glu_limit: float | None = like(FeedForward.Config, "glu_limit")
         glu_offset: float = like(FeedForward.Config, "glu_offset")
+        glu_softclamp: bool = like(FeedForward.Config, "glu_softclamp")
+        glu_gate_softclamp_value: float = like(FeedForward.Config, "glu_gate_softclamp_value")
+        glu_up_softclamp_value: float = like(FeedForward.Config, "glu_up_softclamp_value")
+        softclamp_value: float | None = like(FeedForward.Config, "softclamp_value")
         no_bias: bool = flag(False, "experts without biases", tried=(True,))
         router: Literal["softmax", "sigmoid"] = flag(
             "softmax", "what makes weights of the router's scores", tried=("sigmoid",)
@@ -145,9 +150,12 @@ class MixtureOfExperts(Block):
         return self.config.balance_loss * balance + self.config.z_loss * (squares / count)[0]
 
 
+CLAMPS = ("softclamp_value", "glu_softclamp", "glu_gate_softclamp_value", "glu_up_softclamp_value")
+
+
 def shared_config(config: MixtureOfExperts.Config) -> FeedForward.Config:
     """The expert that every token goes through: an `ff` like the others, of its own width."""
-    same = ("activation", "glu", "glu_limit", "glu_offset", "no_bias", "dropout")
+    same = ("activation", "glu", "glu_limit", "glu_offset", "no_bias", "dropout", *CLAMPS)
     return FeedForward.Config(dim=config.shared_dim, **{name: getattr(config, name) for name in same})
 
 
@@ -158,7 +166,8 @@ class Experts(nn.Module):
 
     def __init__(self, config: Any, site: Site, experts: int, inner: int):
         super().__init__()
-        self.activation, self.config, self.dropout = activations[config.activation], config, config.dropout
+        self.activation = activation_of(config.activation, "moe_activation")
+        self.config, self.dropout = config, config.dropout
         wide = inner * (2 if config.glu else 1)
         self.to_inner = nn.Parameter(begun(experts, wide, site.dim))
         self.to_out = nn.Parameter(begun(experts, site.dim, inner) * site.branches**-0.5)
@@ -169,7 +178,7 @@ class Experts(nn.Module):
     def forward(self, rows: Sorted) -> Float[Tensor, "s d"]:
         """What each row's expert makes of it."""
         y = grouped_linear(rows, self.to_inner, self.inner_bias)
-        y = gated(y, self.activation, self.config) if self.config.glu else self.activation(y)
+        y = activated(y, self.activation, self.config)
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training)
         return grouped_linear(rows._replace(x=y), self.to_out, self.out_bias)

@@ -1,7 +1,5 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,9 @@ from ..scores.read import SoftmaxRead, in_front
 from ..scores.step import Read
 from .block import Site
 from .masks import Sight
+from .outward import OutFlags, Outward
 from .qk_norm import QKFlags, QKNorm
+from .valued import Valued, ValueFlags
 
 __all__ = ["MultiHead", "count_heads", "split_heads"]
 
@@ -31,13 +31,6 @@ def count_heads(kind: str, config: Any, site: Site) -> tuple[int, int]:
     return heads, kv_heads
 
 
-def values_of(config: Any, heads: int) -> dict[str, Any]:
-    """What says how values are shaped, and whether they are mixed; heads: the stack's."""
-    heads = config.heads or heads
-    kv_heads = config.kv_heads or heads
-    return {"value_residual": config.value_residual, "dim_head": config.dim_head, "heads": heads, "kv_heads": kv_heads}
-
-
 def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n k"]:
     """Channels (h k) as heads; without einops, which takes longer than one token's projection."""
     b, n, channels = t.shape
@@ -45,11 +38,11 @@ def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n 
     return t.reshape(b, n, channels // width, width).transpose(1, 2)
 
 
-class MultiHead(QKNorm):
-    """Heads, memory keys and values, gates and the read; query head h uses key/value head h // r, r to each."""
+class MultiHead(Valued, Outward, QKNorm):
+    """Heads, memory keys and values and the read; query head h uses key/value head h // r, r to each."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(QKFlags):
+    class Config(OutFlags, ValueFlags, QKFlags):
         dim_head: int = flag(64, "width of a head", at_least=1, tried=(6,))
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1, tried=(2,))
         kv_heads: int | None = flag(
@@ -79,81 +72,34 @@ class MultiHead(QKNorm):
             paper="https://arxiv.org/abs/2309.16609",
             tried=(True,),
         )
-        out_bias: bool = flag(
-            False,
-            "what the heads give is projected with a bias, zero at first",
-            paper="https://arxiv.org/abs/1810.04805",
-            tried=(True,),
-        )
-        gate_values: bool = flag(
-            False,
-            "sigmoid gate on the output, from the input",
-            paper="https://www.nature.com/articles/s41586-021-03819-2",
-            tried=(True,),
-        )
-        head_scale: bool = flag(
-            False, "learned gain per head on its output", paper="https://arxiv.org/abs/2110.09456", tried=(True,)
-        )
-        value_residual: bool = flag(
-            False,
-            "values are mixed with those of the column's first layer of this kind",
-            paper="https://arxiv.org/abs/2410.17897",
-            tried=(True,),
-        )
 
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
-        width, inner = config.dim_head, self.heads * config.dim_head
-        self.to_out = site.linear_out(inner, bias=config.out_bias)
+        width, self.value_width = config.dim_head, config.value_dim_head or config.dim_head
+        self.build_out(config, site)
         scale = self.build_qk_norm(config, width)
         self.reader = SoftmaxRead(
             self.kind, config, site, self.heads, scale, dropout=config.dropout, flash=config.flash
         )
         if config.num_mem_kv:
-            self.mem_kv = nn.Parameter(torch.randn(2, self.kv_heads, config.num_mem_kv, width))
-        if config.gate_values:
-            self.to_gate = nn.Linear(site.dim, inner, bias=False)
-            nn.init.zeros_(self.to_gate.weight)
-        # How much of the first layer's values is mixed in, where that is learned.
-        self.to_mix: nn.Module | None = None
-        if config.head_scale:
-            self.head_gain = nn.Parameter(torch.ones(self.heads, 1, 1))
+            self.build_memory(config.num_mem_kv, width)
+        self.build_gates(config, site)
+        self.build_values(config)
+
+    def build_memory(self, tokens: int, width: int) -> None:
+        """Learned keys and values, in one tensor where they are equally wide."""
+        if self.value_width == width:
+            self.mem_kv = nn.Parameter(torch.randn(2, self.kv_heads, tokens, width))
+        else:
+            self.mem_k, self.mem_v = (
+                nn.Parameter(torch.randn(self.kv_heads, tokens, each)) for each in (width, self.value_width)
+            )
 
     def refuses_maps(self) -> str:
         if not self.config.flash:
             return ""
         return f"{self.kind}_flash=True: the fused kernel never makes them; leave it out, and it is used where possible"
-
-    @classmethod
-    def arrange(cls, place: int, layers: Sequence[tuple[str, Any]], heads: int) -> Sequence[tuple[str, Any]]:
-        """The column as it is; ValueError where layers mix values of unlike shapes or steps cannot meet."""
-        name, config = layers[place]
-        alike = [c for n, c in layers if n == name]
-        if config.value_residual or alike[0].value_residual:
-            mixed = f"{name}_value_residual=True mixes values with those of the first {name!r} layer"
-            # A kind that stands once may only have taken the flag over.
-            if max(Counter(n for n, c in layers if getattr(c, "value_residual", False)).values()) < 2:
-                raise ValueError(f"{mixed}, but the stack has only one")
-            here, there = values_of(alike[0], heads), values_of(config, heads)
-            for field in here:
-                if here[field] != there[field]:
-                    raise ValueError(f"{mixed}, which has {field}={here[field]} where another has {there[field]}")
-        return super().arrange(place, layers, heads)
-
-    def with_first(self, v: Float[Tensor, "b h m k"], x: Float[Tensor, "b n _"], ctx: Ctx) -> Float[Tensor, "b h m k"]:
-        """Values mixed with those of the column's first layer of this kind (https://arxiv.org/abs/2410.17897)."""
-        first = ctx.relay.find("values", self.kind)
-        if first is None:
-            ctx.relay.leave("values", self.kind, v)
-            return v
-        mix = self.to_mix(x).sigmoid().mT[..., None].to(v.dtype) if self.to_mix is not None else 0.5
-        return torch.lerp(first, v, mix)
-
-    def joined(self, y: Float[Tensor, "b h n k"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
-        y = y.transpose(1, 2).flatten(2)
-        return self.to_out(y * self.to_gate(x).sigmoid() if self.config.gate_values else y)
 
     def check_shard(self, kv_heads: int, ctx: Ctx) -> None:
         """ValueError where only some heads are here (tensor parallel) and something is laid out for all of them."""
@@ -161,6 +107,7 @@ class MultiHead(QKNorm):
         for_all = {
             "num_mem_kv": config.num_mem_kv,
             "head_scale": config.head_scale,
+            "value_rmsnorm": config.value_rmsnorm,
             "qk_norm_dim_scale": config.qk_norm_dim_scale,
         }
         said = [f"{self.kind}_{name}={value}" for name, value in for_all.items() if value]
@@ -182,7 +129,7 @@ class MultiHead(QKNorm):
         self,
         q: Float[Tensor, "b h n k"],
         k: Float[Tensor, "b h m k"],
-        v: Float[Tensor, "b h m k"],
+        v: Float[Tensor, "b h m e"],
         sight: Sight,
         *,
         bias: Float[Tensor, "_ h n m"] | None = None,
@@ -224,7 +171,8 @@ class MultiHead(QKNorm):
         """
         t = self.config.num_mem_kv
         mask = in_front(t, sight.mask, sight.causal, n, k)
-        mem_k, mem_v = self.mem_kv.to(k.dtype)
+        both = self.mem_kv if self.value_width == self.config.dim_head else (self.mem_k, self.mem_v)
+        mem_k, mem_v = (t.to(k.dtype) for t in both)
         mem_k = self.normed(mem_k[None], "k")[0]
         k, v = (torch.cat((a.expand(k.shape[0], -1, -1, -1), b), 2) for a, b in ((mem_k, k), (mem_v, v)))
         return k, v, Sight(mask), None if bias is None else F.pad(bias, (t, 0))

@@ -125,10 +125,12 @@ class QKNorm(Reading):
                 f"{kind}_qk_norm_scale={scale}"
             )
 
-    def normed(self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b *h n k"]:
-        """`t` normed as the flags ask for: heads of one role, or groups of both."""
+    def normed(
+        self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"], some: slice = slice(None)
+    ) -> Float[Tensor, "b *h n k"]:
+        """`t` normed as the flags ask for: heads of one role, of which there may be `some` only, or groups of both."""
         if self.config.qk_norm:
-            return self.cosine(t, *roles)
+            return self.cosine(t, *roles, some=some)
         if self.config.qk_rmsnorm is None:
             return t
         if len(roles) == 1:
@@ -136,12 +138,14 @@ class QKNorm(Reading):
         parts = zip(t.split((t.shape[2] - 1, 1), 2), roles, strict=True)
         return torch.cat([self.rms(part, role) for part, role in parts], 2)
 
-    def cosine(self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"]) -> Float[Tensor, "b *h n k"]:
+    def cosine(
+        self, t: Float[Tensor, "b *h n k"], *roles: Literal["q", "k"], some: slice = slice(None)
+    ) -> Float[Tensor, "b *h n k"]:
         """`t` l2-normalised, and scaled per channel where that is learned."""
         t = unit(t.unflatten(-1, (self.config.qk_norm_groups, -1))).flatten(-2)
         if not self.config.qk_norm_dim_scale:
             return t
-        gains = [getattr(self, f"{role}_gain") for role in roles]
+        gains = [getattr(self, f"{role}_gain")[some] for role in roles]
         if len(gains) > 1:
             gains = [torch.cat([gain.unflatten(0, (self.kv_heads, -1)) for gain in gains], 1)]
         return t * gains[0].to(t.dtype)

@@ -25,6 +25,7 @@ class Pairs(Turn):
 
     def check(self, users: Sequence[Block]) -> None:
         """ValueError when keys have too few channels to turn, or none has as many as are to be turned."""
+        super().check(users)
         name, wanted = positions.name_of(type(self)), self.config.emb_dim
         widths = {width: blocks.name_of(type(b)) for b in users if (width := b.key_width()) is not None}
         for width in widths:

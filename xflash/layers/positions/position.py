@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ...base.registry import positions
+from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
 from ..blocks.block import Block
@@ -64,6 +64,15 @@ class Turn(Position):
     """Base of the positions that change queries and keys by where they stand."""
 
     places_context = True
+
+    def check(self, users: Sequence[Block]) -> None:
+        for block in users:
+            if block.turns_kept and type(self).places is not Turn.places:
+                raise ValueError(
+                    f"pos={positions.name_of(type(self))!r} has places that nobody counts, but "
+                    f"{blocks.name_of(type(block))!r} turns keys of former calls by their count: with "
+                    "latent_rope_subheads it turns each once"
+                )
 
     @property
     def alike(self) -> bool:

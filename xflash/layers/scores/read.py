@@ -29,7 +29,7 @@ class ReadFlags:
         None,
         "registered steps on the scores, in their order: softclamp, ...",
         tried=(
-            "softclamp topk learned_sink",
+            "softclamp topk learned_sink zero_key",
             "topk talking_heads",
             "residual softclamp",
             "residual forget",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
+from ..activations import softclamped
 from .step import Read, ScoreStep
 
 __all__ = ["SoftClamp"]
@@ -19,4 +20,4 @@ class SoftClamp(ScoreStep):
         value: float = flag(50.0, "c, which scores stay below", above=0, tried=(2.0,))
 
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
-        return (s / self.config.value).tanh() * self.config.value
+        return softclamped(s, self.config.value)
