@@ -111,6 +111,11 @@ STACKS = {
     "layerscale scale_residual": {"use_layerscale": True, "scale_residual": True, "layerscale_init_value": 0.3},
     "sandwich_coef": {"sandwich_coef": 1, "depth": 3},
     "par_ratio": {"par_ratio": 3, "depth": 3},
+    "layers_execute_order": {
+        "custom_layers": ("a", "f", "a", "f"), "depth": None, "layers_execute_order": (0, 1, 0, 2, 3, 2),
+        "shift_tokens": (1, 0, 2, 0),
+    },
+    "layers_execute_order of blocks": {"layers_execute_order": (0, 1, 0, 1, 2, 3), "attn_kv_heads": (2, 1)},
     "zero_init_branch_output": {"zero_init_branch_output": True},
     "everything": {
         "rotary_pos_emb": True, "attn_kv_heads": 2, "attn_num_mem_kv": 3, "attn_qk_norm": True, "attn_flash": True,

@@ -153,15 +153,17 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
 def read_layout(peer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
     """The flags of the column: layout, depth, tying, and what differs from layer to layer."""
     count, executed = len(layers), tuple(peer.layers_execute_order)
+    if left := sorted(set(range(count)).difference(executed)):
+        raise feature("layers_execute_order", f"without layer {left[0]}")
     rounds = len(executed) // count
+    tied = {"weight_tie_layers": True} if rounds > 1 else {}
     if executed != tuple(range(count)) * rounds:
-        raise feature("layers_execute_order", executed)
+        rounds, tied = 1, {"layers_execute_order": executed}
     shared = {n: common([layer.flags for layer in layers if layer.name == n]) for n in {layer.name for layer in layers}}
     specs = [
         LayerSpec(layer.name, {k: v for k, v in layer.flags.items() if k not in shared[layer.name]}) for layer in layers
     ]
-    tied = {"weight_tie_layers": True} if rounds > 1 else {}
-    period = count if tied else next(p for p in range(1, count + 1) if specs == specs[:p] * (count // p))
+    period = count if rounds > 1 else next(p for p in range(1, count + 1) if specs == specs[:p] * (count // p))
     each = {"shift_tokens": [layer.shift for layer in layers], "layer_dropout": list(peer.layer_dropouts)}
     return {
         "layers": layout_text(specs[:period]),

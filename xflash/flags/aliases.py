@@ -6,7 +6,7 @@ from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
-from .layout import NONE
+from .layout import NONE, default_layout
 
 __all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
 
@@ -25,8 +25,11 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "alibi_pos_bias": (True, {"pos": "alibi"}),
     "use_layerscale": (True, {"scale": "layerscale"}),
     "use_rezero": (True, {"scale": "rezero"}),
+    "macaron": (True, {"scale": "macaron"}),
+    "zero_init_branch_output": (True, {"branch_start": "zero"}),
     "scale_residual": (True, {"join": "scaled"}),
     "gate_residual": (True, {"join": "gru"}),
+    "orthog_residual": (True, {"join": "orthogonal"}),
     "unet_skips": (True, {"reads": "unet"}),
     "integrate_layers": (True, {"reads": "lime", "lime_views": True}),
     "add_value_residual": (True, {"attn_value_residual": True}),
@@ -72,6 +75,7 @@ SAMPLES: dict[str, Any] = {
     "num_residual_streams": 4,
     "hyper_conn_sinkhorn_iters": 20,
     "residual": "layerscale",
+    "depth_scale_residual": 0.5,
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
     **{
@@ -111,6 +115,15 @@ def residual(name: Any) -> dict[str, Any]:
     if name not in joins and name not in scales:
         raise ValueError(f"residual={shown(name)} is no registered join or scale{nearest(name, [*joins, *scales])}")
     return {"scale" if name in scales else "join": name}
+
+
+def by_depth(value: Any) -> dict[str, Any]:
+    """x-transformers has a number that updates are multiplied by, or True for weights that start smaller with depth."""
+    if isinstance(value, bool):
+        return {"branch_start": "depth"} if value else {}
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"depth_scale_residual must be a number or True, not {shown(value)}")
+    return {"scale": "constant", "constant_factor": float(value)}
 
 
 def streams(count: Any) -> dict[str, Any]:
@@ -154,6 +167,7 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "num_residual_streams": streams,
     "hyper_conn_sinkhorn_iters": lambda value: {"hyper_rounds": integer("hyper_conn_sinkhorn_iters", value, 1)},
     "residual": residual,
+    "depth_scale_residual": by_depth,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
 }
@@ -232,6 +246,9 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags.get("gate_residual") is True and flags.get("scale_residual") is True:
         # x-transformers' gated residual has a gain too then.
         flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
+    if flags.get("macaron") is True and flags.get("layers", flags.get("custom_layers")) is None:
+        crossed = bool(flags.get("cross_attend")), bool(flags.get("only_cross"))
+        flags = {**flags, "layers": default_layout(*crossed, macaron=True)}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
             meant = as_norm(meant) if flag == "norm" else meant

@@ -5,7 +5,7 @@ from .blocks import attention, feedforward, flash, gau, moe
 from .joins import gru, hyper, join, orthogonal, scaled
 from .positions import alibi, rel_pos, relative, rotary, rotary2d
 from .reads import lime, read, unet
-from .scales import adaptive_layerscale, scale
+from .scales import adaptive_layerscale, constant, macaron, scale
 
 __all__ = [
     "activations",
@@ -14,6 +14,7 @@ __all__ = [
     "adaptive_rmsnorm",
     "alibi",
     "attention",
+    "constant",
     "embeddings",
     "feedforward",
     "flash",
@@ -22,6 +23,7 @@ __all__ = [
     "hyper",
     "join",
     "lime",
+    "macaron",
     "moe",
     "norms",
     "orthogonal",

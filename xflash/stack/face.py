@@ -60,9 +60,9 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
         site, *sites = sites_of(plan)
-        self.branches = nn.ModuleList(make_branch(plan, i, own) for i, own in enumerate(sites))
+        self.branches = nn.ModuleList(make_branch(plan, own) for own in sites)
         check_widths(self.blocks())
-        self.order = [i % len(sites) for i in range(len(plan.layers))]
+        self.order = list(plan.order)
         held = [cast(Branch, branch).block for branch in self.branches]
         self.piece_width = publishing(held, self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock

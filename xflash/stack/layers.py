@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, joins, positions
+from ..base.registry import blocks, joins, positions, scales
 from ..flags.flag import build
 from ..flags.layout import NONE
 from .around import Chosen, Entry, norm_of, of_group, position_flag
 from .slots import slot_prefix
 
-__all__ = ["Layer", "Member", "check_joins", "layer_of", "positions_of"]
+__all__ = ["Layer", "Member", "check_joins", "check_scales", "layer_of", "positions_of"]
 
 
 class Member(NamedTuple):
@@ -60,11 +60,36 @@ def layer_of(
         tuple(member._replace(norm=norms.get(i)) for i, member in enumerate(members)),
         norm,
         place,
-        {name: parts[slot_prefix(name)] for name in said.get("scale", parts["scale"])},
+        {name: parts[slot_prefix(name)] for name in scales_of(entries, said, parts["scale"])},
         (join, parts[slot_prefix(join)]),
         int(said.get("shift_tokens", shift)),
         said.get("layer_dropout", dropout),
     )
+
+
+def scales_of(entries: Sequence[Entry], said: Mapping[str, Any], shared: Sequence[str]) -> list[str]:
+    """The scales of a layer; ValueError for one that the layout says of it and that does not stand there."""
+    here = [blocks[entry.spec.name] for entry in entries]
+    chosen = said.get("scale", shared)
+    fit = [name for name in chosen if scales[name].fits(here)]
+    if "scale" in said and len(fit) < len(chosen):
+        other = next(name for name in chosen if name not in fit)
+        where = next(entry.where for entry in entries if "scale" in entry.around)
+        raise ValueError(f"scale={other!r} is set{where}, but {others(other)}")
+    return fit
+
+
+def others(scale: str) -> str:
+    """Why a scale does not stand behind every block."""
+    able = ", ".join(name for name, block in blocks.items() if scales[scale].fits([block]))
+    return f"it stands behind other blocks ({able})"
+
+
+def check_scales(chosen: Sequence[str], layers: Sequence[Layer]) -> None:
+    """ValueError for a scale of the stack that stands behind none of its blocks."""
+    for name in chosen:
+        if not any(scales[name].fits([blocks[member.name] for member in layer.members]) for layer in layers):
+            raise ValueError(f"scale has {name!r}, but {others(name)}")
 
 
 def norm_of_layer(entries: Sequence[Entry], said: Mapping[str, Any], shared: Chosen) -> Chosen | None:

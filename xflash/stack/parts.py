@@ -19,6 +19,7 @@ from ..layers.norms import Norm
 from ..layers.shift import TokenShift
 from .around import Chosen
 from .layers import Layer
+from .order import places_of
 from .resolve import Resolved
 
 __all__ = ["auxiliary_loss", "make_branch", "make_norm", "publishing", "renewed", "sites_of"]
@@ -101,8 +102,7 @@ def sized(t: Tensor, like: Tensor) -> Tensor:
 
 def sites_of(plan: Resolved) -> list[Site]:
     """Where what stands at no place of its own stands, and then where each distinct branch of the column does."""
-    stack, count = plan.config, len(plan.layers)
-    distinct = plan.period if stack.weight_tie_layers else count
+    stack = plan.config
     whole = Site(
         stack.dim,
         stack.heads,
@@ -111,8 +111,9 @@ def sites_of(plan: Resolved) -> list[Site]:
         period=plan.period,
         layers=tuple(layer.name for layer in plan.layers),
         dim_condition=stack.dim_condition,
+        start=stack.branch_start,
     )
-    return [whole, *(replace(whole, places=tuple(range(i, count, distinct))) for i in range(distinct))]
+    return [whole, *(replace(whole, places=places) for places in places_of(plan.order))]
 
 
 def make_norm(chosen: Chosen | None, site: Site) -> Norm | None:
@@ -147,9 +148,9 @@ def norm_behind(layer: Layer, site: Site) -> Norm | None:
     return found and found.start_at(site.branches**-0.5, layer.norm_place)
 
 
-def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
-    """Layer i of the column with its norms, shift and residual slots."""
-    layer, stack = plan.layers[i], plan.config
+def make_branch(plan: Resolved, site: Site) -> Branch:
+    """The layer of the column that is built at `site`, with its norms, shift and residual slots."""
+    layer, stack = plan.layers[site.places[0]], plan.config
     alone = len(layer.members) == 1
     site = replace(site, views=registered[layer.name].views if alone else 1)
     block, join = make_block(layer, site), layer.join

@@ -10,7 +10,8 @@ from ..flags.layout import NONE, LayerSpec, layout_text
 from .around import Around, Chosen, Entry, entry_of, position_flag
 from .config import StackConfig, check_cross, check_every, check_positions, column, per_layer
 from .held import layer_config, parts_of, with_choices
-from .layers import Layer, Member, check_joins, layer_of, positions_of
+from .layers import Layer, Member, check_joins, check_scales, layer_of, positions_of
+from .order import order_of, places_of
 from .slots import SLOTS, choices, owners, slot_prefix
 
 __all__ = ["Resolved", "resolve"]
@@ -19,12 +20,13 @@ __all__ = ["Resolved", "resolve"]
 class Resolved(NamedTuple):
     """What a stack is built of.
 
-    norm: the last one.  positions: all that there are, by name, and `pos` the names of those that blocks have which say
+    order: the layers as numbers, equal ones one module.  norm: the last one.  positions: all that there are, by name, and `pos` the names of those that blocks have which say
     nothing else.  rows: the flags of the stack; said: those that the layout says of layers.
     """
 
     config: StackConfig
     layers: tuple[Layer, ...]
+    order: tuple[int, ...]
     period: int
     text: str
     norm: Chosen | None
@@ -59,24 +61,21 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     routed = route(said, all_owners, ALIASES, lambda name: written(name, flags))
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
-    members = arranged(
-        entries, [[layer_config(e.spec, e.where, parts, routed) for e in es] for es in entries], depth, stack
-    )
-    if stack.weight_tie_layers and depth == 1:
-        raise ValueError(
-            "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"
-        )
-    distinct = len(specs) if stack.weight_tie_layers else len(members)
-    members, there = placed(members[:distinct], entries, chosen["pos"], parts, routed)
-    layers = surrounded(members, entries, stack, depth, {**parts, "scale": chosen["scale"]})
+    configs = [[layer_config(e.spec, e.where, parts, routed) for e in layer] for layer in entries]
+    order = order_of(stack, len(specs) * depth, len(specs))
+    members = arranged(entries, configs, order, stack)
+    distinct = [members[places[0]] for places in places_of(order)]
+    members, there = placed(distinct, entries, chosen["pos"], parts, routed)
+    layers = surrounded(members, entries, stack, len(specs) * depth, {**parts, "scale": chosen["scale"]})
     parts[""] = stack
     # Owners in the order a reader expects them: the stack's flags first, then part by part.
     rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
     flat = {name: value for name, value, _ in rows}
     return Resolved(
         config=stack,
-        layers=layers,
-        period=len(specs),
+        layers=tuple(layers[i] for i in order),
+        order=order,
+        period=len(specs) if stack.layers_execute_order is None else len(order),
         text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=last_norm(stack, parts.get("norm_")),
         reads={name: parts[slot_prefix(name)] for name in chosen["reads"]},
@@ -109,17 +108,21 @@ def everywhere(chosen: Mapping[str, Sequence[str]], entries: Sequence[Entry]) ->
 
 
 def arranged(
-    entries: Sequence[Sequence[Entry]], made: Sequence[Sequence[tuple[Any, Any]]], depth: int, stack: StackConfig
+    entries: Sequence[Sequence[Entry]],
+    made: Sequence[Sequence[tuple[Any, Any]]],
+    order: Sequence[int],
+    stack: StackConfig,
 ) -> list[list[Member]]:
-    """The blocks of all layers of the column, with what they ask of each other."""
+    """The blocks of all layers of the column as they are run, with what they ask of each other."""
     layers = [
         [Member(e.spec.name, *how) for e, how in zip(*layer, strict=True)] for layer in zip(entries, made, strict=True)
     ]
-    every: Any = tuple((member.name, member.config) for layer in layers for member in layer) * depth
+    column = [layers[i % len(layers)] for i in order]
+    every: Any = tuple((member.name, member.config) for layer in column for member in layer)
     for place, (name, _) in enumerate(every):
         every = tuple(blocks[name].arrange(place, every, stack.heads))
     found = iter(every)
-    return [[member._replace(config=next(found)[1]) for member in layer] for layer in layers * depth]
+    return [[member._replace(config=next(found)[1]) for member in layer] for layer in column]
 
 
 def placed(
@@ -160,19 +163,20 @@ def surrounded(
     members: Sequence[Sequence[Member]],
     entries: Sequence[Sequence[Entry]],
     stack: StackConfig,
-    depth: int,
+    count: int,
     parts: Mapping[str, Any],
-) -> tuple[Layer, ...]:
-    """The layers of the whole column, from the blocks of those that are not tied to others."""
-    count, distinct = len(entries) * depth, len(members)
+) -> list[Layer]:
+    """The distinct layers of a column, from their blocks; `count`: of the layout's layers, tied ones each."""
+    distinct = len(members)
     shifts = per_layer("shift_tokens", stack.shift_tokens, count, distinct)
     dropouts = per_layer("layer_dropout", stack.layer_dropout, count, distinct)
     layers = [
         layer_of(entries[i % len(entries)], members[i], stack, shifts[i], dropouts[i], parts) for i in range(distinct)
     ]
     check_joins(layers)
+    check_scales(parts["scale"], layers)
     check_norms(stack, layers)
-    return tuple(layers) * (count // distinct)
+    return layers
 
 
 def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:

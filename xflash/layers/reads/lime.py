@@ -39,7 +39,7 @@ class LIMe(Read):
         if len(site.places) > 1:
             raise ValueError(
                 "reads='lime' mixes all layers above, a number of its own for each place, but weight_tie_layers=True "
-                "has one module stand at several"
+                "(or layers_execute_order) has one module stand at several"
             )
         if config.views and not any(blocks[name].views > 1 for name in site.layers if name in blocks):
             able = ", ".join(name for name, block in blocks.items() if block.views > 1)
