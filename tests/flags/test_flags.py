@@ -43,10 +43,7 @@ SPELLINGS = [
     ({"use_rezero": True}, {"scale": "rezero"}),
     ({"macaron": True}, {"layers": "ff attn ff", "scale": "macaron"}),
     ({"macaron": True, "layers": "ff gau", "use_rezero": True}, {"layers": "ff gau", "scale": "macaron rezero"}),
-    (
-        {"macaron": True, "cross_attend": True},
-        {"layers": "ff attn cross_attn ff", "cross_attend": True, "scale": "macaron"},
-    ),
+    ({"macaron": True, "only_cross": True}, {"layers": "ff cross_attn ff", "only_cross": True, "scale": "macaron"}),
     ({"zero_init_branch_output": True}, {"branch_start": "zero"}),
     ({"depth_scale_residual": True}, {"branch_start": "depth"}),
     ({"depth_scale_residual": 0.25}, {"scale": "constant", "constant_factor": 0.25}),

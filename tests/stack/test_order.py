@@ -6,7 +6,7 @@ import torch
 
 from xflash import Decoder
 
-SMALL = {"dim": 11, "heads": 2, "attn_dim_head": 6, "gau_query_key_dim": 6}
+SMALL = {"dim": 11, "heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_halves_around_attention():
 @pytest.mark.parametrize("layers", ["attn ff", "gau moe flash"])
 def test_how_updates_start(layers):
     torch.manual_seed(0)
-    flags = {**SMALL, "dim": 60, "depth": 3, "layers": layers, "moe_experts": 3}
+    flags = {**SMALL, "dim": 60, "depth": 3, "layers": layers}
     assert all(not p.any() for p in out_weights(Decoder(**flags, branch_start="zero")))
     for number, weights in enumerate(out_weights(Decoder(**flags, branch_start="depth"), 3), 1):
         for weight in weights:

@@ -30,8 +30,8 @@ def sandwiched(specs: Sequence[LayerSpec], depth: int, coef: int, tied: bool) ->
     others = [spec for spec in specs if alone(spec)]
     if not mixing or not others:
         raise ValueError(
-            f"sandwich_coef={coef} puts a layer that mixes tokens in front and one that works on each alone behind, but "
-            f"the layout {text} has not both"
+            f"sandwich_coef={coef} puts a layer that mixes tokens in front and one that works on each alone behind, "
+            f"but the layout {text} has not both"
         )
     return (*mixing[:1] * coef, *tuple(specs) * (depth - coef), *others[-1:] * coef)
 

@@ -20,8 +20,9 @@ __all__ = ["Resolved", "resolve"]
 class Resolved(NamedTuple):
     """What a stack is built of.
 
-    order: the layers as numbers, equal ones one module.  norm: the last one.  positions: all that there are, by name, and `pos` the names of those that blocks have which say
-    nothing else.  rows: the flags of the stack; said: those that the layout says of layers.
+    order: the layers as numbers, equal ones one module.  norm: the last one.  positions: all that there are, by name,
+    and `pos` the names of those that blocks have which say nothing else.  rows: the flags of the stack; said: those
+    that the layout says of layers.
     """
 
     config: StackConfig

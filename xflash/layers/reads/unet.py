@@ -33,8 +33,8 @@ class UNet(Read):
     def stands(cls, config, site: Site) -> bool:
         if len(site.places) > 1:
             raise ValueError(
-                "reads='unet' joins two halves of the column, but weight_tie_layers=True (or layers_execute_order) has one "
-                "module stand in both"
+                "reads='unet' joins two halves of the column, but weight_tie_layers=True (or layers_execute_order) has "
+                "one module stand in both"
             )
         if len(site.layers) == site.period:
             raise ValueError(
