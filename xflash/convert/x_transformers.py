@@ -27,8 +27,14 @@ STACKS = {
     "AttentionLayers": AttentionLayers,
 }
 WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
+# Those that divide by the length of a token, to which nothing is added.
+EPS_FREE = ("rmsnorm", "scalenorm", "simple_rmsnorm", "adaptive_rmsnorm")
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
-NORMS |= {"AdaptiveLayerNorm": "adaptive_layernorm", "AdaptiveRMSNorm": "adaptive_rmsnorm"}
+NORMS |= {
+    "DynamicTanh": "dynamic_tanh",
+    "AdaptiveLayerNorm": "adaptive_layernorm",
+    "AdaptiveRMSNorm": "adaptive_rmsnorm",
+}
 
 
 Weights = dict[str, Tensor]
@@ -131,23 +137,43 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
     weights = {f"branches.{i}.{name}": t for i, layer in enumerate(layers) for name, t in layer.weights.items()}
     final = kind(peer.final_norm) in NORMS
     if final:
-        weights |= {f"final_norm.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}
+        place = "final_norm.norm" if peer.softclamp_output else "final_norm"
+        weights |= {f"{place}.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}
     if slots["join"] == "hyper":
-        weights["branches.0.join.starts"] = reader.take(peer.stream_emb)
+        weights[f"branches.{peer.layers_execute_order[0]}.join.starts"] = reader.take(peer.stream_emb)
     flags = {
         "dim": peer.dim,
         "heads": peer.attn_heads,
         **({"causal": peer.causal} if kind(peer) == "AttentionLayers" else {}),
         **layout,
         "norm": norm,
-        **({} if norm.endswith("layernorm") else {"norm_eps": TINY}),
-        "norm_place": "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post",
+        **({"norm_eps": TINY} if norm in EPS_FREE else {}),
+        "norm_place": norm_place(peer),
         "final_norm": final,
         **slots,
+        **read_clamp(peer),
         **read_condition(peer, norm, slots),
         **read_positions(peer, {layer.order for layer in layers if layer.name == "attn"}, reader, weights),
     }
     return flags, weights
+
+
+def norm_place(peer: Any) -> str:
+    """Where the norms of a peer stand; ValueError where no place here is all of theirs."""
+    if peer.pre_and_post_norm and peer.sandwich_norm:
+        raise feature("pre_and_post_norm", "with sandwich_norm")
+    if peer.pre_and_post_norm:
+        return "pre_and_post"
+    return "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post"
+
+
+def read_clamp(peer: Any) -> dict[str, Any]:
+    """The flags of what stands in front of the last norm."""
+    if not peer.softclamp_output:
+        return {}
+    if peer.num_residual_streams > 1:
+        raise feature("softclamp_output", "of each of several num_residual_streams")
+    return {"softclamp_output": True, "softclamp_output_value": float(peer.softclamp_output_value)}
 
 
 def read_layout(peer: Any, layers: Sequence[Layer]) -> dict[str, Any]:

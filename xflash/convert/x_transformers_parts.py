@@ -26,7 +26,8 @@ KNOWN = {
         cross_residual_attn depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
-        unet_skips num_residual_streams stream_emb add_value_residual""",
+        unet_skips num_residual_streams stream_emb add_value_residual pre_and_post_norm softclamp_output
+        reinject_input reinject_input_proj learned_reinject_input_gate""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
@@ -46,6 +47,7 @@ KNOWN = {
     "ScaleNorm": "unit_offset scale g",
     "RMSNorm": "unit_offset scale g",
     "SimpleRMSNorm": "scale",
+    "DynamicTanh": "pre_tanh_scale gamma beta pre_tanh_scale_offset gamma_offset",
     "Residual": "residual_scale scale_residual_constant",
     "GRUGating": "gru residual_scale",
     "HyperConnection": """norm num_residual_streams layer_index static_beta static_alpha dynamic_alpha_fn
@@ -85,7 +87,6 @@ FLAGS = {
     "GatedMultiResidual": "gated_multi_residual",
     "AttentionResidual": "attn_aggregated_residuals",
     "DynamicPositionBias": "dynamic_pos_bias",
-    "DynamicTanh": "use_dynamic_tanh",
     "Derf": "use_derf",
     "SoLU": "ff_solu",
     "Lambda": "ff_softclamp_value",
@@ -168,6 +169,9 @@ def read_norm(norm: Any, reader: Reader) -> dict[str, Tensor]:
     """The weights of a norm by their names here."""
     if kind(norm).startswith("Adaptive"):
         return {"to_gain.weight": reader.take(norm.to_gamma.weight)}
+    if kind(norm) == "DynamicTanh":
+        gain, alpha = reader.take(norm.gamma) + norm.gamma_offset, reader.take(norm.pre_tanh_scale)
+        return {"gain": gain, "bias": reader.take(norm.beta), "alpha": alpha + norm.pre_tanh_scale_offset}
     return {} if kind(norm) == "SimpleRMSNorm" else {"gain": read_gain(norm, reader)}
 
 

@@ -33,12 +33,15 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     elif flags["join"] == "gru" and gains:
         flags["gru_gain"] = True
     elif flags["join"] == "hyper":
-        if any(r.num_input_views != 1 for _, _, r in peer.layers):
-            raise feature("qkv_receive_diff_residuals", "of num_residual_streams")
         # Their balancing is over one row of each matrix, whose entries become ones whatever they were.
         flags |= {"hyper_streams": first.num_residual_streams, "hyper_mixing": "sum"}
+        if any(r.num_input_views != 1 for _, _, r in peer.layers):
+            flags["hyper_views"] = True
     mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
-    flags["reads"] = " ".join(["unet"] * bool(peer.unet_skips) + ["lime"] * bool(mixers)) or None
+    chosen = {"unet": peer.unet_skips, "lime": mixers, "reinject": peer.reinject_input}
+    flags["reads"] = " ".join(name for name, there in chosen.items() if there) or None
+    if peer.reinject_input and peer.learned_reinject_input_gate is not None:
+        flags["reinject_gate"] = True
     if any(mixer.multiple_views for mixer in mixers):
         flags["lime_views"] = True
     if mixers:
@@ -70,8 +73,10 @@ def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader
         return gain | {ours: reader.take(getattr(residual.gru, theirs)) for ours, theirs in gates.items()}
     if slots["join"] == "hyper":
         # The other columns are those of the matrices that mix streams.
-        found = {"reads": reader.take(residual.static_alpha)[:, 0].contiguous()}
-        found["to_reads"] = reader.take(residual.dynamic_alpha_fn)[:, 0].contiguous()
+        views = residual.num_input_views
+        chosen = 0 if views == 1 else slice(views)
+        found = {"reads": reader.take(residual.static_alpha)[:, chosen].contiguous()}
+        found["to_reads"] = reader.take(residual.dynamic_alpha_fn)[:, chosen].contiguous()
         names = {"writes": "static_beta", "to_writes": "dynamic_beta_fn"}
         names |= {"reads_scale": "dynamic_alpha_scale", "writes_scale": "dynamic_beta_scale"}
         found |= {ours: reader.take(getattr(residual, theirs)) for ours, theirs in names.items()}
@@ -82,6 +87,10 @@ def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader
 def read_reads(peer: Any, i: int, reader: Reader) -> Weights:
     """The weights of what layer i reads beside its stream."""
     found: Weights = {}
+    if peer.reinject_input and i == peer.layers_execute_order[0]:
+        found["reinject.project.weight"] = reader.take(peer.reinject_input_proj.weight)
+        if peer.learned_reinject_input_gate is not None:
+            found["reinject.to_gate.weight"] = reader.take(peer.learned_reinject_input_gate.weight)
     if (skip := peer.skip_combines[i]) is not None:
         found["unet.combine.weight"] = reader.take(skip.combine.weight)
     views = any(mixer is not None and mixer.multiple_views for mixer in peer.layer_integrators)

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
-from .layout import NONE, default_layout
+from .branch_spellings import BRANCH_SAMPLES, BRANCH_SWITCHES, BRANCHES, with_macaron
+from .layout import NONE
 
 __all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
 
@@ -25,11 +26,8 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "alibi_pos_bias": (True, {"pos": "alibi"}),
     "use_layerscale": (True, {"scale": "layerscale"}),
     "use_rezero": (True, {"scale": "rezero"}),
-    "macaron": (True, {"scale": "macaron"}),
-    "zero_init_branch_output": (True, {"branch_start": "zero"}),
     "scale_residual": (True, {"join": "scaled"}),
     "gate_residual": (True, {"join": "gru"}),
-    "orthog_residual": (True, {"join": "orthogonal"}),
     "unet_skips": (True, {"reads": "unet"}),
     "integrate_layers": (True, {"reads": "lime", "lime_views": True}),
     "add_value_residual": (True, {"attn_value_residual": True}),
@@ -57,7 +55,7 @@ SWITCHES |= {
     f"{block}_{name}": (True, {f"{block}_{flag}": meant for flag, meant in flags.items()})
     for block in READERS
     for name, flags in READS.items()
-}
+} | BRANCH_SWITCHES
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
 STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink")
 SEVERAL: dict[str, tuple[str, ...]] = {
@@ -68,6 +66,7 @@ SEVERAL: dict[str, tuple[str, ...]] = {
 }
 # A value for each alias that is more than a switch, to show what it means.
 SAMPLES: dict[str, Any] = {
+    **BRANCH_SAMPLES,
     "norm_type": "scalenorm",
     "pre_norm_has_final_norm": False,
     "rotary_xpos": True,
@@ -75,7 +74,6 @@ SAMPLES: dict[str, Any] = {
     "num_residual_streams": 4,
     "hyper_conn_sinkhorn_iters": 20,
     "residual": "layerscale",
-    "depth_scale_residual": 0.5,
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
     **{
@@ -117,15 +115,6 @@ def residual(name: Any) -> dict[str, Any]:
     return {"scale" if name in scales else "join": name}
 
 
-def by_depth(value: Any) -> dict[str, Any]:
-    """x-transformers has a number that updates are multiplied by, or True for weights that start smaller with depth."""
-    if isinstance(value, bool):
-        return {"branch_start": "depth"} if value else {}
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"depth_scale_residual must be a number or True, not {shown(value)}")
-    return {"scale": "constant", "constant_factor": float(value)}
-
-
 def streams(count: Any) -> dict[str, Any]:
     """x-transformers says one stream for none of their own."""
     integer("num_residual_streams", count, 1, LARGEST)
@@ -160,6 +149,7 @@ def best(block: str) -> Callable[[Any], dict[str, Any]]:
 
 COSINES = ("qk_norm", "qk_norm_scale", "read_qk_norm", "read_qk_norm_scale")
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    **BRANCHES,
     "norm_type": lambda name: {"norm": name},
     "pre_norm_has_final_norm": lambda value: {"final_norm": value},
     "rotary_xpos": lambda value: {"rotary_xpos": value, **({"pos": "rotary"} if value is True else {})},
@@ -167,7 +157,6 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "num_residual_streams": streams,
     "hyper_conn_sinkhorn_iters": lambda value: {"hyper_rounds": integer("hyper_conn_sinkhorn_iters", value, 1)},
     "residual": residual,
-    "depth_scale_residual": by_depth,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
 }
@@ -246,9 +235,7 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags.get("gate_residual") is True and flags.get("scale_residual") is True:
         # x-transformers' gated residual has a gain too then.
         flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
-    if flags.get("macaron") is True and flags.get("layers", flags.get("custom_layers")) is None:
-        crossed = bool(flags.get("cross_attend")), bool(flags.get("only_cross"))
-        flags = {**flags, "layers": default_layout(*crossed, macaron=True)}
+    flags = with_macaron(flags)
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
             meant = as_norm(meant) if flag == "norm" else meant

@@ -106,12 +106,10 @@ NONE = "xflash has no counterpart of this flag of x-transformers"
 # Flags of x-transformers that say nothing here.
 ABSENT = """
     attn_softpick attn_selective attn_laser attn_laser_softclamp_value attn_orthog_projected_values
-    attn_orthog_projected_values_per_head resi_dual use_dynamic_tanh use_derf dynamic_tanh_init_alpha
-    scale_residual_constant adaptive_condition_mlp adaptive_condition_mlp_expansion dynamic_pos_bias
-    dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm rotate_num_heads polar_pos_emb
-    polar_bias_uniform_init par_ratio pre_and_post_norm attn_aggregated_residuals attn_aggregated_residual_kwargs
-    mv_split_residual gated_multi_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout
-    qkv_receive_diff_residuals reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads
+    attn_orthog_projected_values_per_head use_derf scale_residual_constant adaptive_condition_mlp
+    adaptive_condition_mlp_expansion dynamic_pos_bias dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth
+    dynamic_pos_bias_norm rotate_num_heads polar_pos_emb polar_bias_uniform_init par_ratio attn_aggregated_residuals
+    attn_aggregated_residual_kwargs gated_multi_residual cross_attn_tokens_dropout attn_pre_scale_post_talking_heads
     attn_sublayer_dropout attn_on_attn attn_gate_value_heads attn_swiglu_values attn_gate_values_rank
     attn_gate_values_headwise attn_output_gate attn_output_gate_rank attn_output_gate_headwise
     attn_low_rank_silu_gates attn_zero_init_output attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm

@@ -19,9 +19,11 @@ from .reads.read import Read
 from .scales.scale import Scale
 from .shift import TokenShift
 
-__all__ = ["Branch", "NormPlace"]
+__all__ = ["BEFORE", "BEHIND", "SUMMED", "Branch", "NormPlace"]
 
-NormPlace = Literal["pre", "post", "sandwich", "after"]
+NormPlace = Literal["pre", "post", "sandwich", "after", "pre_and_post"]
+# Of these, the ones that have a norm in front of the block, behind it, after the sum.
+BEFORE, BEHIND, SUMMED = ("pre", "sandwich", "pre_and_post"), ("sandwich", "after"), ("post", "pre_and_post")
 
 
 class Branch(nn.Module):
@@ -81,7 +83,7 @@ class Branch(nn.Module):
             y = drop_rows(y, self.dropout)
         x = join(x, y, ctx)
         if self.final is not None:
-            x = self.final(x, ctx)
+            x = join.settled(x, self.final, ctx)
         return x, own(BranchState(last, inner), state) if ctx.keep_state else None
 
     def reading(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, place: int) -> tuple[Float[Tensor, "b n *_ d"], Any]:

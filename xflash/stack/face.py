@@ -23,7 +23,7 @@ from .config import check_condition, check_widths, known_flags
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
 from .noted import Noted, check_noted, noting
-from .parts import make_branch, make_norm, publishing, sites_of
+from .parts import make_branch, make_last, publishing, sites_of
 from .places import apart, check_uses, make_position
 from .resolve import resolve
 from .side_inputs import Door, asked_by, check_prefix, checked, given_here, heeded_by, packed
@@ -66,7 +66,7 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         held = [cast(Branch, branch).block for branch in self.branches]
         self.piece_width = publishing(held, self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
-        self.final_norm = make_norm(plan.norm, site)
+        self.final_norm = make_last(plan, site)
         self.pos, self.apart = plan.pos, apart(self.blocks())
         self.positions = nn.ModuleDict({name: make_position(self, name, *of) for name, of in plan.positions.items()})
         check_uses(self)

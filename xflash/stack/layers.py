@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, joins, positions, scales
+from ..base.registry import blocks, joins, positions, reads, scales
 from ..flags.flag import build
 from ..flags.layout import NONE
+from ..layers.branch import BEFORE
 from .around import Chosen, Entry, norm_of, of_group, position_flag
 from .slots import slot_prefix
 
@@ -109,7 +110,7 @@ def norms_of_members(
     kinds = [kind for kind in (said.get("norm", NONE), shared[0]) if kind != NONE]
     found = {}
     for i, flags in own.items():
-        if not kinds or said["norm_place"] not in ("pre", "sandwich"):
+        if not kinds or said["norm_place"] not in BEFORE:
             why = (
                 f"norm_place={said['norm_place']!r} has none there" if kinds else f"norm={NONE!r} is what the stack has"
             )
@@ -118,8 +119,11 @@ def norms_of_members(
     return found
 
 
-def check_joins(layers: Sequence[Layer]) -> None:
-    """ValueError where only some layers have the streams of a join that has several."""
+def check_joins(layers: Sequence[Layer], chosen: Sequence[str]) -> None:
+    """ValueError where only some layers have the streams of a join that has several, or norms stand elsewhere.
+
+    chosen: the reads of the stack, which may not have what a join gives.
+    """
     found = list(dict.fromkeys(layer.join[0] for layer in layers))
     wide = [name for name in found if joins[name].wide]
     if wide and len(found) > 1:
@@ -128,6 +132,20 @@ def check_joins(layers: Sequence[Layer]) -> None:
             f"join={wide[0]!r} has streams of its own from the first layer to the last, but join={other!r} is set for "
             "some"
         )
+    for layer in layers:
+        name, config = layer.join
+        alone = next((read for read in chosen if not reads[read].takes_views), None)
+        if alone is not None and joins[name].views(config):
+            raise ValueError(
+                f"reads={alone!r} reads one mixture of what is above, but {name}_views=True gives queries, keys and "
+                "values one each"
+            )
+        able = joins[layer.join[0]].norm_places
+        if able and layer.norm_place not in able:
+            raise ValueError(
+                f"join={layer.join[0]!r} needs a norm after each sum, but norm_place={layer.norm_place!r} has none "
+                f"there: give {' or '.join(map(repr, able))}"
+            )
 
 
 def positions_of(

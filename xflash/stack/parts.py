@@ -14,7 +14,8 @@ from ..base.state import StackState
 from ..layers.apart import Apart
 from ..layers.blocks.block import Block, Site
 from ..layers.blocks.parallel import Parallel
-from ..layers.branch import Branch
+from ..layers.branch import BEFORE, BEHIND, SUMMED, Branch
+from ..layers.clamped import Clamped
 from ..layers.norms import Norm
 from ..layers.shift import TokenShift
 from .around import Chosen
@@ -22,7 +23,7 @@ from .layers import Layer
 from .order import places_of
 from .resolve import Resolved
 
-__all__ = ["auxiliary_loss", "make_branch", "make_norm", "publishing", "renewed", "sites_of"]
+__all__ = ["auxiliary_loss", "make_branch", "make_last", "make_norm", "publishing", "renewed", "sites_of"]
 
 
 def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> int | None:
@@ -121,6 +122,12 @@ def make_norm(chosen: Chosen | None, site: Site) -> Norm | None:
     return None if chosen is None else norms[chosen[0]](chosen[1], site)
 
 
+def make_last(plan: Resolved, site: Site) -> Norm | Clamped | None:
+    """What stands behind the last layer."""
+    norm, stack = make_norm(plan.norm, site), plan.config
+    return Clamped(norm, stack.softclamp_output_value) if stack.softclamp_output else norm
+
+
 def make_block(layer: Layer, site: Site) -> Block:
     """The block of a layer, or those in parallel."""
     made = []
@@ -132,7 +139,7 @@ def make_block(layer: Layer, site: Site) -> Block:
 
 def norm_before(layer: Layer, site: Site) -> Norm | Apart | None:
     """What norms the stream for the block; for each of several, where some have a norm of their own."""
-    if layer.norm_place not in ("pre", "sandwich"):
+    if layer.norm_place not in BEFORE:
         return None
     own = {i: cast(Norm, make_norm(member.norm, site)) for i, member in enumerate(layer.members) if member.norm}
     shared = make_norm(layer.norm, site) if len(own) < len(layer.members) else None
@@ -144,7 +151,7 @@ def norm_behind(layer: Layer, site: Site) -> Norm | None:
 
     It makes every update as large as the stream: started small, their sum keeps its size.
     """
-    found = make_norm(layer.norm, site) if layer.norm_place in ("sandwich", "after") else None
+    found = make_norm(layer.norm, site) if layer.norm_place in BEHIND else None
     return found and found.start_at(site.branches**-0.5, layer.norm_place)
 
 
@@ -162,7 +169,7 @@ def make_branch(plan: Resolved, site: Site) -> Branch:
         scale={n: scales[n](c, site) for n, c in layer.scale.items()},
         before=norm_before(layer, site),
         after=norm_behind(layer, site),
-        final=make_norm(layer.norm, site) if layer.norm_place == "post" else None,
+        final=make_norm(layer.norm, site) if layer.norm_place in SUMMED else None,
         shift=TokenShift(shift, site) if shift else None,
         dropout=layer.dropout,
         grad_checkpoint=stack.grad_checkpoint,

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, excerpt, norms, positions
+from ..base.registry import blocks, excerpt, joins, norms, positions
 from ..flags.aliases import ALIASES, as_norm, canonical, names, written
-from ..flags.flag import Flag, build, flags_of, route
+from ..flags.flag import Flag, build, check_idle, flags_of, route
 from ..flags.layout import NONE, LayerSpec, layout_text
+from ..layers.branch import SUMMED
 from .around import Around, Chosen, Entry, entry_of, position_flag
 from .config import StackConfig, check_cross, check_every, check_positions, column, per_layer
 from .held import layer_config, parts_of, with_choices
@@ -67,7 +68,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     members = arranged(entries, configs, order, stack)
     distinct = [members[places[0]] for places in places_of(order)]
     members, there = placed(distinct, entries, chosen["pos"], parts, routed)
-    layers = surrounded(members, entries, stack, len(specs) * depth, {**parts, "scale": chosen["scale"]})
+    layers = surrounded(members, entries, stack, len(specs) * depth, {**parts, **chosen})
     parts[""] = stack
     # Owners in the order a reader expects them: the stack's flags first, then part by part.
     rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
@@ -174,14 +175,16 @@ def surrounded(
     layers = [
         layer_of(entries[i % len(entries)], members[i], stack, shifts[i], dropouts[i], parts) for i in range(distinct)
     ]
-    check_joins(layers)
+    check_joins(layers, parts["reads"])
     check_scales(parts["scale"], layers)
     check_norms(stack, layers)
     return layers
 
 
 def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:
-    """ValueError for flags of norms where there is none."""
+    """ValueError for flags of norms where there is none, and of a clamp that is not there."""
+    if not stack.softclamp_output:
+        check_idle(stack, ("softclamp_output_value",), "softclamp_output is False")
     if stack.norm == NONE and stack.final_norm:
         raise ValueError(f"final_norm=True is set, but norm={NONE!r}")
     if stack.norm_place != "pre" and not any(layer.norm or any(m.norm for m in layer.members) for layer in layers):
@@ -190,7 +193,8 @@ def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:
 
 def last_norm(stack: StackConfig, config: Any) -> Chosen | None:
     """The norm behind the last layer, with its Config."""
-    wanted = stack.norm_place != "post" if stack.final_norm is None else stack.final_norm
+    usual = stack.norm_place not in SUMMED or joins[stack.join].norms_end
+    wanted = usual if stack.final_norm is None else stack.final_norm
     norm = as_norm(stack.norm)
     return (norm, config) if wanted and norm != NONE else None
 

@@ -70,12 +70,25 @@ class StackConfig:
     )
     norm_place: NormPlace = flag(
         "pre",
-        "norms before each block, after each sum, before and after each block, or (OLMo 2) only after it",
+        "norms before each block, after each sum, before and after each block, (OLMo 2) only after it, or (KEEL) "
+        "before it and after the sum",
         paper="https://arxiv.org/abs/2002.04745",
-        tried=("post", "sandwich", "after"),
+        tried=("post", "sandwich", "after", "pre_and_post"),
     )
     final_norm: bool | None = flag(
-        None, "a norm behind the last layer (None: unless norm_place is 'post')", tried=(False, True)
+        None, "a norm behind the last layer (None: unless norms stand after sums)", tried=(False, True)
+    )
+    softclamp_output: bool = flag(
+        False,
+        "what the last norm reads is kept within softclamp_output_value by a tanh",
+        paper="https://arxiv.org/abs/2408.00118",
+        tried=(True,),
+    )
+    softclamp_output_value: float = flag(
+        30.0,
+        "the bound of softclamp_output",
+        above=0,
+        tried=({"softclamp_output_value": 2.0, "softclamp_output": True},),
     )
     reads: str | tuple[str, ...] | None = flag(
         None, "what branches read of the stream beside itself: any registered", tried=({"reads": "unet", "depth": 2},)

@@ -54,6 +54,12 @@ class Site:
     pos: tuple[str, ...] | None = None
     start: BranchStart = "even"
 
+    def check_views(self, flag: str) -> None:
+        """ValueError where no block of the column can read a tensor each for queries, keys and values."""
+        if not any(blocks[name].views > 1 for name in self.layers if name in blocks):
+            able = ", ".join(name for name, block in blocks.items() if block.views > 1)
+            raise ValueError(f"{flag}=True, but no block of the stack reads several mixtures (those that do: {able})")
+
     def is_first(self, name: str) -> bool:
         """Whether the block here is the first of this name down the column, at one of its places."""
         named = ((p, m) for p, layer in enumerate(self.layers) for m, n in enumerate(layer.split("+")) if n == name)

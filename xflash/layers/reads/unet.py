@@ -29,6 +29,8 @@ class UNet(Read):
     and in U-ViT (https://arxiv.org/abs/2209.12152).
     """
 
+    takes_views = True
+
     @classmethod
     def stands(cls, config, site: Site) -> bool:
         if len(site.places) > 1:
