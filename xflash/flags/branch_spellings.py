@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..base.checks import shown
+from ..base.checks import number
 from .layout import default_layout
 
 __all__ = ["BRANCHES", "BRANCH_SAMPLES", "BRANCH_SWITCHES", "with_macaron"]
@@ -27,9 +27,7 @@ def by_depth(value: Any) -> dict[str, Any]:
     """A number that updates are multiplied by, or True for weights that start smaller with depth."""
     if isinstance(value, bool):
         return {"branch_start": "depth"} if value else {}
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"depth_scale_residual must be a number or True, not {shown(value)}")
-    return {"scale": "constant", "constant_factor": float(value)}
+    return {"scale": "constant", "constant_factor": number("depth_scale_residual", value, above=0)}
 
 
 BRANCHES: dict[str, Callable[[Any], dict[str, Any]]] = {

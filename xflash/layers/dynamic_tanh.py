@@ -21,7 +21,10 @@ class DynamicTanh(Norm):
     @dataclass(frozen=True, kw_only=True)
     class Config:
         alpha: float = flag(
-            1.0, "what the number starts at that tokens are multiplied by (the paper: 0.5)", above=0, tried=(0.5,)
+            1.0,
+            "what the number starts at that tokens are multiplied by (the paper: 0.5)",
+            above=0,
+            tried="weights that are moved are tried with any start",
         )
 
     def __init__(self, config, site):

@@ -23,8 +23,15 @@ class MVSplit(Join):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        alpha: float = flag(0.0, "what the gains of the mean start at", at_least=0, tried=(0.1,))
-        beta: float = flag(0.03, "what the gains of all around it start at", above=0, tried=(0.5,))
+        alpha: float = flag(
+            0.0, "what the gains of the mean start at", tried="weights that are moved are tried with any start"
+        )
+        beta: float = flag(
+            0.03,
+            "what the gains of all around it start at",
+            above=0,
+            tried="weights that are moved are tried with any start",
+        )
 
     def __init__(self, config, site):
         super().__init__(config, site)

@@ -17,7 +17,7 @@ class Constant(Scale):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        factor: float = flag(0.5, "what updates are multiplied by", above=0, tried=(0.3,))
+        factor: float = flag(0.5, "what updates are multiplied by", above=0, tried="one number is as good as another")
 
     def forward(self, update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         return update * self.config.factor
