@@ -110,7 +110,9 @@ def read_model(
         return flags, read_vit(module, reader, weights), weights
     arguments = read_wrapper(module, reader, weights, tied)
     memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
-    return flags, arguments if memory is None else {**arguments, "max_mem_len": memory}, weights
+    if memory is not None:
+        arguments |= {"max_mem_len": memory, "shift_mem_down": module.shift_mem_down}
+    return flags, arguments, weights
 
 
 class Layer(NamedTuple):

@@ -14,7 +14,8 @@ KNOWN = {
     "AutoregressiveWrapper": """pad_value ignore_index net max_seq_len next_embed_loss_weight looped_loss_threshold_exit
         looped_loss_slope looped_exit_loss_weight""",
     "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
-        max_mem_len emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
+        max_mem_len shift_mem_down emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens
+        tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
         input_not_include_cache embeds cls_token average_pool_embed""",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
@@ -112,6 +113,8 @@ def feature(name: str, what: Any) -> ValueError:
 def memory_length(module: Any, unpositioned: bool, flags: Any) -> int | None:
     """max_mem_len, where a segment behind a memory is what xflash makes of it."""
     if not module.max_mem_len:
+        if module.shift_mem_down:
+            raise feature("shift_mem_down", "without max_mem_len")
         return None
     restarts = {"num_memory_tokens": module.num_memory_tokens, "use_abs_pos_emb": not unpositioned}
     restarts |= {"shift_tokens": flags.get("shift_tokens"), "attn_num_mem_kv": flags.get("attn_num_mem_kv")}

@@ -54,6 +54,7 @@ class Branch(nn.Module):
         self.scale = nn.ModuleDict(scale) if scale else None
         self.join, self.final = join, final
         self.dropout, self.grad_checkpoint = dropout, grad_checkpoint
+        self.keeps_read = False
 
     def forward(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None = None, place: int = 0):
         """The new stream and the branch's state (None unless `ctx.keep_state`); `place`: of this call in the column."""
@@ -67,6 +68,8 @@ class Branch(nn.Module):
         last, before = state if state is not None else (None, None)
         join, block = self.join, self.block
         read, x = (x, x) if self.reads is None and not join.wide else self.reading(x, ctx, place)
+        if self.keeps_read:
+            ctx.relay.leave("read", "here", read)
         y = read if self.before is None else self.before(read, ctx)
         if self.shift is not None:
             y, last = self.shift(y, ctx, last)

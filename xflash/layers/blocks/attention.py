@@ -32,6 +32,7 @@ class Attention(MultiHead):
     views = 3
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
+    moves = True
     has_matrix = True
     positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi"})
     offers = frozenset({"buffers", "causal", "relay"})
@@ -89,18 +90,36 @@ class Attention(MultiHead):
             self.check_shard(v.shape[1], ctx)
         if self.config.value_residual:
             v = self.with_first(v[:, :, 0], x, ctx)[:, :, None]
-        qk = self.normed(qk, "q", "k")
-        q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
-        q, k, v = (t.flatten(1, 2) for t in (q, k, v))
+        q, k, v = (t.flatten(1, 2) for t in (*self.turned(qk, r, ctx), v))
         reader = self.reader
         fresh = self.bring(x, ctx, state) if reader.brings else ()
+        if self.keeps_read:
+            fresh = (ctx.relay.take("read", "here")[:, None],)
         (k, v, *brought), state = self.remember(k, v, ctx, state, *fresh)
         slots = place(state, ctx, k.shape[2])
         read = None if reader.plain else Read(q, k, ctx, slots.at, slots.keys)
         if read is not None:
-            read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=True)) for held in (brought, fresh))
+            read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=False)) for held in (brought, fresh))
         y = self.joined(self.look(q, k, v, ctx, slots, read), x)
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
+
+    def turned(self, qk: Float[Tensor, "b h g n k"], r: int, ctx: Ctx) -> Sequence[Tensor]:
+        """The r queries and the key of each key/value head, normed and turned."""
+        qk = self.normed(qk, "q", "k")
+        return qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
+
+    def rooted(self) -> str:
+        if self.config.value_residual:
+            return f"{self.kind}_value_residual=True mixes values with those of the layer's own call"
+        if self.reader.brings:
+            return f"{self.kind}_scores={' '.join(self.config.scores)!r} keeps more of each token than what is read"
+        return ""
+
+    def remade(self, state: KV, x: Float[Tensor, "b n d"], ctx: Ctx) -> KV:
+        r = self.heads // self.kv_heads
+        qk, v = split_groups(self.query_key_value(x), r + 2, self.config.dim_head).split((r + 1, 1), 2)
+        k, v = (t.flatten(1, 2) for t in (self.turned(qk, r, ctx)[1], v))
+        return state.holding((k, v, *state.brought))
 
     def of_views(self, x: Float[Tensor, "b n v d"], r: int) -> Float[Tensor, "b h g n k"]:
         """Queries, keys and values by key/value head, each of a tensor of its own."""

@@ -120,7 +120,8 @@ class Block(nn.Module, ABC):
     which flag: `auxiliary_by`. `holds` says which flags name parts of a registry, one or several, whose own flags begin
     with the names of block and part; one that `borrows` from another block takes over its flags, unless its own say
     otherwise. `heeds` names the side inputs in `ctx.beside` that it looks at though no block has to. One that
-    `counts_places` counts itself where its queries and keys stand, in one line, whatever positions say. `example` has
+    `counts_places` counts itself where its queries and keys stand, in one line, whatever positions say. What one that
+    `moves` remembers can be made of what another layer read (`remade`), which it then `keeps_read`. `example` has
     the flags of the stack that docs/flags.md shows it in, where its name and its first flag are not enough.
     """
 
@@ -139,6 +140,8 @@ class Block(nn.Module, ABC):
     auxiliary_by: ClassVar[str] = ""
     heeds: ClassVar[frozenset[str]] = frozenset()
     counts_places: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
+    keeps_read: bool = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
@@ -248,6 +251,14 @@ class Block(nn.Module, ABC):
     def shorten(self, state: Any, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> Any:
         """The state of a block that `keeps_tokens`, with each row's first `front` and last `tokens` tokens only."""
         return state
+
+    def rooted(self) -> str:
+        """Why a block that `moves` cannot do so as it is set, or ''."""
+        return ""
+
+    def remade(self, state: Any, x: Float[Tensor, "b n d"], ctx: Ctx) -> Any:
+        """The state of a block that `moves`, in place of another's `state`, of whose tokens it would have read x."""
+        raise NotImplementedError(f"{type(self).__name__} remembers what it read alone")
 
     def extra_repr(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in vars(self.config).items()) if self.config is not None else ""
