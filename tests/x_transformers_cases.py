@@ -96,6 +96,11 @@ STACKS = {
     },
     "depth_scale_residual": {"depth_scale_residual": 0.5},
     "macaron": {"macaron": True},
+    "macaron, all scales": {
+        "macaron": True, "depth_scale_residual": 0.7, "use_layerscale": True, "layerscale_init_value": 0.3,
+        "sandwich_coef": 1,
+    },
+    "macaron sandwich": {"macaron": True, "depth_scale_residual": 0.7, "sandwich_norm": True},
     "shift_tokens": {"shift_tokens": 1},
     "shift_tokens a layer": {"shift_tokens": (2, 0, 1, 3), "rotary_pos_emb": True},
     "weight_tie_layers": {"weight_tie_layers": True, "depth": 3, "rel_pos_bias": True},

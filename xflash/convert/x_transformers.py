@@ -15,7 +15,7 @@ from ..wrappers.xtransformer import XTransformer
 from .x_transformers_blocks import read_attention, read_ff, read_positions
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
-from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
+from .x_transformers_residual import TINY, check_skips, factor_of, read_condition, read_join, read_reads, residual_slots
 from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
@@ -216,7 +216,7 @@ def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Laye
     adaptive: Weights = {}
     while kind(layer) in ("Scale", "LayerScale", "AdaptiveLayerScale", "ShiftTokens"):
         if kind(layer) == "Scale":
-            factor = factor * (1.0 if layer.scale is None else layer.scale)
+            factor = factor * factor_of(layer, slots)
         elif kind(layer) == "LayerScale":
             gain = read_gain(layer, reader)
         elif kind(layer) == "AdaptiveLayerScale":
@@ -233,7 +233,7 @@ def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Laye
         if norm is not None:
             weights |= {f"{name}.{own}": t for own, t in read_norm(norm, reader).items()}
     weights |= {f"scale.adaptive_layerscale.{name}": t for name, t in adaptive.items()}
-    if slots["scale"] == "layerscale":
+    if "layerscale" in (slots["scale"] or "").split():
         ones = weights["block.to_out.weight"].new_ones(peer.dim)
         weights["scale.layerscale.gain"] = ones if gain is None else gain
     else:

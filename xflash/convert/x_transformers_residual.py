@@ -8,7 +8,7 @@ from torch import nn
 from ..base.shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
-__all__ = ["TINY", "check_skips", "read_condition", "read_join", "read_reads", "residual_slots"]
+__all__ = ["TINY", "check_skips", "factor_of", "read_condition", "read_join", "read_reads", "residual_slots"]
 
 # Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
 TINY = 1e-24
@@ -24,9 +24,13 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     constants = any(getattr(r, "scale_residual_constant", 1) != 1 for _, _, r in peer.layers)
     # With a norm between the gain and the sum, the gain belongs to the block.
     scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
-    flags: dict[str, Any] = {"scale": "layerscale" if scaled and not peer.sandwich_norm else None}
-    if peer.post_branch_fn_needs_condition:
-        flags["scale"] = "adaptive_layerscale"
+    constant = 1.0 if peer.residual_scale is None else peer.residual_scale
+    chosen = {"constant": constant != 1, "macaron": is_macaron(peer, constant != 1), "layerscale": scaled}
+    names = [name for name, there in chosen.items() if there and not peer.sandwich_norm]
+    names += ["adaptive_layerscale"] * peer.post_branch_fn_needs_condition
+    flags: dict[str, Any] = {"scale": " ".join(names) or None}
+    if "constant" in names:
+        flags["constant_factor"] = constant
     flags["join"] = JOINS[kind(first)]
     if flags["join"] == "add" and (gains or constants):
         flags["join"] = "scaled"
@@ -38,8 +42,8 @@ def residual_slots(peer: Any) -> dict[str, Any]:
         if any(r.num_input_views != 1 for _, _, r in peer.layers):
             flags["hyper_views"] = True
     mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
-    chosen = {"unet": peer.unet_skips, "lime": mixers, "reinject": peer.reinject_input}
-    flags["reads"] = " ".join(name for name, there in chosen.items() if there) or None
+    listed = {"unet": peer.unet_skips, "lime": mixers, "reinject": peer.reinject_input}
+    flags["reads"] = " ".join(name for name, there in listed.items() if there) or None
     if peer.reinject_input and peer.learned_reinject_input_gate is not None:
         flags["reinject_gate"] = True
     if any(mixer.multiple_views for mixer in mixers):
@@ -47,6 +51,19 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     if mixers:
         flags |= {"lime_eps": TINY, "lime_weights": "relu" if kind(mixers[0].to_weights[-1]) == "ReLU" else "softmax"}
     return flags
+
+
+def is_macaron(peer: Any, constant: bool) -> bool:
+    """Whether feed-forward layers are halved, besides the one factor that all layers may have."""
+    around = [[part for part in layer.modules() if kind(part) == "Scale"] for _, layer, _ in peer.layers]
+    return any(len(scales) > constant for scales, name in zip(around, peer.layer_types, strict=True) if name == "f")
+
+
+def factor_of(scale: Any, slots: dict[str, Any]) -> float:
+    """What a factor around a layer leaves to its weights: 1 where a slot has it."""
+    named = (slots["scale"] or "").split()
+    inner = kind(scale.fn) == "FeedForward" and "macaron" in named
+    return 1.0 if scale.scale is None or inner or "constant" in named else scale.scale
 
 
 def read_condition(peer: Any, norm: str, slots: dict[str, Any]) -> dict[str, Any]:

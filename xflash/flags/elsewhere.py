@@ -165,6 +165,7 @@ HINTS = {
     **dict.fromkeys(("moe_aux_loss", "router_aux_loss_coef", "moe_load_balance", "aux_loss_coef"), BALANCE),
     "attn_use_cope": "attn_scores='cope' says it",
     "attn_cope_max_pos": "attn_scores='cope' says it, and attn_cope_positions how many",
+    "layers_execute_order": "it is a flag of the stack: a call has no order of its own",
     "only_attn": "layers='attn' says it",
     "ff_solu": "ff_activation='solu' says it",
     "ff_custom_activation": "an activation of one's own enters by activations.register, and ff_activation names it",
