@@ -30,8 +30,10 @@ class Branch(nn.Module):
     """`x + f(norm(x))` and its variants: what is read of the stream, what multiplies the update, how it joins.
 
     Norms stand in three slots: before the block, after it, after the sum. grad_checkpoint: in training nothing inside
-    is kept for the gradients, it is computed again (1604.06174).
+    is kept for the gradients, it is computed again (1604.06174).  keeps_read: its block keeps what is read.
     """
+
+    keeps_read = False
 
     def __init__(
         self,
@@ -54,7 +56,6 @@ class Branch(nn.Module):
         self.scale = nn.ModuleDict(scale) if scale else None
         self.join, self.final = join, final
         self.dropout, self.grad_checkpoint = dropout, grad_checkpoint
-        self.keeps_read = False
 
     def forward(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None = None, place: int = 0):
         """The new stream and the branch's state (None unless `ctx.keep_state`); `place`: of this call in the column."""
