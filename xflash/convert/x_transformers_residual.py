@@ -44,7 +44,9 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
     listed = {"unet": peer.unet_skips, "lime": mixers, "reinject": peer.reinject_input}
     flags["reads"] = " ".join(name for name, there in listed.items() if there) or None
-    if peer.reinject_input and peer.learned_reinject_input_gate is not None:
+    if peer.learned_reinject_input_gate is not None:
+        if not peer.reinject_input:
+            raise feature("learned_reinject_input_gate", "without reinject_input")
         flags["reinject_gate"] = True
     if any(mixer.multiple_views for mixer in mixers):
         flags["lime_views"] = True
