@@ -279,6 +279,7 @@ def flags():
             yield part({"layers": "ff", "depth": 2, slot: name}, f"{name}_", kind.Config)
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str | None, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
+    spelt |= {"depth_scale_residual": float | bool, "dynamic_tanh_init_alpha": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
     spelt |= {"ff_custom_activation": str | Callable | None}
     for block in ("attn", "cross_attn"):

@@ -210,7 +210,8 @@ MEANINGS: dict[str, Callable[[Tried], Any]] = {
     "the likeliest always": lambda f: f.words == "0" and f.argument in ("temperature", "start_temperature"),
     "the end of a filter": lambda f: f.argument in ENDS | {"filter_kwargs"} and f.words in ("0", "{'thres': 0}"),
     "of any sign": lambda f: (
-        f.argument.endswith(("length_penalty", "forget_start", "sigmoid_bias")) and f.words in ("-1", "-1.5", "0")
+        f.argument.endswith(("length_penalty", "forget_start", "sigmoid_bias", "mv_split_alpha"))
+        and f.words in ("-1", "-1.5", "0")
     ),
     "an empty list is none": lambda f: (
         (f.words in ("[]", "''") and (f.argument in EMPTY or f.argument.endswith("_scores")))

@@ -48,6 +48,17 @@ def able(position: str) -> str:
     return " ".join(name for name, block in blocks.items() if position in block.positions)
 
 
+def behind(scale: str) -> str:
+    """A layout with a block that the scale stands behind."""
+    return "attn gau" if scales[scale].fits([blocks["gau"]]) else "attn ff"
+
+
+def beside(join: str) -> dict[str, str]:
+    """Where norms stand beside a join."""
+    places = joins[join].norm_places
+    return {"norm_place": places[0]} if places else {}
+
+
 # What a block needs beside it.
 COMPANY = {"state_read": "state_read recurrent"}
 
@@ -89,8 +100,8 @@ CASES = {
     **{f"norm {name}": {"layers": "attn ff flash", "norm": name} for name in norms},
     **{f"position {name}": {"layers": able(name), "pos": name} for name in positions},
     **{f"read {name}": {"layers": "attn gau", "reads": name} for name in reads},
-    **{f"scale {name}": {"layers": "attn gau", "scale": name} for name in scales},
-    **{f"join {name}": {"layers": "attn gau", "join": name} for name in joins},
+    **{f"scale {name}": {"layers": behind(name), "scale": name} for name in scales},
+    **{f"join {name}": {"layers": "attn gau", "join": name, **beside(name)} for name in joins},
     "value residual": {"layers": "attn cross_attn", "attn_value_residual": True, "weight_tie_layers": True},
     "values learned": {"layers": "attn ff", "attn_value_residual": True, "attn_kv_heads": 2, "pos": "rotary"}
     | {"join": "gru", "gru_gain": True},
@@ -99,7 +110,7 @@ CASES = {
     "streams between pieces": {"layers": "state_read recurrent", "join": "hyper", "reads": "lime"},
     "tied gates": {"layers": "attn gau", "join": "gru", "weight_tie_layers": True, "norm_place": "post"},
     "tied streams": {"layers": "flash ff", "join": "hyper", "weight_tie_layers": True}
-    | {"scale": "layerscale", "hyper_streams": 2},
+    | {"scale": "layerscale", "hyper_streams": 2, "reads": "reinject"},
     "every read and scale": {"layers": "attn ff", "reads": " ".join(reads), "scale": " ".join(scales)}
     | {"join": "scaled", "norm_place": "sandwich", "norm": "rmsnorm"},
     **{f"scores {name}": holding("scores", name, able) for name, able in reading("scores", False).items() if able},

@@ -192,10 +192,12 @@ def layouts(chosen: Iterable[str]) -> list[Choice]:
     """Every layout that is tried and has all these blocks, with sizes for the others in it."""
     found = []
     for flag in LAYOUT:
-        for layers in flags_of(StackConfig)[flag].tried:
+        for entry in flags_of(StackConfig)[flag].tried:
+            choice = entry if isinstance(entry, dict) else {flag: entry}
+            layers = choice[flag]
             if set(chosen) <= set(here := inside(layers)):
                 others = [said(slot_prefix(name), sizes(blocks[name].Config)) for name in here if name not in chosen]
-                found.append({flag: layers, **{k: v for other in others for k, v in other.items()}})
+                found.append({**choice, **{k: v for other in others for k, v in other.items()}})
     return found
 
 

@@ -16,7 +16,18 @@ from xflash.stack.config import StackConfig, slot_prefix
 from xflash.stack.held import parts_of
 
 # What the outline of a case decides; everything else is drawn by its type.
-OUTLINE = ("dim", "depth", "heads", "causal", "layers", "custom_layers", "pos", "reads", "scale")
+OUTLINE = (
+    "dim",
+    "depth",
+    "heads",
+    "causal",
+    "layers",
+    "custom_layers",
+    "pos",
+    "reads",
+    "scale",
+    "layers_execute_order",
+)
 STACKS = ("AttentionLayers", "CrossAttender", "Decoder", "Encoder", "PrefixDecoder")
 # A default above this is a size that has to be drawn: a search has to be quick.
 LARGE = 16
@@ -187,6 +198,9 @@ def stack(chance: Random, cls: str, prefix: str = "") -> dict[str, Any]:
     layers = layout(chance, names, crossing if prefix == "dec_" or cls == "CrossAttender" else [])
     depth = chance.choice((1, 1, 2))
     flags |= {"layers": layers, "depth": depth}
+    if chance.random() < often / 4:
+        order = list(range(len(layers) * depth))
+        flags["layers_execute_order"] = tuple(order[: chance.choice(order) + 1] + order)
     used = list(dict.fromkeys(name for name, _ in every_block(layers)))
     fit = [p for p in positions if any(p in blocks[name].positions for name in used)] or list(positions)
     pos = chance.sample(fit, min(chance.choice((0, 1, 1, 1, 2)), len(fit)))

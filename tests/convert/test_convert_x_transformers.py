@@ -184,9 +184,12 @@ def test_norms_without_an_eps_stay_finite(flags, dtype):
     assert all(p.grad.isfinite().all() for p in ours.parameters())
 
 
-@pytest.mark.parametrize("pos", ["rotary_pos_emb", "rel_pos_bias", "alibi_pos_bias"])
-def test_segments_with_memory_are_the_same(pos):
-    theirs = make_wrapper({pos: True}, {"use_abs_pos_emb": False, "max_mem_len": 7}, causal=True)
+@pytest.mark.parametrize(
+    ("pos", "down"), [("rotary_pos_emb", 0), ("rel_pos_bias", 0), ("alibi_pos_bias", 1), ("rotary_pos_emb", 2)]
+)
+def test_segments_with_memory_are_the_same(pos, down):
+    memory = {"use_abs_pos_emb": False, "max_mem_len": 7, "shift_mem_down": down}
+    theirs = make_wrapper({pos: True, "depth": 3, "attn_kv_heads": 2 if down == 2 else None}, memory, causal=True)
     theirs = exact(theirs)
     ours = from_x_transformers(theirs)
     assert ours.max_mem_len == 7

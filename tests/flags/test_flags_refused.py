@@ -61,6 +61,7 @@ def test_what_contradicts_is_refused(spelling, match):
     [
         ({"flash_group": 3}, TypeError, "unknown flag 'flash_group'; did you mean 'flash_group_size'"),
         ({"attn_flsh": True}, TypeError, "unknown flag 'attn_flsh'; did you mean 'attn_flash'"),
+        ({"depth_scale_residual": "a"}, TypeError, "depth_scale_residual must be a number, not"),
         ({"dpeth": 2}, TypeError, "unknown flag 'dpeth'; did you mean 'depth'"),
         ({"rotary_pos_em": True}, TypeError, "unknown flag 'rotary_pos_em'; did you mean 'rotary_"),
         ({"use_scalenrm": True}, TypeError, "unknown flag 'use_scalenrm'; did you mean 'use_scalenorm'"),
@@ -127,9 +128,9 @@ def test_what_contradicts_is_refused(spelling, match):
             "unknown flag 'softclamp_valu' in the layout entry .*; did you mean 'softclamp_value'",
         ),
         (
-            {"macaron": True},
+            {"par_ratio": 3},
             TypeError,
-            "unknown flag 'macaron'; xflash has no counterpart of this flag of x-transformers",
+            "unknown flag 'par_ratio'; xflash has no counterpart of this flag of x-transformers",
         ),
         ({"scale": 3}, TypeError, "scale must be names of scales such as 'layerscale rezero' or .*, not 3"),
         ({"scale": "layerscal"}, ValueError, "unknown scale 'layerscal'; did you mean 'layerscale'"),

@@ -136,8 +136,14 @@ def test_integrated_layers_begin_as_their_own():
     ("flags", "match"),
     [
         ({"reads": "unet", "depth": 1}, r"reads='unet' joins repetitions .* only once \(depth=1\)"),
-        ({"reads": "unet", "weight_tie_layers": True}, "reads='unet' joins two halves .* weight_tie_layers=True makes"),
-        ({"reads": "lime", "weight_tie_layers": True}, "reads='lime' mixes all layers .* but weight_tie_layers=True"),
+        (
+            {"reads": "unet", "weight_tie_layers": True},
+            "reads='unet' joins two halves .* weight_tie_layers=True",
+        ),
+        (
+            {"reads": "lime", "weight_tie_layers": True},
+            "reads='lime' mixes all layers .* but weight_tie_layers=True",
+        ),
         (
             {"gate_residual": True, "num_residual_streams": 2},
             "gate_residual=True means join='gru', but num_residual",

@@ -17,7 +17,7 @@ from .x_transformers_blocks import read_attention, read_positions
 from .x_transformers_ff import read_ff
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
-from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
+from .x_transformers_residual import TINY, check_skips, factor_of, read_condition, read_join, read_reads, residual_slots
 from .x_transformers_vit import read_vit
 
 __all__ = ["from_x_transformers"]
@@ -29,8 +29,14 @@ STACKS = {
     "AttentionLayers": AttentionLayers,
 }
 WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
+# Those that divide by the length of a token, to which nothing is added.
+EPS_FREE = ("rmsnorm", "scalenorm", "simple_rmsnorm", "adaptive_rmsnorm")
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
-NORMS |= {"AdaptiveLayerNorm": "adaptive_layernorm", "AdaptiveRMSNorm": "adaptive_rmsnorm"}
+NORMS |= {
+    "DynamicTanh": "dynamic_tanh",
+    "AdaptiveLayerNorm": "adaptive_layernorm",
+    "AdaptiveRMSNorm": "adaptive_rmsnorm",
+}
 
 
 Weights = dict[str, Tensor]
@@ -106,7 +112,9 @@ def read_model(
         return flags, read_vit(module, reader, weights), weights
     arguments = read_wrapper(module, reader, weights, tied)
     memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
-    return flags, arguments if memory is None else {**arguments, "max_mem_len": memory}, weights
+    if memory is not None:
+        arguments |= {"max_mem_len": memory, "shift_mem_down": module.shift_mem_down}
+    return flags, arguments, weights
 
 
 class Layer(NamedTuple):
@@ -135,37 +143,59 @@ def read_stack(peer: Any, reader: Reader) -> tuple[dict[str, Any], Weights]:
         layout["cross_attn_tokens_dropout"] = peer.cross_attn_tokens_dropout
     final = kind(peer.final_norm) in NORMS
     if final:
-        weights |= {f"final_norm.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}
+        place = "final_norm.norm" if peer.softclamp_output else "final_norm"
+        weights |= {f"{place}.{name}": t for name, t in read_norm(peer.final_norm, reader).items()}
     if slots["join"] == "hyper":
-        weights["branches.0.join.starts"] = reader.take(peer.stream_emb)
+        weights[f"branches.{peer.layers_execute_order[0]}.join.starts"] = reader.take(peer.stream_emb)
     flags = {
         "dim": peer.dim,
         "heads": peer.attn_heads,
         **({"causal": peer.causal} if kind(peer) == "AttentionLayers" else {}),
         **layout,
         "norm": norm,
-        **({} if norm.endswith("layernorm") else {"norm_eps": TINY}),
-        "norm_place": "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post",
+        **({"norm_eps": TINY} if norm in EPS_FREE else {}),
+        "norm_place": norm_place(peer),
         "final_norm": final,
         **slots,
+        **read_clamp(peer),
         **read_condition(peer, norm, slots),
         **read_positions(peer, {layer.order for layer in layers if layer.name == "attn"}, reader, weights),
     }
     return flags, weights
 
 
+def norm_place(peer: Any) -> str:
+    """Where the norms of a peer stand; ValueError where no place here is all of theirs."""
+    if peer.pre_and_post_norm and peer.sandwich_norm:
+        raise feature("pre_and_post_norm", "with sandwich_norm")
+    if peer.pre_and_post_norm:
+        return "pre_and_post"
+    return "sandwich" if peer.sandwich_norm else "pre" if peer.pre_norm else "post"
+
+
+def read_clamp(peer: Any) -> dict[str, Any]:
+    """The flags of what stands in front of the last norm."""
+    if not peer.softclamp_output:
+        return {}
+    if peer.num_residual_streams > 1:
+        raise feature("softclamp_output", "of each of several num_residual_streams")
+    return {"softclamp_output": True, "softclamp_output_value": float(peer.softclamp_output_value)}
+
+
 def read_layout(peer: Any, layers: Sequence[Layer]) -> dict[str, Any]:
     """The flags of the column: layout, depth, tying, and what differs from layer to layer."""
     count, executed = len(layers), tuple(peer.layers_execute_order)
+    if left := sorted(set(range(count)).difference(executed)):
+        raise feature("layers_execute_order", f"without layer {left[0]}")
     rounds = len(executed) // count
+    tied = {"weight_tie_layers": True} if rounds > 1 else {}
     if executed != tuple(range(count)) * rounds:
-        raise feature("layers_execute_order", executed)
+        rounds, tied = 1, {"layers_execute_order": executed}
     shared = {n: common([layer.flags for layer in layers if layer.name == n]) for n in {layer.name for layer in layers}}
     specs = [
         LayerSpec(layer.name, {k: v for k, v in layer.flags.items() if k not in shared[layer.name]}) for layer in layers
     ]
-    tied = {"weight_tie_layers": True} if rounds > 1 else {}
-    period = count if tied else next(p for p in range(1, count + 1) if specs == specs[:p] * (count // p))
+    period = count if rounds > 1 else next(p for p in range(1, count + 1) if specs == specs[:p] * (count // p))
     each = {"shift_tokens": [layer.shift for layer in layers], "layer_dropout": list(peer.layer_dropouts)}
     return {
         "layers": layout_text(specs[:period]),
@@ -190,7 +220,7 @@ def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Laye
     adaptive: Weights = {}
     while kind(layer) in ("Scale", "LayerScale", "AdaptiveLayerScale", "ShiftTokens"):
         if kind(layer) == "Scale":
-            factor = factor * (1.0 if layer.scale is None else layer.scale)
+            factor = factor * factor_of(layer, slots)
         elif kind(layer) == "LayerScale":
             gain = read_gain(layer, reader)
         elif kind(layer) == "AdaptiveLayerScale":
@@ -207,7 +237,7 @@ def read_layer(peer: Any, i: int, slots: dict[str, Any], reader: Reader) -> Laye
         if norm is not None:
             weights |= {f"{name}.{own}": t for own, t in read_norm(norm, reader).items()}
     weights |= {f"scale.adaptive_layerscale.{name}": t for name, t in adaptive.items()}
-    if slots["scale"] == "layerscale":
+    if "layerscale" in (slots["scale"] or "").split():
         ones = weights["block.to_out.weight"].new_ones(peer.dim)
         weights["scale.layerscale.gain"] = ones if gain is None else gain
     else:

@@ -15,7 +15,8 @@ KNOWN = {
     "AutoregressiveWrapper": """pad_value ignore_index net max_seq_len next_embed_loss_weight looped_loss_threshold_exit
         looped_loss_slope looped_exit_loss_weight""",
     "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
-        max_mem_len emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
+        max_mem_len shift_mem_down emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens
+        tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
         input_not_include_cache embeds cls_token average_pool_embed""",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
@@ -27,7 +28,8 @@ KNOWN = {
         cross_residual_attn depth
         depth_scale_residual residual_scale layer_dropouts softclamp_output_value
         can_cache_kv layers layer_integrators adaptive_mlp final_norm skip_combines
-        unet_skips num_residual_streams stream_emb add_value_residual cross_attn_tokens_dropout""",
+        unet_skips num_residual_streams stream_emb add_value_residual pre_and_post_norm softclamp_output
+        reinject_input reinject_input_proj learned_reinject_input_gate cross_attn_tokens_dropout""",
     "Attention": """scale heads causal max_attend_past kv_heads groups laser_softclamp_value to_v_gate_activation
         to_v_gate qk_norm qk_norm_groups qk_norm_dim_scale qk_norm_q_scale qk_norm_k_scale qk_norm_scale head_scale
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
@@ -50,6 +52,7 @@ KNOWN = {
     "ScaleNorm": "unit_offset scale g",
     "RMSNorm": "unit_offset scale g",
     "SimpleRMSNorm": "scale",
+    "DynamicTanh": "pre_tanh_scale gamma beta pre_tanh_scale_offset gamma_offset",
     "Residual": "residual_scale scale_residual_constant",
     "GRUGating": "gru residual_scale",
     "HyperConnection": """norm num_residual_streams layer_index static_beta static_alpha dynamic_alpha_fn
@@ -85,7 +88,6 @@ FLAGS = {
     "GatedMultiResidual": "gated_multi_residual",
     "AttentionResidual": "attn_aggregated_residuals",
     "DynamicPositionBias": "dynamic_pos_bias",
-    "DynamicTanh": "use_dynamic_tanh",
     "Derf": "use_derf",
     "SoLU": "ff_solu",
     "LoRALinear": "attn_gate_values_rank",
@@ -110,6 +112,8 @@ def feature(name: str, what: Any) -> ValueError:
 def memory_length(module: Any, unpositioned: bool, flags: Any) -> int | None:
     """max_mem_len, where a segment behind a memory is what xflash makes of it."""
     if not module.max_mem_len:
+        if module.shift_mem_down:
+            raise feature("shift_mem_down", "without max_mem_len")
         return None
     restarts = {"num_memory_tokens": module.num_memory_tokens, "use_abs_pos_emb": not unpositioned}
     restarts |= {"shift_tokens": flags.get("shift_tokens"), "attn_num_mem_kv": flags.get("attn_num_mem_kv")}
@@ -176,6 +180,9 @@ def read_norm(norm: Any, reader: Reader) -> dict[str, Tensor]:
     """The weights of a norm by their names here."""
     if kind(norm).startswith("Adaptive"):
         return {"to_gain.weight": reader.take(norm.to_gamma.weight)}
+    if kind(norm) == "DynamicTanh":
+        gain, alpha = reader.take(norm.gamma) + norm.gamma_offset, reader.take(norm.pre_tanh_scale)
+        return {"gain": gain, "bias": reader.take(norm.beta), "alpha": alpha + norm.pre_tanh_scale_offset}
     return {} if kind(norm) == "SimpleRMSNorm" else {"gain": read_gain(norm, reader)}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from ..base.shapes import Tensor
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
-__all__ = ["TINY", "check_skips", "read_condition", "read_join", "read_reads", "residual_slots"]
+__all__ = ["TINY", "check_skips", "factor_of", "read_condition", "read_join", "read_reads", "residual_slots"]
 
 # Their RMS norms divide by max(norm, 1e-12), with nothing added under the root.
 TINY = 1e-24
@@ -24,26 +24,48 @@ def residual_slots(peer: Any) -> dict[str, Any]:
     constants = any(getattr(r, "scale_residual_constant", 1) != 1 for _, _, r in peer.layers)
     # With a norm between the gain and the sum, the gain belongs to the block.
     scaled = any(kind(part) == "LayerScale" for _, layer, _ in peer.layers for part in layer.modules())
-    flags: dict[str, Any] = {"scale": "layerscale" if scaled and not peer.sandwich_norm else None}
-    if peer.post_branch_fn_needs_condition:
-        flags["scale"] = "adaptive_layerscale"
+    constant = 1.0 if peer.residual_scale is None else peer.residual_scale
+    chosen = {"constant": constant != 1, "macaron": is_macaron(peer, constant != 1), "layerscale": scaled}
+    names = [name for name, there in chosen.items() if there and not peer.sandwich_norm]
+    names += ["adaptive_layerscale"] * peer.post_branch_fn_needs_condition
+    flags: dict[str, Any] = {"scale": " ".join(names) or None}
+    if "constant" in names:
+        flags["constant_factor"] = constant
     flags["join"] = JOINS[kind(first)]
     if flags["join"] == "add" and (gains or constants):
         flags["join"] = "scaled"
     elif flags["join"] == "gru" and gains:
         flags["gru_gain"] = True
     elif flags["join"] == "hyper":
-        if any(r.num_input_views != 1 for _, _, r in peer.layers):
-            raise feature("qkv_receive_diff_residuals", "of num_residual_streams")
         # Their balancing is over one row of each matrix, whose entries become ones whatever they were.
         flags |= {"hyper_streams": first.num_residual_streams, "hyper_mixing": "sum"}
+        if any(r.num_input_views != 1 for _, _, r in peer.layers):
+            flags["hyper_views"] = True
     mixers = [mixer for mixer in peer.layer_integrators if mixer is not None]
-    flags["reads"] = " ".join(["unet"] * bool(peer.unet_skips) + ["lime"] * bool(mixers)) or None
+    listed = {"unet": peer.unet_skips, "lime": mixers, "reinject": peer.reinject_input}
+    flags["reads"] = " ".join(name for name, there in listed.items() if there) or None
+    if peer.learned_reinject_input_gate is not None:
+        if not peer.reinject_input:
+            raise feature("learned_reinject_input_gate", "without reinject_input")
+        flags["reinject_gate"] = True
     if any(mixer.multiple_views for mixer in mixers):
         flags["lime_views"] = True
     if mixers:
         flags |= {"lime_eps": TINY, "lime_weights": "relu" if kind(mixers[0].to_weights[-1]) == "ReLU" else "softmax"}
     return flags
+
+
+def is_macaron(peer: Any, constant: bool) -> bool:
+    """Whether feed-forward layers are halved, besides the one factor that all layers may have."""
+    around = [[part for part in layer.modules() if kind(part) == "Scale"] for _, layer, _ in peer.layers]
+    return any(len(scales) > constant for scales, name in zip(around, peer.layer_types, strict=True) if name == "f")
+
+
+def factor_of(scale: Any, slots: dict[str, Any]) -> float:
+    """What a factor around a layer leaves to its weights: 1 where a slot has it."""
+    named = (slots["scale"] or "").split()
+    inner = kind(scale.fn) == "FeedForward" and "macaron" in named
+    return 1.0 if scale.scale is None or inner or "constant" in named else scale.scale
 
 
 def read_condition(peer: Any, norm: str, slots: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +92,10 @@ def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader
         return gain | {ours: reader.take(getattr(residual.gru, theirs)) for ours, theirs in gates.items()}
     if slots["join"] == "hyper":
         # The other columns are those of the matrices that mix streams.
-        found = {"reads": reader.take(residual.static_alpha)[:, 0].contiguous()}
-        found["to_reads"] = reader.take(residual.dynamic_alpha_fn)[:, 0].contiguous()
+        views = residual.num_input_views
+        chosen = 0 if views == 1 else slice(views)
+        found = {"reads": reader.take(residual.static_alpha)[:, chosen].contiguous()}
+        found["to_reads"] = reader.take(residual.dynamic_alpha_fn)[:, chosen].contiguous()
         names = {"writes": "static_beta", "to_writes": "dynamic_beta_fn"}
         names |= {"reads_scale": "dynamic_alpha_scale", "writes_scale": "dynamic_beta_scale"}
         found |= {ours: reader.take(getattr(residual, theirs)) for ours, theirs in names.items()}
@@ -82,6 +106,10 @@ def read_join(residual: Any, slots: dict[str, Any], like: Tensor, reader: Reader
 def read_reads(peer: Any, i: int, reader: Reader) -> Weights:
     """The weights of what layer i reads beside its stream."""
     found: Weights = {}
+    if peer.reinject_input and i == peer.layers_execute_order[0]:
+        found["reinject.project.weight"] = reader.take(peer.reinject_input_proj.weight)
+        if peer.learned_reinject_input_gate is not None:
+            found["reinject.to_gate.weight"] = reader.take(peer.learned_reinject_input_gate.weight)
     if (skip := peer.skip_combines[i]) is not None:
         found["unet.combine.weight"] = reader.take(skip.combine.weight)
     views = any(mixer is not None and mixer.multiple_views for mixer in peer.layer_integrators)

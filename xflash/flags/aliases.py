@@ -6,6 +6,7 @@ from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
+from .branch_spellings import BRANCH_SAMPLES, BRANCH_SWITCHES, BRANCHES, with_macaron
 from .layout import NONE
 
 __all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
@@ -57,7 +58,7 @@ SWITCHES |= {
     f"{block}_{name}": (True, {f"{block}_{flag}": meant for flag, meant in flags.items()})
     for block in READERS
     for name, flags in READS.items()
-}
+} | BRANCH_SWITCHES
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
 STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink", "zero_key")
 SEVERAL: dict[str, tuple[str, ...]] = {
@@ -68,6 +69,7 @@ SEVERAL: dict[str, tuple[str, ...]] = {
 }
 # A value for each alias that is more than a switch, to show what it means.
 SAMPLES: dict[str, Any] = {
+    **BRANCH_SAMPLES,
     "norm_type": "scalenorm",
     "pre_norm_has_final_norm": False,
     "rotary_xpos": True,
@@ -151,6 +153,7 @@ def best(block: str) -> Callable[[Any], dict[str, Any]]:
 
 COSINES = ("qk_norm", "qk_norm_scale", "read_qk_norm", "read_qk_norm_scale")
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    **BRANCHES,
     "norm_type": lambda name: {"norm": name},
     "pre_norm_has_final_norm": lambda value: {"final_norm": value},
     "rotary_xpos": lambda value: {"rotary_xpos": value, **({"pos": "rotary"} if value is True else {})},
@@ -237,6 +240,7 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags.get("gate_residual") is True and flags.get("scale_residual") is True:
         # x-transformers' gated residual has a gain too then.
         flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
+    flags = with_macaron(flags)
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
             meant = as_norm(meant) if flag == "norm" else meant
@@ -272,7 +276,7 @@ def written(flag: str, flags: Mapping[str, Any]) -> str:
     """How a flag was set: by its own name, or by another spelling."""
     for name, value in flags.items():
         if name != flag and flag not in flags and flag in (meant := spoken(name, value)):
-            return f"{name}={value!r} means {flag}={meant[flag]!r},"
+            return f"{name}={shown(value)} means {flag}={shown(meant[flag])},"
     return f"{flag} is set"
 
 

@@ -44,9 +44,10 @@ SAID = re.compile(r"([A-Za-z_]\w*)\s*=")
 TIMES = re.compile(r"\s*\*\s*(?P<times>-?\d+)")
 
 
-def default_layout(cross_attend: bool, only_cross: bool) -> str:
+def default_layout(cross_attend: bool, only_cross: bool, macaron: bool = False) -> str:
     """The layout of a stack that is given none."""
-    return "cross_attn ff" if only_cross else "attn cross_attn ff" if cross_attend else "attn ff"
+    plain = "cross_attn ff" if only_cross else "attn cross_attn ff" if cross_attend else "attn ff"
+    return f"ff {plain}" if macaron else plain
 
 
 class LayerSpec(NamedTuple):

@@ -1,11 +1,11 @@
 """The parts of a stack; importing them registers the built-in ones by name."""
 
-from . import activations, adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
+from . import activations, adaptive_layernorm, adaptive_rmsnorm, dynamic_tanh, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau, moe
-from .joins import gru, hyper, join, orthogonal, scaled
+from .joins import gru, hyper, join, mv_split, orthogonal, resi_dual, scaled
 from .positions import alibi, rel_pos, relative, rotary, rotary2d
-from .reads import lime, read, unet
-from .scales import adaptive_layerscale, scale
+from .reads import lime, read, reinject, unet
+from .scales import adaptive_layerscale, constant, macaron, scale
 
 __all__ = [
     "activations",
@@ -14,6 +14,8 @@ __all__ = [
     "adaptive_rmsnorm",
     "alibi",
     "attention",
+    "constant",
+    "dynamic_tanh",
     "embeddings",
     "feedforward",
     "flash",
@@ -22,12 +24,16 @@ __all__ = [
     "hyper",
     "join",
     "lime",
+    "macaron",
     "moe",
+    "mv_split",
     "norms",
     "orthogonal",
     "read",
+    "reinject",
     "rel_pos",
     "relative",
+    "resi_dual",
     "rotary",
     "rotary2d",
     "scale",

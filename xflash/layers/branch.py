@@ -19,17 +19,21 @@ from .reads.read import Read
 from .scales.scale import Scale
 from .shift import TokenShift
 
-__all__ = ["Branch", "NormPlace"]
+__all__ = ["BEFORE", "BEHIND", "SUMMED", "Branch", "NormPlace"]
 
-NormPlace = Literal["pre", "post", "sandwich", "after"]
+NormPlace = Literal["pre", "post", "sandwich", "after", "pre_and_post"]
+# Of these, the ones that have a norm in front of the block, behind it, after the sum.
+BEFORE, BEHIND, SUMMED = ("pre", "sandwich", "pre_and_post"), ("sandwich", "after"), ("post", "pre_and_post")
 
 
 class Branch(nn.Module):
     """`x + f(norm(x))` and its variants: what is read of the stream, what multiplies the update, how it joins.
 
     Norms stand in three slots: before the block, after it, after the sum. grad_checkpoint: in training nothing inside
-    is kept for the gradients, it is computed again (1604.06174).
+    is kept for the gradients, it is computed again (1604.06174).  keeps_read: its block keeps what is read.
     """
+
+    keeps_read = False
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class Branch(nn.Module):
         last, before = state if state is not None else (None, None)
         join, block = self.join, self.block
         read, x = (x, x) if self.reads is None and not join.wide else self.reading(x, ctx, place)
+        if self.keeps_read:
+            ctx.relay.leave("read", "here", read)
         y = read if self.before is None else self.before(read, ctx)
         if self.shift is not None:
             y, last = self.shift(y, ctx, last)
@@ -81,7 +87,7 @@ class Branch(nn.Module):
             y = drop_rows(y, self.dropout)
         x = join(x, y, ctx)
         if self.final is not None:
-            x = self.final(x, ctx)
+            x = join.settled(x, self.final, ctx)
         return x, own(BranchState(last, inner), state) if ctx.keep_state else None
 
     def reading(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, place: int) -> tuple[Float[Tensor, "b n *_ d"], Any]:

@@ -69,7 +69,7 @@ class Column:
         seen = {**dict(held), **beside} if held else beside
         ctx = self.context(x, state, new, seen, (keep_state, in_place, maps, losses))
         after_all: list[BranchState | None] = []
-        join = self.branches[0].join if self.branches else None
+        join = self.branches[self.order[0]].join if self.branches else None
         if hiddens is not None:
             hiddens.append(x)
         if join is not None and join.wide:
@@ -80,8 +80,8 @@ class Column:
             if hiddens is not None and join is not None:
                 hiddens.append(join.narrow(x))
         if join is not None and join.wide:
-            x = join.narrow(x)
-        if self.last_norm is not None:
+            x = join.ended(x, self.last_norm, ctx)
+        elif self.last_norm is not None:
             x = self.last_norm(x, ctx)
         if hiddens is not None:
             hiddens.append(x)

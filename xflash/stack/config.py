@@ -12,6 +12,7 @@ from ..flags.layout import MOST_LAYERS, NONE, LayerSpec, default_layout, parse_l
 from ..layers.blocks.block import Block
 from ..saving.configurable import homes
 from .held import held_by_none, parts_of
+from .order import sandwiched
 from .side_inputs import untaken
 from .slots import SLOTS, Slot, slot_prefix
 from .stack_config import StackConfig
@@ -37,7 +38,7 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
     if config.only_cross and config.cross_attend is False:
         raise ValueError("only_cross=True contradicts cross_attend=False")
     if config.custom_layers is not None:
-        for name in ("layers", "depth"):
+        for name in ("layers", "depth", "sandwich_coef"):
             if getattr(config, name) is not None:
                 raise ValueError(f"custom_layers is the whole column of layers, so {name} cannot be given beside it")
         return parse_layout(config.custom_layers), 1
@@ -49,6 +50,8 @@ def column(config: StackConfig) -> tuple[tuple[LayerSpec, ...], int]:
         raise ValueError(
             f"depth={config.depth} repeats the layout's {len(specs)} layers; a stack has {MOST_LAYERS} at most"
         )
+    if config.sandwich_coef is not None:
+        return sandwiched(specs, config.depth, config.sandwich_coef, config.weight_tie_layers), 1
     return specs, config.depth
 
 

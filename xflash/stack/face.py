@@ -22,7 +22,7 @@ from .config import check_condition, check_widths, known_flags
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
 from .noted import Noted, check_noted, noting
-from .parts import make_branch, make_norm, publishing, sites_of
+from .parts import make_branch, make_last, publishing, sites_of
 from .places import apart, check_uses, make_position
 from .resolve import resolve
 from .side_inputs import Door, asked_by, checked, given_here, heeded_by, packed
@@ -59,13 +59,13 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         self.layout = plan.text
         self.dim, self.causal = plan.config.dim, plan.config.causal
         site, *sites = sites_of(plan)
-        self.branches = nn.ModuleList(make_branch(plan, i, own) for i, own in enumerate(sites))
+        self.branches = nn.ModuleList(make_branch(plan, own) for own in sites)
         check_widths(self.blocks())
-        self.order = [i % len(sites) for i in range(len(plan.layers))]
+        self.order = list(plan.order)
         held = [cast(Branch, branch).block for branch in self.branches]
         self.piece_width = publishing(held, self.order, self.layout)
         self.way = Column if self.piece_width is None else BlockByBlock
-        self.final_norm = make_norm(plan.norm, site)
+        self.final_norm = make_last(plan, site)
         self.pos, self.apart = plan.pos, apart(self.blocks())
         self.positions = nn.ModuleDict({name: make_position(self, name, *of) for name, of in plan.positions.items()})
         check_uses(self)

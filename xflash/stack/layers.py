@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, joins, positions
+from ..base.registry import blocks, joins, positions, reads, scales
 from ..flags.flag import build
 from ..flags.layout import NONE
+from ..layers.branch import BEFORE
 from .around import Chosen, Entry, norm_of, of_group, position_flag
 from .slots import slot_prefix
 
-__all__ = ["Layer", "Member", "check_joins", "layer_of", "positions_of"]
+__all__ = ["Layer", "Member", "check_joins", "check_scales", "layer_of", "positions_of"]
 
 
 class Member(NamedTuple):
@@ -60,11 +61,36 @@ def layer_of(
         tuple(member._replace(norm=norms.get(i)) for i, member in enumerate(members)),
         norm,
         place,
-        {name: parts[slot_prefix(name)] for name in said.get("scale", parts["scale"])},
+        {name: parts[slot_prefix(name)] for name in scales_of(entries, said, parts["scale"])},
         (join, parts[slot_prefix(join)]),
         int(said.get("shift_tokens", shift)),
         said.get("layer_dropout", dropout),
     )
+
+
+def scales_of(entries: Sequence[Entry], said: Mapping[str, Any], shared: Sequence[str]) -> list[str]:
+    """The scales of a layer; ValueError for one that the layout says of it and that does not stand there."""
+    here = [blocks[entry.spec.name] for entry in entries]
+    chosen = said.get("scale", shared)
+    fit = [name for name in chosen if scales[name].fits(here)]
+    if "scale" in said and len(fit) < len(chosen):
+        other = next(name for name in chosen if name not in fit)
+        where = next(entry.where for entry in entries if "scale" in entry.around)
+        raise ValueError(f"scale={other!r} is set{where}, but {others(other)}")
+    return fit
+
+
+def others(scale: str) -> str:
+    """Why a scale does not stand behind every block."""
+    able = ", ".join(name for name, block in blocks.items() if scales[scale].fits([block]))
+    return f"it stands behind other blocks ({able})"
+
+
+def check_scales(chosen: Sequence[str], layers: Sequence[Layer]) -> None:
+    """ValueError for a scale of the stack that stands behind none of its blocks."""
+    for name in chosen:
+        if not any(scales[name].fits([blocks[member.name] for member in layer.members]) for layer in layers):
+            raise ValueError(f"scale has {name!r}, but {others(name)}")
 
 
 def norm_of_layer(entries: Sequence[Entry], said: Mapping[str, Any], shared: Chosen) -> Chosen | None:
@@ -84,7 +110,7 @@ def norms_of_members(
     kinds = [kind for kind in (said.get("norm", NONE), shared[0]) if kind != NONE]
     found = {}
     for i, flags in own.items():
-        if not kinds or said["norm_place"] not in ("pre", "sandwich"):
+        if not kinds or said["norm_place"] not in BEFORE:
             why = (
                 f"norm_place={said['norm_place']!r} has none there" if kinds else f"norm={NONE!r} is what the stack has"
             )
@@ -93,8 +119,11 @@ def norms_of_members(
     return found
 
 
-def check_joins(layers: Sequence[Layer]) -> None:
-    """ValueError where only some layers have the streams of a join that has several."""
+def check_joins(layers: Sequence[Layer], chosen: Sequence[str]) -> None:
+    """ValueError where only some layers have the streams of a join that has several, or norms stand elsewhere.
+
+    chosen: the reads of the stack, which may not have what a join gives.
+    """
     found = list(dict.fromkeys(layer.join[0] for layer in layers))
     wide = [name for name in found if joins[name].wide]
     if wide and len(found) > 1:
@@ -103,6 +132,20 @@ def check_joins(layers: Sequence[Layer]) -> None:
             f"join={wide[0]!r} has streams of its own from the first layer to the last, but join={other!r} is set for "
             "some"
         )
+    for layer in layers:
+        name, config = layer.join
+        alone = next((read for read in chosen if not reads[read].takes_views), None)
+        if alone is not None and joins[name].views(config):
+            raise ValueError(
+                f"reads={alone!r} reads one mixture of what is above, but {name}_views=True gives queries, keys and "
+                "values one each"
+            )
+        able = joins[layer.join[0]].norm_places
+        if able and layer.norm_place not in able:
+            raise ValueError(
+                f"join={layer.join[0]!r} needs a norm after each sum, but norm_place={layer.norm_place!r} has none "
+                f"there: give {' or '.join(map(repr, able))}"
+            )
 
 
 def positions_of(

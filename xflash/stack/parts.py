@@ -14,14 +14,16 @@ from ..base.state import StackState
 from ..layers.apart import Apart
 from ..layers.blocks.block import Block, Site
 from ..layers.blocks.parallel import Parallel
-from ..layers.branch import Branch
+from ..layers.branch import BEFORE, BEHIND, SUMMED, Branch
+from ..layers.clamped import Clamped
 from ..layers.norms import Norm
 from ..layers.shift import TokenShift
 from .around import Chosen
 from .layers import Layer
+from .order import places_of
 from .resolve import Resolved
 
-__all__ = ["auxiliary_loss", "make_branch", "make_norm", "publishing", "renewed", "sites_of"]
+__all__ = ["auxiliary_loss", "make_branch", "make_last", "make_norm", "publishing", "renewed", "sites_of"]
 
 
 def publishing(blocks: Sequence[Block], order: Sequence[int], layout: str) -> int | None:
@@ -101,8 +103,7 @@ def sized(t: Tensor, like: Tensor) -> Tensor:
 
 def sites_of(plan: Resolved) -> list[Site]:
     """Where what stands at no place of its own stands, and then where each distinct branch of the column does."""
-    stack, count = plan.config, len(plan.layers)
-    distinct = plan.period if stack.weight_tie_layers else count
+    stack = plan.config
     whole = Site(
         stack.dim,
         stack.heads,
@@ -111,13 +112,20 @@ def sites_of(plan: Resolved) -> list[Site]:
         period=plan.period,
         layers=tuple(layer.name for layer in plan.layers),
         dim_condition=stack.dim_condition,
+        start=stack.branch_start,
     )
-    return [whole, *(replace(whole, places=tuple(range(i, count, distinct))) for i in range(distinct))]
+    return [whole, *(replace(whole, places=places) for places in places_of(plan.order))]
 
 
 def make_norm(chosen: Chosen | None, site: Site) -> Norm | None:
     """A norm, where there is one."""
     return None if chosen is None else norms[chosen[0]](chosen[1], site)
+
+
+def make_last(plan: Resolved, site: Site) -> Norm | Clamped | None:
+    """What stands behind the last layer."""
+    norm, stack = make_norm(plan.norm, site), plan.config
+    return Clamped(norm, stack.softclamp_output_value) if stack.softclamp_output else norm
 
 
 def make_block(layer: Layer, site: Site) -> Block:
@@ -131,7 +139,7 @@ def make_block(layer: Layer, site: Site) -> Block:
 
 def norm_before(layer: Layer, site: Site) -> Norm | Apart | None:
     """What norms the stream for the block; for each of several, where some have a norm of their own."""
-    if layer.norm_place not in ("pre", "sandwich"):
+    if layer.norm_place not in BEFORE:
         return None
     own = {i: cast(Norm, make_norm(member.norm, site)) for i, member in enumerate(layer.members) if member.norm}
     shared = make_norm(layer.norm, site) if len(own) < len(layer.members) else None
@@ -143,13 +151,13 @@ def norm_behind(layer: Layer, site: Site) -> Norm | None:
 
     It makes every update as large as the stream: started small, their sum keeps its size.
     """
-    found = make_norm(layer.norm, site) if layer.norm_place in ("sandwich", "after") else None
+    found = make_norm(layer.norm, site) if layer.norm_place in BEHIND else None
     return found and found.start_at(site.branches**-0.5, layer.norm_place)
 
 
-def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
-    """Layer i of the column with its norms, shift and residual slots."""
-    layer, stack = plan.layers[i], plan.config
+def make_branch(plan: Resolved, site: Site) -> Branch:
+    """The layer of the column that is built at `site`, with its norms, shift and residual slots."""
+    layer, stack = plan.layers[site.places[0]], plan.config
     alone = len(layer.members) == 1
     site = replace(site, views=registered[layer.name].views if alone else 1)
     block, join = make_block(layer, site), layer.join
@@ -161,7 +169,7 @@ def make_branch(plan: Resolved, i: int, site: Site) -> Branch:
         scale={n: scales[n](c, site) for n, c in layer.scale.items()},
         before=norm_before(layer, site),
         after=norm_behind(layer, site),
-        final=make_norm(layer.norm, site) if layer.norm_place == "post" else None,
+        final=make_norm(layer.norm, site) if layer.norm_place in SUMMED else None,
         shift=TokenShift(shift, site) if shift else None,
         dropout=layer.dropout,
         grad_checkpoint=stack.grad_checkpoint,

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..base.registry import blocks, excerpt, norms, positions
+from ..base.registry import blocks, excerpt, joins, norms, positions
 from ..flags.aliases import ALIASES, as_norm, canonical, names, written
-from ..flags.flag import Flag, Owner, build, flags_of, route
+from ..flags.flag import Flag, Owner, build, check_idle, flags_of, route
 from ..flags.layout import NONE, LayerSpec, layout_text
+from ..layers.branch import SUMMED
 from .around import Around, Chosen, Entry, entry_of, position_flag
 from .config import StackConfig, check_cross, check_every, check_positions, column, per_layer
 from .held import layer_config, parts_of, with_choices
-from .layers import Layer, Member, check_joins, layer_of, positions_of
+from .layers import Layer, Member, check_joins, check_scales, layer_of, positions_of
+from .order import order_of, places_of
 from .slots import SLOTS, choices, owners, slot_prefix
 
 __all__ = ["Resolved", "read", "resolve"]
@@ -19,12 +21,14 @@ __all__ = ["Resolved", "read", "resolve"]
 class Resolved(NamedTuple):
     """What a stack is built of.
 
-    norm: the last one.  positions: all that there are, by name, and `pos` the names of those that blocks have which say
-    nothing else.  rows: the flags of the stack; said: those that the layout says of layers.
+    order: the layers as numbers, equal ones one module.  norm: the last one.  positions: all that there are, by name,
+    and `pos` the names of those that blocks have which say nothing else.  rows: the flags of the stack; said: those
+    that the layout says of layers.
     """
 
     config: StackConfig
     layers: tuple[Layer, ...]
+    order: tuple[int, ...]
     period: int
     text: str
     norm: Chosen | None
@@ -77,24 +81,21 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     routed = route(said, all_owners, ALIASES, lambda name: written(name, flags))
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
-    members = arranged(
-        entries, [[layer_config(e.spec, e.where, parts, routed) for e in es] for es in entries], depth, stack
-    )
-    if stack.weight_tie_layers and depth == 1:
-        raise ValueError(
-            "weight_tie_layers=True ties the repetitions of the layout, but it is there only once (depth=1)"
-        )
-    distinct = len(specs) if stack.weight_tie_layers else len(members)
-    members, there = placed(members[:distinct], entries, chosen["pos"], parts, routed)
-    layers = surrounded(members, entries, stack, depth, {**parts, "scale": chosen["scale"]})
+    configs = [[layer_config(e.spec, e.where, parts, routed) for e in layer] for layer in entries]
+    order = order_of(stack, len(specs) * depth, len(specs))
+    members = arranged(entries, configs, order, stack)
+    distinct = [members[places[0]] for places in places_of(order)]
+    members, there = placed(distinct, entries, chosen["pos"], parts, routed)
+    layers = surrounded(members, entries, stack, len(specs) * depth, {**parts, **chosen})
     parts[""] = stack
     # Owners in the order a reader expects them: the stack's flags first, then part by part.
     rows = [(p + name, getattr(parts[p], name), spec) for p in present for name, spec in flags_of(present[p]).items()]
     flat = {name: value for name, value, _ in rows}
     return Resolved(
         config=stack,
-        layers=layers,
-        period=len(specs),
+        layers=tuple(layers[i] for i in order),
+        order=order,
+        period=len(specs) if stack.layers_execute_order is None else len(order),
         text=whole if depth == 1 else f"({whole}) x {depth}",
         norm=last_norm(stack, parts.get("norm_")),
         reads={name: parts[slot_prefix(name)] for name in chosen["reads"]},
@@ -127,17 +128,21 @@ def everywhere(chosen: Mapping[str, Sequence[str]], entries: Sequence[Entry]) ->
 
 
 def arranged(
-    entries: Sequence[Sequence[Entry]], made: Sequence[Sequence[tuple[Any, Any]]], depth: int, stack: StackConfig
+    entries: Sequence[Sequence[Entry]],
+    made: Sequence[Sequence[tuple[Any, Any]]],
+    order: Sequence[int],
+    stack: StackConfig,
 ) -> list[list[Member]]:
-    """The blocks of all layers of the column, with what they ask of each other."""
+    """The blocks of all layers of the column as they are run, with what they ask of each other."""
     layers = [
         [Member(e.spec.name, *how) for e, how in zip(*layer, strict=True)] for layer in zip(entries, made, strict=True)
     ]
-    every: Any = tuple((member.name, member.config) for layer in layers for member in layer) * depth
+    column = [layers[i % len(layers)] for i in order]
+    every: Any = tuple((member.name, member.config) for layer in column for member in layer)
     for place, (name, _) in enumerate(every):
         every = tuple(blocks[name].arrange(place, every, stack.heads))
     found = iter(every)
-    return [[member._replace(config=next(found)[1]) for member in layer] for layer in layers * depth]
+    return [[member._replace(config=next(found)[1]) for member in layer] for layer in column]
 
 
 def placed(
@@ -178,23 +183,26 @@ def surrounded(
     members: Sequence[Sequence[Member]],
     entries: Sequence[Sequence[Entry]],
     stack: StackConfig,
-    depth: int,
+    count: int,
     parts: Mapping[str, Any],
-) -> tuple[Layer, ...]:
-    """The layers of the whole column, from the blocks of those that are not tied to others."""
-    count, distinct = len(entries) * depth, len(members)
+) -> list[Layer]:
+    """The distinct layers of a column, from their blocks; `count`: of the layout's layers, tied ones each."""
+    distinct = len(members)
     shifts = per_layer("shift_tokens", stack.shift_tokens, count, distinct)
     dropouts = per_layer("layer_dropout", stack.layer_dropout, count, distinct)
     layers = [
         layer_of(entries[i % len(entries)], members[i], stack, shifts[i], dropouts[i], parts) for i in range(distinct)
     ]
-    check_joins(layers)
+    check_joins(layers, parts["reads"])
+    check_scales(parts["scale"], layers)
     check_norms(stack, layers)
-    return tuple(layers) * (count // distinct)
+    return layers
 
 
 def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:
-    """ValueError for flags of norms where there is none."""
+    """ValueError for flags of norms where there is none, and of a clamp that is not there."""
+    if not stack.softclamp_output:
+        check_idle(stack, ("softclamp_output_value",), "softclamp_output is False")
     if stack.norm == NONE and stack.final_norm:
         raise ValueError(f"final_norm=True is set, but norm={NONE!r}")
     if stack.norm_place != "pre" and not any(layer.norm or any(m.norm for m in layer.members) for layer in layers):
@@ -203,7 +211,8 @@ def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:
 
 def last_norm(stack: StackConfig, config: Any) -> Chosen | None:
     """The norm behind the last layer, with its Config."""
-    wanted = stack.norm_place != "post" if stack.final_norm is None else stack.final_norm
+    usual = stack.norm_place not in SUMMED or joins[stack.join].norms_end
+    wanted = usual if stack.final_norm is None else stack.final_norm
     norm = as_norm(stack.norm)
     return (norm, config) if wanted and norm != NONE else None
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..flags.flag import flag
+from ..layers.blocks.block import BranchStart
 from ..layers.branch import NormPlace
 from ..layers.shift import ShiftStyle
 
@@ -41,12 +42,26 @@ class StackConfig:
             "block_attn+state_read attn+recurrent ff",
             "attn state_read block_attn(read_from=(1,)) recurrent(reads=False)",
             "block_attn state_read recurrent(reads=False) recurrent(read_layer=1)",
+            {"layers": "attn flash gau ff", "layers_execute_order": (0, 1, 0, 2, 3, 2), "depth": 1},
         ),
     )
     custom_layers: str | tuple[Any, ...] | None = flag(
         None,
         "the whole column instead of layers and depth: ('a', 'f')",
         tried=(("f", "flash", "a", "gau"), ("a", "c", "cross_gau", "f")),
+    )
+    sandwich_coef: int | None = flag(
+        None,
+        "so many repetitions of the layout are taken apart: what mixes tokens in front, what does not behind",
+        at_least=1,
+        paper="https://arxiv.org/abs/1911.03864",
+        tried=({"sandwich_coef": 1, "depth": 2},),
+    )
+    layers_execute_order: tuple[int, ...] | None = flag(
+        None,
+        "the layers in the order in which they are run, by number from 0, some of them again",
+        paper="https://arxiv.org/abs/2405.15071",
+        tried="it is, with a layout of its own: layers",
     )
     norm: str | None = flag(
         "layernorm",
@@ -55,12 +70,25 @@ class StackConfig:
     )
     norm_place: NormPlace = flag(
         "pre",
-        "norms before each block, after each sum, before and after each block, or (OLMo 2) only after it",
+        "norms before each block, after each sum, before and after each block, (OLMo 2) only after it, or (KEEL) "
+        "before it and after the sum",
         paper="https://arxiv.org/abs/2002.04745",
-        tried=("post", "sandwich", "after"),
+        tried=("post", "sandwich", "after", "pre_and_post"),
     )
     final_norm: bool | None = flag(
-        None, "a norm behind the last layer (None: unless norm_place is 'post')", tried=(False, True)
+        None, "a norm behind the last layer (None: unless norms stand after sums)", tried=(False, True)
+    )
+    softclamp_output: bool = flag(
+        False,
+        "what the last norm reads is kept within softclamp_output_value by a tanh",
+        paper="https://arxiv.org/abs/2408.00118",
+        tried=(True,),
+    )
+    softclamp_output_value: float = flag(
+        30.0,
+        "the bound of softclamp_output",
+        above=0,
+        tried=({"softclamp_output_value": 2.0, "softclamp_output": True},),
     )
     reads: str | tuple[str, ...] | None = flag(
         None, "what branches read of the stream beside itself: any registered", tried=({"reads": "unet", "depth": 2},)
@@ -70,6 +98,12 @@ class StackConfig:
     )
     join: str = flag(
         "add", "how updates join the stream, a registered join: add, scaled, ...", tried="all that are registered are"
+    )
+    branch_start: BranchStart = flag(
+        "even",
+        "how large updates start: alike, their sum as large as one; smaller in each repetition of the layout; at zero",
+        paper="https://arxiv.org/abs/2501.00656",
+        tried=("depth", "zero"),
     )
     pos: str | tuple[str, ...] | None = flag(
         None,

@@ -2,8 +2,9 @@
 
 from ..base.registry import blocks as registered
 from ..stack.face import AttentionLayers
+from ..stack.memory import keep_reads
 
-__all__ = ["memory_length"]
+__all__ = ["memory_length", "memory_shift"]
 
 
 def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None:
@@ -19,3 +20,12 @@ def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None
             f"keep every token: {able})"
         )
     return max_mem_len
+
+
+def memory_shift(down: int, max_mem_len: int | None, stack: AttentionLayers) -> int:
+    """`shift_mem_down`, for which the stack is made to keep what its layers read; ValueError where it cannot be."""
+    if down and max_mem_len is None:
+        raise ValueError(f"shift_mem_down={down} moves a memory, but max_mem_len is None")
+    if down:
+        keep_reads(stack, down)
+    return down

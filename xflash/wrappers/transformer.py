@@ -10,13 +10,14 @@ from ..base.checks import as_doc_ids, as_rows, check_switch
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
 from ..stack.face import AttentionLayers
+from ..stack.memory import moved_down
 from .compiled_step import CompilableStep
 from .input_embedding import InputEmbedding
 from .model import Model, behind
 from .model_state import ModelState, stack_state
 from .pooled_output import PooledOutput, pooled_output
 from .side_calls import with_side_calls
-from .stack_given import memory_length
+from .stack_given import memory_length, memory_shift
 from .token_head import TokenHead
 from .wanted import Wanted
 
@@ -54,11 +55,17 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
             paper="https://arxiv.org/abs/1901.02860", tried=(29,),
         )  # fmt: skip
 
+        shift_mem_down: int = flag(
+            0, "each layer is given what the layer so many below it has read before, as its memory", at_least=0,
+            paper="https://arxiv.org/abs/2012.15688", tried=({"shift_mem_down": 1, "max_mem_len": 29},),
+        )  # fmt: skip
+
     embedding: InputEmbedding
 
     def assemble(self, config: Any) -> None:
         self.attn_layers, self.num_tokens = config.attn_layers, config.num_tokens
         self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
+        self.shift_mem_down = memory_shift(config.shift_mem_down, self.max_mem_len, self.attn_layers)
         if config.num_memory_tokens:
             self.attn_layers.set_memory_tokens(config.num_memory_tokens)
         self.max_seq_len = config.max_seq_len or None
@@ -252,7 +259,10 @@ class TransformerWrapper(CompilableStep, TokenHead, Model):
         state = state.detach() if detach else state
         if self.max_mem_len is None:
             return state
-        return state._replace(stack=self.attn_layers.shorten(state.stack, self.max_mem_len))
+        stack = self.attn_layers.shorten(state.stack, self.max_mem_len)
+        if self.shift_mem_down:
+            stack = moved_down(self.attn_layers.column, stack, self.shift_mem_down)
+        return state._replace(stack=stack)
 
 
 def makes_none(model: TransformerWrapper, how: str) -> str:

@@ -32,6 +32,7 @@ class Attention(Latents):
     views = 3
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
+    moves = True
     has_matrix = True
     positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi"})
     offers = frozenset({"buffers", "causal", "relay"})
@@ -88,6 +89,8 @@ class Attention(Latents):
         x = x if x.dim() == 3 else x[:, :, 0]
         reader = self.reader
         fresh = self.bring(x, ctx, state) if reader.brings else ()
+        if self.keeps_read:
+            fresh = (ctx.relay.take("read", "here")[:, None],)
         (k, v, *brought), state = self.remember(k, v, ctx, state, *fresh)
         slots = place(state, ctx, k.shape[2])
         absorbed = self.has_latents and self.absorbs(x.shape[1], ctx)
@@ -97,7 +100,7 @@ class Attention(Latents):
             k, v = self.made_again(k, ctx, state)
         read = None if reader.plain else Read(q, k, ctx, slots.at, slots.keys)
         if read is not None:
-            read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=True)) for held in (brought, fresh))
+            read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=False)) for held in (brought, fresh))
         y = self.look(q, k, v, ctx, slots, read)
         y = self.joined(self.from_latents(y) if absorbed else y, x)
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
@@ -117,6 +120,19 @@ class Attention(Latents):
         qk = self.normed(qk, "q", "k")
         q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
         return q.flatten(1, 2), k.flatten(1, 2), v
+
+    def rooted(self) -> str:
+        if self.config.value_residual:
+            return f"{self.kind}_value_residual=True mixes values with those of the layer's own call"
+        if self.reader.brings:
+            return f"{self.kind}_scores={' '.join(self.config.scores)!r} keeps more of each token than what is read"
+        if self.config.dim_latent_kv is not None:
+            return f"{self.kind}_dim_latent_kv={self.config.dim_latent_kv} keeps latents in place of keys and values"
+        return ""
+
+    def remade(self, state: KV, x: Float[Tensor, "b n d"], ctx: Ctx) -> KV:
+        _, k, v = self.of_latents(x, ctx) if self.has_latents else self.of_tokens(x, ctx)
+        return state.holding((k, v, *state.brought))
 
     def split(self, t: Float[Tensor, "b n _"], r: int) -> tuple[Float[Tensor, "b g _ n k"], Float[Tensor, "b g n e"]]:
         """What was projected by key/value head: its queries and its key, and its value."""

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,7 +16,9 @@ from ...base.state import Ctx
 from ...flags.flag import flags_of
 from ...flags.layout import AROUND
 
-__all__ = ["Block", "Site", "update_of"]
+__all__ = ["Block", "BranchStart", "Site", "update_of"]
+
+BranchStart = Literal["even", "depth", "zero"]
 
 # A factor such as 960 / 704 is meant as written, although in floats it times 704 falls short of 960.
 SLACK = 1e-6
@@ -33,7 +35,8 @@ class Site:
     period: the layers in one repetition of the layout.  parts: the Configs of the parts that a block holds, by name;
     those that are not there have their defaults.  layers: the names of all blocks down the column, of those in parallel
     'attn+ff'.  pos: the names of the block's positions, None for those of the stack.  views: how many tensors the block
-    here can read in place of one.  dim_head: how wide the queries are whose scores a step stands behind.
+    here can read in place of one.  dim_head: how wide the queries are whose scores a step stands behind.  start: how
+    large updates start.
     """
 
     dim: int
@@ -49,6 +52,13 @@ class Site:
     parts: Mapping[str, Any] = field(default_factory=dict)
     member: int = 0
     pos: tuple[str, ...] | None = None
+    start: BranchStart = "even"
+
+    def check_views(self, flag: str) -> None:
+        """ValueError where no block of the column can read a tensor each for queries, keys and values."""
+        if not any(blocks[name].views > 1 for name in self.layers if name in blocks):
+            able = ", ".join(name for name, block in blocks.items() if block.views > 1)
+            raise ValueError(f"{flag}=True, but no block of the stack reads several mixtures (those that do: {able})")
 
     def is_first(self, name: str) -> bool:
         """Whether the block here is the first of this name down the column, at one of its places."""
@@ -71,17 +81,28 @@ class Site:
         )
 
     def linear_out(self, width: int, bias: bool = False, gated: bool = False) -> nn.Linear:
-        """The projection back to the stream, its start scaled by 1/sqrt(branches) so that their sum keeps its size.
-
-        `gated`: what it projects is a product of two small factors, so that it starts small as it is.
-        """
+        """The projection back to the stream, which starts as `started` says, with a bias of zeros."""
         linear = nn.Linear(width, self.dim, bias=bias)
-        with torch.no_grad():
-            if not gated:
-                linear.weight.mul_(self.branches**-0.5)
-            if linear.bias is not None:
-                linear.bias.zero_()
+        self.started(linear.weight, gated)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
         return linear
+
+    @torch.no_grad()
+    def started(self, weight: Float[Tensor, "*_ d e"], gated: bool = False) -> Float[Tensor, "*_ d e"]:
+        """A weight that projects back to the stream, begun as `nn.Linear` begins it, as `start` has it; in place.
+
+        'even': scaled by 1/sqrt(branches) so that their sum keeps its size; 'depth': with a deviation of
+        1/sqrt(2 e l) in the l-th repetition of the layout, or layer where it is there once; 'zero'.
+        `gated`: what it projects is a product of two small factors, so that an even start is small as it is.
+        """
+        if self.start == "zero":
+            return weight.zero_()
+        if self.start == "depth":
+            once = self.period == len(self.layers)
+            number = 1 + self.places[0] // (1 if once else self.period)
+            return weight.normal_(std=(2 * weight.shape[-1] * number) ** -0.5)
+        return weight if gated else weight.mul_(self.branches**-0.5)
 
 
 class Block(nn.Module, ABC):
@@ -102,8 +123,9 @@ class Block(nn.Module, ABC):
     and part; one that `borrows` from another block takes over its flags, unless its own say otherwise. `heeds`
     names the side inputs in `ctx.beside` that it looks at though no block has to. One that `counts_places` counts
     itself where its queries and keys stand, in one line, whatever positions say; one that `turns_kept` turns keys of
-    former calls, by counting where they stand. `example` has the flags of the stack that docs/flags.md shows it in,
-    where its name and its first flag are not enough.
+    former calls, by counting where they stand. What one that `moves` remembers can be made of what another layer read
+    (`remade`), which it then `keeps_read`. `example` has the flags of the stack that docs/flags.md shows it in, where
+    its name and its first flag are not enough.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -123,6 +145,8 @@ class Block(nn.Module, ABC):
     heeds: ClassVar[frozenset[str]] = frozenset()
     counts_places: ClassVar[bool] = False
     turns_kept: bool = False
+    moves: ClassVar[bool] = False
+    keeps_read: bool = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
@@ -240,6 +264,14 @@ class Block(nn.Module, ABC):
     def shorten(self, state: Any, tokens: int, front: int, bound: int, length: Int[Tensor, " b"] | None) -> Any:
         """The state of a block that `keeps_tokens`, with each row's first `front` and last `tokens` tokens only."""
         return state
+
+    def rooted(self) -> str:
+        """Why a block that `moves` cannot do so as it is set, or ''."""
+        return ""
+
+    def remade(self, state: Any, x: Float[Tensor, "b n d"], ctx: Ctx) -> Any:
+        """The state of a block that `moves`, in place of another's `state`, of whose tokens it would have read x."""
+        raise NotImplementedError(f"{type(self).__name__} remembers what it read alone")
 
     def extra_repr(self) -> str:
         shown = ", ".join(f"{k}={v!r}" for k, v in vars(self.config).items()) if self.config is not None else ""

@@ -44,6 +44,11 @@ class KV(NamedTuple):
         """The state with what `fn` makes of every buffer."""
         return self.holding([fn(t) for t in self.buffers])
 
+    def tokens(self) -> Int[Tensor, "b m"]:
+        """Which token each slot holds."""
+        slot = torch.arange(self.k.shape[2], device=self.gone.device)[None]
+        return torch.where(slot < self.front, slot, slot + self.gone[:, None])
+
     def renewed(self, rows: Bool[Tensor, " b"], fresh: "KV | None", bound: int) -> "KV":
         """The state with the named rows as in `fresh` (None: as before their first token), `bound` tokens seen at most.
 

@@ -170,7 +170,7 @@ class Experts(nn.Module):
         self.config, self.dropout = config, config.dropout
         wide = inner * (2 if config.glu else 1)
         self.to_inner = nn.Parameter(begun(experts, wide, site.dim))
-        self.to_out = nn.Parameter(begun(experts, site.dim, inner) * site.branches**-0.5)
+        self.to_out = nn.Parameter(site.started(begun(experts, site.dim, inner)))
         self.inner_bias, self.out_bias = (
             None if config.no_bias else nn.Parameter(torch.zeros(experts, width)) for width in (wide, site.dim)
         )

@@ -45,16 +45,21 @@ class Hyper(Join):
             "how streams are mixed; 'sum' (each becomes the sum of all) reproduces x-transformers 2.31",
             tried=({"mixing": "sum", "streams": 2},),
         )
+        views: bool = flag(
+            False, "queries, keys and values of attention are each given a mixture of their own", tried=(True,)
+        )
         rounds: int = flag(5, "rounds of balancing the matrices that mix streams", at_least=1, tried=(2,))
 
     def __init__(self, config, site):
         super().__init__(config, site)
-        s, d = config.streams, site.dim
-        first = torch.zeros(s)
+        s, d, v = config.streams, site.dim, (site.views,) if config.views and site.views > 1 else ()
+        if config.views:
+            site.check_views("hyper_views")
+        first = torch.zeros(s, *v)
         first[site.places[0] % s] = 1
         self.gain = nn.Parameter(torch.ones(d))
         self.reads, self.writes = nn.Parameter(first), nn.Parameter(torch.ones(s))
-        self.to_reads, self.to_writes = nn.Parameter(torch.zeros(d)), nn.Parameter(torch.zeros(d))
+        self.to_reads, self.to_writes = nn.Parameter(torch.zeros(d, *v)), nn.Parameter(torch.zeros(d))
         self.reads_scale, self.writes_scale = (nn.Parameter(torch.full((), 1e-2)) for _ in range(2))
         if config.mixing == "balanced":
             self.mixes, self.to_mixes = nn.Parameter(4 * torch.eye(s)), nn.Parameter(torch.zeros(d, s))
@@ -69,12 +74,17 @@ class Hyper(Join):
         """Their sum."""
         return x.sum(2)
 
-    def take(self, x: Float[Tensor, "b n s d"], ctx: Ctx) -> tuple[Float[Tensor, "b n d"], Any]:
+    @classmethod
+    def views(cls, config: Config) -> bool:
+        return config.views
+
+    def take(self, x: Float[Tensor, "b n s d"], ctx: Ctx) -> tuple[Float[Tensor, "b n *v d"], Any]:
         """What the branch reads; the streams mixed, and how much of the update each gets."""
         normed = F.layer_norm(x, (self.site.dim,), self.gain, None, 1e-5)
         reads = (self.reads + normed @ self.to_reads * self.reads_scale).sigmoid()
         writes = self.writes + (normed @ self.to_writes).sigmoid() * 2 * self.writes_scale
-        read = (x * reads.to(x.dtype)[..., None]).sum(2)
+        reads = reads.to(x.dtype)[..., None]
+        read = (x * reads).sum(2) if reads.dim() == x.dim() else (x[:, :, :, None] * reads).sum(2)
         return read, (self.mixed(x, normed), writes.sigmoid().to(x.dtype) * 2)
 
     def mixed(self, x: Float[Tensor, "b n s d"], normed: Float[Tensor, "b n s d"]) -> Float[Tensor, "b n s d"]:

@@ -6,6 +6,7 @@ from ...base.moved import lent
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
+from ..norms import Norm
 from ..part import Part
 
 __all__ = ["Add", "Join", "Residual"]
@@ -16,10 +17,13 @@ class Join(Part):
 
     One that is `wide` has the stream in another shape (b, n, ..., d): `widen` makes it at the top of the column,
     `narrow` ends it at the bottom, and `take` says what a branch reads of it and what `forward` is given as x.
+    `norm_places`: the only ones it can stand beside; `norms_end`: a last norm is what it needs, wherever norms stand.
     """
 
     calls = ("x", "update", "ctx")
     wide: ClassVar[bool] = False
+    norm_places: ClassVar[tuple[str, ...]] = ()
+    norms_end: ClassVar[bool] = False
 
     def widen(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n *_ d"]:
         """The stream as the branches hand it on; asked of the first branch."""
@@ -32,6 +36,20 @@ class Join(Part):
     def take(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx) -> tuple[Float[Tensor, "b n d"], Any]:
         """What the branch reads, and the x of `forward`."""
         return x, x
+
+    @classmethod
+    def views(cls, config: Any) -> bool:
+        """Whether a branch that can read several tensors is given one for each by `take`, (b, n, views, d)."""
+        return False
+
+    def settled(self, x: Float[Tensor, "b n *_ d"], norm: Norm, ctx: Ctx) -> Float[Tensor, "b n *_ d"]:
+        """The stream behind the norm that stands after the sum."""
+        return norm(x, ctx)
+
+    def ended(self, x: Float[Tensor, "b n *_ d"], norm: Norm | None, ctx: Ctx) -> Float[Tensor, "b n d"]:
+        """What a stack gives whose stream is `wide`; norm: its last one."""
+        y = self.narrow(x)
+        return y if norm is None else norm(y, ctx)
 
 
 joins.base = Join

@@ -22,7 +22,7 @@ class Orthogonal(Join):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        eps: float = flag(1e-6, "what is added to x.x", above=0, tried=(1e-3,))
+        eps: float = flag(1e-6, "what is added to x.x", above=0, tried="it is there for tokens of zeros")
 
     def forward(self, x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         exact = torch.promote_types(x.dtype, torch.float32)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...base.registry import blocks, reads
+from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import flag
@@ -39,13 +39,10 @@ class LIMe(Read):
         if len(site.places) > 1:
             raise ValueError(
                 "reads='lime' mixes all layers above, a number of its own for each place, but weight_tie_layers=True "
-                "has one module stand at several"
+                "(or layers_execute_order) has one module stand at several"
             )
-        if config.views and not any(blocks[name].views > 1 for name in site.layers if name in blocks):
-            able = ", ".join(name for name, block in blocks.items() if block.views > 1)
-            raise ValueError(
-                f"lime_views=True, but no block of the stack reads several mixtures (those that do: {able})"
-            )
+        if config.views:
+            site.check_views("lime_views")
         return True
 
     def __init__(self, config, site):

@@ -1,6 +1,6 @@
 """`Read`: the interface of what stands between the stream and a branch."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ...base.registry import reads
 from ...base.shapes import Float, Tensor
@@ -15,10 +15,11 @@ class Read(Part):
     """Base of the reads: forward(y, ctx, place) gives what the branch reads, y what it would have read without.
 
     `place` is that of this call in the column: tied layers are one module at several. What layers leave each other is
-    in `ctx.relay`.
+    in `ctx.relay`. One that `takes_views` takes a tensor each for queries, keys and values, (b, n, 3, d), as well.
     """
 
     calls = ("y", "ctx", "place")
+    takes_views: ClassVar[bool] = False
 
     @classmethod
     def stands(cls, config: Any, site: Site) -> bool:

@@ -29,11 +29,14 @@ class UNet(Read):
     and in U-ViT (https://arxiv.org/abs/2209.12152).
     """
 
+    takes_views = True
+
     @classmethod
     def stands(cls, config, site: Site) -> bool:
         if len(site.places) > 1:
             raise ValueError(
-                "reads='unet' joins two halves of the column, but weight_tie_layers=True makes all repetitions one"
+                "reads='unet' joins two halves of the column, but weight_tie_layers=True (or layers_execute_order) has "
+                "one module stand in both"
             )
         if len(site.layers) == site.period:
             raise ValueError(

@@ -1,5 +1,6 @@
 """`Scale`: the interface of what multiplies a branch's update; `layerscale` and `rezero`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from ...base.registry import scales
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import flag
+from ..blocks.block import Block
 from ..part import Part
 
 __all__ = ["LayerScale", "ReZero", "Scale"]
@@ -18,6 +20,11 @@ class Scale(Part):
     """Base of the scales: forward(update, ctx) gives the update that joins the stream."""
 
     calls = ("update", "ctx")
+
+    @classmethod
+    def fits(cls, blocks: Sequence[type[Block]]) -> bool:
+        """Whether one stands behind these blocks, which are in parallel where there are several."""
+        return True
 
 
 scales.base = Scale

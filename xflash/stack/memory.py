@@ -1,0 +1,61 @@
+"""Enhanced recurrence: layers that remember what a layer below them read of the stream (ERNIE-Doc)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..base.registry import blocks as registered
+from ..base.state import StackState
+from ..layers.branch import Branch
+
+if TYPE_CHECKING:
+    from .column import Column
+
+__all__ = ["keep_reads", "moved_down"]
+
+
+def keep_reads(stack: Any, down: int) -> None:
+    """Has the layers whose memories can move `down` keep what they read; ValueError where they cannot move so far."""
+    said = f"shift_mem_down={down} gives layers the memory of layers below them"
+    movers = [branch for branch in stack.branches if branch.block.moves]
+    count = sum(stack.branches[i].block.moves for i in stack.order)
+    if not down < count:
+        able = ", ".join(name for name, block in registered.items() if block.moves)
+        raise ValueError(f"{said}, but {count} of them have one that can be given away ({able})")
+    why = next((why for branch in movers if (why := rooted(branch))), "")
+    if not why and (asked := sorted({"condition", "grid"} & set(stack.heeded))):
+        why = f"the {asked[0]} of its tokens is not remembered"
+    if why:
+        raise ValueError(f"{said}, but {why}")
+    for branch in movers:
+        branch.keeps_read = branch.block.keeps_read = True
+
+
+def rooted(branch: Branch) -> str:
+    """Why no other layer's memory can be in the place of this one's, or ''."""
+    if branch.reads is not None:
+        return f"reads={' '.join(branch.reads)!r} gives each layer more to read than its stream"
+    if branch.join.wide:
+        return "there are several streams"
+    return "shift_tokens mixes tokens in front of a layer" if branch.shift is not None else branch.block.rooted()
+
+
+@torch.no_grad()
+def moved_down(column: Column, state: StackState, down: int) -> StackState:
+    """`state` in which each layer has, of the tokens there are, keys and values of what the layer `down` below it read.
+
+    Each is a layer's own, made anew (https://arxiv.org/abs/2012.15688); the last ones go on with the first ones'.
+    """
+    places = [place for place, i in enumerate(column.order) if column.branches[i].keeps_read]
+    found = list(state.branches)
+    for at, place in enumerate(places):
+        branch, source = column.branches[column.order[place]], state.branches[places[(at + down) % len(places)]].block
+        read = source.brought[-1][:, 0]
+        plain = column.context(read, None, None, {}, (False, False, None))
+        ctx = replace(plain, positions=source.tokens()).seen_by(branch.block.site.pos)
+        normed = read if branch.before is None else branch.before(read, ctx)
+        found[place] = found[place]._replace(block=branch.block.remade(source, normed, ctx))
+    return state._replace(lease=None, branches=tuple(found))
