@@ -20,7 +20,7 @@ try:
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
         import x_transformers as peers
         from x_transformers.attend import Attend
-        from x_transformers.x_transformers import ScaledSinusoidalEmbedding
+        from x_transformers.x_transformers import DynamicPositionBias, ScaledSinusoidalEmbedding
 except ImportError:
     if os.environ.get("XFLASH_REQUIRE_PEERS") == "1":
         raise
@@ -56,6 +56,11 @@ STACKS = {
     "rotary odd width": {"rotary_pos_emb": True, "rotary_emb_dim": 3},
     "rotary interpolation": {"rotary_pos_emb": True, "rotary_interpolation_factor": 2.5},
     "rotary rescaled": {"rotary_pos_emb": True, "rotary_base_rescale_factor": 3.7, "rotary_emb_dim": 10},
+    "rotary heads": {"rotary_pos_emb": True, "rotate_num_heads": 3},
+    "dynamic": {"dynamic_pos_bias": True, "attn_num_mem_kv": 2, "attn_kv_heads": 2, "dynamic_pos_bias_mlp_depth": 1},
+    "dynamic, norm": {
+        "dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_norm": True,
+    },
     "rotary alibi": {"rotary_pos_emb": True, "alibi_pos_bias": True},
     "rel_pos": {"rel_pos_bias": True, "rel_pos_num_buckets": 10, "rel_pos_max_distance": 17},
     "alibi": {"alibi_pos_bias": True, "heads": 12},
@@ -250,9 +255,8 @@ REFUSED = {
     "adaptive_condition_mlp": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
     "num_memory_tokens": ({"use_adaptive_rmsnorm": True}, {"num_memory_tokens": 2}),
     "sandwich_norm": ({"use_adaptive_layerscale": True, "sandwich_norm": True}, {}),
-    "dynamic_pos_bias": ({"dynamic_pos_bias": True}, {}),
     "polar_pos_emb": ({"polar_pos_emb": True}, {}),
-    "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {}),
+    "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2, "cross_attend": True}, {}),
     "rotary_xpos (with attn_num_mem_kv": ({"rotary_xpos": True, "attn_num_mem_kv": 2}, {}),
     "rotary_emb_dim": ({"rotary_xpos": True, "rotary_emb_dim": 3}, {}),
     "layers_execute_order": ({"layers_execute_order": (0, 1, 0, 3)}, {}),
@@ -328,7 +332,7 @@ REFUSED = {
 # What changes nothing by itself, or only the start and the gradients.
 IDLE = {
     "AttentionLayers": """dim depth heads causal verbose only_cross dim_condition adaptive_condition_mlp_expansion
-        dynamic_tanh_init_alpha dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm
+        dynamic_tanh_init_alpha
         polar_bias_uniform_init hyper_conn_sinkhorn_iters layer_integrate_use_softmax learned_value_residual_mix
         softclamp_output_value kwargs""",
     "Attention": """dim heads causal dim_context dim_out output_proj_depth zero_init_output sparse_topk_straight_through
@@ -357,10 +361,19 @@ def exact(peer):
         # Softmax in float32 whatever the model's dtype.
         if isinstance(part, Attend) and getattr(part.attn_fn, "keywords", {}).get("dtype") is torch.float32:
             part.attn_fn = functools.partial(F.softmax, dim=-1)
+        if isinstance(part, DynamicPositionBias):
+            part.mlp[0].register_forward_pre_hook(functools.partial(given_distances, part.log_distance))
         # The same frequencies by a formula whose last float32 bit differs from FLASH-pytorch's and xflash's.
         if isinstance(part, ScaledSinusoidalEmbedding):
             part.inv_freq = inverse_frequencies(2 * len(part.inv_freq), 10000.0).double()
     return peer
+
+
+def given_distances(log, module, args):
+    """Distances in float64, which theirs counts in float32 whatever the model's dtype."""
+    n = (len(args[0]) + 1) // 2
+    distance = torch.arange(1 - n, n, dtype=torch.float64)[:, None]
+    return (distance.sign() * distance.abs().log1p() if log else distance,)
 
 
 def make_stack(flags, causal):

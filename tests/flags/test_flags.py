@@ -83,6 +83,12 @@ SPELLINGS = [
     ({"attn_softclamp_logits": True, "attn_scores": "topk"}, {"attn_scores": "topk softclamp"}),
     ({"attn_sparse_topk": None, "attn_sparse_topk_straight_through": False}, {}),
     ({"attn_pre_talking_heads": False, "attn_softclamp_logits": False}, {}),
+    ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {"pos": "rotary", "rotary_num_heads": 2}),
+    (
+        {"dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_mlp_depth": 3},
+        {"pos": "dynamic", "dynamic_log_distance": True, "dynamic_mlp_depth": 3},
+    ),
+    ({"rotate_num_heads": None, "dynamic_pos_bias_mlp_depth": 2, "dynamic_pos_bias_norm": False}, {}),
 ]
 # What blocks of softmax attention are told alike.
 READS = [

@@ -6,7 +6,9 @@ from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
+from . import spelled_scores
 from .layout import NONE
+from .spelled_scores import unless
 
 __all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
 
@@ -55,6 +57,7 @@ SWITCHES |= {
     for block in READERS
     for name, flags in READS.items()
 }
+SWITCHES |= spelled_scores.SWITCHES
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
 STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink")
 SEVERAL: dict[str, tuple[str, ...]] = {
@@ -74,6 +77,7 @@ SAMPLES: dict[str, Any] = {
     "residual": "layerscale",
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
+    **spelled_scores.SAMPLES,
     **{
         f"{block}_{begin}qk_norm{end}": value
         for block in ("block_attn", "recurrent", "state_read")
@@ -135,11 +139,6 @@ def renamed(flag: str) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {flag: value}
 
 
-def straight(block: str) -> Callable[[Any], dict[str, Any]]:
-    """Straight-through gradients of the best keys; False is said without these too."""
-    return lambda value: {} if value is False else {f"{block}_topk_straight_through": value}
-
-
 def best(block: str) -> Callable[[Any], dict[str, Any]]:
     """How many keys a query keeps, None for all."""
     return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
@@ -156,13 +155,14 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual": residual,
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
+    **spelled_scores.OTHERS,
 }
 for reader in READERS:
     OTHERS |= {
         f"{reader}_pre_talking_heads": talking(reader, "pre"),
         f"{reader}_post_talking_heads": talking(reader, "post"),
         f"{reader}_sparse_topk": best(reader),
-        f"{reader}_sparse_topk_straight_through": straight(reader),
+        f"{reader}_sparse_topk_straight_through": unless(False, f"{reader}_topk_straight_through"),
         f"{reader}_logit_softclamp_value": renamed(f"{reader}_softclamp_value"),
     }
 # What xflash 0.1.0 called otherwise.

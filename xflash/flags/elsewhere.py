@@ -108,7 +108,6 @@ ABSENT = """
     attn_softpick attn_selective attn_laser attn_laser_softclamp_value attn_orthog_projected_values
     attn_orthog_projected_values_per_head macaron resi_dual zero_init_branch_output use_dynamic_tanh use_derf
     dynamic_tanh_init_alpha scale_residual_constant adaptive_condition_mlp adaptive_condition_mlp_expansion
-    dynamic_pos_bias dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm rotate_num_heads
     polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
     attn_aggregated_residuals attn_aggregated_residual_kwargs mv_split_residual gated_multi_residual
     depth_scale_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout qkv_receive_diff_residuals
@@ -117,7 +116,7 @@ ABSENT = """
     attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output
     attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm attn_l2_distance attn_gumbel_softmax
     attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
-    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv attn_rotate_num_heads
+    attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv
     attn_data_dependent_alibi_per_row attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias
     attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_cope_soft_onehot_pos attn_cope_talking_heads
     attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
@@ -166,6 +165,7 @@ HINTS = {
     "attn_logit_softcapping": "attn_scores='softclamp' bounds the scores, attn_softclamp_value says how far",
     **dict.fromkeys(("moe_aux_loss", "router_aux_loss_coef", "moe_load_balance", "aux_loss_coef"), BALANCE),
     "orthog_residual": "join='orthogonal' says it",
+    "attn_rotate_num_heads": "rotary_num_heads says it, or rotate_num_heads",
     "attn_use_cope": "attn_scores='cope' says it",
     "attn_cope_max_pos": "attn_scores='cope' says it, and attn_cope_positions how many",
     "only_attn": "layers='attn' says it",
