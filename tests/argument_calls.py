@@ -280,10 +280,14 @@ def flags():
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str | None, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
+    spelt |= {"rotate_num_heads": int | None, "attn_cope_max_pos": int, "dynamic_pos_bias_mlp_depth": int}
+    spelt |= {f"dynamic_pos_bias_{name}": bool for name in ("log_distance", "norm")}
     for block in ("attn", "cross_attn"):
         spelt |= {f"{block}_sparse_topk": int | None, f"{block}_logit_softclamp_value": float}
         booleans = ("pre_talking_heads", "post_talking_heads", "sparse_topk_straight_through")
         spelt |= {f"{block}_{name}": bool for name in booleans}
+        spelt |= {f"{block}_gumbel_softmax_temp": float, f"{block}_gumbel_softmax_hard": bool}
+        spelt |= {f"{block}_custom_attn_fn": str | Callable[[torch.Tensor], torch.Tensor] | None}
     for block, begins in (("block_attn", ("", "read_")), ("recurrent", ("", "read_")), ("state_read", ("",))):
         spelt |= {f"{block}_{begin}qk_norm": bool for begin in begins}
         spelt |= {f"{block}_{begin}qk_norm_scale": float for begin in begins}

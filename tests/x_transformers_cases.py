@@ -134,30 +134,6 @@ CAUSAL_STACKS = {
         "ff_glu": True, "use_scalenorm": True, "scale_residual": True,
     },
 }  # fmt: skip
-# Causal too; what stands between scores and values.
-SCORES = {
-    "softclamp": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.7},
-    "topk": {"attn_sparse_topk": 3},
-    "topk, straight through": {"attn_sparse_topk": 3, "attn_sparse_topk_straight_through": True},
-    "talking heads": {"attn_pre_talking_heads": True, "attn_post_talking_heads": True},
-    "talking heads before": {"attn_pre_talking_heads": True, "alibi_pos_bias": True},
-    "talking heads behind, clamped": {"attn_post_talking_heads": True, "attn_softclamp_logits": True},
-    "residual": {"residual_attn": True, "depth": 3},
-    "residual of all": {
-        "residual_attn": True, "depth": 3, "attn_pre_talking_heads": True, "attn_softclamp_logits": True,
-        "attn_logit_softclamp_value": 2.0, "alibi_pos_bias": True, "attn_num_mem_kv": 2,
-    },
-    "learned sink": {"attn_head_learned_sink": True},
-    "learned sink beside memory": {"attn_head_learned_sink": True, "attn_num_mem_kv": 2, "alibi_pos_bias": True},
-    "forget": {"attn_data_dependent_alibi": True},
-    "forget beside memory": {"attn_data_dependent_alibi": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True},
-    "sigmoid": {"attn_sigmoid": True},
-    "hard": {"attn_hard": True},
-    "sigmoid and sinks": {"attn_sigmoid": True, "attn_head_learned_sink": True, "attn_post_talking_heads": True},
-    "cross": {"cross_attend": True, "attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.5},
-    "cross, residual": {"cross_attend": True, "cross_residual_attn": True, "residual_attn": True, "depth": 3},
-    "cross, its own": {"cross_attend": True, "attn_hard": True, "cross_attn_hard": False, "cross_attn_sigmoid": True},
-}  # fmt: skip
 # With a context, of width 34 unless a flag says otherwise; `only_cross` also as a CrossAttender.
 CROSS = {
     "cross_attend": {"cross_attend": True},
@@ -286,10 +262,6 @@ REFUSED = {
     "attn_gate_values_headwise": ({"attn_gate_values": True, "attn_gate_values_headwise": True}, {}),
     "attn_output_gate": ({"attn_output_gate": True}, {}),
     "attn_output_gate_headwise": ({"attn_output_gate": True, "attn_output_gate_headwise": True}, {}),
-    "attn_gumbel_softmax": ({"attn_gumbel_softmax": True}, {}),
-    "attn_relu": ({"attn_custom_attn_fn": F.relu}, {}),
-    "attn_l2_distance": ({"attn_l2_distance": True}, {}),
-    "attn_selective": ({"attn_selective": True}, {}),
     "attn_cog_signed": ({"attn_cog_signed": True}, {}),
     "attn_qk_rmsnorm": ({"attn_qk_rmsnorm": True}, {}),
     "attn_k_rmsnorm": ({"attn_k_rmsnorm": True}, {}),
@@ -298,7 +270,12 @@ REFUSED = {
     "attn_value_dim_head": ({"attn_value_dim_head": 7}, {}),
     "attn_add_zero_kv": ({"attn_add_zero_kv": True}, {}),
     "attn_use_rel_proj_pos_bias": ({"attn_use_rel_proj_pos_bias": True}, {}),
-    "attn_use_cope": ({"attn_use_cope": True}, {}),
+    "attn_use_cope (with attn_num_mem_kv": ({"attn_use_cope": True, "attn_num_mem_kv": 2}, {}),
+    "attn_cope_talking_heads": (
+        {"attn_use_cope": True, "attn_cope_talking_heads": True, "attn_max_attend_past": 3},
+        {},
+    ),
+    "attn_cope_soft_onehot_pos": ({"attn_use_cope": True, "attn_cope_soft_onehot_pos": True}, {}),
     "attn_orthog_projected_values": ({"attn_orthog_projected_values": True}, {}),
     "attn_orthog_projected_values_per_head": ({"attn_orthog_projected_values_per_head": True}, {}),
     "attn_laser": ({"attn_laser": True}, {}),
@@ -336,10 +313,10 @@ IDLE = {
         polar_bias_uniform_init hyper_conn_sinkhorn_iters layer_integrate_use_softmax learned_value_residual_mix
         softclamp_output_value kwargs""",
     "Attention": """dim heads causal dim_context dim_out output_proj_depth zero_init_output sparse_topk_straight_through
-        output_gate_rank low_rank_silu_gates gumbel_softmax_temp gumbel_softmax_hard hybrid_mask_kwarg
+        output_gate_rank low_rank_silu_gates hybrid_mask_kwarg
         hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads data_dependent_alibi_per_row
         data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs rel_proj_num_distance_basis rel_proj_max_dist
-        cope_max_pos cope_soft_onehot_pos cope_talking_heads logit_softclamp_value learned_value_residual_mix
+        logit_softclamp_value learned_value_residual_mix
         laser_softclamp_value qkv_receive_diff_residuals latent_rope_subheads onnxable inverted_attention
         attend_sdp_kwargs flash_pack_seq""",
     "FeedForward": """dim dim_out zero_init_output output_proj_depth glu_gate_softclamp_value glu_up_softclamp_value""",

@@ -8,7 +8,7 @@ import pytest
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
 from xflash import __main__ as command
-from xflash.base.registry import blocks, joins, positions, reads, scales, scores
+from xflash.base.registry import blocks, joins, positions, reads, scales, scores, weight_fns
 from xflash.flags.aliases import ALIASES
 from xflash.flags.flag import Owner, build, flag, flag_table, flags_of, route
 from xflash.stack.config import known_flags
@@ -83,6 +83,8 @@ SPELLINGS = [
     ({"attn_softclamp_logits": True, "attn_scores": "topk"}, {"attn_scores": "topk softclamp"}),
     ({"attn_sparse_topk": None, "attn_sparse_topk_straight_through": False}, {}),
     ({"attn_pre_talking_heads": False, "attn_softclamp_logits": False}, {}),
+    ({"attn_use_cope": True, "attn_selective": True}, {"attn_scores": "cope selective", "attn_cope_positions": 16}),
+    ({"attn_use_cope": True, "attn_cope_max_pos": 5}, {"attn_scores": "cope", "attn_cope_positions": 5}),
     ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {"pos": "rotary", "rotary_num_heads": 2}),
     (
         {"dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_mlp_depth": 3},
@@ -102,6 +104,10 @@ READS = [
     ),
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
     ({"sigmoid": True}, {"weight_fn": "sigmoid", "sigmoid_bias": 0}),
+    ({"l2_distance": True}, {"scores": "l2_distance"}),
+    ({"gumbel_softmax": True, "gumbel_softmax_temp": 0.5}, {"weight_fn": "gumbel", "gumbel_temperature": 0.5}),
+    ({"gumbel_softmax": True, "gumbel_softmax_hard": False}, {"weight_fn": "gumbel", "gumbel_hard": False}),
+    ({"custom_attn_fn": "hard", "gumbel_softmax_temp": 1.0, "gumbel_softmax_hard": True}, {"weight_fn": "hard"}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]
 # What 0.1.0 called otherwise.
@@ -215,8 +221,11 @@ def test_the_table_shows_every_flag():
     grid = [line for line in Encoder(dim=24, depth=1, pos="rotary2d").flag_table().splitlines() if "rotary2d_" in line]
     assert [line.split()[0] for line in grid] == [name for name in known_flags() if name.startswith("rotary2d_")]
     shown = {line.split()[0]: line for line in lines[1:]}
-    assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
+    drawn = {f"{n}_weight_fn": "gumbel" for n, block in READING.items() if not block.refuses(weight_fns["gumbel"])}
+    drawing = Decoder(dim=24, depth=1, layers=" ".join(blocks), **drawn).flag_table().splitlines()
     assert shown.keys() == stack.arguments.keys() | {"causal"}
+    shown |= {line.split()[0]: line for line in drawing if "_gumbel_" in line}
+    assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
     assert {name for name in known_flags() if name.split("_")[0] not in ("norm", "rotary2d", *joins)} <= shown.keys()
     assert "2.0 *" in shown["ff_mult"]
     assert "inner width as a multiple of dim" in shown["ff_mult"]

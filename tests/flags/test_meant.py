@@ -36,7 +36,6 @@ FLAGS = {
     "sliding_window_pattern": "layers='(attn(window=...) ff)*5 attn ff' says which layers have a window",
     "ff_hidden": "it is called 'ff_dim' here",
     "orthog_residual": "join='orthogonal' says it",
-    "attn_use_cope": "attn_scores='cope' says it",
     "sandwich_coef": "xflash has no counterpart of this flag of x-transformers",
     "layers_execute_order": "xflash has no counterpart of this flag of x-transformers",
 }

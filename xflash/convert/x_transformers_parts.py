@@ -35,7 +35,8 @@ KNOWN = {
         data_dependent_alibi sparse_topk""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
         flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
-        head_attn_sink""",
+        head_attn_sink selective l2_distance cope""",
+    "CoPE": "max_pos pos_emb talking_heads soft_onehot_temp",
     "DataDependentAlibi": "causal post_log_scale to_forget_gates",
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
@@ -77,7 +78,7 @@ FLAGS = {
     "to_output_gate": "attn_output_gate",
     "to_v_head_gate": "attn_gate_value_heads",
     "q_rmsnorm": "attn_qk_rmsnorm",
-    "cope": "attn_use_cope",
+    "soft_onehot": "attn_cope_soft_onehot_pos",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
     "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
     "up_softclamp_value": "ff_glu_softclamp",

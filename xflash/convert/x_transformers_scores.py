@@ -17,19 +17,20 @@ WEIGHTS = {
     "sigmoid": "sigmoid",
     "one_hot_straight_through": "hard",
     "sparse_topk_attn": "softmax",
+    "gumbel_softmax": "gumbel",
 }
 
 
 def weight_function(attn: Any) -> tuple[str, dict[str, Any]]:
-    """The name of a function that xflash has too, and what it is told; ValueError for another."""
+    """The name of their function, '' of one that was given, and what it is told; ValueError for another axis."""
     fn = attn.attend.attn_fn
     inner, told = (fn.func, dict(fn.keywords)) if isinstance(fn, partial) else (fn, {})
     name = getattr(inner, "__name__", kind(inner))
     along = told.pop("dim", -1)
-    known = inner in (F.softmax, F.sigmoid) or inner.__module__.startswith("x_transformers")
-    if name not in WEIGHTS or not known or along != -1:
+    known = inner in (F.softmax, F.sigmoid, F.gumbel_softmax) or inner.__module__.startswith("x_transformers")
+    if known and (name not in WEIGHTS or along != -1):
         raise feature(f"attn_{name}", "no weight function of xflash's is the same")
-    return name, told
+    return name if known else "", told
 
 
 def read_scores(
@@ -60,21 +61,43 @@ def read_scores(
     if attend.softclamp_logits:
         steps.append("softclamp")
         flags["softclamp_value"] = float(attend.logit_softclamp_value)
+    if attend.cope is not None:
+        steps.append("cope")
+        found, own = read_cope(attn, index, reader)
+        flags, weights = flags | found, weights | own
+    if attend.selective:
+        steps.append("selective")
     if name == "sparse_topk_attn":
         steps.append("topk")
         flags |= {"topk_k": told["sparse_topk"], "topk_straight_through": told["straight_through"]}
     if attend.head_learned_sink:
         steps.append("learned_sink")
         weights["learned_sink.score"] = reader.take(attend.head_attn_sink).index_select(0, index)
+    if attend.l2_distance:
+        steps.append("l2_distance")
     if name == "sigmoid":
         flags["sigmoid_bias"] = 0.0
-    flags |= {"scores": tuple(steps) or None, "weight_fn": WEIGHTS[name]}
+    if name == "gumbel_softmax":
+        flags |= {"gumbel_temperature": float(told["tau"]), "gumbel_hard": told["hard"]}
+    flags |= {"scores": tuple(steps) or None, "weight_fn": WEIGHTS.get(name, attend.attn_fn)}
     return flags, {f"reader.steps.{k}": t for k, t in weights.items()}
 
 
 def mixing(conv: Any, index: Int[Tensor, " h"], reader: Reader) -> Float[Tensor, "h2 h"]:
     """How heads are mixed, in our order."""
     return reader.take(conv.weight)[:, :, 0, 0].index_select(0, index).index_select(1, index)
+
+
+def read_cope(attn: Any, index: Int[Tensor, " h"], reader: Reader) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    module = attn.attend.cope
+    if attn.num_mem_kv:
+        raise feature("attn_use_cope", f"with attn_num_mem_kv={attn.num_mem_kv}, which count as first tokens")
+    if module.talking_heads is not None and attn.max_attend_past is not None:
+        raise feature("attn_cope_talking_heads", "with attn_max_attend_past: what it hides is mixed in")
+    weights = {"cope.e": reader.take(module.pos_emb)}
+    if module.talking_heads is not None:
+        weights["cope.talk"] = mixing(module.talking_heads, index, reader)
+    return {"cope_positions": module.max_pos, "cope_talking_heads": module.talking_heads is not None}, weights
 
 
 def read_forget(module: Any, index: Int[Tensor, " h"], reader: Reader) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
 from . import spelled_scores
 from .layout import NONE
-from .spelled_scores import unless
+from .spelled_scores import renamed, unless
 
 __all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
 
@@ -59,7 +59,7 @@ SWITCHES |= {
 }
 SWITCHES |= spelled_scores.SWITCHES
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
-STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink")
+STEPS = ("residual", "talking_heads", "forget", "softclamp", "cope", "selective", "topk", "learned_sink", "l2_distance")
 SEVERAL: dict[str, tuple[str, ...]] = {
     "pos": (),
     "reads": (),
@@ -134,11 +134,6 @@ def talking(block: str, how: str) -> Callable[[Any], dict[str, Any]]:
     return spoken
 
 
-def renamed(flag: str) -> Callable[[Any], dict[str, Any]]:
-    """Another name for a flag."""
-    return lambda value: {flag: value}
-
-
 def best(block: str) -> Callable[[Any], dict[str, Any]]:
     """How many keys a query keeps, None for all."""
     return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
@@ -172,8 +167,8 @@ OTHERS |= {
     for name in names_then
 }
 # What a spelling leaves unsaid, as long as nothing else says it.
-UNSAID = {
-    f"{reader}_{how}_talking_heads": f"{reader}_talking_heads_{other}"
+UNSAID = spelled_scores.UNSAID | {
+    f"{reader}_{how}_talking_heads": (f"{reader}_talking_heads_{other}", False)
     for reader in READERS
     for how, other in (("pre", "post"), ("post", "pre"))
 }
@@ -242,9 +237,9 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
                 first, second = said[flag], (meant, f"{name}={value!r}")
                 raise ValueError(f"{means(flag, *first)}, but {means(flag, *second)}")
             said[flag] = (meant, f"{name}={value!r}")
-    for name, flag in UNSAID.items():
+    for name, (flag, value) in UNSAID.items():
         if flags.get(name) is True:
-            said.setdefault(flag, (False, f"{name}=True"))
+            said.setdefault(flag, (value, f"{name}=True"))
     for flag, order in SEVERAL.items():
         if order and flag in said:
             own, (every, why) = as_names(flag, flags.get(flag)), said[flag]

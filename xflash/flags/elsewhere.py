@@ -105,7 +105,7 @@ BALANCE = "xflash has no loss yet that balances experts"
 NONE = "xflash has no counterpart of this flag of x-transformers"
 # Flags of x-transformers that say nothing here.
 ABSENT = """
-    attn_softpick attn_selective attn_laser attn_laser_softclamp_value attn_orthog_projected_values
+    attn_softpick attn_laser attn_laser_softclamp_value attn_orthog_projected_values
     attn_orthog_projected_values_per_head macaron resi_dual zero_init_branch_output use_dynamic_tanh use_derf
     dynamic_tanh_init_alpha scale_residual_constant adaptive_condition_mlp adaptive_condition_mlp_expansion
     polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
@@ -114,11 +114,11 @@ ABSENT = """
     reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads attn_sublayer_dropout attn_on_attn
     attn_gate_value_heads attn_swiglu_values attn_gate_values_rank attn_gate_values_headwise attn_output_gate
     attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output
-    attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm attn_l2_distance attn_gumbel_softmax
-    attn_gumbel_softmax_temp attn_gumbel_softmax_hard attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
+    attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm
+    attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
     attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv
     attn_data_dependent_alibi_per_row attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias
-    attn_rel_proj_num_distance_basis attn_rel_proj_max_dist attn_cope_soft_onehot_pos attn_cope_talking_heads
+    attn_rel_proj_num_distance_basis attn_rel_proj_max_dist
     attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
     attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
     ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value
@@ -166,8 +166,7 @@ HINTS = {
     **dict.fromkeys(("moe_aux_loss", "router_aux_loss_coef", "moe_load_balance", "aux_loss_coef"), BALANCE),
     "orthog_residual": "join='orthogonal' says it",
     "attn_rotate_num_heads": "rotary_num_heads says it, or rotate_num_heads",
-    "attn_use_cope": "attn_scores='cope' says it",
-    "attn_cope_max_pos": "attn_scores='cope' says it, and attn_cope_positions how many",
+    "attn_cope_soft_onehot_pos": "attn_scores='cope' lies between the two nearest of its positions",
     "only_attn": "layers='attn' says it",
     "ff_solu": "ff_activation='solu' says it",
     "ff_custom_activation": "an activation of one's own enters by activations.register, and ff_activation names it",

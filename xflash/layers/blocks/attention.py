@@ -14,7 +14,7 @@ from ..positions.slots import Slots
 from ..projection import linear_in, split_groups
 from ..scores.step import Read
 from .block import Site
-from .key_values import KV, append, begin, fits, last, place, reserve, shorten
+from .key_values import KV, added, append, begin, fits, last, place, reserve, shorten
 from .masks import visible
 from .multi_head import MultiHead
 
@@ -34,7 +34,7 @@ class Attention(MultiHead):
     keeps_tokens = True
     has_matrix = True
     positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic"})
-    offers = frozenset({"buffers", "causal", "relay"})
+    offers = frozenset({"buffers", "causal", "chance", "relay"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
@@ -100,6 +100,8 @@ class Attention(MultiHead):
         if read is not None:
             read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=True)) for held in (brought, fresh))
         y = self.joined(self.look(q, k, v, ctx, slots, read), x)
+        if state is not None and read is not None and read.added:
+            state = added(state, reader.brings, read.added, k.shape[2])
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
 
     def of_views(self, x: Float[Tensor, "b n v d"], r: int) -> Float[Tensor, "b h g n k"]:

@@ -58,7 +58,7 @@ class Dynamic(Bias):
             for i, linear in enumerate(self.maps):
                 t = mapped(linear, t)
                 if self.config.norm:
-                    norm = self.norms[i]
+                    norm: Any = self.norms[i]
                     t = nn.functional.layer_norm(t, norm.normalized_shape, *parameters(norm, t), norm.eps)
                 t = nn.functional.silu(t)
             return mapped(self.outs[str(heads)], t).mT

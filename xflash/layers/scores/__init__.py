@@ -1,6 +1,20 @@
 """What stands between the scores of a softmax read and its values; importing it registers the built-in ones by name."""
 
-from . import cope, forget, hard, learned_sink, residual, sigmoid, softclamp, softmax, talking_heads, topk
+from . import (
+    cope,
+    forget,
+    gumbel,
+    hard,
+    l2_distance,
+    learned_sink,
+    residual,
+    selective,
+    sigmoid,
+    softclamp,
+    softmax,
+    talking_heads,
+    topk,
+)
 from .read import SoftmaxRead
 from .step import Read, ScoreStep, WeightFn
 
@@ -11,9 +25,12 @@ __all__ = [
     "WeightFn",
     "cope",
     "forget",
+    "gumbel",
     "hard",
+    "l2_distance",
     "learned_sink",
     "residual",
+    "selective",
     "sigmoid",
     "softclamp",
     "softmax",

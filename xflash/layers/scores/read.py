@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import nn
 
-from ...base.registry import scores, weight_fns
+from ...base.registry import scores
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
 from ...flags.aliases import names
 from ...flags.flag import flag
 from ..kernels.softmax import attend, attend_slow, lower
+from .given import weight_fn
 from .step import Read, ScoreStep
 
 __all__ = ["ReadFlags", "SoftmaxRead", "in_front", "rows_of"]
@@ -38,9 +39,9 @@ class ReadFlags:
             "talking_heads",
         ),
     )
-    weight_fn: str = flag(
+    weight_fn: str | Callable[[Tensor], Tensor] = flag(
         "softmax",
-        "a registered function from scores to weights: softmax, sigmoid, hard, ...",
+        "a registered function from scores to weights: softmax, sigmoid, hard, ..., or one's own",
         tried="all that are registered are",
     )
 
@@ -72,18 +73,18 @@ class SoftmaxRead(nn.Module):
         self.steps = nn.ModuleDict(
             {name: step(site.parts.get(name) or step.Config(), site, heads, kind) for name, step in chosen.items()}
         )
-        fn = weight_fns[config.weight_fn]
-        self.weigh = fn(site.parts.get(config.weight_fn) or fn.Config())
+        self.weigh = weight_fn(config.weight_fn, site)
         matrix = [f"{kind}_scores={' '.join(chosen)!r}" for step in chosen.values() if step.takes_matrix()]
-        matrix += [] if fn.fused else [f"{kind}_weight_fn={config.weight_fn!r}"]
+        matrix += [] if self.weigh.fused else [f"{kind}_weight_fn={config.weight_fn!r}"]
         if matrix and flash:
             raise ValueError(
                 f"{kind}_flash=True asks for the fused kernel, which makes no scores for {matrix[0]}: leave one out"
             )
         self.fused = not matrix and flash is not False
-        self.plain = not chosen and fn.fused
+        self.plain = not chosen and self.weigh.fused
         self.brings = tuple(name for step in chosen.values() for name in step.brings)
         self.extra = any(step.extra_key is not ScoreStep.extra_key for step in chosen.values())
+        self.meets = any(step.meet is not ScoreStep.meet for step in chosen.values())
 
     def ordered(self) -> list[ScoreStep]:
         """The steps in their order."""
@@ -120,6 +121,9 @@ class SoftmaxRead(nn.Module):
 
         causal: whether it is *also* plainly causal.  read: what the steps may know, needed where there are any.
         """
+        if self.meets:
+            for step in self.ordered():
+                q, k = step.meet(q, k)
         by_kernel = self.fused and not maps
         if by_kernel and self.extra:
             k, v, mask, bias, causal = self.beside(k, v, mask, bias, causal, read)
