@@ -282,6 +282,7 @@ def flags():
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
     spelt |= {"rotate_num_heads": int | None, "attn_cope_max_pos": int, "dynamic_pos_bias_mlp_depth": int}
     spelt |= {f"dynamic_pos_bias_{name}": bool for name in ("log_distance", "norm")}
+    spelt |= {"polar_bias_uniform_init": bool}
     for block in ("attn", "cross_attn"):
         spelt |= {f"{block}_sparse_topk": int | None, f"{block}_logit_softclamp_value": float}
         booleans = ("pre_talking_heads", "post_talking_heads", "sparse_topk_straight_through")
@@ -293,8 +294,9 @@ def flags():
         spelt |= {f"{block}_{begin}qk_norm_scale": float for begin in begins}
     assert set(spelt) == set(ALIASES)
     layers = "attn gau flash ff cross_attn block_attn state_read recurrent"
-    whole = {"layers": layers, "scale": "layerscale", "pos": "rotary"}
+    whole = {"layers": layers, "scale": "layerscale", "pos": "rotary dynamic"}
     whole |= {f"{block}_scores": "talking_heads softclamp topk" for block in ("attn", "cross_attn")}
+    whole |= {"attn_scores": "talking_heads softclamp cope topk", "attn_weight_fn": "gumbel"}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
 
 

@@ -61,6 +61,8 @@ STACKS = {
     "dynamic, norm": {
         "dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_norm": True,
     },
+    "polar": {"polar_pos_emb": True},
+    "polar, one key head": {"polar_pos_emb": True, "attn_one_kv_head": True, "attn_qk_norm": True},
     "rotary alibi": {"rotary_pos_emb": True, "alibi_pos_bias": True},
     "rel_pos": {"rel_pos_bias": True, "rel_pos_num_buckets": 10, "rel_pos_max_distance": 17},
     "alibi": {"alibi_pos_bias": True, "heads": 12},
@@ -231,7 +233,6 @@ REFUSED = {
     "adaptive_condition_mlp": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
     "num_memory_tokens": ({"use_adaptive_rmsnorm": True}, {"num_memory_tokens": 2}),
     "sandwich_norm": ({"use_adaptive_layerscale": True, "sandwich_norm": True}, {}),
-    "polar_pos_emb": ({"polar_pos_emb": True}, {}),
     "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2, "cross_attend": True}, {}),
     "rotary_xpos (with attn_num_mem_kv": ({"rotary_xpos": True, "attn_num_mem_kv": 2}, {}),
     "rotary_emb_dim": ({"rotary_xpos": True, "rotary_emb_dim": 3}, {}),
@@ -332,8 +333,9 @@ PREFIX = {
 
 
 def exact(peer):
-    """The peer in eval mode, every weight moved, without the two roundings to float32 that float64 would show."""
+    """The peer in eval mode, every weight moved, without the roundings to float32 that float64 would show."""
     laws.live(peer)
+    peers.x_transformers.apply_polar_pos_emb = polar_exactly
     for part in peer.modules():
         # Softmax in float32 whatever the model's dtype.
         if isinstance(part, Attend) and getattr(part.attn_fn, "keywords", {}).get("dtype") is torch.float32:
@@ -344,6 +346,12 @@ def exact(peer):
         if isinstance(part, ScaledSinusoidalEmbedding):
             part.inv_freq = inverse_frequencies(2 * len(part.inv_freq), 10000.0).double()
     return peer
+
+
+def polar_exactly(t, freqs):
+    """As theirs, which rounds to float32 whatever the model's dtype."""
+    freqs, t = freqs[:, -t.shape[-2] :], F.softplus(t)
+    return torch.cat((t * freqs.cos(), t * freqs.sin()), -1)
 
 
 def given_distances(log, module, args):

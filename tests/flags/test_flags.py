@@ -90,7 +90,16 @@ SPELLINGS = [
         {"dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_mlp_depth": 3},
         {"pos": "dynamic", "dynamic_log_distance": True, "dynamic_mlp_depth": 3},
     ),
-    ({"rotate_num_heads": None, "dynamic_pos_bias_mlp_depth": 2, "dynamic_pos_bias_norm": False}, {}),
+    ({"polar_pos_emb": True, "polar_bias_uniform_init": True}, {"pos": "polar", "polar_uniform_start": True}),
+    (
+        {
+            "rotate_num_heads": None,
+            "polar_bias_uniform_init": False,
+            "dynamic_pos_bias_mlp_depth": 2,
+            "dynamic_pos_bias_norm": False,
+        },
+        {},
+    ),
 ]
 # What blocks of softmax attention are told alike.
 READS = [

@@ -1,4 +1,4 @@
-"""Positions that heads differ in: `rotary_num_heads` and the network of `dynamic`, by their definitions."""
+"""Positions that heads differ in, by their definitions: `rotary_num_heads`, the networks of `dynamic`, `polar`."""
 
 import pytest
 import torch
@@ -37,3 +37,25 @@ def test_a_network_of_the_distance(flags):
             t = torch.nn.functional.silu(position.norms[i](t) if flags else t)
         assert t.shape == (5,)
         torch.testing.assert_close(found[:, column], position.outs["3"](t), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_lengths_at_angles(kv_heads):
+    """The offset of each key's channel is that of the head which reads it."""
+    stack = Decoder(dim=22, depth=1, heads=4, layers="attn", attn_dim_head=3, attn_kv_heads=kv_heads, pos="polar")
+    polar, block = stack.positions["polar"], stack.blocks()[0]
+    offset = polar.offsets["4x3"]
+    torch.nn.init.uniform_(offset, -7, 1)
+    q, k, where = torch.randn(2, 4, 5, 3), torch.randn(2, kv_heads, 5, 3), torch.arange(5)[None] + 6
+    table = polar.table(where, 3, q.dtype)
+    keys = polar.turn(k, table, inverse=True).repeat_interleave(4 // kv_heads, 1)
+    scores = polar.turn(q, table) @ keys.mT
+    assert block.turned_queries() == 4
+    length_q, length_k = torch.nn.functional.softplus(q), torch.nn.functional.softplus(k)
+    frequency = torch.tensor([10000.0 ** (-c / 3) for c in range(3)])
+    for h, i, j in torch.ones(4, 5, 5).nonzero().tolist():
+        angle = (j - i) * frequency + offset[h, 0].clamp(-2 * torch.pi, 0)
+        by_hand = (length_q[:, h, i] * length_k[:, h // (4 // kv_heads), j] * angle.cos()).sum(-1)
+        torch.testing.assert_close(scores[:, h, i, j], by_hand, rtol=1e-4, atol=1e-4)
+    start = Decoder(dim=22, depth=1, pos="polar", polar_uniform_start=True).positions["polar"].offsets["8x64"]
+    assert -2 * torch.pi <= start.min() < -6 and -0.3 < start.max() <= 0

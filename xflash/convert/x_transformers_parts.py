@@ -20,7 +20,7 @@ KNOWN = {
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
-        rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
+        rotary_pos_emb polar_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
         need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
         num_attn_layers num_cross_attn_layers num_ff_layers cross_attend residual_attn
         cross_residual_attn depth
@@ -58,6 +58,7 @@ KNOWN = {
     "ShiftTokens": "fn shifts",
     "RotaryEmbedding": "interpolation_factor scale_base inv_freq scale",
     "RelativePositionBias": "scale causal num_buckets max_distance relative_attention_bias",
+    "PolarEmbedding": "inv_freq learned_bias",
     "DynamicPositionBias": "log_distance mlp",
     "AlibiPositionalBias": "heads total_heads slopes bias",
     "TokenEmbedding": "l2norm_embed emb",

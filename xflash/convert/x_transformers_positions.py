@@ -7,7 +7,7 @@ import einx
 import torch
 from torch import nn
 
-from ..base.shapes import Tensor
+from ..base.shapes import Float, Tensor
 from ..layers.positions.alibi import alibi_slopes
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
@@ -24,6 +24,10 @@ def read_positions(peer: Any, orders: Collection[tuple], reader: Reader, weights
     if peer.rotary_pos_emb is not None:
         pos.append("rotary")
         flags |= read_rotary(peer.rotary_pos_emb, reader) | read_turned(peer)
+    if peer.polar_pos_emb is not None:
+        pos.append("polar")
+        polar = read_polar(peer.polar_pos_emb, reader)
+        weights[f"positions.polar.offsets.{peer.attn_heads}x{polar.shape[-1]}"] = polar
     if peer.rel_pos is not None:
         own = tuple(range(peer.attn_heads))
         if kind(peer.rel_pos) == "AlibiPositionalBias":
@@ -78,6 +82,15 @@ def read_dynamic(bias: Any, order: tuple[int, ...], reader: Reader) -> tuple[dic
         "dynamic_log_distance": bias.log_distance,
         "dynamic_norm": norms,
     }, weights
+
+
+def read_polar(polar: Any, reader: Reader) -> Float[Tensor, "h 1 k"]:
+    """The offsets of keys, which are there for each head of queries."""
+    width = polar.learned_bias.shape[-1]
+    own = 1.0 / (10000.0 ** (torch.arange(width).float() / width))
+    if not torch.equal(reader.take(polar.inv_freq).float().cpu(), own):
+        raise feature("polar_pos_emb", "with frequencies that were rounded")
+    return reader.take(polar.learned_bias)
 
 
 def read_turned(peer: Any) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def written(flag: str, flags: Mapping[str, Any]) -> str:
     """How a flag was set: by its own name, or by another spelling."""
     for name, value in flags.items():
         if name != flag and flag not in flags and flag in (meant := spoken(name, value)):
-            return f"{name}={value!r} means {flag}={meant[flag]!r},"
+            return f"{name}={shown(value)} means {flag}={shown(meant[flag])},"
     return f"{flag} is set"
 
 

@@ -108,7 +108,7 @@ ABSENT = """
     attn_softpick attn_laser attn_laser_softclamp_value attn_orthog_projected_values
     attn_orthog_projected_values_per_head macaron resi_dual zero_init_branch_output use_dynamic_tanh use_derf
     dynamic_tanh_init_alpha scale_residual_constant adaptive_condition_mlp adaptive_condition_mlp_expansion
-    polar_pos_emb polar_bias_uniform_init layers_execute_order sandwich_coef par_ratio pre_and_post_norm
+    layers_execute_order sandwich_coef par_ratio pre_and_post_norm
     attn_aggregated_residuals attn_aggregated_residual_kwargs mv_split_residual gated_multi_residual
     depth_scale_residual softclamp_output softclamp_output_value cross_attn_tokens_dropout qkv_receive_diff_residuals
     reinject_input learned_reinject_input_gate attn_pre_scale_post_talking_heads attn_sublayer_dropout attn_on_attn

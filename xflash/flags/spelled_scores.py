@@ -32,6 +32,7 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
         for name, flags in READS.items()
     },
     "dynamic_pos_bias": (True, {"pos": "dynamic"}),
+    "polar_pos_emb": (True, {"pos": "polar"}),
     "attn_selective": (True, {"attn_scores": "selective"}),
     "attn_use_cope": (True, {"attn_scores": "cope"}),
 }
@@ -40,6 +41,7 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "dynamic_pos_bias_log_distance": unless(False, "dynamic_log_distance"),
     "dynamic_pos_bias_mlp_depth": unless(2, "dynamic_mlp_depth"),
     "dynamic_pos_bias_norm": unless(False, "dynamic_norm"),
+    "polar_bias_uniform_init": unless(False, "polar_uniform_start"),
     "attn_cope_max_pos": renamed("attn_cope_positions"),
 }
 for reader in READERS:
@@ -55,6 +57,7 @@ SAMPLES: dict[str, Any] = {
     "dynamic_pos_bias_log_distance": True,
     "dynamic_pos_bias_mlp_depth": 3,
     "dynamic_pos_bias_norm": True,
+    "polar_bias_uniform_init": True,
     "attn_cope_max_pos": 16,
     **{
         f"{reader}_{name}": value

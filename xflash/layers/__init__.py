@@ -3,7 +3,7 @@
 from . import activations, adaptive_layernorm, adaptive_rmsnorm, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau, moe
 from .joins import gru, hyper, join, orthogonal, scaled
-from .positions import alibi, dynamic, rel_pos, relative, rotary, rotary2d
+from .positions import alibi, dynamic, polar, rel_pos, relative, rotary, rotary2d
 from .reads import lime, read, unet
 from .scales import adaptive_layerscale, scale
 
@@ -26,6 +26,7 @@ __all__ = [
     "moe",
     "norms",
     "orthogonal",
+    "polar",
     "read",
     "rel_pos",
     "relative",

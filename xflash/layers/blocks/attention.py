@@ -33,7 +33,7 @@ class Attention(MultiHead):
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
     has_matrix = True
-    positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic"})
+    positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"})
     offers = frozenset({"buffers", "causal", "chance", "relay"})
 
     @dataclass(frozen=True, kw_only=True)

@@ -159,6 +159,10 @@ class Block(nn.Module, ABC):
         heads = getattr(self, "heads", None) or getattr(self.config, "heads", None) or 1
         return heads, getattr(self, "kv_heads", None) or heads
 
+    def turned_queries(self) -> int:
+        """How many queries a token has that positions turn."""
+        return self.head_counts()[0]
+
     def context_width(self) -> int | None:
         """The width of the context the block attends to; None when it attends to none."""
         return None

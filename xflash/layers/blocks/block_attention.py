@@ -41,7 +41,7 @@ class BlockAttention(Reading):
     kind = "block_attn"
     causal_only = True
     auxiliary_by = "compress_loss=True"
-    positions = frozenset({"rotary", "rel_pos", "alibi", "dynamic"})
+    positions = frozenset({"rotary", "rel_pos", "alibi", "dynamic", "polar"})
     counts_places = True
 
     Config = BlockFlags

@@ -37,7 +37,7 @@ class MixedChunkAttention(Block):
     """
 
     honours = frozenset({"doc_ids"})
-    positions = frozenset({"rotary", "rotary2d"})
+    positions = frozenset({"rotary", "rotary2d", "polar"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -101,6 +101,9 @@ class MixedChunkAttention(Block):
 
     def key_width(self) -> int:
         return self.config.query_key_dim
+
+    def turned_queries(self) -> int:
+        return 2
 
     def refuses_step(self) -> str:
         if self.config.global_normaliser != "padded_length":

@@ -25,6 +25,7 @@ class CoPE(ScoreStep):
     """
 
     needs = frozenset({"causal"})
+    takes_queries = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

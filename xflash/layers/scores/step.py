@@ -62,7 +62,8 @@ class ScoreStep(nn.Module):
     offer: 'causal' (keys are tokens of the row, none of them later), 'relay' (one matrix of tokens by tokens or context
     a layer); a step that `brings` named buffers a token needs a block that keeps them. `kind` is the block's name, and
     what the flags of the step begin with. Where not `shared`, a block that takes over another's steps does not take
-    over this one. Where `across_heads`, it needs all heads of a layer at once. `example` has the flags of its example
+    over this one. Where `across_heads`, it needs all heads of a layer at once; where it
+    `takes_queries`, they are to be as wide as a head. `example` has the flags of its example
     in the docs.
     """
 
@@ -70,6 +71,7 @@ class ScoreStep(nn.Module):
     brings: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[bool] = True
     across_heads: ClassVar[bool] = False
+    takes_queries: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
