@@ -280,7 +280,12 @@ def flags():
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str | None, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
-    spelt |= {"rotate_num_heads": int | None, "attn_cope_max_pos": int, "dynamic_pos_bias_mlp_depth": int}
+    spelt |= {
+        "rotate_num_heads": int | None,
+        "attn_cope_max_pos": int,
+        "attn_data_dependent_alibi_per_row_dim_head": int,
+        "dynamic_pos_bias_mlp_depth": int,
+    }
     spelt |= {f"dynamic_pos_bias_{name}": bool for name in ("log_distance", "norm")}
     spelt |= {"polar_bias_uniform_init": bool}
     for block in ("attn", "cross_attn"):
@@ -296,7 +301,7 @@ def flags():
     layers = "attn gau flash ff cross_attn block_attn state_read recurrent"
     whole = {"layers": layers, "scale": "layerscale", "pos": "rotary dynamic"}
     whole |= {f"{block}_scores": "talking_heads softclamp topk" for block in ("attn", "cross_attn")}
-    whole |= {"attn_scores": "talking_heads softclamp cope topk", "attn_weight_fn": "gumbel"}
+    whole |= {"attn_scores": "talking_heads softclamp cope topk forget_by_query", "attn_weight_fn": "gumbel"}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
 
 

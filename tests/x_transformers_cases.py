@@ -253,7 +253,10 @@ REFUSED = {
     "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),
     "alibi_pos_bias": ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {}),
     "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),
-    "attn_data_dependent_alibi": ({"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}, {}),
+    "attn_data_dependent_alibi": (
+        {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_kwargs": {"post_log_scale": 0.5}},
+        {},
+    ),
     "attn_pre_scale_post_talking_heads": ({"attn_pre_scale_post_talking_heads": True}, {}),
     "attn_sublayer_dropout": ({"attn_sublayer_dropout": 0.1}, {}),
     "attn_on_attn": ({"attn_on_attn": True}, {}),
@@ -270,7 +273,6 @@ REFUSED = {
     "attn_hybrid_module": ({"attn_hybrid_module": torch.nn.Linear(34, 48)}, {}),
     "attn_value_dim_head": ({"attn_value_dim_head": 7}, {}),
     "attn_add_zero_kv": ({"attn_add_zero_kv": True}, {}),
-    "attn_use_rel_proj_pos_bias": ({"attn_use_rel_proj_pos_bias": True}, {}),
     "attn_use_cope (with attn_num_mem_kv": ({"attn_use_cope": True, "attn_num_mem_kv": 2}, {}),
     "attn_cope_talking_heads": (
         {"attn_use_cope": True, "attn_cope_talking_heads": True, "attn_max_attend_past": 3},
@@ -315,8 +317,7 @@ IDLE = {
         softclamp_output_value kwargs""",
     "Attention": """dim heads causal dim_context dim_out output_proj_depth zero_init_output sparse_topk_straight_through
         output_gate_rank low_rank_silu_gates hybrid_mask_kwarg
-        hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads data_dependent_alibi_per_row
-        data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs rel_proj_num_distance_basis rel_proj_max_dist
+        hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads
         logit_softclamp_value learned_value_residual_mix
         laser_softclamp_value qkv_receive_diff_residuals latent_rope_subheads onnxable inverted_attention
         attend_sdp_kwargs flash_pack_seq""",

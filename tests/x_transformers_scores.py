@@ -18,6 +18,14 @@ SCORES = {
     "learned sink beside memory": {"attn_head_learned_sink": True, "attn_num_mem_kv": 2, "alibi_pos_bias": True},
     "forget": {"attn_data_dependent_alibi": True},
     "forget beside memory": {"attn_data_dependent_alibi": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True},
+    "forget by query": {
+        "attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True, "attn_kv_heads": 2,
+        "attn_data_dependent_alibi_per_row_dim_head": 3, "attn_max_attend_past": 5, "attn_num_mem_kv": 2,
+    },
+    "rel_proj": {
+        "attn_use_rel_proj_pos_bias": True, "attn_rel_proj_num_distance_basis": 3, "attn_rel_proj_max_dist": 5,
+        "attn_kv_heads": 2,
+    },
     "sigmoid": {"attn_sigmoid": True},
     "hard": {"attn_hard": True},
     "sigmoid and sinks": {"attn_sigmoid": True, "attn_head_learned_sink": True, "attn_post_talking_heads": True},

@@ -84,6 +84,15 @@ SPELLINGS = [
     ({"attn_sparse_topk": None, "attn_sparse_topk_straight_through": False}, {}),
     ({"attn_pre_talking_heads": False, "attn_softclamp_logits": False}, {}),
     ({"attn_use_cope": True, "attn_selective": True}, {"attn_scores": "cope selective", "attn_cope_positions": 16}),
+    (
+        {"attn_use_rel_proj_pos_bias": True, "attn_rel_proj_max_dist": 9},
+        {"attn_scores": "rel_proj", "attn_rel_proj_max_dist": 9},
+    ),
+    (
+        {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}
+        | {"attn_data_dependent_alibi_per_row_dim_head": 4},
+        {"attn_scores": "forget_by_query", "attn_forget_by_query_dim_head": 4},
+    ),
     ({"attn_use_cope": True, "attn_cope_max_pos": 5}, {"attn_scores": "cope", "attn_cope_positions": 5}),
     ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {"pos": "rotary", "rotary_num_heads": 2}),
     (

@@ -32,12 +32,14 @@ KNOWN = {
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
         qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
         to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
-        data_dependent_alibi sparse_topk""",
+        data_dependent_alibi rel_proj_pos_bias sparse_topk""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
         flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
         head_attn_sink selective l2_distance cope""",
     "CoPE": "max_pos pos_emb talking_heads soft_onehot_temp",
     "DataDependentAlibi": "causal post_log_scale to_forget_gates",
+    "PerRowDataDependentAlibi": "scale post_log_scale to_forget_gates",
+    "RelativeProjPositionalBias": "heads num_distance_basis max_dist to_distance_weights distance_bank",
     "FeedForward": "ff",
     "GLU": "act proj mult_bias",
     "LayerNorm": "unit_offset ln gamma",
@@ -81,7 +83,6 @@ FLAGS = {
     "q_rmsnorm": "attn_qk_rmsnorm",
     "soft_onehot": "attn_cope_soft_onehot_pos",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
-    "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
     "up_softclamp_value": "ff_glu_softclamp",
     "OrthogonalResidualUpdate": "orthog_residual",
     "MVSplitResidualUpdate": "mv_split_residual",
@@ -92,7 +93,6 @@ FLAGS = {
     "SoLU": "ff_solu",
     "Lambda": "ff_softclamp_value",
     "LoRALinear": "attn_gate_values_rank",
-    "PerRowDataDependentAlibi": "attn_data_dependent_alibi_per_row",
 }
 
 # Settings whose neutral value is not what Python calls false.

@@ -56,8 +56,14 @@ def read_scores(
             weights["post"] = mixing(post, index, reader)
         weights = {f"talking_heads.{k}": t for k, t in weights.items()}
     if attn.data_dependent_alibi is not None:
-        steps.append("forget")
-        weights |= read_forget(attn.data_dependent_alibi, index, reader)
+        by_query = kind(attn.data_dependent_alibi) == "PerRowDataDependentAlibi"
+        steps.append("forget_by_query" if by_query else "forget")
+        found, own = (read_by_query if by_query else read_forget)(attn.data_dependent_alibi, index, reader)
+        flags, weights = flags | found, weights | own
+    if attn.rel_proj_pos_bias is not None:
+        steps.append("rel_proj")
+        found, own = read_rel_proj(attn.rel_proj_pos_bias, index, reader)
+        flags, weights = flags | found, weights | own
     if attend.softclamp_logits:
         steps.append("softclamp")
         flags["softclamp_value"] = float(attend.logit_softclamp_value)
@@ -100,9 +106,27 @@ def read_cope(attn: Any, index: Int[Tensor, " h"], reader: Reader) -> tuple[dict
     return {"cope_positions": module.max_pos, "cope_talking_heads": module.talking_heads is not None}, weights
 
 
-def read_forget(module: Any, index: Int[Tensor, " h"], reader: Reader) -> dict[str, Tensor]:
-    if kind(module) != "DataDependentAlibi" or not module.causal or module.post_log_scale != 1:
-        raise feature("attn_data_dependent_alibi", "per row, in a bidirectional stack or with a scale")
+def read_forget(module: Any, index: Int[Tensor, " h"], reader: Reader) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not module.causal or module.post_log_scale != 1:
+        raise feature("attn_data_dependent_alibi", "in a bidirectional stack or with a scale")
     gate = module.to_forget_gates[0]
     found = {name: reader.take(t).index_select(0, index) for name, t in gate.named_parameters()}
-    return {f"forget.to_gate.{name}": t for name, t in found.items()}
+    return {}, {f"forget.to_gate.{name}": t for name, t in found.items()}
+
+
+def read_by_query(module: Any, index: Int[Tensor, " h"], reader: Reader) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if module.post_log_scale != 1:
+        raise feature("attn_data_dependent_alibi", "with a scale")
+    both = reader.take(module.to_forget_gates[0].weight).unflatten(0, (2, len(index), -1)).index_select(1, index)
+    weights = {f"forget_by_query.to_{role}.weight": t.flatten(0, 1) for role, t in zip("qk", both, strict=True)}
+    return {"forget_by_query_dim_head": both.shape[2]}, weights
+
+
+def read_rel_proj(module: Any, index: Int[Tensor, " h"], reader: Reader) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    weights = {}
+    for name, t in module.to_distance_weights[0].named_parameters():
+        by_head = reader.take(t).unflatten(0, (len(index), -1))
+        weights[f"rel_proj.to_weights.{name}"] = by_head.index_select(0, index).flatten(0, 1)
+    weights["rel_proj.curves"] = reader.take(module.distance_bank)
+    flags = {"rel_proj_num_distance_basis": module.num_distance_basis, "rel_proj_max_dist": module.max_dist}
+    return flags, weights

@@ -59,7 +59,10 @@ SWITCHES |= {
 }
 SWITCHES |= spelled_scores.SWITCHES
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
-STEPS = ("residual", "talking_heads", "forget", "softclamp", "cope", "selective", "topk", "learned_sink", "l2_distance")
+STEPS = (
+    *("residual", "talking_heads", "forget", "forget_by_query", "rel_proj", "softclamp", "cope", "selective", "topk"),
+    *("learned_sink", "l2_distance"),
+)
 SEVERAL: dict[str, tuple[str, ...]] = {
     "pos": (),
     "reads": (),
@@ -217,7 +220,7 @@ def spoken(name: str, value: Any) -> dict[str, Any]:
 
 def means(flag: str, value: Any, why: str, verb: str = " means") -> str:
     """What was written, and what it means where that is written otherwise."""
-    said = f"{flag}={value!r}"
+    said = f"{flag}={shown(value)}"
     return why if why == said else f"{why}{verb} {said}"
 
 
@@ -227,6 +230,9 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags.get("gate_residual") is True and flags.get("scale_residual") is True:
         # x-transformers' gated residual has a gain too then.
         flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
+    if flags.get("attn_data_dependent_alibi_per_row") is True:
+        # Gates of pairs stand in the place of those of tokens.
+        flags = {name: value for name, value in flags.items() if name != "attn_data_dependent_alibi"}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
             meant = as_norm(meant) if flag == "norm" else meant
@@ -234,9 +240,9 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
                 before = said[flag][0] if flag in said else ()
                 meant = before + tuple(p for p in as_names(flag, meant) if p not in before)
             elif flag in said and said[flag][0] != meant:
-                first, second = said[flag], (meant, f"{name}={value!r}")
+                first, second = said[flag], (meant, f"{name}={shown(value)}")
                 raise ValueError(f"{means(flag, *first)}, but {means(flag, *second)}")
-            said[flag] = (meant, f"{name}={value!r}")
+            said[flag] = (meant, f"{name}={shown(value)}")
     for name, (flag, value) in UNSAID.items():
         if flags.get(name) is True:
             said.setdefault(flag, (value, f"{name}=True"))

@@ -117,8 +117,6 @@ ABSENT = """
     attn_output_proj_depth attn_k_rmsnorm attn_value_rmsnorm
     attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg
     attn_hybrid_fold_axial_dim attn_hybrid_learned_mix attn_value_dim_head attn_add_zero_kv
-    attn_data_dependent_alibi_per_row attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias
-    attn_rel_proj_num_distance_basis attn_rel_proj_max_dist
     attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
     attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
     ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value

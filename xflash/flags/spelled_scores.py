@@ -34,6 +34,8 @@ SWITCHES: dict[str, tuple[bool, dict[str, Any]]] = {
     "dynamic_pos_bias": (True, {"pos": "dynamic"}),
     "polar_pos_emb": (True, {"pos": "polar"}),
     "attn_selective": (True, {"attn_scores": "selective"}),
+    "attn_use_rel_proj_pos_bias": (True, {"attn_scores": "rel_proj"}),
+    "attn_data_dependent_alibi_per_row": (True, {"attn_scores": "forget_by_query"}),
     "attn_use_cope": (True, {"attn_scores": "cope"}),
 }
 OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -42,6 +44,7 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "dynamic_pos_bias_mlp_depth": unless(2, "dynamic_mlp_depth"),
     "dynamic_pos_bias_norm": unless(False, "dynamic_norm"),
     "polar_bias_uniform_init": unless(False, "polar_uniform_start"),
+    "attn_data_dependent_alibi_per_row_dim_head": unless(8, "attn_forget_by_query_dim_head"),
     "attn_cope_max_pos": renamed("attn_cope_positions"),
 }
 for reader in READERS:
@@ -58,6 +61,7 @@ SAMPLES: dict[str, Any] = {
     "dynamic_pos_bias_mlp_depth": 3,
     "dynamic_pos_bias_norm": True,
     "polar_bias_uniform_init": True,
+    "attn_data_dependent_alibi_per_row_dim_head": 4,
     "attn_cope_max_pos": 16,
     **{
         f"{reader}_{name}": value

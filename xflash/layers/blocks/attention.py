@@ -34,7 +34,7 @@ class Attention(MultiHead):
     keeps_tokens = True
     has_matrix = True
     positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"})
-    offers = frozenset({"buffers", "causal", "chance", "relay"})
+    offers = frozenset({"buffers", "causal", "chance", "relay", "tokens"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(MultiHead.Config):
@@ -99,6 +99,7 @@ class Attention(MultiHead):
         read = None if reader.plain else Read(q, k, ctx, slots.at, slots.keys)
         if read is not None:
             read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=True)) for held in (brought, fresh))
+            read.asked = reader.ask(x)
         y = self.joined(self.look(q, k, v, ctx, slots, read), x)
         if state is not None and read is not None and read.added:
             state = added(state, reader.brings, read.added, k.shape[2])

@@ -16,6 +16,7 @@ NEEDS = {
     "chance": "numbers that are drawn alike where it is computed again for gradients",
     "causal": "keys that are the row's own tokens, none later than the query",
     "relay": "one matrix of scores a layer",
+    "tokens": "queries that are the row's own tokens, beside keys that are",
 }
 
 

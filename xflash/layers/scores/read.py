@@ -97,6 +97,13 @@ class SoftmaxRead(nn.Module):
             found |= step.bring(x, ctx, last)
         return found
 
+    def ask(self, x: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """What these tokens ask as queries, of all steps."""
+        found: dict[str, Tensor] = {}
+        for step in self.ordered():
+            found |= step.ask(x)
+        return found
+
     def biased(self, bias: Float[Tensor, "_ h n m"] | None, read: Read) -> Float[Tensor, "_ h n m"] | None:
         """What is added to the scores of tokens, that of the steps included."""
         for step in self.ordered():

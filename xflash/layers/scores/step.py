@@ -22,10 +22,11 @@ class Read:
     at: (1 | b, n) where the queries stand, keys: (1 | b, m) where the keys do, in one count (keys None: key j stands at
     j); at None where they are no tokens in one row.  rows: (b,) which batch row of the call each row of scores belongs
     to, None where it is that row.  buffers, fresh: what `bring` has given for the keys, and for the queries' tokens, by
-    name; added: what a step leaves to be added to the buffers of the last keys.  memory: how many learned keys stand in
-    front of the others, which are no tokens and which all queries see.  bias: what has been added to the scores.  mask:
-    (1 | b, 1 | h, 1 | n, m) which keys each query sees, causality included, None where all are seen.  blind: (1 | b,
-    1 | h, 1 | n, 1) the queries that see nothing, which the mask has see everything; None where none can be.
+    name; asked: what `ask` has; added: what a step leaves to be added to the buffers of the last keys.  memory: how
+    many learned keys stand in front of the others, which are no tokens and which all queries see.  bias: what has been
+    added to the scores.  mask: (1 | b, 1 | h, 1 | n, m) which keys each query sees, causality included, None where all
+    are seen.  blind: (1 | b, 1 | h, 1 | n, 1) the queries that see nothing, which the mask has see everything; None
+    where none can be.
     """
 
     q: Float[Tensor, "b h n k"]
@@ -36,6 +37,7 @@ class Read:
     rows: Int[Tensor, " b"] | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     fresh: Mapping[str, Tensor] = field(default_factory=dict)
+    asked: Mapping[str, Tensor] = field(default_factory=dict)
     added: dict[str, Tensor] = field(default_factory=dict)
     memory: int = 0
     bias: Float[Tensor, "_ _ n m"] | None = None
@@ -59,11 +61,11 @@ class ScoreStep(nn.Module):
 
     `before`, `settled`, `around` and `behind` need the matrix of scores; a step that says what it does as a `bias`, an
     `extra_key` or by how queries and keys `meet` leaves the fused kernel in place. `needs` says what a block has to
-    offer: 'causal' (keys are tokens of the row, none of them later), 'relay' (one matrix of tokens by tokens or context
-    a layer); a step that `brings` named buffers a token needs a block that keeps them. `kind` is the block's name, and
-    what the flags of the step begin with. Where not `shared`, a block that takes over another's steps does not take
-    over this one. Where `across_heads`, it needs all heads of a layer at once; where it
-    `takes_queries`, they are to be as wide as a head. `example` has the flags of its example
+    offer: 'causal' (keys are tokens of the row, none of them later), 'tokens' (queries are, which it may `ask`),
+    'relay' (one matrix of tokens by tokens or context a layer); a step that `brings` named buffers a token needs a
+    block that keeps them. `kind` is the block's name, and what the flags of the step begin with. Where not `shared`, a
+    block that takes over another's steps does not take over this one. Where `across_heads`, it needs all heads of a
+    layer at once; where it `takes_queries`, they are to be as wide as a head. `example` has the flags of its example
     in the docs.
     """
 
@@ -140,6 +142,10 @@ class ScoreStep(nn.Module):
 
         last: (b, h, 1, k) that of each row's token before these, zeros where there is none; None in a first call.
         """
+        return {}
+
+    def ask(self, x: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """What the tokens of a call ask as queries (b, h, n, k), by name; nobody keeps it."""
         return {}
 
     def extra_repr(self) -> str:
