@@ -280,12 +280,8 @@ def flags():
     spelt = dict.fromkeys(SWITCHES, bool) | {"norm_type": str | None, "attn_max_attend_past": int | None}
     spelt |= {"pre_norm_has_final_norm": bool | None, "rotary_xpos": bool, "layerscale_init_value": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
-    spelt |= {
-        "rotate_num_heads": int | None,
-        "attn_cope_max_pos": int,
-        "attn_data_dependent_alibi_per_row_dim_head": int,
-        "dynamic_pos_bias_mlp_depth": int,
-    }
+    spelt |= {"rotate_num_heads": int | None, "attn_cope_max_pos": int, "dynamic_pos_bias_mlp_depth": int}
+    spelt |= {"attn_data_dependent_alibi_per_row_dim_head": int}
     spelt |= {f"dynamic_pos_bias_{name}": bool for name in ("log_distance", "norm")}
     spelt |= {"polar_bias_uniform_init": bool}
     for block in ("attn", "cross_attn"):

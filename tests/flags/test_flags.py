@@ -84,10 +84,7 @@ SPELLINGS = [
     ({"attn_sparse_topk": None, "attn_sparse_topk_straight_through": False}, {}),
     ({"attn_pre_talking_heads": False, "attn_softclamp_logits": False}, {}),
     ({"attn_use_cope": True, "attn_selective": True}, {"attn_scores": "cope selective", "attn_cope_positions": 16}),
-    (
-        {"attn_use_rel_proj_pos_bias": True, "attn_rel_proj_max_dist": 9},
-        {"attn_scores": "rel_proj", "attn_rel_proj_max_dist": 9},
-    ),
+    ({"attn_use_rel_proj_pos_bias": True}, {"attn_scores": "rel_proj"}),
     (
         {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}
         | {"attn_data_dependent_alibi_per_row_dim_head": 4},
@@ -226,9 +223,10 @@ READING = {name: block for name, block in blocks.items() if "scores" in block.ho
 
 
 def test_the_table_shows_every_flag():
-    # Places on a grid are no places in one line, which some blocks count.
+    # Places on a grid are no places in one line, which some blocks count; queries of two coordinates are not for cope.
+    alone = ("rotary2d", "polar")
     chosen = {
-        "pos": tuple(name for name in positions if name != "rotary2d"),
+        "pos": tuple(name for name in positions if name not in alone),
         "reads": tuple(reads),
         "scale": tuple(scales),
     }
@@ -236,15 +234,16 @@ def test_the_table_shows_every_flag():
     chosen |= {f"{name}_weight_fn": "sigmoid" for name in READING}
     stack = Decoder(dim=24, depth=2, layers=" ".join(blocks), ff_mult=2, **chosen)
     lines = stack.flag_table().splitlines()
-    grid = [line for line in Encoder(dim=24, depth=1, pos="rotary2d").flag_table().splitlines() if "rotary2d_" in line]
-    assert [line.split()[0] for line in grid] == [name for name in known_flags() if name.startswith("rotary2d_")]
+    for pos in alone:
+        own = [line for line in Encoder(dim=24, depth=1, pos=pos).flag_table().splitlines() if f"{pos}_" in line]
+        assert [line.split()[0] for line in own] == [name for name in known_flags() if name.startswith(f"{pos}_")]
     shown = {line.split()[0]: line for line in lines[1:]}
     drawn = {f"{n}_weight_fn": "gumbel" for n, block in READING.items() if not block.refuses(weight_fns["gumbel"])}
     drawing = Decoder(dim=24, depth=1, layers=" ".join(blocks), **drawn).flag_table().splitlines()
     assert shown.keys() == stack.arguments.keys() | {"causal"}
     shown |= {line.split()[0]: line for line in drawing if "_gumbel_" in line}
     assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
-    assert {name for name in known_flags() if name.split("_")[0] not in ("norm", "rotary2d", *joins)} <= shown.keys()
+    assert {name for name in known_flags() if name.split("_")[0] not in ("norm", *alone, *joins)} <= shown.keys()
     assert "2.0 *" in shown["ff_mult"]
     assert "inner width as a multiple of dim" in shown["ff_mult"]
     assert "*" not in shown["attn_dim_head"]
