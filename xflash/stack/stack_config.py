@@ -74,7 +74,7 @@ class StackConfig:
     pos: str | tuple[str, ...] | None = flag(
         None,
         "relative positions: any of rotary, rel_pos, alibi, dynamic, ... (of one layer: 'attn(rotary_base=1e6)')",
-        tried=(("rotary", "alibi"),),
+        tried=(("rotary", "alibi"), ("polar", "dynamic")),
     )
     shift_tokens: int | tuple[int, ...] | bool = flag(
         0,

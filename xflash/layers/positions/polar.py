@@ -32,8 +32,10 @@ class Polar(Turn):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        base: float = flag(10000.0, "base of the wavelengths", above=1, tried=(500.0,))
-        uniform_start: bool = flag(False, "offsets start anywhere between -2 pi and 0, not at 0", tried=(True,))
+        base: float = flag(10000.0, "base of the wavelengths", above=1, tried="rotary has it")
+        uniform_start: bool = flag(
+            False, "offsets start anywhere between -2 pi and 0, not at 0", tried="only the start is another"
+        )
 
     def __init__(self, config: Any, causal: bool, heads: tuple[int, ...] = ()):
         super().__init__(config, causal, heads)

@@ -32,7 +32,7 @@ class ForgetByQuery(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        dim_head: int = flag(8, "width of the narrow queries and keys", at_least=1, tried=(3,))
+        dim_head: int = flag(8, "width of the narrow queries and keys", at_least=1, tried="any is as any other")
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)

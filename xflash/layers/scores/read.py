@@ -30,12 +30,13 @@ class ReadFlags:
         None,
         "registered steps on the scores, in their order: softclamp, ...",
         tried=(
-            "softclamp topk learned_sink",
+            "softclamp topk learned_sink l2_distance",
             "topk talking_heads",
             "residual softclamp",
             "residual forget",
-            "forget learned_sink",
-            "cope softclamp",
+            "forget learned_sink rel_proj",
+            "cope softclamp selective",
+            "cope forget_by_query",
             "talking_heads",
         ),
     )

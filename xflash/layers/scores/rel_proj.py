@@ -26,7 +26,7 @@ class RelProj(ScoreStep):
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
-        num_distance_basis: int = flag(16, "learned curves", at_least=1, tried=(3,))
+        num_distance_basis: int = flag(16, "learned curves", at_least=1, tried="any number is as any other")
         max_dist: int = flag(1024, "distances that have a bias, from 0 on", at_least=1, tried=(6,))
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
