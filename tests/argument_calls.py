@@ -282,17 +282,24 @@ def flags():
     spelt |= {"depth_scale_residual": float | bool, "dynamic_tanh_init_alpha": float}
     spelt |= {"residual": str, "residual_init": float, "num_residual_streams": int, "hyper_conn_sinkhorn_iters": int}
     spelt |= {"ff_custom_activation": str | Callable | None}
+    spelt |= {"rotate_num_heads": int | None, "attn_cope_max_pos": int, "dynamic_pos_bias_mlp_depth": int}
+    spelt |= {"attn_data_dependent_alibi_per_row_dim_head": int}
+    spelt |= {f"dynamic_pos_bias_{name}": bool for name in ("log_distance", "norm")}
+    spelt |= {"polar_bias_uniform_init": bool}
     for block in ("attn", "cross_attn"):
         spelt |= {f"{block}_sparse_topk": int | None, f"{block}_logit_softclamp_value": float}
         booleans = ("pre_talking_heads", "post_talking_heads", "sparse_topk_straight_through")
         spelt |= {f"{block}_{name}": bool for name in booleans}
+        spelt |= {f"{block}_gumbel_softmax_temp": float, f"{block}_gumbel_softmax_hard": bool}
+        spelt |= {f"{block}_custom_attn_fn": str | Callable[[torch.Tensor], torch.Tensor] | None}
     for block, begins in (("block_attn", ("", "read_")), ("recurrent", ("", "read_")), ("state_read", ("",))):
         spelt |= {f"{block}_{begin}qk_norm": bool for begin in begins}
         spelt |= {f"{block}_{begin}qk_norm_scale": float for begin in begins}
     assert set(spelt) == set(ALIASES)
     layers = "attn gau flash ff cross_attn block_attn state_read recurrent"
-    whole = {"layers": layers, "scale": "layerscale", "pos": "rotary"}
+    whole = {"layers": layers, "scale": "layerscale", "pos": "rotary dynamic"}
     whole |= {f"{block}_scores": "talking_heads softclamp topk" for block in ("attn", "cross_attn")}
+    whole |= {"attn_scores": "talking_heads softclamp cope topk forget_by_query", "attn_weight_fn": "gumbel"}
     yield Call("Decoder, other spellings", xflash.Decoder, {**SMALL, **whole}, spelt)
 
 

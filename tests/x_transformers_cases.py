@@ -21,7 +21,7 @@ try:
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=DeprecationWarning)
         import x_transformers as peers
         from x_transformers.attend import Attend
-        from x_transformers.x_transformers import ScaledSinusoidalEmbedding
+        from x_transformers.x_transformers import DynamicPositionBias, ScaledSinusoidalEmbedding
 except ImportError:
     if os.environ.get("XFLASH_REQUIRE_PEERS") == "1":
         raise
@@ -69,6 +69,13 @@ STACKS = {
     "rotary odd width": {"rotary_pos_emb": True, "rotary_emb_dim": 3},
     "rotary interpolation": {"rotary_pos_emb": True, "rotary_interpolation_factor": 2.5},
     "rotary rescaled": {"rotary_pos_emb": True, "rotary_base_rescale_factor": 3.7, "rotary_emb_dim": 10},
+    "rotary heads": {"rotary_pos_emb": True, "rotate_num_heads": 3},
+    "dynamic": {"dynamic_pos_bias": True, "attn_num_mem_kv": 2, "attn_kv_heads": 2, "dynamic_pos_bias_mlp_depth": 1},
+    "dynamic, norm": {
+        "dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_norm": True,
+    },
+    "polar": {"polar_pos_emb": True},
+    "polar, one key head": {"polar_pos_emb": True, "attn_one_kv_head": True, "attn_qk_norm": True},
     "rotary alibi": {"rotary_pos_emb": True, "alibi_pos_bias": True},
     "rel_pos": {"rel_pos_bias": True, "rel_pos_num_buckets": 10, "rel_pos_max_distance": 17},
     "alibi": {"alibi_pos_bias": True, "heads": 12},
@@ -152,32 +159,6 @@ CAUSAL_STACKS = {
         "rotary_xpos": True, "attn_kv_heads": 2, "attn_head_scale": True, "attn_max_attend_past": 9, "shift_tokens": 1,
         "ff_glu": True, "use_scalenorm": True, "scale_residual": True,
     },
-}  # fmt: skip
-# Causal too; what stands between scores and values.
-SCORES = {
-    "softclamp": {"attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.7},
-    "topk": {"attn_sparse_topk": 3},
-    "topk, straight through": {"attn_sparse_topk": 3, "attn_sparse_topk_straight_through": True},
-    "talking heads": {"attn_pre_talking_heads": True, "attn_post_talking_heads": True},
-    "talking heads before": {"attn_pre_talking_heads": True, "alibi_pos_bias": True},
-    "talking heads behind, clamped": {"attn_post_talking_heads": True, "attn_softclamp_logits": True},
-    "residual": {"residual_attn": True, "depth": 3},
-    "residual of all": {
-        "residual_attn": True, "depth": 3, "attn_pre_talking_heads": True, "attn_softclamp_logits": True,
-        "attn_logit_softclamp_value": 2.0, "alibi_pos_bias": True, "attn_num_mem_kv": 2,
-    },
-    "learned sink": {"attn_head_learned_sink": True},
-    "learned sink beside memory": {"attn_head_learned_sink": True, "attn_num_mem_kv": 2, "alibi_pos_bias": True},
-    "forget": {"attn_data_dependent_alibi": True},
-    "forget beside memory": {"attn_data_dependent_alibi": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True},
-    "sigmoid": {"attn_sigmoid": True},
-    "zero key": {"attn_add_zero_kv": True, "attn_num_mem_kv": 2, "attn_softclamp_logits": True},
-    "zero key, learned sink": {"attn_add_zero_kv": True, "attn_head_learned_sink": True, "alibi_pos_bias": True},
-    "hard": {"attn_hard": True, "attn_add_zero_kv": True},
-    "sigmoid and sinks": {"attn_sigmoid": True, "attn_head_learned_sink": True, "attn_post_talking_heads": True},
-    "cross": {"cross_attend": True, "attn_softclamp_logits": True, "attn_logit_softclamp_value": 0.5},
-    "cross, residual": {"cross_attend": True, "cross_residual_attn": True, "residual_attn": True, "depth": 3},
-    "cross, its own": {"cross_attend": True, "attn_hard": True, "cross_attn_hard": False, "cross_attn_sigmoid": True},
 }  # fmt: skip
 # With a context, of width 34 unless a flag says otherwise; `only_cross` also as a CrossAttender.
 CROSS = {
@@ -279,9 +260,7 @@ REFUSED = {
     "adaptive_condition_mlp": ({"use_adaptive_rmsnorm": True, "adaptive_condition_mlp": True}, {}),
     "num_memory_tokens": ({"use_adaptive_rmsnorm": True}, {"num_memory_tokens": 2}),
     "sandwich_norm": ({"use_adaptive_layerscale": True, "sandwich_norm": True}, {}),
-    "dynamic_pos_bias": ({"dynamic_pos_bias": True}, {}),
-    "polar_pos_emb": ({"polar_pos_emb": True}, {}),
-    "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {}),
+    "rotate_num_heads": ({"rotary_pos_emb": True, "rotate_num_heads": 2, "cross_attend": True}, {}),
     "rotary_xpos (with attn_num_mem_kv": ({"rotary_xpos": True, "attn_num_mem_kv": 2}, {}),
     "rotary_emb_dim": ({"rotary_xpos": True, "rotary_emb_dim": 3}, {}),
     "layers_execute_order": ({"layers_execute_order": (0, 1, 0, 3)}, {}),
@@ -298,22 +277,25 @@ REFUSED = {
     "rel_pos_kwargs": ({"alibi_pos_bias": True, "rel_pos_kwargs": {"slopes": [0.5, 0.4, 0.3, 0.2]}}, {}),
     "alibi_pos_bias": ({"alibi_pos_bias": True, "attn_kv_heads": 2}, {}),
     "rel_pos_bias": ({"rel_pos_bias": True, "heads": 6, "attn_kv_heads": (2, 3)}, {}),
-    "attn_data_dependent_alibi": ({"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}, {}),
+    "attn_data_dependent_alibi": (
+        {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_kwargs": {"post_log_scale": 0.5}},
+        {},
+    ),
     "attn_pre_scale_post_talking_heads": ({"attn_pre_scale_post_talking_heads": True}, {}),
     "attn_swiglu_values": ({"attn_gate_values": True, "attn_swiglu_values": True}, {}),
     "attn_gate_values_rank": ({"attn_gate_values": True, "attn_gate_values_rank": 5}, {}),
     "attn_output_gate": ({"attn_output_gate": True}, {}),
     "attn_output_gate_headwise": ({"attn_output_gate": True, "attn_output_gate_headwise": True}, {}),
-    "attn_gumbel_softmax": ({"attn_gumbel_softmax": True}, {}),
-    "attn_relu": ({"attn_custom_attn_fn": F.relu}, {}),
-    "attn_l2_distance": ({"attn_l2_distance": True}, {}),
-    "attn_selective": ({"attn_selective": True}, {}),
     "attn_cog_signed": ({"attn_cog_signed": True}, {}),
     "attn_qk_rmsnorm": ({"attn_qk_rmsnorm": True}, {}),
     "attn_k_rmsnorm": ({"attn_k_rmsnorm": True}, {}),
     "attn_hybrid_module": ({"attn_hybrid_module": torch.nn.Linear(34, 48)}, {}),
-    "attn_use_rel_proj_pos_bias": ({"attn_use_rel_proj_pos_bias": True}, {}),
-    "attn_use_cope": ({"attn_use_cope": True}, {}),
+    "attn_use_cope (with attn_num_mem_kv": ({"attn_use_cope": True, "attn_num_mem_kv": 2}, {}),
+    "attn_cope_talking_heads": (
+        {"attn_use_cope": True, "attn_cope_talking_heads": True, "attn_max_attend_past": 3},
+        {},
+    ),
+    "attn_cope_soft_onehot_pos": ({"attn_use_cope": True, "attn_cope_soft_onehot_pos": True}, {}),
     "attn_orthog_projected_values": ({"attn_orthog_projected_values": True}, {}),
     "attn_orthog_projected_values_per_head": ({"attn_orthog_projected_values_per_head": True}, {}),
     "attn_laser": ({"attn_laser": True}, {}),
@@ -348,14 +330,13 @@ REFUSED = {
 # What changes nothing by itself, or only the start and the gradients.
 IDLE = {
     "AttentionLayers": """dim depth heads causal verbose only_cross dim_condition adaptive_condition_mlp_expansion
-        dynamic_tanh_init_alpha dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth dynamic_pos_bias_norm
+        dynamic_tanh_init_alpha
         polar_bias_uniform_init hyper_conn_sinkhorn_iters layer_integrate_use_softmax learned_value_residual_mix
         softclamp_output_value kwargs""",
     "Attention": """dim heads causal dim_context dim_out output_proj_depth zero_init_output sparse_topk_straight_through
-        output_gate_rank low_rank_silu_gates gumbel_softmax_temp gumbel_softmax_hard hybrid_mask_kwarg
-        hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads data_dependent_alibi_per_row
-        data_dependent_alibi_per_row_dim_head data_dependent_alibi_kwargs rel_proj_num_distance_basis rel_proj_max_dist
-        cope_max_pos cope_soft_onehot_pos cope_talking_heads logit_softclamp_value learned_value_residual_mix
+        output_gate_rank low_rank_silu_gates hybrid_mask_kwarg
+        hybrid_fold_axial_dim hybrid_learned_mix rotate_num_heads
+        logit_softclamp_value learned_value_residual_mix
         laser_softclamp_value qkv_receive_diff_residuals onnxable inverted_attention
         attend_sdp_kwargs flash_pack_seq""",
     "FeedForward": """dim dim_out zero_init_output output_proj_depth""",
@@ -371,16 +352,32 @@ PREFIX = {
 
 
 def exact(peer):
-    """The peer in eval mode, every weight moved, without the two roundings to float32 that float64 would show."""
+    """The peer in eval mode, every weight moved, without the roundings to float32 that float64 would show."""
     laws.live(peer)
+    peers.x_transformers.apply_polar_pos_emb = polar_exactly
     for part in peer.modules():
         # Softmax in float32 whatever the model's dtype.
         if isinstance(part, Attend) and getattr(part.attn_fn, "keywords", {}).get("dtype") is torch.float32:
             part.attn_fn = functools.partial(F.softmax, dim=-1)
+        if isinstance(part, DynamicPositionBias):
+            part.mlp[0].register_forward_pre_hook(functools.partial(given_distances, part.log_distance))
         # The same frequencies by a formula whose last float32 bit differs from FLASH-pytorch's and xflash's.
         if isinstance(part, ScaledSinusoidalEmbedding):
             part.inv_freq = inverse_frequencies(2 * len(part.inv_freq), 10000.0).double()
     return peer
+
+
+def polar_exactly(t, freqs):
+    """As theirs, which rounds to float32 whatever the model's dtype."""
+    freqs, t = freqs[:, -t.shape[-2] :], F.softplus(t)
+    return torch.cat((t * freqs.cos(), t * freqs.sin()), -1)
+
+
+def given_distances(log, module, args):
+    """Distances in float64, which theirs counts in float32 whatever the model's dtype."""
+    n = (len(args[0]) + 1) // 2
+    distance = torch.arange(1 - n, n, dtype=torch.float64)[:, None]
+    return (distance.sign() * distance.abs().log1p() if log else distance,)
 
 
 def make_stack(flags, causal):

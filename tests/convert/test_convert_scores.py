@@ -1,8 +1,11 @@
 """Steps on scores and weight functions against x-transformers' attention, outputs and gradients of parameters."""
 
+import functools
+
 import pytest
 import torch
-from x_transformers_cases import SCORES, exact, peers
+from x_transformers_cases import exact, peers
+from x_transformers_scores import DRAWN, SCORES
 
 import xflash
 from xflash.convert import from_x_transformers
@@ -31,6 +34,20 @@ def test_a_step_is_theirs(flags):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-8)
     grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in outputs]
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-8, atol=1e-8)
+
+
+def test_what_is_drawn_there_is_the_softmax_here():
+    """Theirs draws keys in eval mode too, so that no output is the same twice."""
+    theirs, ours = pair(DRAWN)
+    x = torch.randn(2, N, DIM, dtype=torch.float64)
+    assert not torch.equal(theirs(x), theirs(x))
+    for part in theirs.modules():
+        if hasattr(part, "attn_fn"):
+            part.attn_fn = functools.partial(torch.softmax, dim=-1)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-8)
+    weigh = ours.blocks()[0].reader.weigh
+    assert weigh.config == xflash.Decoder(**{**SMALL, **DRAWN}).blocks()[0].reader.weigh.config
+    assert weigh.config.temperature == 0.7 and not weigh.config.hard
 
 
 @pytest.mark.parametrize("flags", SCORES.values(), ids=SCORES)

@@ -14,7 +14,6 @@ from x_transformers_cases import (
     IDLE,
     PREFIX,
     REFUSED,
-    SCORES,
     SMALL,
     STACKS,
     VITS,
@@ -24,6 +23,7 @@ from x_transformers_cases import (
     make_wrapper,
     peers,
 )
+from x_transformers_scores import DRAWN, SCORES
 
 from xflash.convert.x_transformers import from_x_transformers
 
@@ -33,7 +33,7 @@ def test_every_argument_of_the_peer_is_accounted_for(part):
     """Each is converted by a case above, refused by one, or listed as changing nothing by itself."""
     module = importlib.import_module("x_transformers.x_transformers")
     known = {PREFIX[part] + name for name in inspect.signature(getattr(module, part).__init__).parameters} - {"self"}
-    stacks = [*STACKS.values(), *CAUSAL_STACKS.values(), *CROSS.values(), *SCORES.values()]
+    stacks = [*STACKS.values(), *CAUSAL_STACKS.values(), *CROSS.values(), *SCORES.values(), DRAWN]
     both = [w for cases in (WRAPPERS, CAUSAL_WRAPPERS, BIDIRECTIONAL_WRAPPERS, VITS, REFUSED) for w in cases.values()]
     used = {name for flags in stacks for name in flags} | {name for pair in both for flags in pair for name in flags}
     idle = {PREFIX[part] + name for name in IDLE[part].split()}
@@ -68,8 +68,8 @@ def test_what_a_vision_transformer_of_xflash_cannot_be_is_refused():
     peer.mlp_head = torch.nn.Sequential(peer.mlp_head)
     with pytest.raises(ValueError, match=r"mlp_head \(Sequential\)"):
         from_x_transformers(peer)
-    with pytest.raises(ValueError, match="attn_l2_distance"):
-        from_x_transformers(make_vit({"attn_l2_distance": True}, {}))
+    with pytest.raises(ValueError, match="attn_cog_signed"):
+        from_x_transformers(make_vit({"attn_cog_signed": True}, {}))
 
 
 def test_both_sides_of_an_xtransformer_are_checked():
@@ -77,7 +77,7 @@ def test_both_sides_of_an_xtransformer_are_checked():
     lengths = {"enc_max_seq_len": 9, "dec_max_seq_len": 9}
     for flags, name in (
         ({"enc_attn_laser": True}, "attn_laser"),
-        ({"dec_cross_attn_l2_distance": True}, "attn_l2_distance"),
+        ({"dec_cross_attn_cog_signed": True}, "attn_cog_signed"),
     ):
         with pytest.raises(ValueError, match=f"no counterpart of x-transformers' {name}"):
             from_x_transformers(peers.XTransformer(**sizes, **lengths, **flags))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from xflash import AttentionLayers, Decoder, Encoder, TransformerWrapper, from_config
 from xflash import __main__ as command
-from xflash.base.registry import blocks, joins, positions, reads, scales, scores
+from xflash.base.registry import blocks, joins, positions, reads, scales, scores, weight_fns
 from xflash.flags.aliases import ALIASES
 from xflash.flags.flag import Owner, build, flag, flag_table, flags_of, route
 from xflash.stack.config import known_flags
@@ -109,6 +109,29 @@ SPELLINGS = [
     ({"attn_softclamp_logits": True, "attn_scores": "topk"}, {"attn_scores": "topk softclamp"}),
     ({"attn_sparse_topk": None, "attn_sparse_topk_straight_through": False}, {}),
     ({"attn_pre_talking_heads": False, "attn_softclamp_logits": False}, {}),
+    ({"attn_use_cope": True, "attn_selective": True}, {"attn_scores": "cope selective", "attn_cope_positions": 16}),
+    ({"attn_use_rel_proj_pos_bias": True}, {"attn_scores": "rel_proj"}),
+    (
+        {"attn_data_dependent_alibi": True, "attn_data_dependent_alibi_per_row": True}
+        | {"attn_data_dependent_alibi_per_row_dim_head": 4},
+        {"attn_scores": "forget_by_query", "attn_forget_by_query_dim_head": 4},
+    ),
+    ({"attn_use_cope": True, "attn_cope_max_pos": 5}, {"attn_scores": "cope", "attn_cope_positions": 5}),
+    ({"rotary_pos_emb": True, "rotate_num_heads": 2}, {"pos": "rotary", "rotary_num_heads": 2}),
+    (
+        {"dynamic_pos_bias": True, "dynamic_pos_bias_log_distance": True, "dynamic_pos_bias_mlp_depth": 3},
+        {"pos": "dynamic", "dynamic_log_distance": True, "dynamic_mlp_depth": 3},
+    ),
+    ({"polar_pos_emb": True, "polar_bias_uniform_init": True}, {"pos": "polar", "polar_uniform_start": True}),
+    (
+        {
+            "rotate_num_heads": None,
+            "polar_bias_uniform_init": False,
+            "dynamic_pos_bias_mlp_depth": 2,
+            "dynamic_pos_bias_norm": False,
+        },
+        {},
+    ),
 ]
 # What blocks of softmax attention are told alike.
 READS = [
@@ -123,6 +146,10 @@ READS = [
     ({"head_learned_sink": True}, {"scores": "learned_sink"}),
     ({"add_zero_kv": True}, {"scores": "zero_key"}),
     ({"sigmoid": True}, {"weight_fn": "sigmoid", "sigmoid_bias": 0}),
+    ({"l2_distance": True}, {"scores": "l2_distance"}),
+    ({"gumbel_softmax": True, "gumbel_softmax_temp": 0.5}, {"weight_fn": "gumbel", "gumbel_temperature": 0.5}),
+    ({"gumbel_softmax": True, "gumbel_softmax_hard": False}, {"weight_fn": "gumbel", "gumbel_hard": False}),
+    ({"custom_attn_fn": "hard", "gumbel_softmax_temp": 1.0, "gumbel_softmax_hard": True}, {"weight_fn": "hard"}),
     ({"hard": True}, {"weight_fn": "hard"}),
 ]
 # What 0.1.0 called otherwise.
@@ -223,9 +250,10 @@ READING = {name: block for name, block in blocks.items() if "scores" in block.ho
 
 
 def test_the_table_shows_every_flag():
-    # Places on a grid are no places in one line, which some blocks count.
+    # Places on a grid are no places in one line, which some blocks count; queries of two coordinates are not for cope.
+    alone = ("rotary2d", "polar")
     chosen = {
-        "pos": tuple(name for name in positions if name != "rotary2d"),
+        "pos": tuple(name for name in positions if name not in alone),
         "reads": tuple(reads),
         "scale": tuple(scales),
     }
@@ -233,12 +261,16 @@ def test_the_table_shows_every_flag():
     chosen |= {f"{name}_weight_fn": "sigmoid" for name in READING}
     stack = Decoder(dim=24, depth=2, layers=" ".join(blocks), ff_mult=2, **chosen)
     lines = stack.flag_table().splitlines()
-    grid = [line for line in Encoder(dim=24, depth=1, pos="rotary2d").flag_table().splitlines() if "rotary2d_" in line]
-    assert [line.split()[0] for line in grid] == [name for name in known_flags() if name.startswith("rotary2d_")]
+    for pos in alone:
+        own = [line for line in Encoder(dim=24, depth=1, pos=pos).flag_table().splitlines() if f"{pos}_" in line]
+        assert [line.split()[0] for line in own] == [name for name in known_flags() if name.startswith(f"{pos}_")]
     shown = {line.split()[0]: line for line in lines[1:]}
-    assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
+    drawn = {f"{n}_weight_fn": "gumbel" for n, block in READING.items() if not block.refuses(weight_fns["gumbel"])}
+    drawing = Decoder(dim=24, depth=1, layers=" ".join(blocks), **drawn).flag_table().splitlines()
     assert shown.keys() == stack.arguments.keys() | {"causal"}
-    unchosen = tuple(f"{name}_" for name in ("norm", "rotary2d", *joins))
+    shown |= {line.split()[0]: line for line in drawing if "_gumbel_" in line}
+    assert lines[0].split() == ["flag", "value", "default", "type", "doc"]
+    unchosen = tuple(f"{name}_" for name in ("norm", *alone, *joins))
     assert {name for name in known_flags() if not name.startswith(unchosen)} <= shown.keys()
     assert "2.0 *" in shown["ff_mult"]
     assert "inner width as a multiple of dim" in shown["ff_mult"]

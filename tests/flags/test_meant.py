@@ -35,7 +35,6 @@ FLAGS = {
     "query_pre_attn_scalar": "attn_score_scale=query_pre_attn_scalar**-0.5 is what scores are multiplied by",
     "sliding_window_pattern": "layers='(attn(window=...) ff)*5 attn ff' says which layers have a window",
     "ff_hidden": "it is called 'ff_dim' here",
-    "attn_use_cope": "attn_scores='cope' says it",
     "par_ratio": "xflash has no counterpart of this flag of x-transformers",
     "use_derf": "xflash has no counterpart of this flag of x-transformers",
 }

@@ -83,7 +83,11 @@ BUILT = {
 }
 # One stack for each registered part that is in none of the above.
 PARTS = {
-    "positions": {"pos": ("rotary", "rotary2d", "rel_pos", "alibi"), "scale": "layerscale", "norm": "layernorm"},
+    "positions": {
+        "pos": ("rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"),
+        "scale": "layerscale",
+        "norm": "layernorm",
+    },
     "norms": {"norm": "rmsnorm", "scale": "rezero", "join": "orthogonal"},
     "streams": {"depth": 2, "reads": "unet lime", "lime_views": True, "join": "hyper", "attn_value_residual": True},
     "gates": {"join": "gru", "gru_gain": True, "scale": "constant", "norm": "dynamic_tanh"},

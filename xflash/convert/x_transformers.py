@@ -13,10 +13,11 @@ from ..stack.stacks import CrossAttender, Decoder, Encoder
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
-from .x_transformers_blocks import read_attention, read_positions
+from .x_transformers_blocks import read_attention
 from .x_transformers_ff import read_ff
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
+from .x_transformers_positions import read_positions
 from .x_transformers_residual import TINY, check_skips, factor_of, read_condition, read_join, read_reads, residual_slots
 from .x_transformers_vit import read_vit
 

@@ -1,6 +1,5 @@
-"""The blocks and relative positions of x-transformers as xflash's flags and weights."""
+"""The blocks of x-transformers as xflash's flags and weights."""
 
-from collections.abc import Collection
 from typing import Any
 
 import einx
@@ -10,14 +9,11 @@ from torch import nn
 
 from ..base.shapes import Tensor
 from ..layers.blocks.attention import Attention
-from ..layers.positions.alibi import alibi_slopes
-from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_heads import latent_flags, read_outward, read_projections
 from .x_transformers_parts import Reader, feature, kind, set_flags
-from .x_transformers_residual import TINY
 from .x_transformers_scores import read_scores
 
-__all__ = ["read_attention", "read_positions"]
+__all__ = ["read_attention"]
 
 Weights = dict[str, Tensor]
 
@@ -54,8 +50,6 @@ def check_attention(attn: Any, peer: Any, cross: bool) -> None:
     """ValueError for settings of an attention block that only their values tell from what xflash has."""
     if cross and (attn.use_latent_q or attn.use_latent_kv):
         raise feature("attn_use_latent_q, attn_use_latent_kv", "in cross attention")
-    if peer.rotary_pos_emb is not None and attn.rotate_num_heads < attn.heads and attn.to_rotateable_k is None:
-        raise feature("rotate_num_heads", attn.rotate_num_heads)
     if cross and attn.max_attend_past is not None:
         # attn_ flags count for cross attention too, where this one would compare places of two sequences.
         raise feature("attn_max_attend_past", f"{attn.max_attend_past} in cross attention")
@@ -105,68 +99,3 @@ def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, wi
     return set_flags({**flags, "window": window, "value_residual_learned": learned}, Attention.Config)
 
 
-def read_positions(peer: Any, orders: Collection[tuple], reader: Reader, weights: Weights) -> dict[str, Any]:
-    """The flags of the relative positions; the T5 bias is added to `weights`. `orders`: the head orders there are."""
-    flags: dict[str, Any] = {}
-    pos = []
-    if peer.rotary_pos_emb is not None:
-        pos.append("rotary")
-        flags |= read_rotary(peer.rotary_pos_emb, reader)
-    if peer.rel_pos is not None:
-        own = tuple(range(peer.attn_heads))
-        if kind(peer.rel_pos) == "AlibiPositionalBias":
-            pos.append("alibi")
-            if set(orders) - {own}:
-                raise feature("alibi_pos_bias", "with grouped key/value heads: xflash orders heads by group")
-            flags |= read_alibi(peer.rel_pos, reader)
-        else:
-            pos.append("rel_pos")
-            if len(orders) > 1:
-                raise feature("rel_pos_bias", "shared by layers that group their heads differently")
-            table = reader.take(peer.rel_pos.relative_attention_bias.weight) * peer.rel_pos.scale
-            order = torch.tensor(next(iter(orders), own), device=table.device)
-            table = einx.get_at("buckets [h], j -> j buckets", table, order)
-            weights[f"positions.rel_pos.tables.{peer.attn_heads}.weight"] = table
-            flags["rel_pos_num_buckets"] = peer.rel_pos.num_buckets
-            flags["rel_pos_max_distance"] = peer.rel_pos.max_distance
-    return {"pos": " ".join(pos) or None, **flags}
-
-
-def read_alibi(alibi: Any, reader: Reader) -> dict[str, Any]:
-    if not torch.equal(reader.take(alibi.slopes).flatten().float().cpu(), torch.tensor(alibi_slopes(alibi.heads))):
-        raise feature("rel_pos_kwargs", "ALiBi slopes other than the paper's")
-    if alibi.bias is not None:
-        reader.take(alibi.bias)
-    return {"alibi_num_heads": None if alibi.heads == alibi.total_heads else alibi.heads}
-
-
-def read_rotary(rotary: Any, reader: Reader) -> dict[str, Any]:
-    """The flags of a rotary embedding, from its frequencies."""
-    frequency = reader.take(rotary.inv_freq).float()
-    width = 2 * len(frequency)
-    flags = {"rotary_emb_dim": width, "rotary_interleaved": True}
-    base = rotary_base(frequency, width)
-    if base != 10000.0:
-        flags["rotary_base"] = base
-    if rotary.interpolation_factor != 1:
-        flags["rotary_interpolation_factor"] = rotary.interpolation_factor
-    if rotary.scale is not None:
-        own = (torch.arange(0, width, 2, device=frequency.device) + 0.4 * width) / (1.4 * width)
-        if not torch.equal(reader.take(rotary.scale).float(), own):
-            raise feature("rotary_emb_dim", f"{rotary.scale} with rotary_xpos")
-        flags |= {"rotary_xpos": True, "rotary_xpos_scale_base": rotary.scale_base}
-    return flags
-
-
-def rotary_base(frequency: Tensor, width: int) -> float:
-    """The base that gives these very frequencies: near the one they point to, for float32 has few."""
-    if torch.equal(inverse_frequencies(width, 10000.0, frequency.device), frequency):
-        return 10000.0
-    guess = frequency[-1].double().pow(-width / max(width - 2, 1)).float().cpu()
-    for towards in (torch.inf, 0.0):
-        base = guess
-        for _ in range(2000):
-            if torch.equal(inverse_frequencies(width, base.item(), frequency.device), frequency):
-                return base.item()
-            base = torch.nextafter(base, torch.tensor(towards))
-    raise feature("rotary_pos_emb", "with frequencies that follow no base (an odd rotary_emb_dim, or a rounded buffer)")

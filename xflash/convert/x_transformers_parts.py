@@ -22,7 +22,7 @@ KNOWN = {
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
-        rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
+        rotary_pos_emb polar_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
         need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
         num_attn_layers num_cross_attn_layers num_ff_layers cross_attend residual_attn
         cross_residual_attn depth
@@ -35,13 +35,16 @@ KNOWN = {
         head_scale_params num_mem_kv mem_k mem_v to_value_residual_mix rotate_num_heads can_cache_kv to_q to_k to_v
         qkv_receive_diff_residuals split_q_heads split_k_heads split_v_heads merge_heads to_head_space_headwise
         to_head_space_dimwise to_v_gate_head_space to_output_gate_head_space attend to_out attn_on_attn
-        data_dependent_alibi sparse_topk gate_values_headwise sublayer_dropout to_v_head_gate value_rmsnorm
-        to_latent_q to_latent_kv use_latent_q use_latent_kv to_rotateable_k split_rotateable_k_heads""",
+        data_dependent_alibi rel_proj_pos_bias sparse_topk gate_values_headwise sublayer_dropout to_v_head_gate
+        value_rmsnorm to_latent_q to_latent_kv use_latent_q use_latent_kv to_rotateable_k split_rotateable_k_heads""",
     "Attend": """scale causal create_causal_mask attn_fn dropout attn_dropout softclamp_logits logit_softclamp_value
         flash sdp_context_manager pre_softmax_talking_heads post_softmax_talking_heads head_learned_sink
-        head_attn_sink add_zero_kv""",
+        head_attn_sink add_zero_kv selective l2_distance cope""",
     "MultiheadRMSNorm": "rmsnorm gamma",
+    "CoPE": "max_pos pos_emb talking_heads soft_onehot_temp",
     "DataDependentAlibi": "causal post_log_scale to_forget_gates",
+    "PerRowDataDependentAlibi": "scale post_log_scale to_forget_gates",
+    "RelativeProjPositionalBias": "heads num_distance_basis max_dist to_distance_weights distance_bank",
     "FeedForward": "ff",
     "GLU": "act proj mult_bias up_softclamp_value",
     "Lambda": "fn",
@@ -64,6 +67,8 @@ KNOWN = {
     "ShiftTokens": "fn shifts",
     "RotaryEmbedding": "interpolation_factor scale_base inv_freq scale",
     "RelativePositionBias": "scale causal num_buckets max_distance relative_attention_bias",
+    "PolarEmbedding": "inv_freq learned_bias",
+    "DynamicPositionBias": "log_distance mlp",
     "AlibiPositionalBias": "heads total_heads slopes bias",
     "TokenEmbedding": "l2norm_embed emb",
     "AbsolutePositionalEmbedding": "scale max_seq_len l2norm_embed emb",
@@ -80,18 +85,15 @@ FLAGS = {
     "recycled_proj": "recycling",
     "to_output_gate": "attn_output_gate",
     "q_rmsnorm": "attn_qk_rmsnorm",
-    "cope": "attn_use_cope",
+    "soft_onehot": "attn_cope_soft_onehot_pos",
     "qkv_receive_diff_residuals": "qkv_receive_diff_residuals / integrate_layers",
-    "rel_proj_pos_bias": "attn_use_rel_proj_pos_bias",
     "OrthogonalResidualUpdate": "orthog_residual",
     "MVSplitResidualUpdate": "mv_split_residual",
     "GatedMultiResidual": "gated_multi_residual",
     "AttentionResidual": "attn_aggregated_residuals",
-    "DynamicPositionBias": "dynamic_pos_bias",
     "Derf": "use_derf",
     "SoLU": "ff_solu",
     "LoRALinear": "attn_gate_values_rank",
-    "PerRowDataDependentAlibi": "attn_data_dependent_alibi_per_row",
 }
 
 # Settings whose neutral value is not what Python calls false.

@@ -6,8 +6,10 @@ from typing import Any
 
 from ..base.checks import LARGEST, integer, shown
 from ..base.registry import Registry, joins, nearest, positions, reads, scales, scores
+from . import spelled_scores
 from .branch_spellings import BRANCH_SAMPLES, BRANCH_SWITCHES, BRANCHES, with_macaron
 from .layout import NONE
+from .spelled_scores import renamed, unless
 
 __all__ = ["ALIASES", "SAMPLES", "SEVERAL", "as_names", "as_norm", "canonical", "names", "spoken", "written"]
 
@@ -59,8 +61,12 @@ SWITCHES |= {
     for block in READERS
     for name, flags in READS.items()
 } | BRANCH_SWITCHES
+SWITCHES |= spelled_scores.SWITCHES
 # Flags that name several parts, which add up, and the order of those that come from other spellings.
-STEPS = ("residual", "talking_heads", "forget", "softclamp", "topk", "learned_sink", "zero_key")
+STEPS = (
+    *("residual", "talking_heads", "forget", "forget_by_query", "rel_proj", "softclamp", "cope", "selective", "topk"),
+    *("learned_sink", "zero_key", "l2_distance"),
+)
 SEVERAL: dict[str, tuple[str, ...]] = {
     "pos": (),
     "reads": (),
@@ -80,6 +86,7 @@ SAMPLES: dict[str, Any] = {
     "residual_init": 0.1,
     "attn_max_attend_past": 63,
     "ff_custom_activation": "tanh",
+    **spelled_scores.SAMPLES,
     **{
         f"{block}_{begin}qk_norm{end}": value
         for block in ("block_attn", "recurrent", "state_read")
@@ -136,16 +143,6 @@ def talking(block: str, how: str) -> Callable[[Any], dict[str, Any]]:
     return spoken
 
 
-def renamed(flag: str) -> Callable[[Any], dict[str, Any]]:
-    """Another name for a flag."""
-    return lambda value: {flag: value}
-
-
-def straight(block: str) -> Callable[[Any], dict[str, Any]]:
-    """Straight-through gradients of the best keys; False is said without these too."""
-    return lambda value: {} if value is False else {f"{block}_topk_straight_through": value}
-
-
 def best(block: str) -> Callable[[Any], dict[str, Any]]:
     """How many keys a query keeps, None for all."""
     return lambda k: {} if k is None else {f"{block}_scores": "topk", f"{block}_topk_k": k}
@@ -164,13 +161,14 @@ OTHERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "residual_init": lambda value: {"layerscale_init": value},
     "attn_max_attend_past": window,
     "ff_custom_activation": lambda value: {} if value is None else {"ff_activation": value},
+    **spelled_scores.OTHERS,
 }
 for reader in READERS:
     OTHERS |= {
         f"{reader}_pre_talking_heads": talking(reader, "pre"),
         f"{reader}_post_talking_heads": talking(reader, "post"),
         f"{reader}_sparse_topk": best(reader),
-        f"{reader}_sparse_topk_straight_through": straight(reader),
+        f"{reader}_sparse_topk_straight_through": unless(False, f"{reader}_topk_straight_through"),
         f"{reader}_logit_softclamp_value": renamed(f"{reader}_softclamp_value"),
     }
 # What xflash 0.1.0 called otherwise.
@@ -180,8 +178,8 @@ OTHERS |= {
     for name in names_then
 }
 # What a spelling leaves unsaid, as long as nothing else says it.
-UNSAID = {
-    f"{reader}_{how}_talking_heads": f"{reader}_talking_heads_{other}"
+UNSAID = spelled_scores.UNSAID | {
+    f"{reader}_{how}_talking_heads": (f"{reader}_talking_heads_{other}", False)
     for reader in READERS
     for how, other in (("pre", "post"), ("post", "pre"))
 }
@@ -230,7 +228,7 @@ def spoken(name: str, value: Any) -> dict[str, Any]:
 
 def means(flag: str, value: Any, why: str, verb: str = " means") -> str:
     """What was written, and what it means where that is written otherwise."""
-    said = f"{flag}={value!r}"
+    said = f"{flag}={shown(value)}"
     return why if why == said else f"{why}{verb} {said}"
 
 
@@ -241,6 +239,9 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
         # x-transformers' gated residual has a gain too then.
         flags = {**{name: value for name, value in flags.items() if name != "scale_residual"}, "gru_gain": True}
     flags = with_macaron(flags)
+    if flags.get("attn_data_dependent_alibi_per_row") is True:
+        # Gates of pairs stand in the place of those of tokens.
+        flags = {name: value for name, value in flags.items() if name != "attn_data_dependent_alibi"}
     for name, value in flags.items():
         for flag, meant in spoken(name, value).items():
             meant = as_norm(meant) if flag == "norm" else meant
@@ -248,12 +249,12 @@ def canonical(flags: Mapping[str, Any]) -> dict[str, Any]:
                 before = said[flag][0] if flag in said else ()
                 meant = before + tuple(p for p in as_names(flag, meant) if p not in before)
             elif flag in said and said[flag][0] != meant:
-                first, second = said[flag], (meant, f"{name}={value!r}")
+                first, second = said[flag], (meant, f"{name}={shown(value)}")
                 raise ValueError(f"{means(flag, *first)}, but {means(flag, *second)}")
-            said[flag] = (meant, f"{name}={value!r}")
-    for name, flag in UNSAID.items():
+            said[flag] = (meant, f"{name}={shown(value)}")
+    for name, (flag, value) in UNSAID.items():
         if flags.get(name) is True:
-            said.setdefault(flag, (False, f"{name}=True"))
+            said.setdefault(flag, (value, f"{name}=True"))
     for flag, order in SEVERAL.items():
         if order and flag in said:
             own, (every, why) = as_names(flag, flags.get(flag)), said[flag]

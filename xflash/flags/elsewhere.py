@@ -112,20 +112,16 @@ DEPTH = "what projects back to the stream starts 1/sqrt(blocks of the stack) as 
 NONE = "xflash has no counterpart of this flag of x-transformers"
 # Flags of x-transformers that say nothing here.
 ABSENT = """
-    attn_softpick attn_selective attn_laser attn_laser_softclamp_value attn_orthog_projected_values
+    attn_softpick attn_laser attn_laser_softclamp_value attn_orthog_projected_values
     attn_orthog_projected_values_per_head use_derf scale_residual_constant adaptive_condition_mlp
-    adaptive_condition_mlp_expansion dynamic_pos_bias dynamic_pos_bias_log_distance dynamic_pos_bias_mlp_depth
-    dynamic_pos_bias_norm rotate_num_heads polar_pos_emb polar_bias_uniform_init par_ratio attn_aggregated_residuals
-    attn_aggregated_residual_kwargs gated_multi_residual attn_pre_scale_post_talking_heads attn_swiglu_values
-    attn_gate_values_rank attn_output_gate attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates
-    attn_zero_init_output attn_k_rmsnorm attn_l2_distance attn_gumbel_softmax attn_gumbel_softmax_temp
-    attn_gumbel_softmax_hard attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg attn_hybrid_fold_axial_dim
-    attn_hybrid_learned_mix attn_rotate_num_heads attn_data_dependent_alibi_per_row
-    attn_data_dependent_alibi_per_row_dim_head attn_use_rel_proj_pos_bias attn_rel_proj_num_distance_basis
-    attn_rel_proj_max_dist attn_cope_soft_onehot_pos attn_cope_talking_heads attn_qkv_receive_diff_residuals
-    attn_inverted_attention ff_glu_mult_bias ff_zero_init_output memory_tokens_interspersed_every num_output_heads
-    recycling train_max_recycle_steps looped max_looped_steps emb_frac_gradient mixture_of_softmax
-    mixture_of_softmax_k sigsoftmax_logits ff_deep_embed add_continuous_pred_head
+    adaptive_condition_mlp_expansion par_ratio attn_aggregated_residuals attn_aggregated_residual_kwargs
+    gated_multi_residual attn_pre_scale_post_talking_heads attn_swiglu_values attn_gate_values_rank attn_output_gate
+    attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output attn_k_rmsnorm
+    attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg attn_hybrid_fold_axial_dim attn_hybrid_learned_mix
+    attn_qkv_receive_diff_residuals attn_inverted_attention ff_glu_mult_bias ff_zero_init_output
+    memory_tokens_interspersed_every num_output_heads recycling train_max_recycle_steps looped max_looped_steps
+    emb_frac_gradient mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits ff_deep_embed
+    add_continuous_pred_head
 """
 # What has no counterpart of one name.
 HINTS = {
@@ -177,8 +173,8 @@ HINTS = {
     "query_pre_attn_scalar": "attn_score_scale=query_pre_attn_scalar**-0.5 is what scores are multiplied by",
     "attn_logit_softcapping": "attn_scores='softclamp' bounds the scores, attn_softclamp_value says how far",
     **dict.fromkeys(("moe_aux_loss", "router_aux_loss_coef", "moe_load_balance", "aux_loss_coef"), BALANCE),
-    "attn_use_cope": "attn_scores='cope' says it",
-    "attn_cope_max_pos": "attn_scores='cope' says it, and attn_cope_positions how many",
+    "attn_rotate_num_heads": "rotary_num_heads says it, or rotate_num_heads",
+    "attn_cope_soft_onehot_pos": "attn_scores='cope' lies between the two nearest of its positions",
     "layers_execute_order": "it is a flag of the stack: a call has no order of its own",
     "only_attn": "layers='attn' says it",
     "ff_solu": "ff_activation='solu' says it",

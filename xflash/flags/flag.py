@@ -116,6 +116,8 @@ def hint_text(hint: Any) -> str:
         return " | ".join(hint_text(part) for part in get_args(hint))
     if get_origin(hint) is tuple:
         return f"({', '.join(hint_text(p) if p is not Ellipsis else '...' for p in get_args(hint))})"
+    if get_origin(hint) is Callable:
+        return "function"
     return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
@@ -130,6 +132,8 @@ def in_words(hint: Any) -> str:
         return " or ".join(in_words(part) for part in get_args(hint))
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Callable:
+        return "a function"
     if get_origin(hint) is Mapping:
         return f"a mapping of names to {several(get_args(hint)[1])}"
     if get_origin(hint) is tuple and get_args(hint)[-1] is ...:
@@ -163,6 +167,8 @@ def fit(value: Any, hint: Any) -> tuple[bool, Any]:
         return len(each) == len(value) and all(ok for ok, _ in fitted), tuple(v for _, v in fitted)
     if origin is Mapping:
         return isinstance(value, Mapping), value
+    if origin is Callable:
+        return callable(value), value
     if hint is Any:
         return True, value
     if hint is float:

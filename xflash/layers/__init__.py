@@ -3,7 +3,7 @@
 from . import activations, adaptive_layernorm, adaptive_rmsnorm, dynamic_tanh, embeddings, norms, scores
 from .blocks import attention, feedforward, flash, gau, moe
 from .joins import gru, hyper, join, mv_split, orthogonal, resi_dual, scaled
-from .positions import alibi, rel_pos, relative, rotary, rotary2d
+from .positions import alibi, dynamic, polar, rel_pos, relative, rotary, rotary2d
 from .reads import lime, read, reinject, unet
 from .scales import adaptive_layerscale, constant, macaron, scale
 
@@ -16,6 +16,7 @@ __all__ = [
     "attention",
     "constant",
     "dynamic_tanh",
+    "dynamic",
     "embeddings",
     "feedforward",
     "flash",
@@ -29,6 +30,7 @@ __all__ = [
     "mv_split",
     "norms",
     "orthogonal",
+    "polar",
     "read",
     "reinject",
     "rel_pos",

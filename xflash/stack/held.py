@@ -1,7 +1,7 @@
 """The parts that blocks hold (steps on scores, weight functions): which are chosen, and whose flags go to whom."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ..base.registry import blocks, nearest
 from ..flags.aliases import ALIASES, canonical, names
@@ -42,12 +42,17 @@ def chosen(value: Any) -> tuple[str, ...]:
     return tuple(name for name in value if isinstance(name, str)) if isinstance(value, tuple) else ()
 
 
+def is_single(block: str, field: str) -> bool:
+    """Whether a choice is of one part."""
+    return type(None) not in get_args(flags_of(blocks[block].Config)[field].hint)
+
+
 def choice(block: str, field: str, value: Any) -> Any:
     """A choice as its Config keeps it; ValueError for a part that there is not, or that the block cannot hold."""
     cls = blocks[block]
-    registry, single = cls.holds[field], flags_of(cls.Config)[field].hint is str
+    registry, single = cls.holds[field], is_single(block, field)
     if single and not isinstance(value, str):
-        return value
+        return next((name for name, part in registry.items() if part is value), value)
     found = (value,) if single else names(value, f"{block}_{field}", registry)
     for name in found:
         if name not in registry:
@@ -135,9 +140,11 @@ def taken_over(block: str, flag: str, mine: str, value: Any) -> list[Any]:
     if field not in cls.holds:
         return [value]
     registry = cls.holds[field]
+    single = is_single(block, field)
+    if single and not isinstance(value, str):
+        return [value]
     given = names(value, flag, registry)
     found = tuple(name for name in given if cls.takes_over(registry[name]))
-    single = flags_of(cls.Config)[field].hint is str
     return [value] if found == given else [found] if found and not single else []
 
 

@@ -29,6 +29,7 @@ def make_position(stack: Any, name: str, kind: str, config: Any) -> Position:
     """A position of a stack, for the heads of the blocks that have it."""
     heads = sorted({h for block in offered(stack, name) if (h := block.bias_heads()) is not None})
     position = positions[kind](config, stack.causal, tuple(heads))
+    position.meet([block for block in offered(stack, name) if position.fits(block)])
     if next(position.parameters(), None) is None:
         # Layers with positions of their own that have the same settings share their tables.
         position.known_as = f"{kind} {config}"

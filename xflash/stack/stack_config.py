@@ -107,8 +107,8 @@ class StackConfig:
     )
     pos: str | tuple[str, ...] | None = flag(
         None,
-        "relative positions: any of rotary, rotary2d, rel_pos, alibi, ... (of one layer: 'attn(rotary_base=1e6)')",
-        tried=(("rotary", "alibi"),),
+        "relative positions: any of rotary, rel_pos, alibi, dynamic, ... (of one layer: 'attn(rotary_base=1e6)')",
+        tried=(("rotary", "alibi"), ("polar", "dynamic")),
     )
     shift_tokens: int | tuple[int, ...] | bool = flag(
         0,

@@ -14,7 +14,7 @@ from ..positions.slots import Slots
 from ..projection import linear_in, split_off_values
 from ..scores.step import Read
 from .block import Site
-from .key_values import KV, append, begin, fits, last, place, reserve, shorten
+from .key_values import KV, added, append, begin, fits, last, place, reserve, shorten
 from .latents import Latents
 from .masks import visible
 
@@ -34,8 +34,8 @@ class Attention(Latents):
     keeps_tokens = True
     moves = True
     has_matrix = True
-    positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi"})
-    offers = frozenset({"buffers", "causal", "relay"})
+    positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"})
+    offers = frozenset({"buffers", "causal", "chance", "relay", "tokens"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Latents.Config):
@@ -101,8 +101,11 @@ class Attention(Latents):
         read = None if reader.plain else Read(q, k, ctx, slots.at, slots.keys)
         if read is not None:
             read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=False)) for held in (brought, fresh))
+            read.asked = reader.ask(x)
         y = self.look(q, k, v, ctx, slots, read)
         y = self.joined(self.from_latents(y) if absorbed else y, x)
+        if state is not None and read is not None and read.added:
+            state = added(state, reader.brings, read.added, k.shape[2])
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
 
     def of_tokens(

@@ -183,6 +183,15 @@ class Block(nn.Module, ABC):
         """How many channels of a key rotary positions can turn; None when nobody knows."""
         return getattr(self.config, "dim_head", None)
 
+    def head_counts(self) -> tuple[int, int]:
+        """How many heads of queries the block has, and of keys: the second axis of what positions turn."""
+        heads = getattr(self, "heads", None) or getattr(self.config, "heads", None) or 1
+        return heads, getattr(self, "kv_heads", None) or heads
+
+    def turned_queries(self) -> int:
+        """How many queries a token has that positions turn."""
+        return self.head_counts()[0]
+
     def context_width(self) -> int | None:
         """The width of the context the block attends to; None when it attends to none."""
         return None

@@ -45,7 +45,7 @@ class BlockAttention(Reading):
     honours = frozenset({"doc_ids"})
     causal_only = True
     auxiliary_by = "compress_loss=True"
-    positions = frozenset({"rotary", "rel_pos", "alibi"})
+    positions = frozenset({"rotary", "rel_pos", "alibi", "dynamic", "polar"})
     counts_places = True
 
     Config = BlockFlags

@@ -26,7 +26,7 @@ class CrossAttention(TakesContext, MultiHead):
 
     kind = "cross_attn"
     borrows = "attn"
-    offers = frozenset({"relay"})
+    offers = frozenset({"chance", "relay"})
     reading = ("key_value", "k_gain")
 
     @dataclass(frozen=True, kw_only=True)

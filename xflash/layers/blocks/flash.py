@@ -37,7 +37,7 @@ class MixedChunkAttention(Block):
     """
 
     honours = frozenset({"doc_ids"})
-    positions = frozenset({"rotary", "rotary2d"})
+    positions = frozenset({"rotary", "rotary2d", "polar"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
@@ -101,6 +101,9 @@ class MixedChunkAttention(Block):
 
     def key_width(self) -> int:
         return self.config.query_key_dim
+
+    def turned_queries(self) -> int:
+        return 2
 
     def refuses_step(self) -> str:
         if self.config.global_normaliser != "padded_length":
@@ -173,12 +176,13 @@ class MixedChunkAttention(Block):
         gate, v, z = F.silu(hidden).split_with_sizes(self.widths, -1)
         gamma = self.gamma[:, None, None]
         four = z * gamma if self.beta is None else torch.addcmul(self.beta[:, None, None], z, gamma)
-        four = four.to(v.dtype).transpose(0, 1)
-        queries, keys = four.chunk(2, 1) if ctx.relative is None else ctx.relative.rotate_both(four, 2, ctx)
+        # One head, with two queries and two keys.
+        four = four.to(v.dtype).transpose(0, 1)[:, None]
+        queries, keys = four.chunk(2, 2) if ctx.relative is None else ctx.relative.rotate_both(four, 2, ctx)
         real = ctx.real(hidden.shape[1])
         if real is not None:
-            keys, v = keys.masked_fill(~real[:, None, :, None], 0), v.masked_fill(~real[..., None], 0)
-        return gate, Heads(queries[:, 0], keys[:, 0], queries[:, 1], keys[:, 1], v)
+            keys, v = keys.masked_fill(~real[:, None, None, :, None], 0), v.masked_fill(~real[..., None], 0)
+        return gate, Heads(queries[:, 0, 0], keys[:, 0, 0], queries[:, 0, 1], keys[:, 0, 1], v)
 
     def mix(self, t: Heads, ctx: Ctx, state: FlashState | None) -> tuple[Float[Tensor, "b n e"], FlashState | None]:
         """What the gate multiplies, by the way that costs least."""

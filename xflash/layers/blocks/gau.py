@@ -36,7 +36,7 @@ class GatedAttention(GatedUnit):
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True
     has_matrix = True
-    positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi"})
+    positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"})
 
     @dataclass(frozen=True, kw_only=True)
     class Config(GatedUnit.Config):

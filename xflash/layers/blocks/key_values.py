@@ -1,6 +1,6 @@
 """What softmax attention and GAU carry: keys, values and named buffers of the tokens seen, or of the last of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from ...base.state import Ctx
 from ..kernels.buffers import SPARE, emptied, grow, write
 from ..positions.slots import Slots
 
-__all__ = ["KV", "append", "begin", "fits", "last", "place", "reserve", "shorten", "stand"]
+__all__ = ["KV", "added", "append", "begin", "fits", "last", "place", "reserve", "shorten", "stand"]
 
 
 class KV(NamedTuple):
@@ -83,6 +83,19 @@ def append(
         kv = kv.holding(every)
     m = start + k.shape[2]
     return [t[:, :, :m] for t in every], kv
+
+
+def added(kv: KV, names: Sequence[str], more: Mapping[str, Tensor], m: int) -> KV:
+    """The state with what score steps add to their buffers in the last of the m slots that there are.
+
+    They get tensors of their own: other states go on from what was there.
+    """
+    found = []
+    for name, t in zip(names, kv.brought, strict=True):
+        if name in more:
+            t = t + F.pad(more[name], (0, 0, m - more[name].shape[2], t.shape[2] - m)).to(t.dtype)
+        found.append(t)
+    return kv._replace(brought=tuple(found))
 
 
 def last(kv: KV, ctx: Ctx) -> list[Float[Tensor, "b _ 1 _"]]:

@@ -113,7 +113,7 @@ class MultiHead(Valued, Outward, QKNorm):
         said = [f"{self.kind}_{name}={value}" for name, value in for_all.items() if value]
         if config.qk_rmsnorm == "width":
             said.append(f"{self.kind}_qk_rmsnorm='width'")
-        if next(self.reader.parameters(), None) is not None:
+        if next(self.reader.parameters(), None) is not None or any(step.across_heads for step in self.reader.ordered()):
             said.append(f"{self.kind}_scores={' '.join(names(self.config.scores))!r}")
         if ctx.relative is not None and ctx.relative.biases and self.bias_heads() is not None:
             said.append("a bias by position")

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from ...base.registry import Registry, scores, weight_fns
 from ...flags.aliases import names
 from ..scores.read import ReadFlags
-from ..scores.step import ScoreStep
 from .block import Block
 
 __all__ = ["Reading"]
@@ -14,24 +13,25 @@ __all__ = ["Reading"]
 # What a step may need, in words.
 NEEDS = {
     "buffers": "buffers beside the keys of every token",
+    "chance": "numbers that are drawn alike where it is computed again for gradients",
     "causal": "keys that are the row's own tokens, none later than the query",
     "relay": "one matrix of scores a layer",
+    "tokens": "queries that are the row's own tokens, beside keys that are",
 }
 
 
 class Reading(Block):
-    """Base of the blocks that read by softmax; `offers` is what steps may need of it, `kind` its name."""
+    """Base of the blocks that read by softmax; `offers` is what steps and weight functions may need of it, `kind` its
+    name."""
 
     kind: ClassVar[str]
     holds: ClassVar[Mapping[str, Registry]] = {"scores": scores, "weight_fn": weight_fns}
-    offers: ClassVar[frozenset[str]] = frozenset()
+    offers: ClassVar[frozenset[str]] = frozenset({"chance"})
 
     Config = ReadFlags
 
     @classmethod
-    def refuses(cls, part: type) -> str:
-        if not issubclass(part, ScoreStep):
-            return ""
+    def refuses(cls, part: Any) -> str:
         missing = sorted(part.wants() - cls.offers)
         return f"{cls.kind} has no {NEEDS.get(missing[0], missing[0])}" if missing else ""
 

@@ -110,6 +110,11 @@ def of_documents(
 
 def describe(kind: str, config: Any, site: Site) -> str:
     """What a layer that an operator computes with is built from."""
+    if not isinstance(config.weight_fn, str):
+        raise ValueError(
+            f"{kind}_weight_fn is a function, but {kind} is built again from its flags where gradients compute it "
+            "again: register a WeightFn, and give its name"
+        )
     parts = {name: asdict(part) for name, part in site.parts.items()}
     return json.dumps({"kind": kind, "config": asdict(config), "site": [site.dim, site.heads], "parts": parts})
 

@@ -88,6 +88,7 @@ class Recurrent(BlockAttention):
 
     kind = "recurrent"
     publishes = True
+    offers = frozenset()
     # What `renew` uses.
     renewing: ClassVar[tuple[str, ...]] = (
         "state_norm",

@@ -49,6 +49,9 @@ class Position(nn.Module):
         """Whether a block, or those of a class, can use it: those that name it or another of its family."""
         return any(positions[name].family() is cls.family() for name in block.positions)
 
+    def meet(self, users: Sequence[Block]) -> None:
+        """Is called once, when the stack is built: makes parameters whose shapes the blocks that use it decide."""
+
     def check(self, users: Sequence[Block]) -> None:
         """ValueError for settings that the blocks of the stack that use it cannot follow."""
 
@@ -98,7 +101,7 @@ class Turn(Position):
         raise NotImplementedError
 
     def turn(self, t: Float[Tensor, "b *h n k"], table: Any, inverse: bool = False) -> Float[Tensor, "b *h n k"]:
-        """Queries, or keys (`inverse`), as they are at the places of the table."""
+        """Queries, or keys (`inverse`), as they are at the places of the table; heads are the first axis behind b."""
         raise NotImplementedError
 
 

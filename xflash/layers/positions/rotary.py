@@ -28,6 +28,14 @@ class Rotary(Pairs):
             at_least=2,
             tried=(4,),
         )
+        num_heads: int | None = flag(
+            None,
+            "the last heads of a layer that are turned, the others without places (None: all; all of a layer that has "
+            "fewer)",
+            at_least=1,
+            paper="https://arxiv.org/abs/2405.04434",
+            tried=(2,),
+        )
         base: float = flag(10000.0, "base of the wavelengths", above=1, tried=(500.0,))
         base_rescale_factor: float = flag(
             1.0, "NTK-aware rescaling of the base", above=0, paper="https://arxiv.org/abs/2309.00071", tried=(1.5,)
@@ -62,6 +70,7 @@ class Rotary(Pairs):
     def check(self, users: Sequence[Block]) -> None:
         super().check(users)
         name = positions.name_of(type(self))
+        self.check_heads(users, name)
         for block in users:
             if (width := block.key_width()) is not None:
                 check_factors(self.config, self.width(width), name)
@@ -70,6 +79,19 @@ class Rotary(Pairs):
                     f"{name}_scaling='dynamic' counts the text up to each token, but "
                     f"{blocks.name_of(type(block))!r} counts places inside its window"
                 )
+
+    def check_heads(self, users: Sequence[Block], name: str) -> None:
+        """ValueError when no layer has as many heads as are to be turned, or several of a layer share a key."""
+        turned, shared = self.config.num_heads or 0, [b for b in users if b.head_counts()[0] != b.head_counts()[1]]
+        most = max((block.head_counts()[0] for block in users), default=turned)
+        if turned > most:
+            raise ValueError(f"{name}_num_heads={turned}, but no layer has more than {most} heads")
+        if turned and shared:
+            kind, (heads, kv_heads) = blocks.name_of(type(shared[0])), shared[0].head_counts()
+            raise ValueError(
+                f"{name}_num_heads={turned} turns heads one by one, but the {heads} heads of {kind!r} share {kv_heads} "
+                f"keys: leave out {kind}_kv_heads, or that"
+            )
 
     def refuses_ahead(self) -> tuple[str, str] | None:
         if not self.config.xpos:
@@ -92,6 +114,13 @@ class Rotary(Pairs):
     def angles(self, where: Float[Tensor, "_ n"], width: int) -> Float[Tensor, "_ n half"]:
         base = self.config.base * self.config.base_rescale_factor ** (width / max(width - 2, 1))
         return where[..., None] * scaled_frequencies(self.config, base, width, where).to(where.dtype)
+
+    def turn(self, t: Float[Tensor, "b *h n k"], table: tuple, inverse: bool = False) -> Float[Tensor, "b *h n k"]:
+        turned = self.config.num_heads
+        if turned is None or turned >= t.shape[1]:
+            return super().turn(t, table, inverse)
+        rest, last = t.split((t.shape[1] - turned, turned), 1)
+        return torch.cat((rest, super().turn(last, table, inverse)), 1)
 
     def table(
         self, where: Int[Tensor, "_ n"], key_width: int, dtype: torch.dtype

@@ -10,6 +10,7 @@ from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
 from .step import Read, ScoreStep
+from .talking_heads import mixed
 
 __all__ = ["CoPE"]
 
@@ -24,19 +25,23 @@ class CoPE(ScoreStep):
     """
 
     needs = frozenset({"causal"})
+    takes_queries = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
         positions: int = flag(64, "learned positions, what is farther away being at the last", at_least=2, tried=(3,))
+        talking_heads: bool = flag(False, "gates are made of learned sums of the scores of all heads", tried=(True,))
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)
         if not site.causal:
             raise ValueError(f"{kind}_scores has 'cope', which looks back only, in a bidirectional stack")
+        self.talk = nn.Parameter(torch.eye(heads)) if config.talking_heads else None
         self.e = nn.Parameter(torch.zeros(config.positions, site.dim_head))
 
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
-        gates = s.to(torch.promote_types(s.dtype, torch.float32)).sigmoid()
+        mixing = s if self.talk is None else mixed(s, self.talk)
+        gates = mixing.to(torch.promote_types(s.dtype, torch.float32)).sigmoid()
         for hidden in (None if read.mask is None else ~read.mask, read.blind):
             gates = gates if hidden is None else gates.masked_fill(hidden, 0)
         memory, tokens = gates.split((read.memory, s.shape[-1] - read.memory), -1)

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import nn
 
-from ...base.registry import scores, weight_fns
+from ...base.registry import scores
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
 from ...flags.aliases import names
 from ...flags.flag import flag
 from ..kernels.softmax import attend, attend_slow, lower
+from .given import weight_fn
 from .step import Read, ScoreStep
 
 __all__ = ["ReadFlags", "SoftmaxRead", "in_front", "rows_of"]
@@ -29,18 +30,19 @@ class ReadFlags:
         None,
         "registered steps on the scores, in their order: softclamp, ...",
         tried=(
-            "softclamp topk learned_sink zero_key",
+            "softclamp topk learned_sink l2_distance zero_key",
             "topk talking_heads",
             "residual softclamp",
             "residual forget",
-            "forget learned_sink",
-            "cope softclamp",
+            "forget learned_sink rel_proj",
+            "cope softclamp selective",
+            "cope forget_by_query",
             "talking_heads",
         ),
     )
-    weight_fn: str = flag(
+    weight_fn: str | Callable[[Tensor], Tensor] = flag(
         "softmax",
-        "a registered function from scores to weights: softmax, sigmoid, hard, ...",
+        "a registered function from scores to weights: softmax, sigmoid, hard, ..., or one's own",
         tried="all that are registered are",
     )
 
@@ -72,18 +74,18 @@ class SoftmaxRead(nn.Module):
         self.steps = nn.ModuleDict(
             {name: step(site.parts.get(name) or step.Config(), site, heads, kind) for name, step in chosen.items()}
         )
-        fn = weight_fns[config.weight_fn]
-        self.weigh = fn(site.parts.get(config.weight_fn) or fn.Config())
+        self.weigh = weight_fn(config.weight_fn, site)
         matrix = [f"{kind}_scores={' '.join(chosen)!r}" for step in chosen.values() if step.takes_matrix()]
-        matrix += [] if fn.fused else [f"{kind}_weight_fn={config.weight_fn!r}"]
+        matrix += [] if self.weigh.fused else [f"{kind}_weight_fn={config.weight_fn!r}"]
         if matrix and flash:
             raise ValueError(
                 f"{kind}_flash=True asks for the fused kernel, which makes no scores for {matrix[0]}: leave one out"
             )
         self.fused = not matrix and flash is not False
-        self.plain = not chosen and fn.fused
+        self.plain = not chosen and self.weigh.fused
         self.brings = tuple(name for step in chosen.values() for name in step.brings)
         self.extra = any(step.extra_key is not ScoreStep.extra_key for step in chosen.values())
+        self.meets = any(step.meet is not ScoreStep.meet for step in chosen.values())
 
     def ordered(self) -> list[ScoreStep]:
         """The steps in their order."""
@@ -94,6 +96,13 @@ class SoftmaxRead(nn.Module):
         found: dict[str, Tensor] = {}
         for step in self.ordered():
             found |= step.bring(x, ctx, last)
+        return found
+
+    def ask(self, x: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """What these tokens ask as queries, of all steps."""
+        found: dict[str, Tensor] = {}
+        for step in self.ordered():
+            found |= step.ask(x)
         return found
 
     def biased(self, bias: Float[Tensor, "_ h n m"] | None, read: Read) -> Float[Tensor, "_ h n m"] | None:
@@ -120,6 +129,9 @@ class SoftmaxRead(nn.Module):
 
         causal: whether it is *also* plainly causal.  read: what the steps may know, needed where there are any.
         """
+        if self.meets:
+            for step in self.ordered():
+                q, k = step.meet(q, k)
         by_kernel = self.fused and not maps
         if by_kernel and self.extra:
             k, v, mask, bias, causal = self.beside(k, v, mask, bias, causal, read)

@@ -22,10 +22,11 @@ class Read:
     at: (1 | b, n) where the queries stand, keys: (1 | b, m) where the keys do, in one count (keys None: key j stands at
     j); at None where they are no tokens in one row.  rows: (b,) which batch row of the call each row of scores belongs
     to, None where it is that row.  buffers, fresh: what `bring` has given for the keys, and for the queries' tokens, by
-    name.  memory: how many learned keys stand in front of the others, which are no tokens and which all queries see.
-    bias: what has been added to the scores.  mask: (1 | b, 1 | h, 1 | n, m) which keys each query sees, causality
-    included, None where all are seen.  blind: (1 | b, 1 | h, 1 | n, 1) the queries that see nothing, which the
-    mask has see everything; None where none can be.
+    name; asked: what `ask` has; added: what a step leaves to be added to the buffers of the last keys.  memory: how
+    many learned keys stand in front of the others, which are no tokens and which all queries see.  bias: what has been
+    added to the scores.  mask: (1 | b, 1 | h, 1 | n, m) which keys each query sees, causality included, None where all
+    are seen.  blind: (1 | b, 1 | h, 1 | n, 1) the queries that see nothing, which the mask has see everything; None
+    where none can be.
     """
 
     q: Float[Tensor, "b h n k"]
@@ -36,6 +37,8 @@ class Read:
     rows: Int[Tensor, " b"] | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     fresh: Mapping[str, Tensor] = field(default_factory=dict)
+    asked: Mapping[str, Tensor] = field(default_factory=dict)
+    added: dict[str, Tensor] = field(default_factory=dict)
     memory: int = 0
     bias: Float[Tensor, "_ _ n m"] | None = None
     mask: Bool[Tensor, "_ _ _ m"] | None = None
@@ -50,23 +53,27 @@ class Read:
 
 # Methods of a step that need the matrix of scores.
 MATRIX = ("before", "settled", "around", "behind")
-DOES = (*MATRIX, "bias", "extra_key")
+DOES = (*MATRIX, "bias", "extra_key", "meet")
 
 
 class ScoreStep(nn.Module):
     """Base of the steps of a softmax read; a subclass owns a frozen dataclass `Config` and what it changes.
 
     `before`, `settled`, `around` and `behind` need the matrix of scores; a step that says what it does as a `bias`, an
-    `extra_key`, or both, leaves the fused kernel in place. `needs` says what a block has to offer: 'causal' (keys are
-    tokens of the row, none of them later), 'relay' (one matrix of tokens by tokens or context a layer); a step that
-    `brings` named buffers a token needs a block that keeps them. `kind` is the block's name, and what the flags of the
-    step begin with. Where not `shared`, a block that takes over another's steps does not take over this one. `example`
-    has the flags of its example in the docs.
+    `extra_key` or by how queries and keys `meet` leaves the fused kernel in place. `needs` says what a block has to
+    offer: 'causal' (keys are tokens of the row, none of them later), 'tokens' (queries are, which it may `ask`),
+    'relay' (one matrix of tokens by tokens or context a layer); a step that `brings` named buffers a token needs a
+    block that keeps them. `kind` is the block's name, and what the flags of the step begin with. Where not `shared`, a
+    block that takes over another's steps does not take over this one. Where `across_heads`, it needs all heads of a
+    layer at once; where it `takes_queries`, they are to be as wide as a head. `example` has the flags of its example
+    in the docs.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     brings: ClassVar[tuple[str, ...]] = ()
     shared: ClassVar[bool] = True
+    across_heads: ClassVar[bool] = False
+    takes_queries: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
@@ -115,6 +122,12 @@ class ScoreStep(nn.Module):
         """The weights as they meet the values."""
         return weights
 
+    def meet(
+        self, q: Float[Tensor, "b h n k"], k: Float[Tensor, "b _ m k"]
+    ) -> tuple[Float[Tensor, "b h n _"], Float[Tensor, "b _ m _"]]:
+        """Queries and keys, memory ones included, as they are multiplied with each other."""
+        return q, k
+
     def bias(self, read: Read) -> Float[Tensor, "_ h n m"] | None:
         """What is added to the scores of the tokens (`read.memory` is none yet), or None."""
         return None
@@ -124,10 +137,15 @@ class ScoreStep(nn.Module):
         return None
 
     def bring(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """A buffer (b, h, n, k) of the tokens for each name in `brings`, kept beside the keys and never rewritten.
+        """A buffer (b, h, n, k) of the tokens for each name in `brings`, kept beside the keys and never rewritten,
+        but that what `before` leaves in `read.added` (b, h, m, k) is added to it for the calls that follow.
 
         last: (b, h, 1, k) that of each row's token before these, zeros where there is none; None in a first call.
         """
+        return {}
+
+    def ask(self, x: Float[Tensor, "b n d"]) -> dict[str, Tensor]:
+        """What the tokens of a call ask as queries (b, h, n, k), by name; nobody keeps it."""
         return {}
 
     def extra_repr(self) -> str:
@@ -137,10 +155,12 @@ class ScoreStep(nn.Module):
 class WeightFn(nn.Module, ABC):
     """Base of the functions from scores, -inf where a key is not seen, to weights in float32 at least.
 
-    `fused`: whether it is what the fused kernel computes.  `example`: the flags of its example in the docs.
+    `fused`: whether it is what the fused kernel computes.  `needs`: what a block has to offer, 'chance' where it draws
+    numbers.  `example`: the flags of its example in the docs.
     """
 
     fused: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
@@ -150,6 +170,11 @@ class WeightFn(nn.Module, ABC):
     def __init__(self, config: Any):
         super().__init__()
         self.config = config
+
+    @classmethod
+    def wants(cls) -> frozenset[str]:
+        """What a block has to offer."""
+        return cls.needs
 
     @abstractmethod
     def forward(self, s: Float[Tensor, "b h n m"]) -> Float[Tensor, "b h n m"]:
