@@ -10,7 +10,8 @@ from torch import nn
 from ..base.shapes import Tensor
 from ..layers.blocks.attention import Attention
 from .x_transformers_heads import latent_flags, read_outward, read_projections
-from .x_transformers_parts import Reader, feature, kind, set_flags
+from .x_transformers_parts import Reader, feature, set_flags
+from .x_transformers_residual import TINY
 from .x_transformers_scores import read_scores
 
 __all__ = ["read_attention"]
@@ -97,5 +98,3 @@ def attention_flags(attn: Any, peer: Any, steps: dict[str, Any], cross: bool, wi
     mixes = [getattr(m, "to_value_residual_mix", None) for m in peer.modules()]
     learned = not peer.add_value_residual or any(isinstance(mix, nn.Module) for mix in mixes)
     return set_flags({**flags, "window": window, "value_residual_learned": learned}, Attention.Config)
-
-

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ..base.shapes import Float, Tensor
-from ..stack.face import AttentionLayers, CrossAttender
+from ..stack.face import AttentionLayers
+from ..stack.stacks import CrossAttender
 from .pooling import mean_pool
 
 __all__ = ["MapPool", "MaxPool", "patch_pool"]
