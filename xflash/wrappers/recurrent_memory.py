@@ -101,7 +101,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
 
         `mask` covers the new tokens only; rows may differ in length. `reset` (b,) names rows that start anew.
         """
-        x, mask = self.net.embedding.check_ids(x, mask)
+        x, mask = self.net.embedding.check(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is None:
             # Not a view: what a graph gets here is as what it gives.
