@@ -8,10 +8,18 @@ from laws import BATCH, close, go, live, masks, run, steps
 import xflash
 
 
+def tokens_for(model, n: int) -> torch.Tensor:
+    """Token ids for a model, or frames for one that takes these."""
+    chance = torch.Generator().manual_seed(5)
+    if hasattr(model, "dim_in"):
+        return torch.randn(BATCH, n, model.dim_in, generator=chance, dtype=torch.float64)
+    return torch.randint(0, model.num_tokens, (BATCH, n), generator=chance)
+
+
 def model_laws(model, folder, n: int = 19) -> None:
-    """The laws of a model on token ids: chunk, padding, saved as built, finite start."""
+    """The laws of a model of tokens, ids or frames: chunk, padding, saved as built, finite start."""
     live(model)
-    ids = torch.randint(0, model.num_tokens, (BATCH, n), generator=torch.Generator().manual_seed(5))
+    ids = tokens_for(model, n)
     y = run(model, ids)
     pooled = model.pooled is not None
     assert y.shape[: 1 if pooled else 2] == ids.shape[: 1 if pooled else 2] and y.isfinite().all()
@@ -55,6 +63,7 @@ def model_laws(model, folder, n: int = 19) -> None:
             p.add_(1.0)
     assert torch.equal(run(twin, ids), y), "saved: a copy shares with the original"
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        ids = ids.float() if ids.is_floating_point() else ids
         assert run(twin.float(), ids).isfinite().all()
 
 

@@ -41,6 +41,8 @@ from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, Prefix
 from .stack.inputs.side_input import SideInput
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
+from .wrappers.continuous import ContinuousTransformerWrapper
+from .wrappers.continuous_autoregressive import ContinuousAutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
@@ -51,6 +53,8 @@ from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
 from .wrappers.xl_autoregressive import XLAutoregressiveWrapper
 from .wrappers.xtransformer import XTransformer
+from .wrappers.xval import XValTransformerWrapper
+from .wrappers.xval_autoregressive import XValAutoregressiveWrapper
 
 __all__ = [
     "FLASH",
@@ -62,6 +66,8 @@ __all__ = [
     "Block",
     "BlockAttention",
     "BlockRecurrentTransformer",
+    "ContinuousAutoregressiveWrapper",
+    "ContinuousTransformerWrapper",
     "CrossAttender",
     "CrossAttention",
     "CrossGatedAttention",
@@ -93,6 +99,8 @@ __all__ = [
     "WeightFn",
     "XLAutoregressiveWrapper",
     "XTransformer",
+    "XValAutoregressiveWrapper",
+    "XValTransformerWrapper",
     "activations",
     "blocks",
     "create",

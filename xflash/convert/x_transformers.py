@@ -1,6 +1,6 @@
 """Weights from x-transformers (https://github.com/lucidrains/x-transformers, made against 2.31.10)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -9,10 +9,13 @@ from torch import nn
 from ..base.shapes import Tensor
 from ..flags.layout import LayerSpec, layout_text
 from ..stack.face import AttentionLayers, CrossAttender, Decoder, Encoder
+from ..wrappers.continuous import ContinuousTransformerWrapper
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
+from ..wrappers.xval import XValTransformerWrapper
 from .x_transformers_blocks import read_attention, read_ff, read_positions
+from .x_transformers_inputs import read_continuous, read_xval
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
 from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
@@ -26,7 +29,17 @@ STACKS = {
     "CrossAttender": CrossAttender,
     "AttentionLayers": AttentionLayers,
 }
-WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
+WRAPPERS: dict[str, type] = {
+    "TransformerWrapper": TransformerWrapper,
+    "ViTransformerWrapper": ViTransformerWrapper,
+    "ContinuousTransformerWrapper": ContinuousTransformerWrapper,
+    "XValTransformerWrapper": XValTransformerWrapper,
+}
+READERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "TransformerWrapper": read_wrapper,
+    "ContinuousTransformerWrapper": read_continuous,
+    "XValTransformerWrapper": read_xval,
+}
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
 NORMS |= {"AdaptiveLayerNorm": "adaptive_layernorm", "AdaptiveRMSNorm": "adaptive_rmsnorm"}
 
@@ -36,7 +49,14 @@ Weights = dict[str, Tensor]
 
 def from_x_transformers(
     module: nn.Module,
-) -> TransformerWrapper | ViTransformerWrapper | XTransformer | AttentionLayers:
+) -> (
+    TransformerWrapper
+    | ViTransformerWrapper
+    | ContinuousTransformerWrapper
+    | XValTransformerWrapper
+    | XTransformer
+    | AttentionLayers
+):
     """The xflash module with the weights and outputs of x-transformers' XTransformer, a wrapper or a stack.
 
     The new module shares nothing with the old one, and has its dtype, device and mode. TypeError for another class;
@@ -47,8 +67,8 @@ def from_x_transformers(
     """
     if not isinstance(module, nn.Module) or kind(module) not in ("XTransformer", *WRAPPERS, *STACKS):
         raise TypeError(
-            "from_x_transformers takes an XTransformer, a TransformerWrapper, a ViTransformerWrapper, an Encoder, a "
-            f"Decoder or a CrossAttender of x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
+            f"from_x_transformers takes an XTransformer, a {', a '.join(WRAPPERS)}, an Encoder, a Decoder or a "
+            f"CrossAttender of x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
         )
     check_parts(module)
     reader, peer = Reader(module), cast(Any, module)
@@ -102,7 +122,7 @@ def read_model(
     weights = {f"attn_layers.{name}": t for name, t in found.items()}
     if kind(module) == "ViTransformerWrapper":
         return flags, read_vit(module, reader, weights), weights
-    arguments = read_wrapper(module, reader, weights, tied)
+    arguments = READERS[kind(module)](module, reader, weights, *(() if tied is None else (tied,)))
     memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
     return flags, arguments if memory is None else {**arguments, "max_mem_len": memory}, weights
 

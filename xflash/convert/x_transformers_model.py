@@ -9,7 +9,7 @@ from ..base.shapes import Tensor
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
-__all__ = ["read_wrapper"]
+__all__ = ["read_around", "read_head", "read_wrapper"]
 
 Weights = dict[str, Tensor]
 
@@ -22,29 +22,38 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | N
         raise feature("l2norm_embed", "of the tokens differs from that of the positions")
     arguments = {
         "num_tokens": module.num_tokens,
-        "max_seq_len": module.max_seq_len or None,
         "emb_dim": module.emb_dim if module.emb_dim != module.attn_layers.dim else None,
         "l2norm_embed": module.l2norm_embed,
-        "emb_dropout": module.emb_dropout.p,
-        "num_memory_tokens": module.num_memory_tokens or None,
-        **read_absolute(module.pos_emb, reader, weights),
+        **read_around(module, reader, weights),
         **read_embeds(module.embeds, reader, weights),
         **read_pooling(module, reader, weights),
     }
     taken = reader.take(module.token_emb.emb.weight) if tied is None else tied
     weights["embedding.token_emb.weight"] = taken
-    if kind(module.post_emb_norm) == "LayerNorm":
-        arguments["post_emb_norm"] = True
-        weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
     if isinstance(module.project_emb, nn.Linear):
         weights["embedding.project_emb.weight"] = reader.take(module.project_emb.weight)
         weights["embedding.project_emb.bias"] = reader.take(module.project_emb.bias)
-    if module.num_memory_tokens:
+    return {**arguments, **read_head(module, module.num_tokens, reader, weights)}
+
+
+def read_around(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments that models have whatever a token is: positions, norm, dropout and memory tokens."""
+    memory = module.memory_tokens if hasattr(module, "memory_tokens") else None
+    if memory is not None:
         if module.attn_layers.need_condition:
             # Theirs are normed with a row's condition, ours with none.
-            raise feature("num_memory_tokens", f"{module.num_memory_tokens}, with a condition")
-        weights["attn_layers.memory_tokens.tokens"] = reader.take(module.memory_tokens)
-    return {**arguments, **read_head(module, reader, weights)}
+            raise feature("num_memory_tokens", f"{len(memory)}, with a condition")
+        weights["attn_layers.memory_tokens.tokens"] = reader.take(memory)
+    norm = kind(getattr(module, "post_emb_norm", None)) == "LayerNorm"
+    if norm:
+        weights["embedding.post_emb_norm.gain"] = read_gain(module.post_emb_norm, reader)
+    return {
+        "max_seq_len": module.max_seq_len or None,
+        "emb_dropout": module.emb_dropout.p,
+        "post_emb_norm": norm,
+        "num_memory_tokens": None if memory is None else len(memory),
+        **read_absolute(module.pos_emb, reader, weights),
+    }
 
 
 def read_absolute(pos_emb: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
@@ -86,7 +95,7 @@ def read_pooling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
     return {"use_cls_token": True, "num_cls_tokens": module.num_cls_tokens}
 
 
-def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+def read_head(module: Any, num_tokens: int, reader: Reader, weights: Weights) -> dict[str, Any]:
     """The arguments of the projection to logits."""
     head = module.to_logits
     if head is None:
@@ -99,5 +108,5 @@ def read_head(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
     weights["to_logits.weight"] = reader.take(head.weight)
     if head.bias is not None:
         weights["to_logits.bias"] = reader.take(head.bias)
-    width = head.out_features if head.out_features != module.num_tokens else None
+    width = head.out_features if head.out_features != num_tokens else None
     return {"return_only_embed": False, "logits_dim": width, "logits_bias": head.bias is not None}

@@ -19,6 +19,10 @@ KNOWN = {
         input_not_include_cache embeds cls_token average_pool_embed""",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
+    "ContinuousTransformerWrapper": """max_seq_len max_mem_len pos_emb post_emb_norm emb_dropout has_memory_tokens
+        memory_tokens attn_layers average_pool_embed project_in project_out can_cache_kv""",
+    "XValTransformerWrapper": """emb_dim token_emb numerical_token_id max_seq_len max_mem_len pos_emb emb_dropout
+        has_memory_tokens memory_tokens attn_layers to_logits to_numerical_output""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
         rotary_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
         need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
@@ -112,7 +116,7 @@ def memory_length(module: Any, unpositioned: bool, flags: Any) -> int | None:
     """max_mem_len, where a segment behind a memory is what xflash makes of it."""
     if not module.max_mem_len:
         return None
-    restarts = {"num_memory_tokens": module.num_memory_tokens, "use_abs_pos_emb": not unpositioned}
+    restarts = {"num_memory_tokens": hasattr(module, "memory_tokens"), "use_abs_pos_emb": not unpositioned}
     restarts |= {"shift_tokens": flags.get("shift_tokens"), "attn_num_mem_kv": flags.get("attn_num_mem_kv")}
     for name, value in restarts.items():
         if value:

@@ -4,6 +4,10 @@ __all__ = ["EXAMPLES"]
 
 NET = "net = TransformerWrapper(num_tokens=256, max_seq_len=64, attn_layers=Decoder(dim=64, depth=2))"
 READER = NET.replace("Decoder", "Encoder")
+XVAL = """
+stack = Decoder(dim=64, depth=2)
+net = XValTransformerWrapper(num_tokens=256, numerical_token_id=255, max_seq_len=64, attn_layers=stack)
+""".strip()
 
 EXAMPLES = {
     "AutoregressiveWrapper": f"""
@@ -15,6 +19,17 @@ print(model.generate(torch.randint(256, (2, 5)), 8).shape)  # torch.Size([2, 8])
 model = BlockRecurrentTransformer(num_tokens=256, dim=64, depth=2, block_width=8, max_seq_len=16)
 ids = torch.randint(256, (2, 16))
 print(model(ids)[0].shape)  # torch.Size([2, 16, 256])
+""",
+    "ContinuousAutoregressiveWrapper": """
+net = ContinuousTransformerWrapper(dim_in=7, dim_out=7, max_seq_len=64, attn_layers=Decoder(dim=64, depth=2))
+model = ContinuousAutoregressiveWrapper(net)
+x = torch.randn(2, 16, 7)
+print(model(x, lens=[16, 9]).shape)  # torch.Size([])
+print(model.generate(x[:, :3], 8).shape)  # torch.Size([2, 8, 7])
+""",
+    "ContinuousTransformerWrapper": """
+model = ContinuousTransformerWrapper(dim_in=7, dim_out=10, max_seq_len=64, attn_layers=Encoder(dim=64, depth=2))
+print(model(torch.randn(2, 16, 7)).shape)  # torch.Size([2, 16, 10])
 """,
     "RecurrentTrainerWrapper": """
 net = BlockRecurrentTransformer(num_tokens=256, dim=64, depth=2, block_width=8, max_seq_len=16)
@@ -75,5 +90,18 @@ print(model(torch.randint(256, (2, 41))).shape)  # torch.Size([])
 common = {"num_tokens": 256, "max_seq_len": 64, "depth": 2}
 model = XTransformer(dim=64, **{f"{side}_{name}": value for side in ("enc", "dec") for name, value in common.items()})
 print(model(torch.randint(256, (2, 16)), torch.randint(256, (2, 9))).shape)  # torch.Size([])
+""",
+    "XValAutoregressiveWrapper": f"""
+{XVAL}
+model = XValAutoregressiveWrapper(net)
+ids, numbers = torch.randint(256, (2, 16)), torch.randn(2, 16)
+print(model(ids, numbers).shape)  # torch.Size([])
+made = model.generate(ids[:, :3], numbers[:, :3], 8)
+print(made.sampled_numbers.shape)  # torch.Size([2, 8])
+""",
+    "XValTransformerWrapper": f"""
+{XVAL}
+logits, numbers = net(torch.randint(256, (2, 16)), torch.randn(2, 16))
+print(logits.shape, numbers.shape)  # torch.Size([2, 16, 256]) torch.Size([2, 16])
 """,
 }

@@ -80,13 +80,29 @@ class InputEmbedding(StreamInput):
 
         What is added (`embed_ids`: (b, n) by name) is checked here, in sentences of its own.
         """
+        y = self.summed(self.embedded(x), x, mask, past, length, doc_ids, embed_ids)
+        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask)
+
+    def embedded(self, x: Integer[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """The embeddings of the tokens alone."""
         y = self.token_emb(x)
-        if self.emb_scale is not None:
-            y = y * self.emb_scale
+        return y if self.emb_scale is None else y * self.emb_scale
+
+    def summed(
+        self,
+        y: Float[Tensor, "b n d"],
+        x: Integer[Tensor, "b n"],
+        mask: Tensor | None,
+        past: int,
+        length: Tensor | None,
+        doc_ids: Tensor | None,
+        embed_ids: Any,
+    ) -> Float[Tensor, "b n d"]:
+        """The embeddings y of tokens x with those of their positions, and of further ids, added to them."""
         y = self.placed(y, mask, past, length, doc_ids)
         for name, ids in self.check_embed_ids(x, embed_ids).items():
             y = y + self.embeds[f"{name}_embed"](ids)
-        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask)
+        return y
 
     def check(self, x: Tensor, mask: Tensor | None) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"] | None]:
         """The ids, and the mask as booleans; TypeError or ValueError for ids that cannot be looked up."""

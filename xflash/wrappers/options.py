@@ -25,6 +25,7 @@ __all__ = [
     "check_option_names",
     "check_tokens_only",
     "further_flags",
+    "per_token",
     "without_last",
 ]
 

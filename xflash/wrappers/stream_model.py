@@ -44,6 +44,7 @@ class StreamModel(CompilableStep, Model):
 
     own: ClassVar[tuple[str, ...]] = ()
     maker: ClassVar[str] = "AutoregressiveWrapper"
+    filler: ClassVar[str] = "it sees all tokens at once; a Decoder makes one after the other"
     max_mem_len: int | None
     max_seq_len: int | None
 
@@ -74,7 +75,7 @@ class StreamModel(CompilableStep, Model):
         mems: ModelState | None,
     ) -> Any:
         """What `forward` gives of x; front: what the embedding is given beside it, beside: what the stack is."""
-        whole = {name: beside[name] for name in ("attn_mask", "doc_ids")}
+        whole = {name: beside.get(name) for name in ("attn_mask", "doc_ids")}
         wanted.check(mems, **whole)
         if mems is not None or wanted.mems:
             sides = {name: value for name, value in beside.items() if name not in whole}
@@ -89,9 +90,9 @@ class StreamModel(CompilableStep, Model):
     ) -> tuple[Float[Tensor, "b *n d"], list]:
         """What the head reads of whole sequences, and what was asked for of the layers."""
         x, mask = self.embedding.check(x, mask)
-        if beside["doc_ids"] is not None:
+        if beside.get("doc_ids") is not None:
             beside["doc_ids"] = as_doc_ids(beside["doc_ids"], (x.shape[0], x.shape[1]))
-        embedded, mask = self.embedding(x, mask, doc_ids=beside["doc_ids"], **front)
+        embedded, mask = self.embedding(x, mask, doc_ids=beside.get("doc_ids"), **front)
         beside = behind(x, embedded.shape[1] - x.shape[1], beside)
         if self.pooled is not None and beside.get("doc_ids") is not None:
             raise ValueError(f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together")
@@ -185,5 +186,5 @@ def makes_none(model: StreamModel, how: str) -> str:
     if model.pooled is not None:
         does = "its output is one of whole sequences"
     elif not model.causal:
-        does = "MaskedLMWrapper(model).generate fills in tokens"
+        does = model.filler
     return f"{type(model).__name__} has no {how}: {does}"

@@ -37,6 +37,7 @@ class TransformerWrapper(TokenHead, StreamModel):
         pass
 
     own: ClassVar[tuple[str, ...]] = ("embed_ids",)
+    filler: ClassVar[str] = "MaskedLMWrapper(model).generate fills in tokens"
     embedding: InputEmbedding
 
     def assemble(self, config: Any) -> None:
