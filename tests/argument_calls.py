@@ -252,7 +252,7 @@ def vectors():
     yield method("forward", trainer, {"x": x, "lens": [5, 4, 2], "rollout_steps": 2}, net.forward)
     yield method("generate", trainer, {"prompts": x, "seq_len": 2, "mask": MASK}, net.step)
     net = xflash.XValTransformerWrapper(**numbers()).eval()
-    both = {"x": IDS, "x_num": X[..., 0]}
+    both = {"x": torch.full_like(IDS, 10), "x_num": X[..., 0]}
     yield method("forward", net, {**both, "mask": MASK})
     yield method("step", net, {**both, "state": net.step(**both)[1], "mask": MASK, "reset": ROWS})
     trainer = xflash.XValAutoregressiveWrapper(net)

@@ -12,6 +12,8 @@ from xflash import (
     AttentionLayers,
     AutoregressiveWrapper,
     BlockRecurrentTransformer,
+    ContinuousAutoregressiveWrapper,
+    ContinuousTransformerWrapper,
     CrossAttender,
     Decoder,
     Encoder,
@@ -26,6 +28,8 @@ from xflash import (
     ViTransformerWrapper,
     XLAutoregressiveWrapper,
     XTransformer,
+    XValAutoregressiveWrapper,
+    XValTransformerWrapper,
 )
 from xflash.base.registry import blocks, joins, norms, positions, reads, scales
 from xflash.saving.configurable import CLASSES
@@ -56,6 +60,14 @@ def seq2seq():
     return XTransformer(dim=DIM, tie_token_emb=True, **sides)
 
 
+def vectors():
+    return ContinuousTransformerWrapper(dim_in=DIM, dim_out=DIM, max_seq_len=N, attn_layers=stack())
+
+
+def numbers():
+    return XValTransformerWrapper(num_tokens=V, numerical_token_id=3, max_seq_len=N, attn_layers=stack())
+
+
 BUILT = {
     AttentionLayers: lambda: stack(AttentionLayers, causal=True),
     Encoder: lambda: stack(Encoder, layers="attn flash gau ff", **SMALL),
@@ -80,6 +92,10 @@ BUILT = {
         image_size=12, patch_size=4, num_classes=5, attn_layers=stack(Encoder), num_register_tokens=2, pool="attn"
     ),
     XTransformer: seq2seq,
+    ContinuousTransformerWrapper: vectors,
+    ContinuousAutoregressiveWrapper: lambda: ContinuousAutoregressiveWrapper(vectors()),
+    XValTransformerWrapper: numbers,
+    XValAutoregressiveWrapper: lambda: XValAutoregressiveWrapper(numbers()),
 }
 # One stack for each registered part that is in none of the above.
 PARTS = {
@@ -105,9 +121,11 @@ def given(module):
     chance = torch.Generator().manual_seed(1)
     if isinstance(module, ViTransformerWrapper):
         return (torch.randn(2, 3, 12, 12, generator=chance),)
-    if isinstance(module, (AttentionLayers, GAU, FLASH)):
+    if isinstance(module, (AttentionLayers, GAU, FLASH, ContinuousTransformerWrapper, ContinuousAutoregressiveWrapper)):
         return (torch.randn(2, N, DIM, generator=chance),)
     ids = torch.randint(V, (2, N), generator=chance)
+    if isinstance(module, (XValTransformerWrapper, XValAutoregressiveWrapper)):
+        return ids, torch.randn(2, N, generator=chance)
     return (ids, ids.flip(1)) if isinstance(module, XTransformer) else (ids,)
 
 

@@ -52,7 +52,7 @@ def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: C
     taken = arguments_of(call).values()
     if any(p.kind is p.VAR_KEYWORD for p in taken):
         return
-    handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - {"state", "mems", "reset"}
+    handed = {p.name for p in list(taken)[1:] if not p.name.startswith("return_")} - {"state", "mems", "reset", "x_num"}
     every = inspect.signature(own).parameters
     own_names = {p.name for p in every.values() if p.kind is p.KEYWORD_ONLY}
     check_option_names(how, options, [name for name in kinds if name in handed | own_names], every)

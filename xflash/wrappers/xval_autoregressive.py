@@ -45,7 +45,7 @@ class XValAutoregressiveWrapper(Configurable):
     class Config(Labels):
         net: XValTransformerWrapper = flag(doc="a causal model of token ids and numbers")
         _: KW_ONLY
-        numerical_loss_weight: float = flag(1.0, "what the loss of the numbers is multiplied by", at_least=0)
+        numerical_loss_weight: float = flag(1.0, "what the loss of the numbers is multiplied by", above=0)
 
     gives = "a loss of token ids and numbers"
 
