@@ -205,6 +205,9 @@ WRAPPERS = {
     "memory tokens, rel_pos": ({"rel_pos_bias": True, "attn_num_mem_kv": 2}, {"num_memory_tokens": 3}),
     "embed_num_tokens": ({}, {"embed_num_tokens": {"segment": 2, "type": 5}, "post_emb_norm": True}),
     "embed_num_tokens emb_dim": ({"rotary_pos_emb": True}, {"embed_num_tokens": {"kind": 3}, "emb_dim": 20}),
+    "num_output_heads": ({}, {"num_output_heads": 2, "logits_dim": 7}),
+    "mixture_of_softmax": ({"rotary_pos_emb": True}, {"mixture_of_softmax": True, "mixture_of_softmax_k": 3}),
+    "mixture_of_softmax tied": ({}, {"mixture_of_softmax": True, "tie_embedding": True}),
     "average_pool_embed": ({}, {"average_pool_embed": True}),
     "average_pool_embed, memory tokens": (
         {"rotary_pos_emb": True}, {"average_pool_embed": True, "num_memory_tokens": 3, "logits_dim": 7}
@@ -309,7 +312,6 @@ REFUSED = {
     "max_mem_len": ({}, {"max_mem_len": 5}),
     "shift_mem_down": ({}, {"shift_mem_down": 1}),
     "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
-    "num_output_heads": ({}, {"num_output_heads": 2}),
     "recycling": ({}, {"recycling": True}),
     "looped": ({"pre_and_post_norm": True}, {"looped": True}),
     "emb_frac_gradient": ({}, {"emb_frac_gradient": 0.1}),
@@ -317,7 +319,6 @@ REFUSED = {
     "attn_pool": ({}, {"attn_pool": True}),
     "squeeze_out_last_dim": ({}, {"squeeze_out_last_dim": True}),
     "token_emb": ({}, {"token_emb": torch.nn.Embedding(VOCABULARY, 34)}),
-    "mixture_of_softmax": ({}, {"mixture_of_softmax": True}),
     "sigsoftmax_logits": ({}, {"sigsoftmax_logits": True}),
     "ff_deep_embed": ({}, {"ff_deep_embed": True}),
     "to_logits": ({}, {"to_logits": torch.nn.Identity()}),

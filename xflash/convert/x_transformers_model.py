@@ -27,6 +27,7 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | N
         **read_around(module, reader, weights),
         **read_embeds(module.embeds, reader, weights),
         **read_pooling(module, reader, weights),
+        **read_mixture(module, reader, weights),
     }
     taken = reader.take(module.token_emb.emb.weight) if tied is None else tied
     weights["embedding.token_emb.weight"] = taken
@@ -95,6 +96,15 @@ def read_pooling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
     return {"use_cls_token": True, "num_cls_tokens": module.num_cls_tokens}
 
 
+def read_mixture(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments of a mixture of softmaxes."""
+    if module.to_mixture is None:
+        return {}
+    weights["mixture.to_mixture.weight"] = reader.take(module.to_mixture[0].weight)
+    weights["mixture.to_weights.weight"] = reader.take(module.combine_mixture.weight)
+    return {"mixture_of_softmax": True, "mixture_of_softmax_k": module.combine_mixture.out_features}
+
+
 def read_head(module: Any, num_tokens: int, reader: Reader, weights: Weights) -> dict[str, Any]:
     """The arguments of the projection to logits."""
     head = module.to_logits
@@ -103,6 +113,11 @@ def read_head(module: Any, num_tokens: int, reader: Reader, weights: Weights) ->
     if not isinstance(head, nn.Module) and "tie_embedding_scale" in vars(module):
         scale = module.tie_embedding_scale
         return {"return_only_embed": False, "tie_embedding": True, "tie_embedding_scale": scale}
+    if isinstance(head, nn.ModuleList):
+        weights |= {f"to_logits.{name}": reader.take(weight) for name, weight in head.named_parameters()}
+        width = len(weights["to_logits.0.weight"])
+        several = {"num_output_heads": len(head), "logits_dim": width if width != num_tokens else None}
+        return {"return_only_embed": False, **several}
     if type(head) is not nn.Linear:
         raise feature("to_logits", kind(head))
     weights["to_logits.weight"] = reader.take(head.weight)

@@ -16,7 +16,8 @@ KNOWN = {
     "TransformerWrapper": """emb_dim num_tokens num_cls_tokens max_seq_len l2norm_embed pos_emb token_emb post_emb_norm
         max_mem_len emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
-        input_not_include_cache embeds cls_token average_pool_embed""",
+        input_not_include_cache embeds cls_token average_pool_embed to_mixture combine_mixture output_is_log_prob
+        has_multiple_heads""",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "ContinuousTransformerWrapper": """max_seq_len max_mem_len pos_emb post_emb_norm emb_dropout has_memory_tokens
@@ -71,9 +72,6 @@ KNOWN = {
 
 # What x-transformers' users call an attribute or a class; the others bear the name of their flag.
 FLAGS = {
-    "to_mixture": "mixture_of_softmax",
-    "output_is_log_prob": "mixture_of_softmax",
-    "has_multiple_heads": "num_output_heads",
     "recycled_proj": "recycling",
     "to_latent_q": "attn_use_latent_q",
     "to_latent_kv": "attn_use_latent_kv",

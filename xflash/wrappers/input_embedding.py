@@ -10,8 +10,9 @@ from ..base.checks import as_mask, check_count, given, is_integral, widened
 from ..base.looks import within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
-from ..flags.flag import flag
+from ..flags.flag import check_idle, flag
 from ..layers.embeddings import TokenEmbedding
+from .own_module import as_module, embeddings_of
 from .stream_input import StreamInput, absolute_positions
 
 __all__ = ["InputEmbedding"]
@@ -46,15 +47,21 @@ class InputEmbedding(StreamInput):
             None, "what token embeddings are multiplied by (None: 1)", above=0,
             paper="https://arxiv.org/abs/1706.03762", tried=(3.0,),
         )  # fmt: skip
+        token_emb: Any = flag(
+            None, "a module of one's own from ids (b, n) to embeddings (b, n, emb_dim), each token for itself",
+            tried="what it does is its own affair",
+        )  # fmt: skip
         embed_num_tokens: Mapping[str, int] | None = flag(
             None, "further embeddings that are added, as many ids of each name: {'segment': 2}",
             paper="https://arxiv.org/abs/1810.04805", tried=({"embed_num_tokens": {"segment": 2, "type": 5}},),
         )  # fmt: skip
 
+    token_emb: Any
+
     def __init__(self, config: Config, dim: int, relative: bool = False):
         super().__init__(config, dim)
         self.num_tokens, self.emb_scale = config.num_tokens, config.emb_scale
-        self.token_emb = TokenEmbedding(config.num_tokens, self.width, config.l2norm_embed)
+        self.token_emb = self.table_of(config)
         self.pos_emb = absolute_positions(config, self.width, relative, config.l2norm_embed)
         self.embed_num_tokens = check_embed_num_tokens(config.embed_num_tokens)
         # A ModuleDict has methods, and a name such as 'type' would be one of them.
@@ -62,6 +69,13 @@ class InputEmbedding(StreamInput):
             {f"{name}_embed": TokenEmbedding(count, self.width) for name, count in self.embed_num_tokens.items()}
         )
         self.surround(config)
+
+    def table_of(self, config: Config) -> nn.Module:
+        """What embeds tokens; ValueError where it would be of length one, but is one's own."""
+        if config.token_emb is None:
+            return TokenEmbedding(config.num_tokens, self.width, config.l2norm_embed)
+        check_idle(config, ("l2norm_embed",), "token_emb is one's own")
+        return as_module("token_emb", config.token_emb)
 
     @typed
     def forward(
@@ -85,7 +99,8 @@ class InputEmbedding(StreamInput):
 
     def embedded(self, x: Integer[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """The embeddings of the tokens alone."""
-        y = self.token_emb(x)
+        table = self.token_emb
+        y = table(x) if isinstance(table, TokenEmbedding) else embeddings_of(table, x, self.width)
         return y if self.emb_scale is None else y * self.emb_scale
 
     def summed(

@@ -46,6 +46,8 @@ class NumberEmbedding(InputEmbedding):
         """As InputEmbedding's; x_num (b, n): the numbers, of which those at other tokens are not looked at."""
         y = self.embedded(x)
         numbers = self.check_numbers(x, x_num)
+        if torch.promote_types(numbers.dtype, y.dtype) != y.dtype:
+            check_dtype("x_num is", "x_num", numbers.dtype, y.dtype)
         counts = x == self.numerical_token_id
         # What stands at a masked place may be no number, and its gradient would not be one either.
         counts = counts if mask is None else counts & mask
@@ -64,6 +66,4 @@ class NumberEmbedding(InputEmbedding):
             raise TypeError(f"x_num must be {wanted}, not {given(x_num)}")
         if x_num.shape != x.shape:
             raise ValueError(f"x_num must be {wanted}, not {tuple(x_num.shape)}")
-        if torch.promote_types(x_num.dtype, self.token_emb.weight.dtype) != self.token_emb.weight.dtype:
-            check_dtype("x_num is", "x_num", x_num.dtype, self.token_emb.weight.dtype)
         return x_num
