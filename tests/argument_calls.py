@@ -78,6 +78,10 @@ def frames():
     return {"dim_in": 5, "dim_out": 5, "max_seq_len": LIMIT, "attn_layers": stack()}
 
 
+def several():
+    return {"num_tokens": {"note": VOCABULARY, "length": 5}, "max_seq_len": LIMIT, "attn_layers": stack()}
+
+
 def numbers():
     return {"num_tokens": VOCABULARY, "numerical_token_id": 10, "max_seq_len": LIMIT, "attn_layers": stack()}
 
@@ -97,6 +101,7 @@ CONSTRUCTORS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("FLASHTransformer", flash),
     ("ContinuousTransformerWrapper", frames),
     ("ContinuousAutoregressiveWrapper", lambda: {"net": xflash.ContinuousTransformerWrapper(**frames())}),
+    ("MultiInputTransformerWrapper", several),
     ("XValTransformerWrapper", numbers),
     ("XValAutoregressiveWrapper", lambda: {"net": xflash.XValTransformerWrapper(**numbers())}),
     ("FLASH", lambda: {"dim": DIM, "group_size": 4, "query_key_dim": 6}),
@@ -251,6 +256,10 @@ def vectors():
     trainer = xflash.ContinuousAutoregressiveWrapper(net)
     yield method("forward", trainer, {"x": x, "lens": [5, 4, 2], "rollout_steps": 2}, net.forward)
     yield method("generate", trainer, {"prompts": x, "seq_len": 2, "mask": MASK}, net.step)
+    net = xflash.MultiInputTransformerWrapper(**several()).eval()
+    ids = {"note": IDS, "length": IDS % 5}
+    yield method("forward", net, {"x": ids, "mask": MASK, "prepend_embeds": X[:, :2]})
+    yield method("step", net, {"x": ids, "state": net.step(ids)[1], "mask": MASK, "reset": ROWS})
     net = xflash.XValTransformerWrapper(**numbers()).eval()
     both = {"x": torch.full_like(IDS, 10), "x_num": X[..., 0]}
     yield method("forward", net, {**both, "mask": MASK})

@@ -13,6 +13,9 @@ def tokens_for(model, n: int) -> torch.Tensor:
     chance = torch.Generator().manual_seed(5)
     if hasattr(model, "dim_in"):
         return torch.randn(BATCH, n, model.dim_in, generator=chance, dtype=torch.float64)
+    if isinstance(model.num_tokens, dict):
+        columns = [torch.randint(0, count, (BATCH, n), generator=chance) for count in model.num_tokens.values()]
+        return torch.stack(columns, -1)
     return torch.randint(0, model.num_tokens, (BATCH, n), generator=chance)
 
 

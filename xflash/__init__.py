@@ -45,6 +45,7 @@ from .wrappers.continuous import ContinuousTransformerWrapper
 from .wrappers.continuous_autoregressive import ContinuousAutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
+from .wrappers.multi_input import MultiInputTransformerWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
 from .wrappers.recipes import create, recipes
 from .wrappers.recurrent_memory import RecurrentMemoryWrapper
@@ -80,6 +81,7 @@ __all__ = [
     "Join",
     "MaskedLMWrapper",
     "MixedChunkAttention",
+    "MultiInputTransformerWrapper",
     "NonAutoregressiveWrapper",
     "Norm",
     "Position",

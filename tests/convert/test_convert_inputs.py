@@ -64,6 +64,23 @@ def test_models_of_numbers_give_the_same(name):
         close(torch.cat((first, second), 1), theirs[1], "numbers in pieces")
 
 
+@pytest.mark.parametrize("given", [{"emb_dim": 20, "num_memory_tokens": 2}, {"return_only_embed": True}], ids=str)
+def test_models_of_several_inputs_give_the_same(given):
+    counts = {"note": 11, "kind": 5}
+    stack = make_stack({"rotary_pos_emb": "emb_dim" in given}, True)
+    peer = peers.MultiInputTransformerWrapper(
+        num_tokens=counts, max_seq_len=23, post_emb_norm=True, attn_layers=stack, **given
+    )
+    ours = from_x_transformers(exact(peer))
+    assert type(ours) is xflash.MultiInputTransformerWrapper
+    x = {name: torch.randint(count, (3, LENGTH)) for name, count in counts.items()}
+    with torch.no_grad():
+        close(laws.joined(ours(x)), laws.joined(peer(x)), "whole")
+        close(laws.joined(ours(x, MASK))[MASK], laws.joined(peer(x, mask=MASK))[MASK], "padded")
+        ids = torch.stack(list(x.values()), -1)
+        close(laws.steps(ours, ids, [5, 1, LENGTH - 6])[0], laws.joined(peer(x)), "in pieces")
+
+
 def test_losses_are_theirs_where_a_pad_is_no_target():
     stack = make_stack({}, True)
     peer = exact(peers.ContinuousTransformerWrapper(dim_in=5, dim_out=5, max_seq_len=23, attn_layers=stack))

@@ -19,6 +19,7 @@ from xflash import (
     Encoder,
     FLASHTransformer,
     MaskedLMWrapper,
+    MultiInputTransformerWrapper,
     NonAutoregressiveWrapper,
     PrefixDecoder,
     RecurrentMemoryWrapper,
@@ -64,6 +65,10 @@ def vectors():
     return ContinuousTransformerWrapper(dim_in=DIM, dim_out=DIM, max_seq_len=N, attn_layers=stack())
 
 
+def several():
+    return MultiInputTransformerWrapper(num_tokens={"note": V, "length": V}, max_seq_len=N, attn_layers=stack())
+
+
 def numbers():
     return XValTransformerWrapper(num_tokens=V, numerical_token_id=3, max_seq_len=N, attn_layers=stack())
 
@@ -94,6 +99,7 @@ BUILT = {
     XTransformer: seq2seq,
     ContinuousTransformerWrapper: vectors,
     ContinuousAutoregressiveWrapper: lambda: ContinuousAutoregressiveWrapper(vectors()),
+    MultiInputTransformerWrapper: several,
     XValTransformerWrapper: numbers,
     XValAutoregressiveWrapper: lambda: XValAutoregressiveWrapper(numbers()),
 }
@@ -124,6 +130,8 @@ def given(module):
     if isinstance(module, (AttentionLayers, GAU, FLASH, ContinuousTransformerWrapper, ContinuousAutoregressiveWrapper)):
         return (torch.randn(2, N, DIM, generator=chance),)
     ids = torch.randint(V, (2, N), generator=chance)
+    if isinstance(module, MultiInputTransformerWrapper):
+        return ({"note": ids, "length": ids.flip(1)},)
     if isinstance(module, (XValTransformerWrapper, XValAutoregressiveWrapper)):
         return ids, torch.randn(2, N, generator=chance)
     return (ids, ids.flip(1)) if isinstance(module, XTransformer) else (ids,)
@@ -133,6 +141,7 @@ def called(module):
     """What a module gives, with the same chance each time."""
     torch.manual_seed(2)
     out = laws.run(module, *given(module)) if isinstance(module, AttentionLayers) else module(*given(module))
+    out = out["note"] if isinstance(out, dict) else out
     return out[0] if isinstance(out, tuple) else out
 
 

@@ -130,7 +130,7 @@ def test_what_is_no_model_of_frames():
         ContinuousAutoregressiveWrapper(net(dim_out=7))
     with pytest.raises(TypeError, match="net must be a ContinuousTransformerWrapper, not"):
         ContinuousAutoregressiveWrapper(torch.nn.Linear(2, 2))
-    with pytest.raises(TypeError, match=r"ContinuousAutoregressiveWrapper\(model\).generate makes tokens"):
+    with pytest.raises(TypeError, match=r"ContinuousAutoregressiveWrapper\(model\).generate makes frames"):
         net().generate(frames(), 2)
     with pytest.raises(TypeError, match="sees all tokens at once; a Decoder"):
         net(Encoder).generate(frames(), 2)

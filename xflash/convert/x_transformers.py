@@ -10,12 +10,13 @@ from ..base.shapes import Tensor
 from ..flags.layout import LayerSpec, layout_text
 from ..stack.face import AttentionLayers, CrossAttender, Decoder, Encoder
 from ..wrappers.continuous import ContinuousTransformerWrapper
+from ..wrappers.multi_input import MultiInputTransformerWrapper
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
 from ..wrappers.xval import XValTransformerWrapper
 from .x_transformers_blocks import read_attention, read_ff, read_positions
-from .x_transformers_inputs import read_continuous, read_xval
+from .x_transformers_inputs import read_continuous, read_several, read_xval
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
 from .x_transformers_residual import TINY, check_skips, read_condition, read_join, read_reads, residual_slots
@@ -33,11 +34,13 @@ WRAPPERS: dict[str, type] = {
     "TransformerWrapper": TransformerWrapper,
     "ViTransformerWrapper": ViTransformerWrapper,
     "ContinuousTransformerWrapper": ContinuousTransformerWrapper,
+    "MultiInputTransformerWrapper": MultiInputTransformerWrapper,
     "XValTransformerWrapper": XValTransformerWrapper,
 }
 READERS: dict[str, Callable[..., dict[str, Any]]] = {
     "TransformerWrapper": read_wrapper,
     "ContinuousTransformerWrapper": read_continuous,
+    "MultiInputTransformerWrapper": read_several,
     "XValTransformerWrapper": read_xval,
 }
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
@@ -53,6 +56,7 @@ def from_x_transformers(
     TransformerWrapper
     | ViTransformerWrapper
     | ContinuousTransformerWrapper
+    | MultiInputTransformerWrapper
     | XValTransformerWrapper
     | XTransformer
     | AttentionLayers

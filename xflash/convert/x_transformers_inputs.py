@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 
 from ..base.shapes import Tensor
-from .x_transformers_model import read_around, read_head
+from .x_transformers_model import read_around, read_head, read_projection
 from .x_transformers_parts import Reader, feature, kind
 
-__all__ = ["read_continuous", "read_xval"]
+__all__ = ["read_continuous", "read_several", "read_xval"]
 
 Weights = dict[str, Tensor]
 
@@ -25,6 +25,22 @@ def read_continuous(module: Any, reader: Reader, weights: Weights) -> dict[str, 
     widths = {"dim_in": getattr(module.project_in, "in_features", None)}
     widths["dim_out"] = getattr(module.project_out, "out_features", None)
     return {**arguments, **widths, "average_pool_embed": module.average_pool_embed}
+
+
+def read_several(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments of a MultiInputTransformerWrapper; its weights are added to `weights`."""
+    counts = {}
+    for key, table in module.embeds.items():
+        counts[key.removesuffix("_embed")] = table.num_embeddings
+        weights[f"embedding.embeds.{key}.weight"] = reader.take(table.weight)
+    for name, head in (module.to_logits or {}).items():
+        weights[f"to_logits.{name}_logits.weight"] = reader.take(head.weight)
+    return {
+        "num_tokens": counts,
+        "return_only_embed": module.to_logits is None,
+        **read_around(module, reader, weights),
+        **read_projection(module, reader, weights),
+    }
 
 
 def read_xval(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:

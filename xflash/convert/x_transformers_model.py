@@ -9,7 +9,7 @@ from ..base.shapes import Tensor
 from ..layers.positions.angles import inverse_frequencies
 from .x_transformers_parts import Reader, feature, kind, read_gain
 
-__all__ = ["read_around", "read_head", "read_wrapper"]
+__all__ = ["read_around", "read_head", "read_projection", "read_wrapper"]
 
 Weights = dict[str, Tensor]
 
@@ -22,19 +22,24 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | N
         raise feature("l2norm_embed", "of the tokens differs from that of the positions")
     arguments = {
         "num_tokens": module.num_tokens,
-        "emb_dim": module.emb_dim if module.emb_dim != module.attn_layers.dim else None,
         "l2norm_embed": module.l2norm_embed,
         **read_around(module, reader, weights),
+        **read_projection(module, reader, weights),
         **read_embeds(module.embeds, reader, weights),
         **read_pooling(module, reader, weights),
         **read_mixture(module, reader, weights),
     }
     taken = reader.take(module.token_emb.emb.weight) if tied is None else tied
     weights["embedding.token_emb.weight"] = taken
+    return {**arguments, **read_head(module, module.num_tokens, reader, weights)}
+
+
+def read_projection(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The argument that says how wide embeddings are, and the map from there to the stream."""
     if isinstance(module.project_emb, nn.Linear):
         weights["embedding.project_emb.weight"] = reader.take(module.project_emb.weight)
         weights["embedding.project_emb.bias"] = reader.take(module.project_emb.bias)
-    return {**arguments, **read_head(module, module.num_tokens, reader, weights)}
+    return {"emb_dim": module.emb_dim if module.emb_dim != module.attn_layers.dim else None}
 
 
 def read_around(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class ContinuousTransformerWrapper(StreamModel):
         )
 
     gives = "vectors of vectors"
-    maker: ClassVar[str] = "ContinuousAutoregressiveWrapper"
+    maker: ClassVar[str] = "ContinuousAutoregressiveWrapper(model).{how} makes frames"
     roles: ClassVar[Mapping[str, Role]] = {"project_out": "head"}
     embedding: FrameInput
 

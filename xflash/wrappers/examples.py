@@ -56,6 +56,12 @@ print(model(ids).shape)  # torch.Size([2, 16, 256])
 model = MaskedLMWrapper(net, mask_token_id=255)
 print(model(torch.randint(255, (2, 16))).shape)  # torch.Size([])
 """,
+    "MultiInputTransformerWrapper": """
+sizes = {"note": 128, "length": 16}
+model = MultiInputTransformerWrapper(num_tokens=sizes, max_seq_len=64, attn_layers=Decoder(dim=64, depth=2))
+logits = model({name: torch.randint(count, (2, 9)) for name, count in sizes.items()})
+print(logits["note"].shape, logits["length"].shape)  # torch.Size([2, 9, 128]) torch.Size([2, 9, 16])
+""",
     "NonAutoregressiveWrapper": f"""
 {READER}
 model = NonAutoregressiveWrapper(net, mask_id=255, steps=4)

@@ -18,14 +18,14 @@ from .stream_input import StreamInput, absolute_positions
 __all__ = ["InputEmbedding"]
 
 
-def check_embed_num_tokens(counts: Mapping[str, int] | None) -> dict[str, int]:
-    """`embed_num_tokens` as a dict; TypeError or ValueError unless it maps names to whole numbers of 1 or more."""
+def check_embed_num_tokens(counts: Mapping[str, int] | None, flag: str = "embed_num_tokens") -> dict[str, int]:
+    """The numbers of a flag as a dict; TypeError or ValueError unless it maps names to whole numbers of 1 or more."""
     for name, count in (counts or {}).items():
         if not isinstance(name, str):
-            raise TypeError(f"embed_num_tokens must map names to numbers, but {name!r} is no name")
+            raise TypeError(f"{flag} must map names to numbers, but {name!r} is no name")
         if not name or "." in name:
-            raise ValueError(f"embed_num_tokens has the name {name!r}: weights are named after it, so it needs letters")
-        check_count(f"embed_num_tokens[{name!r}]", count)
+            raise ValueError(f"{flag} has the name {name!r}: weights are named after it, so it needs letters")
+        check_count(f"{flag}[{name!r}]", count)
     return dict(counts or {})
 
 

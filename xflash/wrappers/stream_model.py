@@ -43,7 +43,7 @@ class StreamModel(CompilableStep, Model):
         )  # fmt: skip
 
     own: ClassVar[tuple[str, ...]] = ()
-    maker: ClassVar[str] = "AutoregressiveWrapper"
+    maker: ClassVar[str] = "AutoregressiveWrapper(model).{how} makes tokens"
     filler: ClassVar[str] = "it sees all tokens at once; a Decoder makes one after the other"
     max_mem_len: int | None
     max_seq_len: int | None
@@ -182,7 +182,7 @@ class StreamModel(CompilableStep, Model):
 
 def makes_none(model: StreamModel, how: str) -> str:
     """What to do with a model that makes no tokens itself."""
-    does = f"{model.maker}(model).{how} makes tokens"
+    does = model.maker.format(how=how)
     if model.pooled is not None:
         does = "its output is one of whole sequences"
     elif not model.causal:

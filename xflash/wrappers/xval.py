@@ -40,7 +40,7 @@ class XValTransformerWrapper(TokenHead, StreamModel):
 
     gives = "logits and numbers of token ids and numbers"
     own: ClassVar[tuple[str, ...]] = ("embed_ids", "x_num")
-    maker: ClassVar[str] = "XValAutoregressiveWrapper"
+    maker: ClassVar[str] = "XValAutoregressiveWrapper(model).{how} makes tokens and numbers"
     roles: ClassVar[Mapping[str, Role]] = {**TokenHead.roles, "to_number": "head"}
     embedding: Any
 
