@@ -23,7 +23,8 @@ KNOWN = {
     "ContinuousTransformerWrapper": """max_seq_len max_mem_len pos_emb post_emb_norm emb_dropout has_memory_tokens
         memory_tokens attn_layers average_pool_embed project_in project_out can_cache_kv""",
     "MultiInputTransformerWrapper": """emb_dim max_seq_len max_mem_len pos_emb embeds post_emb_norm emb_dropout
-        project_emb attn_layers to_logits num_memory_tokens memory_tokens can_cache_kv can_cache_kv_outside_max_seq_len""",
+        project_emb attn_layers to_logits num_memory_tokens memory_tokens can_cache_kv
+        can_cache_kv_outside_max_seq_len""",
     "XValTransformerWrapper": """emb_dim token_emb numerical_token_id max_seq_len max_mem_len pos_emb emb_dropout
         has_memory_tokens memory_tokens attn_layers to_logits to_numerical_output""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos

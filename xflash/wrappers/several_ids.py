@@ -78,15 +78,20 @@ class SeveralIds(StreamInput):
                 raise ValueError(
                     f"x has {name!r}, but num_tokens has {', '.join(map(repr, names))}{nearest(name, names)}"
                 )
+        shape = tuple(given_for(x, names[0]).shape)
         for name in names:
-            if name not in x:
-                raise ValueError(f"x has no {name!r}: every call gives ids for all of num_tokens")
-            if not is_integral(x[name]):
-                raise TypeError(f"x[{name!r}] must be an integer tensor (batch, tokens), not {given(x[name])}")
-            shape = tuple(x[names[0]].shape)
-            if tuple(x[name].shape) != shape or len(shape) != 2 or not shape[1]:
+            if tuple(given_for(x, name).shape) != shape or len(shape) != 2 or not shape[1]:
                 raise ValueError(
-                    f"x[{name!r}] has shape {tuple(x[name].shape)}: all inputs are (batch, tokens), of one shape and with "
-                    "at least one token"
+                    f"x[{name!r}] has shape {tuple(x[name].shape)}: all inputs are (batch, tokens), of one shape and "
+                    "with at least one token"
                 )
         return torch.stack([x[name].long() for name in names], -1)
+
+
+def given_for(x: Mapping[str, Any], name: str) -> Tensor:
+    """The ids of an input; TypeError or ValueError where there are none."""
+    if name not in x:
+        raise ValueError(f"x has no {name!r}: every call gives ids for all of num_tokens")
+    if not is_integral(x[name]):
+        raise TypeError(f"x[{name!r}] must be an integer tensor (batch, tokens), not {given(x[name])}")
+    return x[name]
