@@ -101,6 +101,7 @@ CONSTRUCTORS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("FLASHTransformer", flash),
     ("ContinuousTransformerWrapper", frames),
     ("ContinuousAutoregressiveWrapper", lambda: {"net": xflash.ContinuousTransformerWrapper(**frames())}),
+    ("AttentionPool", lambda: {"dim": DIM, "heads": 2, "dim_head": 4}),
     ("MultiInputTransformerWrapper", several),
     ("XValTransformerWrapper", numbers),
     ("XValAutoregressiveWrapper", lambda: {"net": xflash.XValTransformerWrapper(**numbers())}),
@@ -264,6 +265,8 @@ def vectors():
     both = {"x": torch.full_like(IDS, 10), "x_num": X[..., 0]}
     yield method("forward", net, {**both, "mask": MASK})
     yield method("step", net, {**both, "state": net.step(**both)[1], "mask": MASK, "reset": ROWS})
+    pool = xflash.AttentionPool(DIM, heads=2, dim_head=4)
+    yield method("forward", pool, {"context": CONTEXT, "mask": CONTEXT_MASK, "queries": X})
     trainer = xflash.XValAutoregressiveWrapper(net)
     yield method("forward", trainer, {**both, "mask": MASK, "doc_ids": IDS // 3}, net.forward)
     start = {"start_tokens": IDS, "start_numbers": X[..., 0], "seq_len": 2}

@@ -39,6 +39,7 @@ from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers, CrossAttender, Decoder, Encoder, PrefixDecoder
 from .stack.inputs.side_input import SideInput
+from .wrappers.attention_pool import AttentionPool
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
 from .wrappers.continuous import ContinuousTransformerWrapper
@@ -62,6 +63,7 @@ __all__ = [
     "GAU",
     "Attention",
     "AttentionLayers",
+    "AttentionPool",
     "AutoregressiveWrapper",
     "Bias",
     "Block",

@@ -4,7 +4,7 @@ import laws
 import pytest
 import torch
 from test_convert_x_transformers import close
-from x_transformers_cases import exact, make_stack, peers
+from x_transformers_cases import VOCABULARY, exact, make_stack, make_wrapper, peers
 
 import xflash
 from xflash.convert.x_transformers import from_x_transformers
@@ -79,6 +79,18 @@ def test_models_of_several_inputs_give_the_same(given):
         close(laws.joined(ours(x, MASK))[MASK], laws.joined(peer(x, mask=MASK))[MASK], "padded")
         ids = torch.stack(list(x.values()), -1)
         close(laws.steps(ours, ids, [5, 1, LENGTH - 6])[0], laws.joined(peer(x)), "in pieces")
+
+
+@pytest.mark.parametrize("given", [{}, {"num_pooled_tokens": 3, "dim_pooled_tokens": 14}], ids=str)
+def test_pooled_tokens_are_the_same(given):
+    """One is a vector here, as of one CLS token; the head, which theirs leaves out, is none."""
+    peer = exact(make_wrapper({"rotary_pos_emb": True}, {"attn_pool": True, **given}, False))
+    ours, ids = from_x_transformers(peer), torch.randint(0, VOCABULARY, (3, LENGTH))
+    with torch.no_grad():
+        for found, right in ((ours(ids), peer(ids)), (ours(ids, MASK), peer(ids, mask=MASK))):
+            close(found, right if given else right[:, 0], "pooled")
+    with pytest.raises(ValueError, match="of more than one layer"):
+        from_x_transformers(make_wrapper({}, {"attn_pool": True, "attn_pool_depth": 2}, False))
 
 
 def test_losses_are_theirs_where_a_pad_is_no_target():

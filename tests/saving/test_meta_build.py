@@ -10,6 +10,7 @@ from xflash import (
     FLASH,
     GAU,
     AttentionLayers,
+    AttentionPool,
     AutoregressiveWrapper,
     BlockRecurrentTransformer,
     ContinuousAutoregressiveWrapper,
@@ -99,6 +100,7 @@ BUILT = {
     XTransformer: seq2seq,
     ContinuousTransformerWrapper: vectors,
     ContinuousAutoregressiveWrapper: lambda: ContinuousAutoregressiveWrapper(vectors()),
+    AttentionPool: lambda: AttentionPool(DIM, 3, heads=2, dim_head=6),
     MultiInputTransformerWrapper: several,
     XValTransformerWrapper: numbers,
     XValAutoregressiveWrapper: lambda: XValAutoregressiveWrapper(numbers()),
@@ -122,12 +124,15 @@ PARTS = {
 }
 
 
+VECTORS = (AttentionLayers, AttentionPool, GAU, FLASH, ContinuousTransformerWrapper, ContinuousAutoregressiveWrapper)
+
+
 def given(module):
     """What a module of the package is called with."""
     chance = torch.Generator().manual_seed(1)
     if isinstance(module, ViTransformerWrapper):
         return (torch.randn(2, 3, 12, 12, generator=chance),)
-    if isinstance(module, (AttentionLayers, GAU, FLASH, ContinuousTransformerWrapper, ContinuousAutoregressiveWrapper)):
+    if isinstance(module, VECTORS):
         return (torch.randn(2, N, DIM, generator=chance),)
     ids = torch.randint(V, (2, N), generator=chance)
     if isinstance(module, MultiInputTransformerWrapper):

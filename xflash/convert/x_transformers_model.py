@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import einx
 import torch
 from torch import nn
 
@@ -93,12 +94,33 @@ def read_pooling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
     """The arguments that say how the outputs of a row are pooled."""
     if module.average_pool_embed:
         return {"average_pool_embed": True}
+    if module.attn_pool is not None:
+        return read_pool(module, reader, weights)
     if module.cls_token is None:
         return {}
     if module.attn_layers.causal:
         raise feature("use_cls_token", "in a causal stack, where it sees no other token")
     weights["pooled.cls_tokens.tokens"] = reader.take(module.cls_token)
     return {"use_cls_token": True, "num_cls_tokens": module.num_cls_tokens}
+
+
+def read_pool(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments of pooled tokens, which are what their encoders give in place of logits: the head goes unread."""
+    pool, prefix = module.attn_pool, "pooled.attn_pool"
+    if module.attn_layers.causal:
+        raise feature("attn_pool", "of a Decoder, whose pooled tokens are beside its logits")
+    if module.to_logits is None or pool.add_residual or kind(pool.pooler) != "Attention":
+        raise feature("attn_pool", "with return_only_embed, which leaves it out, or of more than one layer")
+    weights[f"{prefix}.queries"] = reader.take(pool.queries)
+    attn, block = pool.pooler, f"{prefix}.reader.branches.0.block"
+    q, k, v, out = (reader.take(linear.weight) for linear in (attn.to_q, attn.to_k, attn.to_v, attn.to_out))
+    weights |= {f"{block}.to_q.weight": q, f"{block}.to_out.weight": out}
+    weights[f"{block}.key_value.weight"] = einx.id("(g k) d, (g k) d -> (g (k + k)) d", k, v, g=attn.heads)
+    for parameter in module.to_logits.parameters() if isinstance(module.to_logits, nn.Module) else ():
+        reader.take(parameter)
+    width = None if len(q[0]) == module.attn_layers.dim else len(q[0])
+    sizes = {"num_pooled_tokens": len(pool.queries), "dim_pooled_tokens": width}
+    return {"attn_pool": True, "attn_pool_depth": 1, **sizes}
 
 
 def read_mixture(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
@@ -113,7 +135,7 @@ def read_mixture(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
 def read_head(module: Any, num_tokens: int, reader: Reader, weights: Weights) -> dict[str, Any]:
     """The arguments of the projection to logits."""
     head = module.to_logits
-    if head is None:
+    if head is None or module.attn_pool is not None:
         return {"return_only_embed": True}
     if not isinstance(head, nn.Module) and "tie_embedding_scale" in vars(module):
         scale = module.tie_embedding_scale

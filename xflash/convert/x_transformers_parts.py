@@ -17,7 +17,8 @@ KNOWN = {
         max_mem_len emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
         input_not_include_cache embeds cls_token average_pool_embed to_mixture combine_mixture output_is_log_prob
-        has_multiple_heads""",
+        has_multiple_heads attn_pool""",
+    "AttentionPool": "has_learned_queries queries pooler",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
     "ContinuousTransformerWrapper": """max_seq_len max_mem_len pos_emb post_emb_norm emb_dropout has_memory_tokens

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
-
 from ..base.roles import Role
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
@@ -14,6 +12,7 @@ from .frame_input import FrameInput
 from .model_state import ModelState
 from .pooled_output import pooled_output
 from .stream_model import StreamModel
+from .token_head import projection
 from .wanted import Wanted
 
 __all__ = ["ContinuousTransformerWrapper"]
@@ -41,9 +40,10 @@ class ContinuousTransformerWrapper(StreamModel):
     def assemble(self, config: Any) -> None:
         self.hold(config)
         self.embedding = FrameInput(config, self.dim, self.attn_layers.has_relative_positions)
-        self.dim_in, self.dim_out = self.embedding.dim_in, config.dim_out or self.dim
-        self.project_out = None if config.dim_out is None else nn.Linear(self.dim, config.dim_out, bias=False)
-        self.pooled = pooled_output(config, self.dim, self.attn_layers.causal)
+        self.dim_in, self.dim_out = self.embedding.dim_in, config.dim_out or self.read_width
+        out = config.dim_out
+        self.project_out = None if out is None else projection(self.read_width, out, False)
+        self.pooled = pooled_output(config, self.attn_layers)
 
     def logits(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n _"]:
         """The stack's output, pooled or not, in the width of what comes out."""

@@ -10,6 +10,10 @@ net = XValTransformerWrapper(num_tokens=256, numerical_token_id=255, max_seq_len
 """.strip()
 
 EXAMPLES = {
+    "AttentionPool": """
+model = AttentionPool(dim=64, num_pooled_tokens=4, heads=4, dim_head=16)
+print(model(torch.randn(2, 16, 64)).shape)  # torch.Size([2, 4, 64])
+""",
     "AutoregressiveWrapper": f"""
 {NET}
 model = AutoregressiveWrapper(net)

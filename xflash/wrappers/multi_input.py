@@ -45,8 +45,10 @@ class MultiInputTransformerWrapper(StreamModel):
         self.num_tokens, self.return_only_embed = self.embedding.num_tokens, config.return_only_embed
         # A ModuleDict has methods, and a name such as 'type' would be one of them.
         heads = {} if config.return_only_embed else self.num_tokens
-        self.to_logits = Heads({f"{name}_logits": projection(self.dim, count, False) for name, count in heads.items()})
-        self.pooled = pooled_output(config, self.dim, self.attn_layers.causal)
+        self.to_logits = Heads(
+            {f"{name}_logits": projection(self.read_width, count, False) for name, count in heads.items()}
+        )
+        self.pooled = pooled_output(config, self.attn_layers)
 
     def logits(self, y: Float[Tensor, "b *n d"]) -> Any:
         """The logits of each input, by its name."""

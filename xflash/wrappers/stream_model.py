@@ -46,11 +46,13 @@ class StreamModel(CompilableStep, Model):
     maker: ClassVar[str] = "AutoregressiveWrapper(model).{how} makes tokens"
     filler: ClassVar[str] = "it sees all tokens at once; a Decoder makes one after the other"
     max_mem_len: int | None
+    read_width: int
     max_seq_len: int | None
 
     def hold(self, config: Any) -> None:
         """Takes the stack of a config, its memory and its pooling."""
         self.attn_layers, self.max_seq_len = config.attn_layers, config.max_seq_len or None
+        self.read_width = config.dim_pooled_tokens or self.dim
         self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
         if config.num_memory_tokens:
             self.attn_layers.set_memory_tokens(config.num_memory_tokens)

@@ -77,6 +77,7 @@ class TokenHead(nn.Module):
         )
 
     dim: int
+    read_width: int
     num_tokens: int
     roles: ClassVar[Mapping[str, Role]] = {"to_logits": "head"}
     gives: str
@@ -96,20 +97,28 @@ class TokenHead(nn.Module):
         if config.tie_embedding_scale is not None and not config.tie_embedding:
             raise ValueError(f"tie_embedding_scale={config.tie_embedding_scale} is set, but tie_embedding is False")
         check_alone(config)
+        if config.tie_embedding and self.read_width != self.dim:
+            raise ValueError(
+                f"tie_embedding=True needs dim_pooled_tokens ({self.read_width}) to be the stack's dim ({self.dim})"
+            )
         if config.tie_embedding and width != self.dim:
             raise ValueError(f"tie_embedding=True needs emb_dim ({width}) to be the stack's dim ({self.dim})")
         self.logits_softclamp, eps = config.logits_softclamp, config.head_transform_eps
         named = config.head_transform
-        self.transform = None if named is None else HeadTransform(self.dim, named, eps, config.head_transform_bias)
+        self.transform = (
+            None if named is None else HeadTransform(self.read_width, named, eps, config.head_transform_bias)
+        )
         k = config.mixture_of_softmax_k
-        self.mixture = MixtureOfSoftmax(self.dim, k) if config.mixture_of_softmax else None
+        self.mixture = MixtureOfSoftmax(self.read_width, k) if config.mixture_of_softmax else None
         tied_bias = config.tie_embedding and config.logits_bias
         self.tied_bias = nn.Parameter(torch.zeros(self.num_tokens)) if tied_bias else None
         if config.tie_embedding or config.return_only_embed:
             return None
         if config.to_logits is not None:
             return config.to_logits
-        heads = [projection(self.dim, config.logits_dim or self.num_tokens, config.logits_bias) for _ in range(count)]
+        heads = [
+            projection(self.read_width, config.logits_dim or self.num_tokens, config.logits_bias) for _ in range(count)
+        ]
         return heads[0] if count == 1 else nn.ModuleList(heads)
 
     def features(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:

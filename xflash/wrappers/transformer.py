@@ -45,7 +45,7 @@ class TransformerWrapper(TokenHead, StreamModel):
         self.num_tokens = config.num_tokens
         self.embedding = InputEmbedding(config, self.dim, self.attn_layers.has_relative_positions)
         self.to_logits = self.head(config, config.emb_dim or self.dim)
-        self.pooled = pooled_output(config, self.dim, self.attn_layers.causal)
+        self.pooled = pooled_output(config, self.attn_layers)
 
     def forward(
         self,

@@ -49,10 +49,10 @@ class XValTransformerWrapper(TokenHead, StreamModel):
         self.num_tokens, self.numerical_token_id = config.num_tokens, config.numerical_token_id
         self.embedding = NumberEmbedding(config, self.dim, self.attn_layers.has_relative_positions)
         self.to_logits = self.head(config, config.emb_dim or self.dim)
-        self.to_number = None if config.return_only_embed else nn.Linear(self.dim, 1)
+        self.to_number = None if config.return_only_embed else nn.Linear(self.read_width, 1)
         if self.to_number is not None:
             nn.init.zeros_(self.to_number.bias)
-        self.pooled = pooled_output(config, self.dim, self.attn_layers.causal)
+        self.pooled = pooled_output(config, self.attn_layers)
 
     def logits(self, y: Float[Tensor, "b *n d"]) -> Any:
         """The logits and the numbers of the stack's output, pooled or not."""
