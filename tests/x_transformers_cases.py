@@ -312,7 +312,7 @@ REFUSED = {
     "max_mem_len": ({}, {"max_mem_len": 5}),
     "shift_mem_down": ({}, {"shift_mem_down": 1}),
     "memory_tokens_interspersed_every": ({}, {"num_memory_tokens": 2, "memory_tokens_interspersed_every": 5}),
-    "recycling": ({}, {"recycling": True}),
+    "recycling": ({}, {"recycling": True, "num_memory_tokens": 2}),
     "looped": ({"pre_and_post_norm": True}, {"looped": True}),
     "emb_frac_gradient": ({}, {"emb_frac_gradient": 0.1}),
     "use_cls_token": ({}, {"use_cls_token": True}),

@@ -93,6 +93,18 @@ def test_pooled_tokens_are_the_same(given):
         from_x_transformers(make_wrapper({}, {"attn_pool": True, "attn_pool_depth": 2}, False))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_recycling_is_the_same(causal):
+    given = {"use_cls_token": True} if not causal else {}
+    peer = exact(make_wrapper({"rotary_pos_emb": True}, {"recycling": True, "post_emb_norm": True, **given}, causal))
+    ours, ids = from_x_transformers(peer), torch.randint(0, VOCABULARY, (3, LENGTH))
+    with torch.no_grad():
+        for steps in (1, 3):
+            close(ours(ids, recycle_steps=steps), peer(ids, recycle_steps=steps), "whole")
+        found, right = ours(ids, MASK, recycle_steps=2), peer(ids, mask=MASK, recycle_steps=2)
+        close(found if given else found[MASK], right if given else right[MASK], "padded")
+
+
 def test_losses_are_theirs_where_a_pad_is_no_target():
     stack = make_stack({}, True)
     peer = exact(peers.ContinuousTransformerWrapper(dim_in=5, dim_out=5, max_seq_len=23, attn_layers=stack))

@@ -29,6 +29,7 @@ def read_wrapper(module: Any, reader: Reader, weights: Weights, tied: Tensor | N
         **read_embeds(module.embeds, reader, weights),
         **read_pooling(module, reader, weights),
         **read_mixture(module, reader, weights),
+        **read_recycling(module, reader, weights),
     }
     taken = reader.take(module.token_emb.emb.weight) if tied is None else tied
     weights["embedding.token_emb.weight"] = taken
@@ -130,6 +131,16 @@ def read_mixture(module: Any, reader: Reader, weights: Weights) -> dict[str, Any
     weights["mixture.to_mixture.weight"] = reader.take(module.to_mixture[0].weight)
     weights["mixture.to_weights.weight"] = reader.take(module.combine_mixture.weight)
     return {"mixture_of_softmax": True, "mixture_of_softmax_k": module.combine_mixture.out_features}
+
+
+def read_recycling(module: Any, reader: Reader, weights: Weights) -> dict[str, Any]:
+    """The arguments of recycling."""
+    if not module.recycling:
+        return {}
+    if module.num_memory_tokens:
+        raise feature("recycling", "with num_memory_tokens, whose outputs are recycled too there")
+    weights["passes.project.weight"] = reader.take(module.recycled_proj.weight)
+    return {"recycling": True, "train_max_recycle_steps": module.train_max_recycle_steps}
 
 
 def read_head(module: Any, num_tokens: int, reader: Reader, weights: Weights) -> dict[str, Any]:

@@ -17,7 +17,7 @@ KNOWN = {
         max_mem_len emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
         input_not_include_cache embeds cls_token average_pool_embed to_mixture combine_mixture output_is_log_prob
-        has_multiple_heads attn_pool""",
+        has_multiple_heads attn_pool recycling recycled_proj""",
     "AttentionPool": "has_learned_queries queries pooler",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
@@ -76,7 +76,6 @@ KNOWN = {
 
 # What x-transformers' users call an attribute or a class; the others bear the name of their flag.
 FLAGS = {
-    "recycled_proj": "recycling",
     "to_latent_q": "attn_use_latent_q",
     "to_latent_kv": "attn_use_latent_kv",
     "to_output_gate": "attn_output_gate",

@@ -123,8 +123,8 @@ ABSENT = """
     attn_qkv_receive_diff_residuals attn_use_latent_q attn_dim_latent_q attn_use_latent_kv attn_dim_latent_kv
     attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
     ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value
-    shift_mem_down memory_tokens_interspersed_every recycling train_max_recycle_steps looped
-    max_looped_steps emb_frac_gradient attn_z_loss_weight sigsoftmax_logits
+    shift_mem_down memory_tokens_interspersed_every
+    emb_frac_gradient attn_z_loss_weight sigsoftmax_logits
     ff_deep_embed add_continuous_pred_head
 """
 # What has no counterpart of one name.

@@ -52,7 +52,7 @@ class PooledOutput(nn.Module):
         )  # fmt: skip
         attn_pool_depth: int = flag(
             0, "layers of attention that read the outputs in place of weightings (0: none)", paper="https://arxiv.org/abs/1810.00825",
-            at_least=0, tried=({"attn_pool_depth": 1, "attn_pool": True, "num_pooled_tokens": 2},),
+            at_least=0, tried="with the width of what it gives",
         )  # fmt: skip
         dim_pooled_tokens: int | None = flag(
             None, "width of what these layers give (None: the stack's dim)", at_least=1,

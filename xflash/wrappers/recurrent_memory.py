@@ -247,6 +247,12 @@ def check_net(net: TransformerWrapper) -> None:
     """ValueError for what cannot be read in segments with memory tokens around them."""
     if net.pooled is not None:
         raise ValueError(f"a model with {net.pooled.kind}=True has one output a text: it cannot be read in segments")
+    if net.passes is not None:
+        raise ValueError(f"a model with {net.passes.kind}=True has no step: it cannot be read in segments")
+    if net.gives:
+        raise ValueError(
+            f"{type(net).__name__} gives {net.gives}: one that is read in segments gives logits of one head"
+        )
     net.attn_layers.check_steppable()
     if any(block.context_width() is not None for block in net.attn_layers.blocks()):
         raise ValueError("memory tokens and a context exclude each other: segments after the first would not have it")

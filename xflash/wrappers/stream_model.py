@@ -1,6 +1,6 @@
 """`StreamModel`: what models have in common whose tokens come one after the other, whatever a token is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from ..stack.face import AttentionLayers
 from .compiled_step import CompilableStep
 from .model import Model, behind
 from .model_state import ModelState, stack_state
+from .passes import Passes
 from .pooled_output import PooledOutput
 from .stack_given import memory_length
 from .wanted import Wanted
@@ -45,6 +46,7 @@ class StreamModel(CompilableStep, Model):
     own: ClassVar[tuple[str, ...]] = ()
     maker: ClassVar[str] = "AutoregressiveWrapper(model).{how} makes tokens"
     filler: ClassVar[str] = "it sees all tokens at once; a Decoder makes one after the other"
+    passes: Passes | None
     max_mem_len: int | None
     read_width: int
     max_seq_len: int | None
@@ -52,7 +54,7 @@ class StreamModel(CompilableStep, Model):
     def hold(self, config: Any) -> None:
         """Takes the stack of a config, its memory and its pooling."""
         self.attn_layers, self.max_seq_len = config.attn_layers, config.max_seq_len or None
-        self.read_width = config.dim_pooled_tokens or self.dim
+        self.read_width, self.passes = config.dim_pooled_tokens or self.dim, None
         self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
         if config.num_memory_tokens:
             self.attn_layers.set_memory_tokens(config.num_memory_tokens)
@@ -75,8 +77,12 @@ class StreamModel(CompilableStep, Model):
         beside: dict[str, Any],
         wanted: Wanted,
         mems: ModelState | None,
+        again: Callable[..., Tensor] | None = None,
     ) -> Any:
-        """What `forward` gives of x; front: what the embedding is given beside it, beside: what the stack is."""
+        """What `forward` gives of x; front: what the embedding is given beside it, beside: what the stack is.
+
+        again: passes of the stack before the last one, as in `through`.
+        """
         whole = {name: beside.get(name) for name in ("attn_mask", "doc_ids")}
         wanted.check(mems, **whole)
         if mems is not None or wanted.mems:
@@ -84,11 +90,17 @@ class StreamModel(CompilableStep, Model):
             logits, state, *noted = self.go_on(x, mems, mask, front, sides, None, wanted.hiddens)
             out = (logits, self.remember(state), *noted) if wanted.mems else (logits, *noted)
             return out if len(out) > 1 else logits
-        y, noted = self.outputs(x, mask, front, beside, wanted)
+        y, noted = self.outputs(x, mask, front, beside, wanted, again)
         return self.answer(wanted, y, lambda: y, noted)
 
     def outputs(
-        self, x: Any, mask: Tensor | None, front: Mapping[str, Any], beside: dict[str, Any], wanted: Wanted
+        self,
+        x: Any,
+        mask: Tensor | None,
+        front: Mapping[str, Any],
+        beside: dict[str, Any],
+        wanted: Wanted,
+        again: Callable[..., Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b *n d"], list]:
         """What the head reads of whole sequences, and what was asked for of the layers."""
         x, mask = self.embedding.check(x, mask)
@@ -98,7 +110,7 @@ class StreamModel(CompilableStep, Model):
         beside = behind(x, embedded.shape[1] - x.shape[1], beside)
         if self.pooled is not None and beside.get("doc_ids") is not None:
             raise ValueError(f"doc_ids and {self.pooled.kind} exclude each other: documents would be pooled together")
-        y, mask, noted = self.through(embedded, mask, beside, wanted)
+        y, mask, noted = self.through(embedded, mask, beside, wanted, again)
         return (y if self.pooled is None else self.pooled(y, mask)), noted
 
     def go_on(
@@ -114,6 +126,11 @@ class StreamModel(CompilableStep, Model):
         """What `step` gives of x."""
         if self.pooled is not None:
             raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
+        if self.passes is not None:
+            raise ValueError(
+                f"a model with {self.passes.kind}=True has no step: a state holds what one pass has seen, not several; "
+                "cache_kv=False generates without one"
+            )
         self.attn_layers.check_steppable()
         x, mask = self.embedding.check(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])

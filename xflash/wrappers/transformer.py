@@ -1,12 +1,14 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from ..base.shapes import Float, Int, Tensor
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
+from .passes import Passes, passes
 from .pooled_output import pooled_output
 from .stream_model import StreamModel
 from .token_head import TokenHead
@@ -33,7 +35,7 @@ class TransformerWrapper(TokenHead, StreamModel):
     """
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(TokenHead.Config, StreamModel.Config, InputEmbedding.Config):
+    class Config(TokenHead.Config, Passes.Config, StreamModel.Config, InputEmbedding.Config):
         pass
 
     own: ClassVar[tuple[str, ...]] = ("embed_ids",)
@@ -46,6 +48,21 @@ class TransformerWrapper(TokenHead, StreamModel):
         self.embedding = InputEmbedding(config, self.dim, self.attn_layers.has_relative_positions)
         self.to_logits = self.head(config, config.emb_dim or self.dim)
         self.pooled = pooled_output(config, self.attn_layers)
+        self.passes = passes(config, self.dim)
+        if self.passes is not None and self.max_mem_len is not None:
+            raise ValueError(f"{self.passes.kind}=True has no state, so max_mem_len={self.max_mem_len} cannot be set")
+
+    def again(self, recycle_steps: int | None, looped_steps: int | None) -> Callable[..., Tensor] | None:
+        """The passes of a call before the last one; ValueError for a model that has none, but is told how many."""
+        if self.passes is not None:
+            return partial(self.passes, count=self.passes.count(recycle_steps, looped_steps))
+        for flag, name, given in (
+            ("recycling", "recycle_steps", recycle_steps),
+            ("looped", "looped_steps", looped_steps),
+        ):
+            if given is not None:
+                raise ValueError(f"{name}={given} is given, but the model was built without {flag}=True")
+        return None
 
     def forward(
         self,
@@ -68,6 +85,8 @@ class TransformerWrapper(TokenHead, StreamModel):
         mems: ModelState | None = None,
         return_mems: bool = False,
         return_hiddens: bool = False,
+        recycle_steps: int | None = None,
+        looped_steps: int | None = None,
         **beside: Any,
     ) -> Any:
         """Logits (b, n, v), or (b, p + n, v) with `prepend_embeds` (b, p, d); (b, v) of a model that pools.
@@ -82,13 +101,15 @@ class TransformerWrapper(TokenHead, StreamModel):
         `mems`: what a call with `return_mems`, which gives (logits, mems), has left of the segment before.
         `return_hiddens`: behind all else a list of layers + 2 streams (b, n, d), embeddings and CLS tokens in front
         included: what the first layer gets, what each layer leaves, and what the stack gives, behind its last norm.
+        `recycle_steps` or `looped_steps`: how many passes the stack of a model with recycling or looped has; maps and
+        hiddens are those of the last.
         """
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids}
         wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
-        return self.call(x, mask, front, beside, wanted, mems)
+        return self.call(x, mask, front, beside, wanted, mems, self.again(recycle_steps, looped_steps))
 
     def step(
         self,
