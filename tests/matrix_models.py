@@ -81,7 +81,7 @@ SEQ2SEQ: Axes = {
 
 
 def stack_of(causal: bool, flags: dict[str, Any]) -> Decoder | Encoder:
-    return (Decoder if causal else Encoder)(dim=16, depth=1, heads=2, attn_dim_head=6, **flags)
+    return (Decoder if causal else Encoder)(dim=24, depth=1, heads=2, attn_dim_head=6, **flags)
 
 
 def build_frames(causal: bool, row: dict[str, dict[str, Any]]) -> ContinuousTransformerWrapper:

@@ -124,8 +124,8 @@ ABSENT = """
     attn_latent_rope_subheads attn_inverted_attention ff_glu_mult_bias ff_sublayer_dropout ff_zero_init_output
     ff_output_proj_depth ff_softclamp_value ff_glu_softclamp ff_glu_gate_softclamp_value ff_glu_up_softclamp_value
     shift_mem_down memory_tokens_interspersed_every
-    emb_frac_gradient attn_z_loss_weight sigsoftmax_logits
-    ff_deep_embed add_continuous_pred_head
+    emb_frac_gradient attn_z_loss_weight sigsoftmax_logits ff_deep_embed add_continuous_pred_head
+    probabilistic use_identity_if_same_dim project_in project_out loss_fn
 """
 # What has no counterpart of one name.
 HINTS = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ..base.shapes import Float, Tensor
 from ..flags.flag import check_idle, flag
 from ..layers.reaching import reaching
 
-__all__ = ["Passes", "passes"]
+__all__ = ["Passes", "passes", "passes_before"]
 
 
 class Passes(nn.Module):
@@ -93,3 +94,15 @@ def passes(config: Passes.Config, dim: int) -> Passes | None:
     if not config.looped:
         check_idle(config, ("max_looped_steps",), "looped is False")
     return Passes(config, dim) if config.recycling or config.looped else None
+
+
+def passes_before(
+    passes: Passes | None, recycle_steps: int | None, looped_steps: int | None
+) -> Callable[..., Tensor] | None:
+    """The passes of a call before its last one; ValueError for a model that has none, but is told how many."""
+    if passes is not None:
+        return partial(passes, count=passes.count(recycle_steps, looped_steps))
+    for built, name, steps in (("recycling", "recycle_steps", recycle_steps), ("looped", "looped_steps", looped_steps)):
+        if steps is not None:
+            raise ValueError(f"{name}={steps} is given, but the model was built without {built}=True")
+    return None

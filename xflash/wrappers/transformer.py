@@ -1,14 +1,13 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from ..base.shapes import Float, Int, Tensor
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
-from .passes import Passes, passes
+from .passes import Passes, passes, passes_before
 from .pooled_output import pooled_output
 from .stream_model import StreamModel
 from .token_head import TokenHead
@@ -51,18 +50,6 @@ class TransformerWrapper(TokenHead, StreamModel):
         self.passes = passes(config, self.dim)
         if self.passes is not None and self.max_mem_len is not None:
             raise ValueError(f"{self.passes.kind}=True has no state, so max_mem_len={self.max_mem_len} cannot be set")
-
-    def again(self, recycle_steps: int | None, looped_steps: int | None) -> Callable[..., Tensor] | None:
-        """The passes of a call before the last one; ValueError for a model that has none, but is told how many."""
-        if self.passes is not None:
-            return partial(self.passes, count=self.passes.count(recycle_steps, looped_steps))
-        for flag, name, given in (
-            ("recycling", "recycle_steps", recycle_steps),
-            ("looped", "looped_steps", looped_steps),
-        ):
-            if given is not None:
-                raise ValueError(f"{name}={given} is given, but the model was built without {flag}=True")
-        return None
 
     def forward(
         self,
@@ -109,7 +96,7 @@ class TransformerWrapper(TokenHead, StreamModel):
         beside |= {"prefix_attn_len": prefix_attn_len, "condition": condition}
         beside |= {"attn_mask": attn_mask, "doc_ids": doc_ids}
         wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
-        return self.call(x, mask, front, beside, wanted, mems, self.again(recycle_steps, looped_steps))
+        return self.call(x, mask, front, beside, wanted, mems, passes_before(self.passes, recycle_steps, looped_steps))
 
     def step(
         self,
