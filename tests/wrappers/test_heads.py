@@ -79,6 +79,9 @@ def test_several_heads_are_a_tuple(ids):
     second, _ = model.step(ids[:, 4:], state)
     for parts in zip(first, second, found, strict=True):
         torch.testing.assert_close(torch.cat(parts[:2], 1), parts[2])
+    decayed, bare = model.param_groups(0.1), model.param_groups(0.1, head=False)
+    assert sum(len(group["params"]) for group in decayed) == len(list(model.parameters()))
+    assert len(decayed[0]["params"]) == len(bare[0]["params"]) + 3
     with pytest.raises(TypeError, match="TransformerWrapper gives logits of 3 heads"):
         AutoregressiveWrapper(model)
 

@@ -39,7 +39,7 @@ def spoken(module: nn.Module) -> Iterator[tuple[nn.Parameter, Role]]:
     """What a module says of parameters, those of modules inside it before these speak themselves."""
     for name, role in getattr(module, "roles", {}).items():
         found = getattr(module, name, None)
-        found = found.weight if isinstance(found, nn.Module) else found
+        found = getattr(found, "weight", None) if isinstance(found, nn.Module) else found
         if isinstance(found, nn.Parameter):
             yield found, role
     for kind, role in WEIGHTS.items():

@@ -19,6 +19,14 @@ from .own_module import as_module
 __all__ = ["TokenHead"]
 
 
+class Heads(nn.ModuleList):
+    """Projections side by side."""
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        return dict.fromkeys(self._modules, "head")
+
+
 class TokenHead(nn.Module):
     """The part of a model that makes logits: by a projection of its own, by the token embedding, or not at all."""
 
@@ -119,7 +127,7 @@ class TokenHead(nn.Module):
         heads = [
             projection(self.read_width, config.logits_dim or self.num_tokens, config.logits_bias) for _ in range(count)
         ]
-        return heads[0] if count == 1 else nn.ModuleList(heads)
+        return heads[0] if count == 1 else Heads(heads)
 
     def features(self, y: Float[Tensor, "b *n d"]) -> Float[Tensor, "b *n d"]:
         """What the head projects, of the stack's output."""
@@ -137,7 +145,7 @@ class TokenHead(nn.Module):
     def projected(self, y: Float[Tensor, "b *n d"]) -> Any:
         """What the head makes of features, of one mixture or of the only one."""
         y = self.features(y)
-        if isinstance(self.to_logits, nn.ModuleList):
+        if isinstance(self.to_logits, Heads):
             return tuple(self.clamped(head(y)) for head in self.to_logits)
         return self.clamped(F.linear(y, self.table(), self.tied_bias) if self.to_logits is None else self.to_logits(y))
 

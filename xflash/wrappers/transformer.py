@@ -25,9 +25,10 @@ class TransformerWrapper(TokenHead, StreamModel):
 
     `embed_num_tokens={'segment': 2}` adds embeddings of ids that calls give beside the tokens, as
     `embed_ids={'segment': ids}`. `average_pool_embed`, `attn_pool` or `use_cls_token` make one embedding a row, which
-    the head projects: logits (b, num_tokens or logits_dim), (b, c, ...) with `num_cls_tokens=c`; such a model has no
-    step.
+    the head projects: logits (b, num_tokens or logits_dim), (b, c, ...) with `num_cls_tokens=c` or
+    `num_pooled_tokens=c`; such a model has no step.
     `return_only_embed` leaves the head out: the model then gives the stack's output (b, n, d), as an encoder does.
+    With `num_output_heads` logits are a tuple. `recycling` and `looped` have the stack run several times.
 
     `max_mem_len`: how many tokens' keys and values `remember` keeps of a state, which makes it Transformer-XL's memory
     (https://arxiv.org/abs/1901.02860): `logits, mems = model(ids, mems=mems, return_mems=True)`.
