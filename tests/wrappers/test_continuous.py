@@ -29,8 +29,8 @@ def trainer(**arguments):
 
 
 GATED = {"layers": "gau flash", "gau_query_key_dim": 6, "flash_query_key_dim": 6, "flash_group_size": 3}
+# Beside what the covering set has of causal ones.
 CASES = {
-    "memory": (Decoder, {"shift_tokens": 1}, {"dim_out": 7, "num_memory_tokens": 2, "max_mem_len": 29}),
     "gau": (Decoder, {**GATED, "pos": "rotary"}, {"emb_dim": 8, "dim_out": None}),
     "no projections": (Decoder, {}, {"dim_in": None, "dim_out": None, "max_seq_len": None, "post_emb_norm": True}),
     "pooled": (Encoder, {"pos": "rotary"}, {"attn_pool": True}),

@@ -34,11 +34,10 @@ def numbers(ids):
     return drawn.masked_fill(ids != NUMERAL, torch.nan)
 
 
+# Beside what the covering set has of causal ones.
 CASES = {
-    "causal": (Decoder, {"shift_tokens": 1}, {"num_memory_tokens": 2, "emb_dim": 8, "max_mem_len": 29}),
     "tied": (Decoder, {"pos": "rotary"}, {"tie_embedding": True, "embed_num_tokens": {"kind": 3}}),
     "pooled": (Encoder, {}, {"use_cls_token": True, "logits_bias": False, "logits_softclamp": 2.0}),
-    "embeddings": (Decoder, {}, {"return_only_embed": True, "logits_bias": False}),
 }
 
 

@@ -146,7 +146,7 @@ def read_recycling(module: Any, reader: Reader, weights: Weights) -> dict[str, A
 def read_head(module: Any, num_tokens: int, reader: Reader, weights: Weights) -> dict[str, Any]:
     """The arguments of the projection to logits."""
     head = module.to_logits
-    if head is None or module.attn_pool is not None:
+    if head is None or getattr(module, "attn_pool", None) is not None:
         return {"return_only_embed": True}
     if not isinstance(head, nn.Module) and "tie_embedding_scale" in vars(module):
         scale = module.tie_embedding_scale

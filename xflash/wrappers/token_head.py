@@ -184,7 +184,7 @@ def check_alone(config: TokenHead.Config) -> None:
     flags = ("tie_embedding", "logits_dim", "logits_bias", "logits_softclamp", "head_transform", "mixture_of_softmax")
     flags = (*flags, "num_output_heads", "to_logits")
     for name in flags if config.return_only_embed else ():
-        if getattr(config, name) != flags_of(type(config))[name].default:
+        if getattr(config, name) not in (None, False, flags_of(type(config))[name].default):
             raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
     own = None if config.to_logits is None else as_module("to_logits", config.to_logits)
     if own is not None:
