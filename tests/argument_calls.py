@@ -74,6 +74,18 @@ def compressed():
     return {**recurrent(), "use_compressed_mem": True, "compressed_mem_factor": 2}
 
 
+def frames():
+    return {"dim_in": 5, "dim_out": 5, "max_seq_len": LIMIT, "attn_layers": stack()}
+
+
+def several():
+    return {"num_tokens": {"note": VOCABULARY, "length": 5}, "max_seq_len": LIMIT, "attn_layers": stack()}
+
+
+def numbers():
+    return {"num_tokens": VOCABULARY, "numerical_token_id": 10, "max_seq_len": LIMIT, "attn_layers": stack()}
+
+
 CONSTRUCTORS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("TransformerWrapper", lambda: {"num_tokens": VOCABULARY, "max_seq_len": LIMIT, "attn_layers": stack()}),
     ("AutoregressiveWrapper", lambda: {"net": model()}),
@@ -87,6 +99,12 @@ CONSTRUCTORS: list[tuple[str, Callable[[], dict[str, Any]]]] = [
     ("ViTransformerWrapper", vit),
     ("XTransformer", sides),
     ("FLASHTransformer", flash),
+    ("ContinuousTransformerWrapper", frames),
+    ("ContinuousAutoregressiveWrapper", lambda: {"net": xflash.ContinuousTransformerWrapper(**frames())}),
+    ("AttentionPool", lambda: {"dim": DIM, "heads": 2, "dim_head": 4}),
+    ("MultiInputTransformerWrapper", several),
+    ("XValTransformerWrapper", numbers),
+    ("XValAutoregressiveWrapper", lambda: {"net": xflash.XValTransformerWrapper(**numbers())}),
     ("FLASH", lambda: {"dim": DIM, "group_size": 4, "query_key_dim": 6}),
     ("GAU", lambda: {"dim": DIM, "query_key_dim": 6}),
     ("TransformerWrapper", tied),
@@ -228,6 +246,31 @@ def others():
         yield method("step", layer, {"x": X, "state": layer.step(X)[1], "mask": MASK})
     flashes = xflash.FLASHTransformer(**flash())
     yield method("forward", flashes, {"x": IDS, "mask": MASK})
+
+
+def vectors():
+    """Models of frames, and of numbers beside ids."""
+    x = X[..., :5]
+    net = xflash.ContinuousTransformerWrapper(**frames()).eval()
+    yield method("forward", net, {"x": x, "lens": [5, 4, 2], "prepend_embeds": X[:, :2]})
+    yield method("step", net, {"x": x, "state": net.step(x)[1], "mask": MASK, "reset": ROWS})
+    trainer = xflash.ContinuousAutoregressiveWrapper(net)
+    yield method("forward", trainer, {"x": x, "lens": [5, 4, 2], "rollout_steps": 2}, net.forward)
+    yield method("generate", trainer, {"prompts": x, "seq_len": 2, "mask": MASK}, net.step)
+    net = xflash.MultiInputTransformerWrapper(**several()).eval()
+    ids = {"note": IDS, "length": IDS % 5}
+    yield method("forward", net, {"x": ids, "mask": MASK, "prepend_embeds": X[:, :2]})
+    yield method("step", net, {"x": ids, "state": net.step(ids)[1], "mask": MASK, "reset": ROWS})
+    net = xflash.XValTransformerWrapper(**numbers()).eval()
+    both = {"x": torch.full_like(IDS, 10), "x_num": X[..., 0]}
+    yield method("forward", net, {**both, "mask": MASK})
+    yield method("step", net, {**both, "state": net.step(**both)[1], "mask": MASK, "reset": ROWS})
+    pool = xflash.AttentionPool(DIM, heads=2, dim_head=4)
+    yield method("forward", pool, {"context": CONTEXT, "mask": CONTEXT_MASK, "queries": X})
+    trainer = xflash.XValAutoregressiveWrapper(net)
+    yield method("forward", trainer, {**both, "mask": MASK, "doc_ids": IDS // 3}, net.forward)
+    start = {"start_tokens": IDS, "start_numbers": X[..., 0], "seq_len": 2}
+    yield method("generate", trainer, {**start, "eos_token": 3, "prompt_lens": [5, 4, 2]}, net.step)
 
 
 LOGITS = torch.randn(2, 7, generator=torch.Generator().manual_seed(3))

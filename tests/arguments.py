@@ -192,6 +192,7 @@ def fault(found: Tried) -> str:
 
 def not_finite(result: Any) -> bool:
     """Whether a tensor of a result has a number that is none."""
+    result = list(result.values()) if isinstance(result, dict) else result
     parts = tuple(result) if isinstance(result, list) else result
     return any(t.is_floating_point() and not bool(t.isfinite().all()) for t in tensors(parts))
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import xflash
-from xflash.base.state import tensors
+from xflash.base.state import State, tensors
 
 CLOSE = 1e-9
 BATCH = 3
@@ -69,7 +69,15 @@ def embed_ids_for(model, ids) -> dict[str, dict[str, torch.Tensor]]:
 
 def of_tokens(model, x) -> dict:
     """What a call must be given for each token, made of the tokens so that it is cut and moved as these are."""
-    return embed_ids_for(model, x) | grid_for(model, x)
+    return embed_ids_for(model, x) | grid_for(model, x) | numbers_for(model, x)
+
+
+def numbers_for(model, x) -> dict[str, torch.Tensor]:
+    """Numbers of the tokens that stand for some, no numbers elsewhere."""
+    if not hasattr(model, "numerical_token_id"):
+        return {}
+    numbers = torch.full(x.shape, 1.7, dtype=next(model.parameters()).dtype)
+    return {"x_num": numbers.masked_fill(x != model.numerical_token_id, torch.nan)}
 
 
 def grid_for(model, x) -> dict[str, torch.Tensor]:
@@ -80,14 +88,26 @@ def grid_for(model, x) -> dict[str, torch.Tensor]:
     return {"grid": torch.stack((seed * 5 % 7, seed * 3 % 11), -1)}
 
 
+def joined(out):
+    """What a call gives, several heads (a tuple or a dict of tensors) as one tensor side by side."""
+    out = tuple(out.values()) if isinstance(out, dict) else out
+    if not isinstance(out, tuple) or isinstance(out, State):
+        return out
+    if all(isinstance(t, torch.Tensor) for t in out):
+        most = max(t.dim() for t in out)
+        return torch.cat([t if t.dim() == most else t[..., None] for t in out], -1)
+    return tuple(map(joined, out))
+
+
 def run(stack, x, mask=None, **given):
     """The whole stack, given a context and ids of further embeddings if it wants them."""
-    return stack(x, mask, **given, **of_tokens(stack, x), **beside(stack, x))
+    return joined(stack(x, mask=mask, **given, **of_tokens(stack, x), **beside(stack, x)))
 
 
 def go(stack, x, state=None, mask=None, **given):
     """A step of the stack, given ids of further embeddings, and the first one a context, if it wants them."""
-    return stack.step(x, state, mask, **given, **of_tokens(stack, x), **(beside(stack, x) if state is None else {}))
+    first = beside(stack, x) if state is None else {}
+    return joined(stack.step(x, state=state, mask=mask, **given, **of_tokens(stack, x), **first))
 
 
 def close(a: torch.Tensor, b: torch.Tensor, law: str) -> None:

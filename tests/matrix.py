@@ -11,7 +11,20 @@ from typing import Any
 import covering
 import torch
 from covering import merged
-from matrix_models import SEQ2SEQ, VIT, WRAPPER, build_model, build_seq2seq, build_vit
+from matrix_models import (
+    FRAMES,
+    NUMBERS,
+    SEQ2SEQ,
+    SEVERAL,
+    VIT,
+    WRAPPER,
+    build_frames,
+    build_model,
+    build_numbers,
+    build_seq2seq,
+    build_several,
+    build_vit,
+)
 from matrix_values import LAYOUT, Axes, apart, layouts, norm_axes, stack_axes, together
 
 from xflash import AttentionLayers, Decoder, Encoder
@@ -63,6 +76,9 @@ DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]
     "scaled": (SCALED, build_stack, (True, False)),
     "experts": (ROUTED, build_stack, (True, False)),
     "wrapper": (WRAPPER, build_model, (True, False)),
+    "frames": (FRAMES, build_frames, (True,)),
+    "numbers": (NUMBERS, build_numbers, (True,)),
+    "several": (SEVERAL, build_several, (True,)),
     "vit": (VIT, build_vit, (False,)),
     "seq2seq": (SEQ2SEQ, build_seq2seq, (True,)),
 }

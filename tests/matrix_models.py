@@ -6,11 +6,43 @@ import torch
 from covering import merged
 from matrix_values import Axes, axes
 
-from xflash import Decoder, Encoder, TransformerWrapper, ViTransformerWrapper, XTransformer
+from xflash import (
+    ContinuousTransformerWrapper,
+    Decoder,
+    Encoder,
+    MultiInputTransformerWrapper,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+    XValTransformerWrapper,
+)
 
 WRAPPER: Axes = {
     "stack": [{}, {"pos": "rotary"}, {"num_memory_tokens": 3}, {"shift_tokens": 1}],
     **axes(TransformerWrapper.Config),
+}
+SMALL_STACKS: list[dict[str, Any]] = [{}, {"pos": "rotary"}, {"shift_tokens": 1}]
+AROUND = (
+    "emb_dim",
+    "post_emb_norm",
+    "attn_pool",
+    "num_memory_tokens",
+    "max_mem_len",
+    "logits_softclamp",
+    "tie_embedding",
+)
+# What further models have of their own, beside some of what TransformerWrapper has too.
+FRAMES: Axes = {
+    "stack": SMALL_STACKS,
+    **axes(ContinuousTransformerWrapper.Config, wanted=("dim_in", "dim_out", *AROUND)),
+}
+NUMBERS: Axes = {
+    "stack": SMALL_STACKS,
+    **axes(XValTransformerWrapper.Config, wanted=("numerical_token_id", "logits_bias", *AROUND)),
+}
+SEVERAL: Axes = {
+    "stack": SMALL_STACKS,
+    **axes(MultiInputTransformerWrapper.Config, wanted=("num_tokens", "return_only_embed", *AROUND)),
 }
 VIT: Axes = {
     "layout": [
@@ -46,6 +78,30 @@ SEQ2SEQ: Axes = {
     "embeddings": [{}, {"enc_emb_dim": 20, "dec_emb_dim": 20}, {"enc_post_emb_norm": True, "dec_tie_embedding": True}],
     **axes(XTransformer.Config),
 }
+
+
+def stack_of(causal: bool, flags: dict[str, Any]) -> Decoder | Encoder:
+    return (Decoder if causal else Encoder)(dim=24, depth=1, heads=2, attn_dim_head=6, **flags)
+
+
+def build_frames(causal: bool, row: dict[str, dict[str, Any]]) -> ContinuousTransformerWrapper:
+    torch.manual_seed(0)
+    rest = merged({name: choice for name, choice in row.items() if name != "stack"})
+    return ContinuousTransformerWrapper(max_seq_len=67, attn_layers=stack_of(causal, row["stack"]), **rest)
+
+
+def build_numbers(causal: bool, row: dict[str, dict[str, Any]]) -> XValTransformerWrapper:
+    torch.manual_seed(0)
+    rest = merged({name: choice for name, choice in row.items() if name != "stack"})
+    sizes = {"num_tokens": 31, "numerical_token_id": 3, "max_seq_len": 67}
+    return XValTransformerWrapper(**sizes, attn_layers=stack_of(causal, row["stack"]), **rest)
+
+
+def build_several(causal: bool, row: dict[str, dict[str, Any]]) -> MultiInputTransformerWrapper:
+    torch.manual_seed(0)
+    rest = merged({name: choice for name, choice in row.items() if name != "stack"})
+    sizes = {"num_tokens": {"note": 31, "length": 5}, "max_seq_len": 67}
+    return MultiInputTransformerWrapper(**sizes, attn_layers=stack_of(causal, row["stack"]), **rest)
 
 
 def build_vit(causal: bool, row: dict[str, dict[str, Any]]) -> ViTransformerWrapper:

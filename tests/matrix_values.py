@@ -8,7 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
-from xflash import TransformerWrapper, ViTransformerWrapper, XTransformer
+from xflash import (
+    ContinuousTransformerWrapper,
+    MultiInputTransformerWrapper,
+    TransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+    XValTransformerWrapper,
+)
 from xflash.base.registry import Registry, blocks, norms
 from xflash.flags.aliases import names
 from xflash.flags.flag import Flag, flags_of
@@ -201,6 +208,16 @@ def layouts(chosen: Iterable[str]) -> list[Choice]:
     return found
 
 
+MODELS = (
+    TransformerWrapper,
+    ContinuousTransformerWrapper,
+    MultiInputTransformerWrapper,
+    XValTransformerWrapper,
+    ViTransformerWrapper,
+    XTransformer,
+)
+
+
 def owners() -> list[tuple[str, type]]:
     """Every Config of the package's own stacks, parts and models, and what its flags begin with."""
     named = [("norm_", part) for part in norms.values()]
@@ -209,5 +226,5 @@ def owners() -> list[tuple[str, type]]:
     for name, block in blocks.items():
         found.append((slot_prefix(name), block.Config))
         found += [(slot_prefix(f"{name}_{part}"), config) for _, part, config in parts_of(name)]
-    found += [("", model.Config) for model in (TransformerWrapper, ViTransformerWrapper, XTransformer)]
+    found += [("", model.Config) for model in MODELS]
     return [(prefix, config) for prefix, config in found if config.__module__.startswith("xflash.")]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from laws import of_tokens
+from laws import joined, of_tokens
 from search_case import sentence
 from search_measure import (
     EVERY,
@@ -112,7 +112,7 @@ def context_alone(model, x, call: Call, plan) -> None:
 def mapped(model, x, call: Call) -> tuple[torch.Tensor, list[torch.Tensor]]:
     if model is stack_of(model):
         return model.attention_maps(x, **call)
-    return model(x, **call, return_attn=True, **of_tokens(model, x))
+    return joined(model(x, **call, return_attn=True, **of_tokens(model, x)))
 
 
 def refused(fn: Callable) -> bool:
@@ -154,7 +154,7 @@ def hiddens(model, x, call: Call, plan) -> None:
     """6: with the streams asked for all is as without; they end in what is given, with zeros at masked tokens."""
 
     def heard(model, x, call):
-        return model(x, **call, return_hiddens=True, **of_tokens(model, x))
+        return joined(model(x, **call, return_hiddens=True, **of_tokens(model, x)))
 
     same(measure(model, x, call, lambda *given: heard(*given)[0]), measure(model, x, call), "hiddens")
     y, found = heard(model, x, call)

@@ -24,7 +24,7 @@ import xflash
 
 def tells_tokens(model) -> bool:
     """Whether a model of token ids makes a logit for each of them."""
-    if model is stack_of(model) or pooled(model) or model.return_only_embed:
+    if model is stack_of(model) or pooled(model) or model.return_only_embed or model.gives:
         return False
     return model.tie_embedding or model.to_logits.out_features == model.num_tokens
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from laws import of_tokens
+from laws import joined, of_tokens
 from search_case import noise
 
 import xflash
@@ -49,7 +49,7 @@ def forward(model, x: torch.Tensor, call: Call) -> torch.Tensor:
     if "src" in call:
         sides = {name: value for name, value in call.items() if name.endswith("condition")}
         return model(call["src"], x, call.get("context_mask"), tgt_mask=call.get("mask"), **sides)
-    return model(x, **call, **of_tokens(model, x))
+    return joined(model(x, **call, **of_tokens(model, x)))
 
 
 def close(ours: torch.Tensor, right: torch.Tensor, what: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import laws
 import torch
-from laws import of_tokens
+from laws import joined, of_tokens
 from search_measure import Call, close, forward, law, measure, pooled, real_outputs, same, stack_of
 
 from xflash.base.state import tensors
@@ -15,7 +15,12 @@ BEFORE = ("condition", "context", "context_mask", "context_pos", "prefix_attn_le
 
 def steppable(model, call: Call) -> bool:
     stack = stack_of(model)
-    able = stack.causal and not pooled(model) and not any(block.refuses_step() for block in stack.blocks())
+    able = (
+        stack.causal
+        and not pooled(model)
+        and getattr(model, "passes", None) is None
+        and not any(block.refuses_step() for block in stack.blocks())
+    )
     return able and "attn_mask" not in call and "doc_ids" not in call
 
 
@@ -43,7 +48,7 @@ def step(model, x, state, call: Call, at: slice, **more: Any):
     """One piece; the first is given what stands beside a sequence."""
     beside = {k: v for k, v in call.items() if k in BEFORE} if state is None else {}
     mask = call["mask"][:, at] if "mask" in call else None
-    return model.step(x[:, at], state, mask, **beside, **more, **of_tokens(model, x[:, at]))
+    return joined(model.step(x[:, at], state, mask, **beside, **more, **of_tokens(model, x[:, at])))
 
 
 def stepped(plan, first: int):

@@ -40,10 +40,14 @@ from .saving.store import load, save
 from .stack.face import AttentionLayers
 from .stack.inputs.side_input import SideInput
 from .stack.stacks import CrossAttender, Decoder, Encoder, PrefixDecoder
+from .wrappers.attention_pool import AttentionPool
 from .wrappers.autoregressive import AutoregressiveWrapper
 from .wrappers.block_recurrent import BlockRecurrentTransformer, RecurrentTrainerWrapper
+from .wrappers.continuous import ContinuousTransformerWrapper
+from .wrappers.continuous_autoregressive import ContinuousAutoregressiveWrapper
 from .wrappers.flash_transformer import FLASH, GAU, FLASHTransformer
 from .wrappers.masked_lm import MaskedLMWrapper
+from .wrappers.multi_input import MultiInputTransformerWrapper
 from .wrappers.nonautoregressive import NonAutoregressiveWrapper
 from .wrappers.rebuild import rebuild
 from .wrappers.recipes import create, recipes
@@ -53,17 +57,22 @@ from .wrappers.transformer import TransformerWrapper
 from .wrappers.vit import ViTransformerWrapper
 from .wrappers.xl_autoregressive import XLAutoregressiveWrapper
 from .wrappers.xtransformer import XTransformer
+from .wrappers.xval import XValTransformerWrapper
+from .wrappers.xval_autoregressive import XValAutoregressiveWrapper
 
 __all__ = [
     "FLASH",
     "GAU",
     "Attention",
     "AttentionLayers",
+    "AttentionPool",
     "AutoregressiveWrapper",
     "Bias",
     "Block",
     "BlockAttention",
     "BlockRecurrentTransformer",
+    "ContinuousAutoregressiveWrapper",
+    "ContinuousTransformerWrapper",
     "CrossAttender",
     "CrossAttention",
     "CrossGatedAttention",
@@ -76,6 +85,7 @@ __all__ = [
     "Join",
     "MaskedLMWrapper",
     "MixedChunkAttention",
+    "MultiInputTransformerWrapper",
     "NonAutoregressiveWrapper",
     "Norm",
     "Position",
@@ -95,6 +105,8 @@ __all__ = [
     "WeightFn",
     "XLAutoregressiveWrapper",
     "XTransformer",
+    "XValAutoregressiveWrapper",
+    "XValTransformerWrapper",
     "activations",
     "blocks",
     "create",

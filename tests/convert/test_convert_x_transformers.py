@@ -53,12 +53,13 @@ def compare(ours, peer, x, mask):
     """Whole sequences, padded ones, and (causal) pieces with a state."""
     beside = {**laws.embed_ids_for(ours, x), **laws.condition_for(ours, x)}
     with torch.no_grad():
-        theirs = peer(x, **beside)
-        close(ours(x, **beside), theirs, "whole")
+        theirs = laws.joined(peer(x, **beside))
+        close(laws.joined(ours(x, **beside)), theirs, "whole")
         if mask is not None:
             # What a pooled model gives is of the whole row.
             real = ... if getattr(ours, "pooled", None) is not None else mask
-            close(ours(x, mask, **beside)[real], peer(x, mask=mask, **beside)[real], "padded")
+            padded, right = (laws.joined(model(x, mask=mask, **beside)) for model in (ours, peer))
+            close(padded[real], right[real], "padded")
         if ours.causal:
             close(laws.steps(ours, x, [1] * LENGTH)[0], theirs, "token by token")
             pieces, state = laws.steps(ours, x, [5, 1, 1, LENGTH - 7])
@@ -100,7 +101,8 @@ def test_wrappers_give_the_same(name, causal):
     compare(ours, peer, x, padding(causal, flags))
     beside = {**laws.embed_ids_for(ours, x), **laws.condition_for(ours, x)}
     with torch.no_grad():
-        close(ours(x, return_embeddings=True, **beside), peer(x, return_embeddings=True, **beside), "embeddings")
+        if not arguments.get("mixture_of_softmax"):  # Theirs then has no call for them.
+            close(ours(x, return_embeddings=True, **beside), peer(x, return_embeddings=True, **beside), "embeddings")
 
 
 @pytest.mark.parametrize("name", VITS)

@@ -12,7 +12,7 @@ from arguments import MEANINGS, fault, meaning, right_after_all, tried
 
 import xflash
 
-GROUPS = ("constructors", "flags", "stacks", "models", "trainers", "others", "functions", "saving")
+GROUPS = ("constructors", "flags", "stacks", "models", "trainers", "vectors", "others", "functions", "saving")
 
 
 def verdict(found):

@@ -113,7 +113,7 @@ def test_every_refused_combination_of_the_matrix_is_on_the_page():
     assert not unlisted, "docs/refusals.md has no line for these"
 
 
-WITH_REFUSALS = ("transformer", "input_embedding", "pooled_output", "pooling", "patches")
+WITH_REFUSALS = ("transformer", "stream_input", "input_embedding", "token_head", "pooled_output", "pooling", "patches")
 
 
 def building_sites() -> list[tuple[Path, ast.Raise]]:

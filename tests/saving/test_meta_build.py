@@ -10,13 +10,17 @@ from xflash import (
     FLASH,
     GAU,
     AttentionLayers,
+    AttentionPool,
     AutoregressiveWrapper,
     BlockRecurrentTransformer,
+    ContinuousAutoregressiveWrapper,
+    ContinuousTransformerWrapper,
     CrossAttender,
     Decoder,
     Encoder,
     FLASHTransformer,
     MaskedLMWrapper,
+    MultiInputTransformerWrapper,
     NonAutoregressiveWrapper,
     PrefixDecoder,
     RecurrentMemoryWrapper,
@@ -26,6 +30,8 @@ from xflash import (
     ViTransformerWrapper,
     XLAutoregressiveWrapper,
     XTransformer,
+    XValAutoregressiveWrapper,
+    XValTransformerWrapper,
 )
 from xflash.base.registry import blocks, joins, norms, positions, reads, scales
 from xflash.saving.configurable import CLASSES
@@ -56,6 +62,18 @@ def seq2seq():
     return XTransformer(dim=DIM, tie_token_emb=True, **sides)
 
 
+def vectors():
+    return ContinuousTransformerWrapper(dim_in=DIM, dim_out=DIM, max_seq_len=N, attn_layers=stack())
+
+
+def several():
+    return MultiInputTransformerWrapper(num_tokens={"note": V, "length": V}, max_seq_len=N, attn_layers=stack())
+
+
+def numbers():
+    return XValTransformerWrapper(num_tokens=V, numerical_token_id=3, max_seq_len=N, attn_layers=stack())
+
+
 BUILT = {
     AttentionLayers: lambda: stack(AttentionLayers, causal=True),
     Encoder: lambda: stack(Encoder, layers="attn flash gau ff", **SMALL),
@@ -80,6 +98,12 @@ BUILT = {
         image_size=12, patch_size=4, num_classes=5, attn_layers=stack(Encoder), num_register_tokens=2, pool="attn"
     ),
     XTransformer: seq2seq,
+    ContinuousTransformerWrapper: vectors,
+    ContinuousAutoregressiveWrapper: lambda: ContinuousAutoregressiveWrapper(vectors()),
+    AttentionPool: lambda: AttentionPool(DIM, 3, heads=2, dim_head=6),
+    MultiInputTransformerWrapper: several,
+    XValTransformerWrapper: numbers,
+    XValAutoregressiveWrapper: lambda: XValAutoregressiveWrapper(numbers()),
 }
 # One stack for each registered part that is in none of the above.
 PARTS = {
@@ -112,14 +136,21 @@ PARTS = {
 }
 
 
+VECTORS = (AttentionLayers, AttentionPool, GAU, FLASH, ContinuousTransformerWrapper, ContinuousAutoregressiveWrapper)
+
+
 def given(module):
     """What a module of the package is called with."""
     chance = torch.Generator().manual_seed(1)
     if isinstance(module, ViTransformerWrapper):
         return (torch.randn(2, 3, 12, 12, generator=chance),)
-    if isinstance(module, (AttentionLayers, GAU, FLASH)):
+    if isinstance(module, VECTORS):
         return (torch.randn(2, N, DIM, generator=chance),)
     ids = torch.randint(V, (2, N), generator=chance)
+    if isinstance(module, MultiInputTransformerWrapper):
+        return ({"note": ids, "length": ids.flip(1)},)
+    if isinstance(module, (XValTransformerWrapper, XValAutoregressiveWrapper)):
+        return ids, torch.randn(2, N, generator=chance)
     return (ids, ids.flip(1)) if isinstance(module, XTransformer) else (ids,)
 
 
@@ -127,6 +158,7 @@ def called(module):
     """What a module gives, with the same chance each time."""
     torch.manual_seed(2)
     out = laws.run(module, *given(module)) if isinstance(module, AttentionLayers) else module(*given(module))
+    out = out["note"] if isinstance(out, dict) else out
     return out[0] if isinstance(out, tuple) else out
 
 

@@ -88,6 +88,20 @@ def test_wrapper(causal, row, tmp_path, record_property):
     model_laws.model_laws(model, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("what", "causal", "row"),
+    [
+        pytest.param(what, *case.values, id=f"{what}-{case.id}", marks=case.marks)
+        for what in ("frames", "numbers", "several")
+        for case in some(what)
+    ],
+)
+def test_models_of_other_tokens(what, causal, row, tmp_path, record_property):
+    record_property("combination", "accepted")
+    _, build = matrix.domain_of(what)
+    model_laws.model_laws(build(causal, matrix.as_row(what, row)), tmp_path, n=13)
+
+
 @pytest.mark.parametrize(("causal", "row"), cases("vit", "accepted"))
 def test_vit(causal, row, tmp_path, record_property):
     record_property("combination", "accepted")

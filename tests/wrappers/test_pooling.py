@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from xflash.wrappers.pooling import POOLS, AttentionPool, FirstPool, MeanPool, attention_pool, first_pool, mean_pool
+from xflash.wrappers.pooling import POOLS, FirstPool, LearnedPool, MeanPool, attention_pool, first_pool, mean_pool
 
 B, N, D = 5, 11, 7
 
@@ -77,7 +77,7 @@ def test_half_precision_is_rounded_once(name, dtype, query):
 
 
 def test_attention_starts_as_the_mean_and_learns(x, mask):
-    pool = AttentionPool(D).double()
+    pool = LearnedPool(D).double()
     torch.testing.assert_close(pool(x, mask), mean_pool(x, mask))
     pool(x, mask).square().sum().backward()
     assert pool.query.grad.abs().min() > 0
@@ -88,7 +88,7 @@ def test_attention_starts_as_the_mean_and_learns(x, mask):
 
 def test_modules_are_the_functions(x, query, mask):
     made = {name: pool(D).double() for name, pool in POOLS.items()}
-    assert [type(pool) for pool in made.values()] == [MeanPool, FirstPool, AttentionPool]
+    assert [type(pool) for pool in made.values()] == [MeanPool, FirstPool, LearnedPool]
     with torch.no_grad():
         made["attn"].query.copy_(query)
     for pool, (function, _) in zip(made.values(), pools(query).values(), strict=True):

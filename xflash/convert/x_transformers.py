@@ -1,6 +1,6 @@
 """Weights from x-transformers (https://github.com/lucidrains/x-transformers, made against 2.31.10)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -10,11 +10,15 @@ from ..base.shapes import Tensor
 from ..flags.layout import LayerSpec, layout_text
 from ..stack.face import AttentionLayers
 from ..stack.stacks import CrossAttender, Decoder, Encoder
+from ..wrappers.continuous import ContinuousTransformerWrapper
+from ..wrappers.multi_input import MultiInputTransformerWrapper
 from ..wrappers.transformer import TransformerWrapper
 from ..wrappers.vit import ViTransformerWrapper
 from ..wrappers.xtransformer import XTransformer
+from ..wrappers.xval import XValTransformerWrapper
 from .x_transformers_blocks import read_attention
 from .x_transformers_ff import read_ff
+from .x_transformers_inputs import read_continuous, read_several, read_xval
 from .x_transformers_model import read_wrapper
 from .x_transformers_parts import Reader, check_parts, feature, kind, memory_length, read_gain, read_norm
 from .x_transformers_positions import read_positions
@@ -29,9 +33,21 @@ STACKS = {
     "CrossAttender": CrossAttender,
     "AttentionLayers": AttentionLayers,
 }
-WRAPPERS = {"TransformerWrapper": TransformerWrapper, "ViTransformerWrapper": ViTransformerWrapper}
 # Those that divide by the length of a token, to which nothing is added.
 EPS_FREE = ("rmsnorm", "scalenorm", "simple_rmsnorm", "adaptive_rmsnorm")
+WRAPPERS: dict[str, type] = {
+    "TransformerWrapper": TransformerWrapper,
+    "ViTransformerWrapper": ViTransformerWrapper,
+    "ContinuousTransformerWrapper": ContinuousTransformerWrapper,
+    "MultiInputTransformerWrapper": MultiInputTransformerWrapper,
+    "XValTransformerWrapper": XValTransformerWrapper,
+}
+READERS: dict[str, Callable[..., dict[str, Any]]] = {
+    "TransformerWrapper": read_wrapper,
+    "ContinuousTransformerWrapper": read_continuous,
+    "MultiInputTransformerWrapper": read_several,
+    "XValTransformerWrapper": read_xval,
+}
 NORMS = {"LayerNorm": "layernorm", "RMSNorm": "rmsnorm", "ScaleNorm": "scalenorm", "SimpleRMSNorm": "simple_rmsnorm"}
 NORMS |= {
     "DynamicTanh": "dynamic_tanh",
@@ -45,7 +61,15 @@ Weights = dict[str, Tensor]
 
 def from_x_transformers(
     module: nn.Module,
-) -> TransformerWrapper | ViTransformerWrapper | XTransformer | AttentionLayers:
+) -> (
+    TransformerWrapper
+    | ViTransformerWrapper
+    | ContinuousTransformerWrapper
+    | MultiInputTransformerWrapper
+    | XValTransformerWrapper
+    | XTransformer
+    | AttentionLayers
+):
     """The xflash module with the weights and outputs of x-transformers' XTransformer, a wrapper or a stack.
 
     The new module shares nothing with the old one, and has its dtype, device and mode. TypeError for another class;
@@ -56,8 +80,8 @@ def from_x_transformers(
     """
     if not isinstance(module, nn.Module) or kind(module) not in ("XTransformer", *WRAPPERS, *STACKS):
         raise TypeError(
-            "from_x_transformers takes an XTransformer, a TransformerWrapper, a ViTransformerWrapper, an Encoder, a "
-            f"Decoder or a CrossAttender of x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
+            f"from_x_transformers takes an XTransformer, a {', a '.join(WRAPPERS)}, an Encoder, a Decoder or a "
+            f"CrossAttender of x-transformers, not {type(module).__module__}.{type(module).__qualname__}"
         )
     check_parts(module)
     reader, peer = Reader(module), cast(Any, module)
@@ -111,7 +135,7 @@ def read_model(
     weights = {f"attn_layers.{name}": t for name, t in found.items()}
     if kind(module) == "ViTransformerWrapper":
         return flags, read_vit(module, reader, weights), weights
-    arguments = read_wrapper(module, reader, weights, tied)
+    arguments = READERS[kind(module)](module, reader, weights, *(() if tied is None else (tied,)))
     memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
     if memory is not None:
         arguments |= {"max_mem_len": memory, "shift_mem_down": module.shift_mem_down}

@@ -18,9 +18,18 @@ KNOWN = {
         max_mem_len shift_mem_down emb_dropout project_emb attn_layers to_logits memory_tokens num_memory_tokens
         tie_embedding_scale
         train_max_recycle_steps train_max_looped_steps can_cache_kv can_cache_kv_outside_max_seq_len
-        input_not_include_cache embeds cls_token average_pool_embed""",
+        input_not_include_cache embeds cls_token average_pool_embed to_mixture combine_mixture output_is_log_prob
+        has_multiple_heads attn_pool recycling recycled_proj""",
+    "AttentionPool": "has_learned_queries queries pooler",
     "ViTransformerWrapper": """patch_size pos_embedding has_register_tokens register_tokens patch_to_embedding
         post_emb_norm dropout attn_layers mlp_head""",
+    "ContinuousTransformerWrapper": """max_seq_len max_mem_len pos_emb post_emb_norm emb_dropout has_memory_tokens
+        memory_tokens attn_layers average_pool_embed project_in project_out can_cache_kv""",
+    "MultiInputTransformerWrapper": """emb_dim max_seq_len max_mem_len pos_emb embeds post_emb_norm emb_dropout
+        project_emb attn_layers to_logits num_memory_tokens memory_tokens can_cache_kv
+        can_cache_kv_outside_max_seq_len""",
+    "XValTransformerWrapper": """emb_dim token_emb numerical_token_id max_seq_len max_mem_len pos_emb emb_dropout
+        has_memory_tokens memory_tokens attn_layers to_logits to_numerical_output""",
     "AttentionLayers": """dim causal attn_heads attn_dim_head disable_abs_pos_emb pre_norm sandwich_norm rel_pos
         rotary_pos_emb polar_pos_emb dim_condition norm_need_condition post_branch_fn_needs_condition
         need_condition has_custom_layer_types len_default_block layer_types layers_execute_order
@@ -79,10 +88,6 @@ KNOWN = {
 
 # What x-transformers' users call an attribute or a class; the others bear the name of their flag.
 FLAGS = {
-    "to_mixture": "mixture_of_softmax",
-    "output_is_log_prob": "mixture_of_softmax",
-    "has_multiple_heads": "num_output_heads",
-    "recycled_proj": "recycling",
     "to_output_gate": "attn_output_gate",
     "q_rmsnorm": "attn_qk_rmsnorm",
     "soft_onehot": "attn_cope_soft_onehot_pos",
@@ -117,7 +122,7 @@ def memory_length(module: Any, unpositioned: bool, flags: Any) -> int | None:
         if module.shift_mem_down:
             raise feature("shift_mem_down", "without max_mem_len")
         return None
-    restarts = {"num_memory_tokens": module.num_memory_tokens, "use_abs_pos_emb": not unpositioned}
+    restarts = {"num_memory_tokens": hasattr(module, "memory_tokens"), "use_abs_pos_emb": not unpositioned}
     restarts |= {"shift_tokens": flags.get("shift_tokens"), "attn_num_mem_kv": flags.get("attn_num_mem_kv")}
     for name, value in restarts.items():
         if value:

@@ -119,9 +119,8 @@ ABSENT = """
     attn_output_gate_rank attn_output_gate_headwise attn_low_rank_silu_gates attn_zero_init_output attn_k_rmsnorm
     attn_cog_signed attn_hybrid_module attn_hybrid_mask_kwarg attn_hybrid_fold_axial_dim attn_hybrid_learned_mix
     attn_qkv_receive_diff_residuals attn_inverted_attention ff_glu_mult_bias ff_zero_init_output
-    memory_tokens_interspersed_every num_output_heads recycling train_max_recycle_steps looped max_looped_steps
-    emb_frac_gradient mixture_of_softmax mixture_of_softmax_k sigsoftmax_logits ff_deep_embed
-    add_continuous_pred_head
+    memory_tokens_interspersed_every emb_frac_gradient sigsoftmax_logits ff_deep_embed add_continuous_pred_head
+    probabilistic use_identity_if_same_dim project_in project_out loss_fn
 """
 # What has no counterpart of one name.
 HINTS = {

@@ -36,7 +36,7 @@ class Recomputed(NamedTuple):
 
     def prefix(self, n: int) -> dict[str, Any]:
         """What is left of a prefix among the last n tokens."""
-        b, read = self.ids.shape
+        b, read = self.ids.shape[:2]
         prefix = prefix_of(self.kwargs, b)
         if prefix is None or n == read:
             return {}

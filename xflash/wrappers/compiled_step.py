@@ -10,7 +10,7 @@ from torch import nn
 from ..base.checks import check_call, check_switch, shown
 from ..base.fallback import as_eager, refusable
 from ..base.pieces import lend, take_back
-from ..base.shapes import Float, Int, Tensor
+from ..base.shapes import Tensor
 from .model_state import ModelState
 from .options import check_option_names
 
@@ -27,21 +27,21 @@ class CompiledStep:
         self.layers = model.attn_layers
 
         @refusable
-        def one(x, state, mask, embed_ids):
-            return model.advance(x, state, mask, embed_ids=embed_ids)
+        def one(x, state, mask, own):
+            return model.advance(x, state, mask, own, {})
 
         self.one = as_eager(torch.compile(one, **options), one)
 
     def __call__(
         self,
-        x: Int[Tensor, "b 1"],
+        x: Tensor,
         state: ModelState,
         mask: Tensor | None,
-        embed_ids: Mapping[str, Tensor] | None,
-    ) -> tuple[Float[Tensor, "b 1 v"], ModelState]:
-        """As `model.step`, for arguments that were found right."""
+        own: Mapping[str, Any],
+    ) -> tuple[Any, ModelState]:
+        """As `model.step`, for arguments that were found right; own: what its embedding is given beside x."""
         stack, lease = lend(self.layers, state.stack, 1)
-        logits, after = self.one(x, state._replace(stack=stack), mask, embed_ids)
+        logits, after = self.one(x, state._replace(stack=stack), mask, own)
         return logits, after._replace(stack=take_back(after.stack, lease))
 
 

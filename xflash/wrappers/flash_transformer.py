@@ -9,18 +9,18 @@ from torch import nn
 
 from ..base.checks import shown
 from ..base.shapes import Float, Tensor, typed
-from ..base.state import Ctx, StackState
+from ..base.state import StackState
 from ..flags.flag import REQUIRED, build, flag, flags_of, like
 from ..layers.blocks.flash import MixedChunkAttention
 from ..layers.blocks.gau import GatedAttention
 from ..layers.embeddings import ScaledSinusoidal
-from ..layers.joins.join import Join
 from ..layers.norms import LayerNorm
 from ..saving.configurable import Configurable
 from ..stack.config import check_known
 from ..stack.face import AttentionLayers
 from ..stack.stack_config import StackConfig
 from ..stack.stacks import Decoder, Encoder
+from .attention_pool import NoJoin
 from .input_embedding import InputEmbedding
 from .options import check_needs_nothing, further_flags
 from .transformer import TransformerWrapper
@@ -152,13 +152,6 @@ class FLASHTransformer(TransformerWrapper):
     def features(self, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The stack's output behind the last norm."""
         return self.final_norm(y)
-
-
-class NoJoin(Join):
-    """f(x) alone."""
-
-    def forward(self, x: Float[Tensor, "b n d"], update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
-        return update
 
 
 class WholeLayer(Configurable):

@@ -10,8 +10,8 @@ from torch import nn
 from ..base.checks import check_dtype, given, main_weight
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
-from .input_embedding import norm_behind
 from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
+from .stream_input import norm_behind
 
 __all__ = ["ImageInput"]
 

@@ -39,12 +39,18 @@ class Model(Configurable):
         mask: Tensor | None,
         beside: Mapping[str, Any],
         wanted: Wanted,
+        again: Callable[..., Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b m d"], Tensor | None, list]:
-        """What the stack makes of embedded tokens and the class tokens in front of them, their mask, what it noted."""
+        """What the stack makes of embedded tokens and the class tokens in front of them, their mask, what it noted.
+
+        again: what it reads in their place, made of them and of passes before this one.
+        """
         inputs, tokens = dict(beside), x
         if self.pooled is not None:
             x, mask, inputs["attn_mask"] = self.pooled.front(x, mask, inputs.get("attn_mask"))
             inputs = behind(tokens, x.shape[1] - tokens.shape[1], inputs)
+        if again is not None:
+            x = again(x, lambda read: self.attn_layers(read, mask, **inputs))
         call: Any = self.attn_layers.attention_maps if wanted.attn else self.attn_layers
         found = call(x, mask, **inputs, **wanted.of_layers())
         y, *noted = found if isinstance(found, tuple) else (found,)

@@ -31,7 +31,7 @@ __all__ = [
 
 
 # What says where a call or a row begins: a trainer hands it on by other names, or not at all.
-CARRIED = {"state", "mems", "reset", "cache", "input_not_include_cache", "seq_start_pos"}
+CARRIED = {"state", "mems", "reset", "cache", "input_not_include_cache", "seq_start_pos", "x_num"}
 
 
 def check_option_names(how: str, options: Iterable[str], known: Iterable[str], own: Iterable[str] = ()) -> None:

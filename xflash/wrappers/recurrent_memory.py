@@ -101,7 +101,7 @@ class RecurrentMemoryWrapper(Piecewise, Configurable):
 
         `mask` covers the new tokens only; rows may differ in length. `reset` (b,) names rows that start anew.
         """
-        x, mask = self.net.embedding.check_ids(x, mask)
+        x, mask = self.net.embedding.check(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is None:
             # Not a view: what a graph gets here is as what it gives.
@@ -247,6 +247,12 @@ def check_net(net: TransformerWrapper) -> None:
     """ValueError for what cannot be read in segments with memory tokens around them."""
     if net.pooled is not None:
         raise ValueError(f"a model with {net.pooled.kind}=True has one output a text: it cannot be read in segments")
+    if net.passes is not None:
+        raise ValueError(f"a model with {net.passes.kind}=True has no step: it cannot be read in segments")
+    if net.gives:
+        raise ValueError(
+            f"{type(net).__name__} gives {net.gives}: one that is read in segments gives logits of one head"
+        )
     net.attn_layers.check_steppable()
     if net.has_auxiliary_loss:
         raise ValueError(

@@ -52,8 +52,8 @@ def check_tied(encoder: TransformerWrapper, decoder: TransformerWrapper) -> None
     """ValueError where one token embedding cannot serve both sides."""
     for name, one, other in (
         ("num_tokens", encoder.num_tokens, decoder.num_tokens),
-        ("emb_dim", encoder.embedding.token_emb.weight.shape[1], decoder.embedding.token_emb.weight.shape[1]),
-        ("l2norm_embed", encoder.embedding.token_emb.l2norm, decoder.embedding.token_emb.l2norm),
+        ("emb_dim", encoder.embedding.width, decoder.embedding.width),
+        ("l2norm_embed", *(getattr(side.embedding.token_emb, "l2norm", False) for side in (encoder, decoder))),
     ):
         if one != other:
             raise ValueError(f"tie_token_emb=True needs enc_{name} ({one}) to be dec_{name} ({other})")

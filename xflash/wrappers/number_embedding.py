@@ -1,0 +1,69 @@
+"""`NumberEmbedding`: token ids, one of which stands for numbers that are given beside them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..base.checks import check_dtype, given
+from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
+from ..flags.flag import flag
+from ..generation.nets import check_token
+from .input_embedding import InputEmbedding
+
+__all__ = ["NumberEmbedding"]
+
+
+class NumberEmbedding(InputEmbedding):
+    """Token embeddings, that of `numerical_token_id` multiplied by the number it stands for."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(InputEmbedding.Config):
+        numerical_token_id: int = flag(
+            doc="the token that stands for a number, which is given beside it", at_least=0,
+            paper="https://arxiv.org/abs/2310.02989", tried="every combination has its own",
+        )  # fmt: skip
+
+    def __init__(self, config: Config, dim: int, relative: bool = False):
+        super().__init__(config, dim, relative)
+        self.numerical_token_id = check_token(self, "numerical_token_id", config.numerical_token_id)
+
+    @typed
+    def forward(
+        self,
+        x: Integer[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        *,
+        past: int = 0,
+        length: Int[Tensor, " b"] | None = None,
+        doc_ids: Integer[Tensor, "b n"] | None = None,
+        prepend_embeds: Any = None,
+        prepend_mask: Any = None,
+        embed_ids: Any = None,
+        x_num: Any = None,
+    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
+        """As InputEmbedding's; x_num (b, n): the numbers, of which those at other tokens are not looked at."""
+        y = self.embedded(x)
+        numbers = self.check_numbers(x, x_num)
+        if torch.promote_types(numbers.dtype, y.dtype) != y.dtype:
+            check_dtype("x_num is", "x_num", numbers.dtype, y.dtype)
+        counts = x == self.numerical_token_id
+        # What stands at a masked place may be no number, and its gradient would not be one either.
+        counts = counts if mask is None else counts & mask
+        y = y * torch.where(counts, numbers, 1)[..., None].to(y.dtype)
+        y = self.summed(y, x, mask, past, length, doc_ids, embed_ids)
+        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask, self.late(y, mask, past, length, doc_ids))
+
+    def check_given(self, x: Tensor, own: Mapping[str, Any]) -> None:
+        super().check_given(x, own)
+        self.check_numbers(x, own["x_num"])
+
+    def check_numbers(self, x: Tensor, x_num: Any) -> Float[Tensor, "b n"]:
+        """The numbers; TypeError or ValueError where there is not one for each token."""
+        wanted = f"a floating-point tensor {tuple(x.shape)}, a number for each token"
+        if not isinstance(x_num, torch.Tensor) or not x_num.is_floating_point():
+            raise TypeError(f"x_num must be {wanted}, not {given(x_num)}")
+        if x_num.shape != x.shape:
+            raise ValueError(f"x_num must be {wanted}, not {tuple(x_num.shape)}")
+        return x_num

@@ -1,0 +1,167 @@
+"""`XValAutoregressiveWrapper`: the loss of next tokens and numbers, and both from a causal model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..base.checks import check_switch, check_switches
+from ..base.shapes import Bool, Float, Int, Tensor
+from ..flags.flag import flag
+from ..generation.decoding import evaluating
+from ..generation.nets import check_eos, check_token
+from ..generation.prompts import Prompts, check_seq_len, window
+from ..generation.sampling import Draw, seen_tokens
+from ..saving.configurable import Configurable
+from .autoregressive import labelled, which_are_real
+from .losses import Labels, next_token_loss
+from .numbers_read import Outputs, Read, read_numbers, until_ended
+from .options import check_for_new_tokens, check_handed_on, check_tokens_only, without_last
+from .targets import check_targets, next_tokens, unseen_targets
+from .xval import Predicted, XValTransformerWrapper
+
+__all__ = ["GenerateReturn", "LossBreakdown", "XValAutoregressiveWrapper"]
+
+
+class LossBreakdown(NamedTuple):
+    """The two parts of a loss: it is the first and numerical_loss_weight times the second."""
+
+    cross_entropy_loss: Float[Tensor, ""]
+    numerical_mse_loss: Float[Tensor, ""]
+
+
+class GenerateReturn(NamedTuple):
+    """What was made: tokens (b, n), the numbers they stand for (NaN where they stand for none), and where they do."""
+
+    sampled_token_ids: Int[Tensor, "b n"]
+    sampled_numbers: Float[Tensor, "b n"]
+    is_number_mask: Bool[Tensor, "b n"]
+
+
+class XValAutoregressiveWrapper(Configurable):
+    """Trains and samples a causal `XValTransformerWrapper`: tokens, and the numbers that some of them stand for."""
+
+    @dataclass(frozen=True)
+    class Config(Labels):
+        net: XValTransformerWrapper = flag(doc="a causal model of token ids and numbers")
+        _: KW_ONLY
+        numerical_loss_weight: float = flag(1.0, "what the loss of the numbers is multiplied by", above=0)
+
+    gives = "a loss of token ids and numbers"
+
+    def assemble(self, config: Any) -> None:
+        net = config.net
+        if not net.causal or net.return_only_embed:
+            raise ValueError(
+                "the net sees the tokens that it is to predict, pools them or has no head: give an "
+                "XValTransformerWrapper with a head, around a Decoder, without pooling"
+            )
+        check_token(net, "pad_value", config.pad_value)
+        self.net, self.ignore_index, self.pad_value = net, config.ignore_index, config.pad_value
+        self.numerical_loss_weight = config.numerical_loss_weight
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}, numerical_loss_weight={self.numerical_loss_weight}"
+
+    def forward(
+        self,
+        x: Int[Tensor, "b n"],
+        x_num: Float[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None = None,
+        *,
+        lens: Int[Tensor, " b"] | Sequence[int] | None = None,
+        doc_ids: Int[Tensor, "b n"] | None = None,
+        return_loss_breakdown: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The mean loss over targets: cross-entropy, and the squared error of the number where a target is one.
+
+        Targets are as in AutoregressiveWrapper. `return_loss_breakdown` gives (loss, LossBreakdown), whose second part
+        counts targets that are no number as 0. Everything else goes to `net`, what is of all n tokens without the last.
+        """
+        check_switch("return_loss_breakdown", return_loss_breakdown)
+        x, _, doc_ids = labelled(x, None, doc_ids)
+        numbers, mask = self.net.embedding.check_numbers(x, x_num), which_are_real(x, mask, lens)
+        none = x == self.ignore_index
+        check_handed_on("the loss", kwargs, XValAutoregressiveWrapper.forward, self.net.forward)
+        kwargs = without_last(kwargs, x)
+        read = Read(x.masked_fill(none, self.pad_value), numbers.masked_fill(none, 0), mask).part(end=-1)
+        if read.mask is not None:
+            read = read._replace(ids=read.ids.masked_fill(~read.mask, 0))
+        if doc_ids is not None:
+            kwargs["doc_ids"] = doc_ids[:, :-1]
+        place = torch.arange(x.shape[1], device=x.device).expand_as(x)
+        place = unseen_targets(next_tokens(place, mask, doc_ids, -1), read.mask, kwargs, -1)
+        targets = x.gather(1, place.clamp(min=0)).masked_fill(place < 0, self.ignore_index)
+        # Embeddings in front of the tokens (prepend_embeds) have outputs, but no targets.
+        out = Predicted(*(t[:, 1 - x.shape[1] :] for t in self.net(*read, **kwargs)))
+        parts = self.parts(out, targets, numbers.gather(1, place.clamp(min=0)))
+        loss = parts.cross_entropy_loss + self.numerical_loss_weight * parts.numerical_mse_loss
+        return (loss, parts) if return_loss_breakdown else loss
+
+    def parts(self, out: Predicted, targets: Int[Tensor, "b m"], numbers: Float[Tensor, "b m"]) -> LossBreakdown:
+        """What a loss is made of, each a mean over all targets."""
+        targets = check_targets(targets, self.ignore_index, out.logits.shape[-1])
+        gap = (out.numbers - numbers).to(torch.promote_types(out.numbers.dtype, torch.float32))
+        gap = gap.masked_fill(targets != self.net.numerical_token_id, 0)
+        count = (targets != self.ignore_index).sum().clamp(min=1)
+        return LossBreakdown(next_token_loss(out.logits, targets, self.ignore_index), gap.square().sum() / count)
+
+    def generate(
+        self,
+        start_tokens: Int[Tensor, "*b n"],
+        start_numbers: Float[Tensor, "*b n"],
+        seq_len: int,
+        *,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        filter_logits_fn: str | Callable[..., Tensor] = "top_k",
+        filter_kwargs: Mapping[str, Any] | None = None,
+        filter_thres: float | None = None,
+        repetition_penalty: float = 1.0,
+        min_tokens: int = 0,
+        generator: torch.Generator | None = None,
+        restrict_to_max_seq_len: bool = False,
+        cache_kv: bool = True,
+        **kwargs: Any,
+    ) -> GenerateReturn:
+        """The tokens after the start, the numbers they stand for, NaN elsewhere, and which of them stand for one.
+
+        start_tokens: (n,) or (b, n), and start_numbers likewise. The rest is as in AutoregressiveWrapper.generate.
+        """
+        chance: dict[str, Any] = {"eos_token": eos_token, "temperature": temperature, "generator": generator}
+        chance |= {"filter_logits_fn": filter_logits_fn, "filter_kwargs": filter_kwargs, "filter_thres": filter_thres}
+        draw = Draw(**chance, repetition_penalty=repetition_penalty, min_tokens=min_tokens)
+        check_eos(self.net, eos_token)
+        check_tokens_only(self.net, "generate makes tokens and numbers only: there would be none of these for new ones")
+        check_for_new_tokens("generate", kwargs)
+        check_handed_on("generate", kwargs, XValAutoregressiveWrapper.generate, self.net.step)
+        check_switches(restrict_to_max_seq_len=restrict_to_max_seq_len, cache_kv=cache_kv)
+        read, lead = read_numbers(start_tokens, start_numbers, prompt_lens, mask)
+        last = window(self.net, Prompts(read.ids, read.mask, lead), check_seq_len(seq_len), restrict_to_max_seq_len)
+        with evaluating(self):
+            steps = self.drawn(read, seq_len, draw, Outputs(self.net, kwargs, last, cache_kv and last is None))
+            ids, numbers, counts = until_ended(steps, eos_token is not None)
+        made = GenerateReturn(ids, numbers.masked_fill(~counts, torch.nan), counts)
+        return GenerateReturn(*(t.reshape(*lead, -1) for t in made))
+
+    def drawn(
+        self, read: Read, seq_len: int, draw: Draw, outputs: Outputs
+    ) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+        """Token after token with its number and whether it stands for one, and which rows have ended with it."""
+        ended, seen = torch.zeros(len(read.ids), dtype=torch.bool, device=read.ids.device), None
+        for made in range(seq_len):
+            logits, number = outputs(read)
+            if draw.repetition_penalty != 1 and seen is None:
+                seen = seen_tokens(read.ids, read.mask, logits.shape[-1])
+            token = draw(logits, seen, made)
+            seen = None if seen is None else seen.scatter(1, token[:, None], True)
+            counts = (token == self.net.numerical_token_id) & ~ended
+            shown = token.masked_fill(ended, self.pad_value), number, counts
+            if draw.eos_token is not None:
+                ended = ended | (token == draw.eos_token)
+            yield shown, ended
+            read = read.append(token, number)
