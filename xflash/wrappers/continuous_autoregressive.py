@@ -13,11 +13,11 @@ from ..generation.decoding import advance, begin, evaluating
 from ..generation.prompts import Prompts, check_seq_len, read_prompts, window
 from ..saving.configurable import Configurable
 from ..stack.door import pack, plan_rows
-from .autoregressive import which_are_real
 from .continuous import ContinuousTransformerWrapper
 from .hiding import uniform
-from .options import check_for_new_tokens, check_handed_on, per_token, without_last
-from .targets import next_tokens, unseen_targets
+from .losses import answer, asked, reduced
+from .options import check_adds_none, check_for_new_tokens, check_handed_on, per_token, without_last
+from .targets import next_tokens, unseen_targets, which_are_real
 
 __all__ = ["ContinuousAutoregressiveWrapper"]
 
@@ -51,6 +51,7 @@ class ContinuousAutoregressiveWrapper(Configurable):
                 f"the net takes frames with dim_in={net.dim_in} and gives them with dim_out={net.dim_out}: what it "
                 "gives must be what it can go on from"
             )
+        check_adds_none(net)
         self.net, self.use_l1_loss = net, config.use_l1_loss
         self.equal_loss_weight_batch = config.equal_loss_weight_batch
 
@@ -65,6 +66,9 @@ class ContinuousAutoregressiveWrapper(Configurable):
         lens: Int[Tensor, " b"] | Sequence[int] | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
         rollout_steps: int = 1,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_outputs: bool = False,
         **kwargs: Any,
     ) -> Any:
@@ -73,7 +77,8 @@ class ContinuousAutoregressiveWrapper(Configurable):
         The net is given the first n - 1 frames; which are real is said by `mask` (b, n) or the first `lens` of each
         row. With `rollout_steps` the net reads the frames of each row up to one that is drawn, and then as many of its
         own, the loss being of these; rows without so many real frames behind a first one have no target. Without
-        any target the loss is 0. Everything else goes to `net`.
+        any target the loss is 0. `reduction`, `loss_weights` (b, n) and `return_count` are as in AutoregressiveWrapper.
+        Everything else goes to `net`.
         """
         check_switch("return_outputs", return_outputs)
         steps = integer("rollout_steps", rollout_steps, 1)
@@ -84,17 +89,22 @@ class ContinuousAutoregressiveWrapper(Configurable):
             )
         mask = which_are_real(x[..., 0], mask, lens)
         check_handed_on("the loss", kwargs, ContinuousAutoregressiveWrapper.forward, self.net.forward)
+        ask = asked(reduction, loss_weights, return_count, x[..., 0])
         if steps > 1:
-            y, targets, wanted = self.rolled(x, mask, steps, doc_ids, kwargs)
+            y, place, wanted = self.rolled(x, mask, steps, doc_ids, kwargs)
         else:
-            y, targets, wanted = self.following(x, mask, doc_ids, kwargs)
-        loss = self.distance(y, targets, wanted)
-        return (loss, y) if return_outputs else loss
+            y, place, wanted = self.following(x, mask, doc_ids, kwargs)
+        losses = self.distance(y, frames_at(x, place), wanted)
+        weights = None if ask.weights is None else ask.weights.gather(1, place)
+        if self.equal_loss_weight_batch:
+            each = wanted.to(losses.dtype) / wanted.sum(1, keepdim=True).clamp(min=1)
+            weights = each if weights is None else each * weights
+        return answer(reduced(losses, wanted, ask, weights), [y] if return_outputs else [])
 
     def following(
         self, x: Float[Tensor, "b n d"], mask: Tensor | None, doc_ids: Any, kwargs: Mapping[str, Any]
-    ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
-        """What the net gives for all frames but the last, the frames that follow, and which of these are targets."""
+    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b m"], Bool[Tensor, "b m"]]:
+        """What the net gives for all frames but the last, where those that follow stand, and which are targets."""
         b, n, _ = x.shape
         kwargs = without_last(kwargs, x)
         if doc_ids is not None:
@@ -106,17 +116,16 @@ class ContinuousAutoregressiveWrapper(Configurable):
         place = unseen_targets(place, real, kwargs, NO_TARGET)
         # Embeddings in front of the frames (prepend_embeds) have outputs, but no targets.
         y = self.net(x[:, :-1], real, **kwargs)[:, 1 - n :]
-        return y, frames_at(x, place.clamp(min=0)), place != NO_TARGET
+        return y, place.clamp(min=0), place != NO_TARGET
 
     def rolled(
         self, x: Float[Tensor, "b n d"], mask: Tensor | None, steps: int, doc_ids: Any, kwargs: Mapping[str, Any]
-    ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b m d"], Bool[Tensor, "b m"]]:
+    ) -> tuple[Float[Tensor, "b m d"], Int[Tensor, "b m"], Bool[Tensor, "b m"]]:
         """As `following`, of the frames that the net gives when it goes on from a place of each row by itself."""
         check_rolls(steps, doc_ids, kwargs)
         b, n, _ = x.shape
-        lens = torch.full((b,), n, device=x.device)
-        if mask is not None:
-            plan = plan_rows(mask)
+        lens, plan = torch.full((b,), n, device=x.device), None if mask is None else plan_rows(mask)
+        if plan is not None:
             x, lens = pack(x, plan), plan.new
         room = lens - steps
         start = 1 + torch.minimum((uniform(lens, None) * room).long(), room - 1).clamp(min=0)
@@ -126,19 +135,16 @@ class ContinuousAutoregressiveWrapper(Configurable):
         for _ in range(steps - 1):
             y, state = self.net.step(made[-1], state)
             made.append(y)
-        place = start[:, None] + torch.arange(steps, device=x.device)
-        return torch.cat(made, 1), frames_at(x, place.clamp(max=n - 1)), (room > 0)[:, None].expand(b, steps)
+        place = (start[:, None] + torch.arange(steps, device=x.device)).clamp(max=n - 1)
+        place = place if plan is None else plan.order.gather(1, place)
+        return torch.cat(made, 1), place, (room > 0)[:, None].expand(b, steps)
 
     def distance(
         self, y: Float[Tensor, "b m d"], targets: Float[Tensor, "b m d"], wanted: Bool[Tensor, "b m"]
-    ) -> Float[Tensor, ""]:
-        """The mean over what is wanted, in float32 at least; 0 where nothing is."""
+    ) -> Float[Tensor, "b m"]:
+        """How far each frame is from its target, a mean over its numbers, in float32 at least; 0 where none is wanted."""
         gap = (y - targets).to(torch.promote_types(y.dtype, torch.float32)).masked_fill(~wanted[..., None], 0)
-        each = (gap.abs() if self.use_l1_loss else gap.square()).mean(-1)
-        if not self.equal_loss_weight_batch:
-            return each.sum() / wanted.sum().clamp(min=1)
-        rows = each.sum(1) / wanted.sum(1).clamp(min=1)
-        return rows.sum() / wanted.any(1).sum().clamp(min=1)
+        return (gap.abs() if self.use_l1_loss else gap.square()).mean(-1)
 
     def generate(
         self,

@@ -16,6 +16,7 @@ from ..stack.inputs.side_input import SideInput
 
 __all__ = [
     "also_called",
+    "check_adds_none",
     "check_for_new_tokens",
     "check_gives_hiddens",
     "check_handed_on",
@@ -43,6 +44,15 @@ def check_option_names(how: str, options: Iterable[str], known: Iterable[str], o
     for name in options:
         if name not in known:
             raise TypeError(f"{how} has no option {name!r}{meant(name, [*known, *own])}")
+
+
+def check_adds_none(net: Any) -> None:
+    """ValueError for a net whose layers have a loss of their own, where none is added."""
+    if net.has_auxiliary_loss:
+        raise ValueError(
+            "moe_balance_loss and moe_z_loss would be lost: what the loss is here is that of the outputs alone; build the "
+            "stack without them"
+        )
 
 
 def check_handed_on(how: str, options: Mapping[str, Any], own: Callable, call: Callable) -> None:

@@ -10,15 +10,14 @@ from ..base.checks import check_switch, check_switches
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import flag
 from ..generation.decoding import evaluating
-from ..generation.nets import check_eos, check_token
+from ..generation.nets import check_eos, check_token, ends
 from ..generation.prompts import Prompts, check_seq_len, window
 from ..generation.sampling import Draw, seen_tokens
 from ..saving.configurable import Configurable
-from .autoregressive import labelled, which_are_real
-from .losses import Labels, next_token_loss
+from .losses import Criterion, Labels, answer, asked, reduced
 from .numbers_read import Outputs, Read, read_numbers, until_ended
-from .options import check_for_new_tokens, check_handed_on, check_tokens_only, without_last
-from .targets import check_targets, next_tokens, unseen_targets
+from .options import check_adds_none, check_for_new_tokens, check_handed_on, check_tokens_only, without_last
+from .targets import labelled, next_tokens, unseen_targets, which_are_real
 from .xval import Predicted, XValTransformerWrapper
 
 __all__ = ["GenerateReturn", "LossBreakdown", "XValAutoregressiveWrapper"]
@@ -57,6 +56,7 @@ class XValAutoregressiveWrapper(Configurable):
                 "the net sees the tokens that it is to predict, pools them or has no head: give an "
                 "XValTransformerWrapper with a head, around a Decoder, without pooling"
             )
+        check_adds_none(net)
         check_token(net, "pad_value", config.pad_value)
         self.net, self.ignore_index, self.pad_value = net, config.ignore_index, config.pad_value
         self.numerical_loss_weight = config.numerical_loss_weight
@@ -72,16 +72,21 @@ class XValAutoregressiveWrapper(Configurable):
         *,
         lens: Int[Tensor, " b"] | Sequence[int] | None = None,
         doc_ids: Int[Tensor, "b n"] | None = None,
+        reduction: str = "mean",
+        loss_weights: Float[Tensor, "b n"] | None = None,
+        return_count: bool = False,
         return_loss_breakdown: bool = False,
         **kwargs: Any,
     ) -> Any:
         """The mean loss over targets: cross-entropy, and the squared error of the number where a target is one.
 
         Targets are as in AutoregressiveWrapper. `return_loss_breakdown` gives (loss, LossBreakdown), whose second part
-        counts targets that are no number as 0. Everything else goes to `net`, what is of all n tokens without the last.
+        counts targets that are no number as 0. `reduction`, `loss_weights` and `return_count` are as in
+        AutoregressiveWrapper. Everything else goes to `net`, what is of all n tokens without the last.
         """
         check_switch("return_loss_breakdown", return_loss_breakdown)
         x, _, doc_ids = labelled(x, None, doc_ids)
+        ask = asked(reduction, loss_weights, return_count, x)
         numbers, mask = self.net.embedding.check_numbers(x, x_num), which_are_real(x, mask, lens)
         none = x == self.ignore_index
         check_handed_on("the loss", kwargs, XValAutoregressiveWrapper.forward, self.net.forward)
@@ -96,17 +101,21 @@ class XValAutoregressiveWrapper(Configurable):
         targets = x.gather(1, place.clamp(min=0)).masked_fill(place < 0, self.ignore_index)
         # Embeddings in front of the tokens (prepend_embeds) have outputs, but no targets.
         out = Predicted(*(t[:, 1 - x.shape[1] :] for t in self.net(*read, **kwargs)))
-        parts = self.parts(out, targets, numbers.gather(1, place.clamp(min=0)))
-        loss = parts.cross_entropy_loss + self.numerical_loss_weight * parts.numerical_mse_loss
-        return (loss, parts) if return_loss_breakdown else loss
+        told, error = self.parts(out, targets, numbers.gather(1, place.clamp(min=0)))
+        weights = None if ask.weights is None else next_tokens(ask.weights, mask, doc_ids, 0)
+        counted = targets != self.ignore_index
+        found = reduced(told + self.numerical_loss_weight * error, counted, ask, weights)
+        alone = ask._replace(count=False)
+        parts = [LossBreakdown(*(reduced(each, counted, alone, weights)[0] for each in (told, error)))]
+        return answer(found, parts if return_loss_breakdown else [])
 
-    def parts(self, out: Predicted, targets: Int[Tensor, "b m"], numbers: Float[Tensor, "b m"]) -> LossBreakdown:
-        """What a loss is made of, each a mean over all targets."""
-        targets = check_targets(targets, self.ignore_index, out.logits.shape[-1])
+    def parts(
+        self, out: Predicted, targets: Int[Tensor, "b m"], numbers: Float[Tensor, "b m"]
+    ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
+        """What a target's loss is made of: its cross-entropy, and the squared error of its number, 0 where it is none."""
         gap = (out.numbers - numbers).to(torch.promote_types(out.numbers.dtype, torch.float32))
         gap = gap.masked_fill(targets != self.net.numerical_token_id, 0)
-        count = (targets != self.ignore_index).sum().clamp(min=1)
-        return LossBreakdown(next_token_loss(out.logits, targets, self.ignore_index), gap.square().sum() / count)
+        return Criterion(self.ignore_index).of_logits(out.logits, targets), gap.square()
 
     def generate(
         self,
@@ -114,7 +123,7 @@ class XValAutoregressiveWrapper(Configurable):
         start_numbers: Float[Tensor, "*b n"],
         seq_len: int,
         *,
-        eos_token: int | None = None,
+        eos_token: int | Sequence[int] | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | Sequence[int] | None = None,
         mask: Tensor | None = None,
@@ -161,7 +170,7 @@ class XValAutoregressiveWrapper(Configurable):
             seen = None if seen is None else seen.scatter(1, token[:, None], True)
             counts = (token == self.net.numerical_token_id) & ~ended
             shown = token.masked_fill(ended, self.pad_value), number, counts
-            if draw.eos_token is not None:
-                ended = ended | (token == draw.eos_token)
+            if draw.eos_tokens:
+                ended = ended | ends(token, draw.eos_tokens)
             yield shown, ended
             read = read.append(token, number)
