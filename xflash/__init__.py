@@ -21,7 +21,7 @@ from .base.state import Ctx, may_be_loaded
 from .flags.flag import flag
 from .generation.sampling import min_p, top_a, top_k, top_p
 from .layers.blocks.attention import Attention
-from .layers.blocks.block import Block, Site
+from .layers.blocks.block import Block
 from .layers.blocks.block_attention import BlockAttention
 from .layers.blocks.cross_attention import CrossAttention
 from .layers.blocks.cross_gau import CrossGatedAttention
@@ -29,6 +29,7 @@ from .layers.blocks.feedforward import FeedForward
 from .layers.blocks.flash import MixedChunkAttention
 from .layers.blocks.gau import GatedAttention
 from .layers.blocks.recurrent import Recurrent
+from .layers.blocks.site import Site
 from .layers.joins.join import Join
 from .layers.norms import Norm
 from .layers.positions.position import Bias, Position, Turn

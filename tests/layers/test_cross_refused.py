@@ -5,9 +5,9 @@ import torch
 from cross_stacks import BATCH, CTX, DIM, HEADS, OUTSIDE, C, N, context_masks, every_block, source, stack, tokens
 
 from xflash import AttentionLayers, CrossAttender, Decoder
-from xflash.layers.blocks.block import Site
 from xflash.layers.blocks.cross_attention import CrossAttention
 from xflash.layers.blocks.cross_gau import CrossGatedAttention
+from xflash.layers.blocks.site import Site
 
 X, CONTEXT = tokens(), source()
 REFUSED = [

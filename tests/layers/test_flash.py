@@ -9,8 +9,8 @@ from torch import nn
 from xflash import Decoder, Encoder
 from xflash.base.relay import Relay
 from xflash.base.state import Ctx, tensors
-from xflash.layers.blocks.block import Site
 from xflash.layers.blocks.flash import FlashState, MixedChunkAttention
+from xflash.layers.blocks.site import Site
 
 DIM, W, WIDTH, BATCH = 13, 5, 6, 3
 

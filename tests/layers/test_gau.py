@@ -9,8 +9,8 @@ from torch import nn
 
 from xflash import Decoder, Encoder
 from xflash.base.state import Ctx
-from xflash.layers.blocks.block import Site
 from xflash.layers.blocks.gau import GatedAttention
+from xflash.layers.blocks.site import Site
 from xflash.layers.kernels import gated
 
 DIM, WIDTH, BATCH, LENGTH = 13, 22, 3, 19

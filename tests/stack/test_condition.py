@@ -15,7 +15,7 @@ from xflash import (
     XTransformer,
     norms,
 )
-from xflash.layers.blocks.block import Site
+from xflash.layers.blocks.site import Site
 from xflash.layers.scales.adaptive_layerscale import AdaptiveLayerScale
 
 DIM, WIDTH, B, N = 26, 7, 3, 11

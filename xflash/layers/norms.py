@@ -11,7 +11,7 @@ from ..base.registry import norms
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx
 from ..flags.flag import flag
-from .blocks.block import Site
+from .blocks.site import Site
 from .part import Part
 
 __all__ = ["LayerNorm", "Norm", "RMSNorm", "ScaleNorm", "SimpleRMSNorm", "rms_normed"]

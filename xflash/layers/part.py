@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from .blocks.block import Site
+from .blocks.site import Site
 
 __all__ = ["Part"]
 

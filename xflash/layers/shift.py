@@ -8,7 +8,7 @@ import torch
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx, document_positions
 from ..flags.flag import flag
-from .blocks.block import Site
+from .blocks.site import Site
 from .part import Part
 
 __all__ = ["ShiftStyle", "TokenShift"]

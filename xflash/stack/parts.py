@@ -12,8 +12,9 @@ from ..base.registry import excerpt, joins, norms, reads, scales
 from ..base.shapes import Bool, Float, Tensor
 from ..base.state import StackState
 from ..layers.apart import Apart
-from ..layers.blocks.block import Block, Site
+from ..layers.blocks.block import Block
 from ..layers.blocks.parallel import Parallel
+from ..layers.blocks.site import Site
 from ..layers.branch import BEFORE, BEHIND, SUMMED, Branch
 from ..layers.clamped import Clamped
 from ..layers.norms import Norm

@@ -8,8 +8,8 @@ from typing import Any
 from ..base.checks import check_bounds, shown
 from ..flags.flag import flag, like
 from ..flags.layout import MOST_LAYERS
-from ..layers.blocks.block import MOST, SLACK
 from ..layers.blocks.block_attention import BlockAttention
+from ..layers.blocks.site import MOST, SLACK
 from ..stack.stack_config import StackConfig
 from .input_embedding import InputEmbedding
 from .losses import Labels

@@ -142,7 +142,7 @@ class ContinuousAutoregressiveWrapper(Configurable):
     def distance(
         self, y: Float[Tensor, "b m d"], targets: Float[Tensor, "b m d"], wanted: Bool[Tensor, "b m"]
     ) -> Float[Tensor, "b m"]:
-        """How far each frame is from its target, a mean over its numbers, in float32 at least; 0 where none is wanted."""
+        """How far each frame is from its target, a mean in float32 at least; 0 where that is not wanted."""
         gap = (y - targets).to(torch.promote_types(y.dtype, torch.float32)).masked_fill(~wanted[..., None], 0)
         return (gap.abs() if self.use_l1_loss else gap.square()).mean(-1)
 

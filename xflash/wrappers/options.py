@@ -50,8 +50,8 @@ def check_adds_none(net: Any) -> None:
     """ValueError for a net whose layers have a loss of their own, where none is added."""
     if net.has_auxiliary_loss:
         raise ValueError(
-            "moe_balance_loss and moe_z_loss would be lost: what the loss is here is that of the outputs alone; build the "
-            "stack without them"
+            "moe_balance_loss and moe_z_loss would be lost: the loss here is that of the outputs alone; build the stack"
+            " without them"
         )
 
 

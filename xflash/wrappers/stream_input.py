@@ -179,7 +179,7 @@ class StreamInput(nn.Module):
         return where
 
 
-def norm_behind(config: StreamInput.Config, width: int) -> LayerNorm | None:
+def norm_behind(config: Any, width: int) -> LayerNorm | None:
     """The LayerNorm behind the embeddings; ValueError for its flags where there is none."""
     if config.post_emb_norm:
         return LayerNorm.of(width, eps=config.post_emb_norm_eps, bias=config.post_emb_norm_bias)

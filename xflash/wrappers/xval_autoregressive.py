@@ -112,7 +112,7 @@ class XValAutoregressiveWrapper(Configurable):
     def parts(
         self, out: Predicted, targets: Int[Tensor, "b m"], numbers: Float[Tensor, "b m"]
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
-        """What a target's loss is made of: its cross-entropy, and the squared error of its number, 0 where it is none."""
+        """What a target's loss is made of: cross-entropy, and the squared error of its number, 0 where it is none."""
         gap = (out.numbers - numbers).to(torch.promote_types(out.numbers.dtype, torch.float32))
         gap = gap.masked_fill(targets != self.net.numerical_token_id, 0)
         return Criterion(self.ignore_index).of_logits(out.logits, targets), gap.square()

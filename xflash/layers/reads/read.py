@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
-from ..blocks.block import Site
+from ..blocks.site import Site
 from ..part import Part
 
 __all__ = ["Read"]
