@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..flags.flag import flag
-from ..layers.blocks.block import BranchStart
+from ..layers.blocks.site import BranchStart
 from ..layers.branch import NormPlace
 from ..layers.shift import ShiftStyle
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,9 +16,7 @@ from ...flags.flag import flags_of
 from ...flags.layout import AROUND
 from .site import Site
 
-__all__ = ["Block", "BranchStart", "Site", "update_of"]
-
-BranchStart = Literal["even", "depth", "zero"]
+__all__ = ["Block", "update_of"]
 
 
 class Block(nn.Module, ABC):

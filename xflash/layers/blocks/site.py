@@ -3,14 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ...base.registry import blocks
 from ...base.shapes import Float, Tensor
 
-__all__ = ["MOST", "Site"]
+__all__ = ["MOST", "BranchStart", "Site"]
+
+BranchStart = Literal["even", "depth", "zero"]
 
 # A factor such as 960 / 704 is meant as written, although in floats it times 704 falls short of 960.
 SLACK = 1e-6
