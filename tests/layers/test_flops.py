@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper, losses
 from xflash.layers import flash
-from xflash.layers.blocks.recurrence import recurrence
+from xflash.layers.blocks.recurrence import RENEWS, recurrence
 from xflash.layers.kernels import gated
 from xflash.layers.kernels.softmax import few_queries
 
@@ -77,7 +77,7 @@ def test_a_recurrent_layer_counts_as_its_operations():
     block = stack.branches[0].block
     width = block.kv_heads * block.config.dim_head
     states, k, v = (torch.randn(s, requires_grad=True) for s in ((B, S, 8), (B, 2, 7, width), (B, 2, 7, width)))
-    full = torch.full((B,), 2)
+    does = torch.full((B, 2), RENEWS)
 
     def renewed():
         after = states
@@ -85,7 +85,7 @@ def test_a_recurrent_layer_counts_as_its_operations():
             after = block.renew(after, k[:, i], v[:, i], None)
         return after
 
-    forward, out = flops(lambda: recurrence(block, states, k, v, None, full, 2)[:, -1])
+    forward, out = flops(lambda: recurrence(block, states, k, v, None, does, 2)[:, -1])
     # PyTorch itself counts nothing for its fused kernel on a CPU.
     with sdpa_kernel(SDPBackend.MATH):
         plain, expected = flops(renewed)
