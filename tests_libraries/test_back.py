@@ -22,7 +22,7 @@ def test_there_and_back(case):
     same(back, theirs)
 
 
-@pytest.mark.parametrize("case", ENCODERS)
+@pytest.mark.parametrize("case", [case for case in ENCODERS if " with " not in case])
 def test_encoders_there_and_back(case):
     cls, settings = ENCODERS[case]
     theirs = of_class(cls, **SIZES, **settings)
@@ -33,7 +33,7 @@ def test_encoders_there_and_back(case):
     assert all("pooler" in name for name in found.keys() - kept.keys())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gemma3_text", "gpt_oss", "falcon"])
 def test_models_without_a_head_there_and_back(kind):
     theirs = AutoModel.from_config(causal(kind, **KINDS[kind]).config).bfloat16()
     ours = from_transformers(theirs)

@@ -74,7 +74,7 @@ def test_what_is_beyond_the_last_whole_patch_is_not_looked_at_there():
         assert (from_timm(theirs)(img[..., :35, :35]) - theirs(img)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("size", [(20, 50), (70, 45), (25, 25)])
+@pytest.mark.parametrize("size", [(20, 50), (70, 45)])
 @pytest.mark.parametrize("case", [case for case in CASES if "shapes" not in case])
 def test_other_sizes(case, size):
     """Positions are interpolated as they are there, which is in float32."""
@@ -88,10 +88,10 @@ def test_other_sizes(case, size):
 @pytest.mark.parametrize(
     "name",
     [
-        "vit_tiny_patch16_224", "vit_base_patch32_384", "vit_small_patch14_dinov2",
-        "vit_base_patch32_clip_224", "deit_tiny_distilled_patch16_224", "vit_giant_patch14_dinov2",
+        "vit_tiny_patch16_224", "vit_small_patch14_dinov2",
+        "vit_base_patch32_clip_224", "deit_tiny_distilled_patch16_224",
         "vit_small_patch14_reg4_dinov2", "deit_tiny_patch16_224", "deit3_small_patch16_224",
-        "vit_base_patch16_siglip_gap_224", "vit_medium_patch16_reg4_gap_256", "vit_base_patch16_224_miil",
+        "vit_base_patch16_siglip_gap_224", "vit_medium_patch16_reg4_gap_256",
     ],
 )  # fmt: skip
 def test_models_that_have_a_name(name):
