@@ -28,6 +28,7 @@ from matrix_models import (
 from matrix_values import LAYOUT, Axes, apart, layouts, norm_axes, stack_axes, together
 
 from xflash import AttentionLayers, Decoder, Encoder
+from xflash.base.registry import joins
 from xflash.flags.flag import flags_of
 from xflash.stack.config import StackConfig
 
@@ -45,6 +46,11 @@ PLAIN, CROSS, RECURRENT, EXPERTS = (
 AROUND = ("norm_place", "shift_tokens", "num_memory_tokens", "layer_dropout", "grad_checkpoint", "weight_tie_layers")
 EVERY = [name for name in flags_of(StackConfig) if name not in (*LAYOUT, "cross_attend")]
 STACK: Axes = {"layers": layouts(PLAIN), **stack_axes(EVERY), **norm_axes(), **apart(PLAIN)}
+# A join that needs norms in some places is tried in the first of them.
+STACK["join"] = [
+    choice | {"norm_place": place for place in joins[choice.get("join", "add")].norm_places[:1]}  # noqa: B035
+    for choice in STACK["join"]
+]
 CROSSED: Axes = {"layers": layouts(CROSS), **stack_axes((*AROUND, "cross_attend")), **together(CROSS)}
 BACK: Axes = {
     "layers": layouts(RECURRENT), **stack_axes((*AROUND, "pos")), **together(RECURRENT[:2]), **apart(RECURRENT[2:]),

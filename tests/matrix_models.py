@@ -121,6 +121,8 @@ def build_seq2seq(causal: bool, row: dict[str, dict[str, Any]]) -> XTransformer:
 def build_model(causal: bool, row: dict[str, dict[str, Any]]) -> TransformerWrapper:
     torch.manual_seed(0)
     small = {"attn_dim_head": 6, "flash_group_size": 5, "flash_query_key_dim": 10}
-    stack = (Decoder if causal else Encoder)(dim=24, depth=1, heads=4, layers="flash attn ff", **small, **row["stack"])
     rest = merged({name: choice for name, choice in row.items() if name != "stack"})
+    # Memories move between two layers that have one.
+    small |= {"layers": "flash attn ff attn" if rest.get("shift_mem_down") else "flash attn ff"}
+    stack = (Decoder if causal else Encoder)(dim=24, depth=1, heads=4, **small, **row["stack"])
     return TransformerWrapper(num_tokens=31, max_seq_len=67, attn_layers=stack, **rest)

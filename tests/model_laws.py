@@ -49,7 +49,8 @@ def model_laws(model, folder, n: int = 19) -> None:
             "chunk: embeddings in front",
         )
         close(steps(model, ids, [1] * n)[0], y, "chunk: token by token")
-        if model.max_mem_len is not None and model.max_mem_len >= n:
+        # A memory that moves down is another layer's, by definition.
+        if model.max_mem_len is not None and model.max_mem_len >= n and not model.shift_mem_down:
             laid, mems = [], None
             for piece in ids.split(5, 1):
                 logits, mems = run(model, piece, mems=mems, return_mems=True)
