@@ -137,7 +137,7 @@ def test_what_excludes_each_other(given, match):
 
 def test_what_is_no_module(ids):
     for name in ("token_emb", "to_logits"):
-        with pytest.raises(TypeError, match=f"{name} must be a torch.nn.Module, not 'linear'"):
+        with pytest.raises(TypeError, match=f"{name} must be a torch.nn.Module or None, not 'linear'"):
             net(**{name: "linear"})
     with pytest.raises(ValueError, match=r"token_emb given ids \(3, 9\) must give .* \(3, 9, 12\), not \(3, 9, 5\)"):
         net(token_emb=nn.Embedding(V, 5))(ids)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base.checks import given
+from ..base.checks import check_dtype, given, main_weight
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx
 from ..flags.flag import flag
@@ -77,6 +77,14 @@ class AttentionPool(Configurable):
                 raise ValueError("queries must be given: the pool was built with num_pooled_tokens=0")
             rows = context.shape[0] if isinstance(context, torch.Tensor) else 1
             queries = self.queries.expand(rows, -1, -1)
-        elif not isinstance(queries, torch.Tensor) or queries.dim() != 3 or queries.shape[2] != self.dim:
-            raise ValueError(f"queries must be (batch, any number, {self.dim}), not {given(queries)}")
+        else:
+            self.check_queries(queries)
         return self.reader(queries, context=context, context_mask=mask)
+
+    def check_queries(self, queries: Any) -> None:
+        """TypeError or ValueError for queries of another width or dtype than the pool's."""
+        if not isinstance(queries, torch.Tensor) or queries.dim() != 3 or queries.shape[2] != self.dim:
+            raise ValueError(f"queries must be (batch, any number, {self.dim}), not {given(queries)}")
+        weight = main_weight(self)
+        if weight is not None and not torch.is_autocast_enabled(queries.device.type):
+            check_dtype("queries are", "queries", queries.dtype, weight.dtype)

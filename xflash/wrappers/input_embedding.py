@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..flags.flag import check_idle, flag
 from ..layers.embeddings import TokenEmbedding
-from .own_module import as_module, embeddings_of
+from .own_module import OwnModule, embeddings_of
 from .stream_input import StreamInput, absolute_positions
 
 __all__ = ["InputEmbedding"]
@@ -47,7 +47,7 @@ class InputEmbedding(StreamInput):
             None, "what token embeddings are multiplied by (None: 1)", above=0,
             paper="https://arxiv.org/abs/1706.03762", tried=(3.0,),
         )  # fmt: skip
-        token_emb: Any = flag(
+        token_emb: OwnModule | None = flag(
             None, "a module of one's own from ids (b, n) to embeddings (b, n, emb_dim), each token for itself",
             tried="what it does is its own affair",
         )  # fmt: skip
@@ -86,7 +86,7 @@ class InputEmbedding(StreamInput):
         if config.token_emb is None:
             return TokenEmbedding(config.num_tokens, self.width, config.l2norm_embed)
         check_idle(config, ("l2norm_embed",), "token_emb is one's own")
-        return as_module("token_emb", config.token_emb)
+        return cast(nn.Module, config.token_emb)
 
     @typed
     def forward(

@@ -1,21 +1,23 @@
 """Modules of one's own in the place of parts of a model."""
 
-from typing import Any
+from abc import ABC
 
 import torch
 from torch import nn
 
-from ..base.checks import given, shown
+from ..base.checks import given
 from ..base.shapes import Float, Tensor
 
-__all__ = ["as_module", "embeddings_of"]
+__all__ = ["OwnModule", "embeddings_of"]
 
 
-def as_module(name: str, module: Any) -> nn.Module:
-    """`module`; TypeError for what is none. Its config is the model's if it is a Configurable; others have none."""
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"{name} must be a torch.nn.Module, not {shown(module)}")
-    return module
+class OwnModule(ABC):  # noqa: B024 it is there for `isinstance`, and for what sentences call it
+    """What may stand in the place of a part of a model: any module, which is saved with it if it is a Configurable."""
+
+    called = "a torch.nn.Module"
+
+
+OwnModule.register(nn.Module)
 
 
 def embeddings_of(module: nn.Module, x: Tensor, width: int) -> Float[Tensor, "b n d"]:

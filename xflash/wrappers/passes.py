@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..base.checks import integer
+from ..base.checks import integer, shown
 from ..base.shapes import Float, Tensor
 from ..flags.flag import check_idle, flag
 from ..layers.reaching import reaching
@@ -59,7 +59,7 @@ class Passes(nn.Module):
         other = recycle_steps if self.looped else looped_steps
         if other is not None:
             unasked = "recycle_steps" if self.looped else "looped_steps"
-            raise ValueError(f"{unasked}={other} is given, but the model was built with {self.kind}=True")
+            raise ValueError(f"{unasked}={shown(other)} is given, but the model was built with {self.kind}=True")
         if given is not None:
             return integer(name, given, 1)
         if self.looped or not self.training:
@@ -104,5 +104,5 @@ def passes_before(
         return partial(passes, count=passes.count(recycle_steps, looped_steps))
     for built, name, steps in (("recycling", "recycle_steps", recycle_steps), ("looped", "looped_steps", looped_steps)):
         if steps is not None:
-            raise ValueError(f"{name}={steps} is given, but the model was built without {built}=True")
+            raise ValueError(f"{name}={shown(steps)} is given, but the model was built without {built}=True")
     return None

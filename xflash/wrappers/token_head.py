@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ..flags.flag import check_idle, flag, flags_of
 from .head_transform import HeadTransform
 from .input_embedding import InputEmbedding
 from .mixture_of_softmax import MixtureOfSoftmax
-from .own_module import as_module
+from .own_module import OwnModule
 
 __all__ = ["TokenHead"]
 
@@ -77,7 +77,7 @@ class TokenHead(nn.Module):
             1, "heads side by side, whose logits come as a tuple", at_least=1,
             tried=({"num_output_heads": 2, "tie_embedding": False},),
         )  # fmt: skip
-        to_logits: Any = flag(
+        to_logits: OwnModule | None = flag(
             None, "a module of one's own from the stack's output to logits, in the head's place",
             tried="what it does is its own affair",
         )  # fmt: skip
@@ -127,7 +127,7 @@ class TokenHead(nn.Module):
         if config.tie_embedding or config.return_only_embed:
             return None
         if config.to_logits is not None:
-            return config.to_logits
+            return cast(nn.Module, config.to_logits)
         heads = [
             projection(self.read_width, config.logits_dim or self.num_tokens, config.logits_bias) for _ in range(count)
         ]
@@ -191,8 +191,7 @@ def check_alone(config: TokenHead.Config) -> None:
     for name in flags if config.return_only_embed else ():
         if getattr(config, name) not in (None, False, flags_of(type(config))[name].default):
             raise ValueError(f"return_only_embed=True leaves no head, so {name} cannot be set")
-    own = None if config.to_logits is None else as_module("to_logits", config.to_logits)
-    if own is not None:
+    if config.to_logits is not None:
         check_idle(config, ("tie_embedding", "logits_dim", "logits_bias", "num_output_heads"), "to_logits is one's own")
     if not config.mixture_of_softmax:
         check_idle(config, ("mixture_of_softmax_k",), "mixture_of_softmax is False")
