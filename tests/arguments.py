@@ -199,7 +199,7 @@ def not_finite(result: Any) -> bool:
 
 # What a value is allowed to mean that would otherwise be refused; docs/arguments.md has them in words.
 NONE_OF_IT = re.compile(
-    "num_|max_|_tokens$|_len$|dropout|_prob$|sinks|attend_past|gru_keep|_offset$|_smoothing$|z_loss$|pool_depth$"
+    "num_|max_|_tokens$|_len$|dropout|_prob$|sinks|attend_past|gru_keep|_offset$|_smoothing$|_loss$|mem_down$|pool_depth$"
 )
 ENDS = {"thres", "min_p", "min_p_pow", "min_p_ratio", "filter_thres"}
 MEANINGS: dict[str, Callable[[Tried], Any]] = {

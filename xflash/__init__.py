@@ -29,13 +29,13 @@ from .layers.blocks.feedforward import FeedForward
 from .layers.blocks.flash import MixedChunkAttention
 from .layers.blocks.gau import GatedAttention
 from .layers.blocks.recurrent import Recurrent
-from .layers.blocks.site import Site
 from .layers.joins.join import Join
 from .layers.norms import Norm
 from .layers.positions.position import Bias, Position, Turn
 from .layers.reads.read import Read
 from .layers.scales.scale import Scale
 from .layers.scores.step import ScoreStep, WeightFn
+from .layers.site import Site
 from .saving.configurable import from_config
 from .saving.store import load, save
 from .stack.face import AttentionLayers

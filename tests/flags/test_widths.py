@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from xflash import FLASH, GAU, Decoder, Encoder, FLASHTransformer, from_config
-from xflash.layers.blocks.site import Site
+from xflash.layers.site import Site
 from xflash.wrappers.block_recurrent import BlockRecurrentTransformer
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from cross_stacks import BATCH, CTX, DIM, HEADS, OUTSIDE, C, N, context_masks, source, stack, tokens
 
 from xflash.layers.blocks.cross_gau import CrossGatedAttention
-from xflash.layers.blocks.site import Site
 from xflash.layers.kernels.gated import laplace
+from xflash.layers.site import Site
 
 
 def heads(linear, t, count):

@@ -7,7 +7,7 @@ from cross_stacks import BATCH, CTX, DIM, HEADS, OUTSIDE, C, N, context_masks, e
 from xflash import AttentionLayers, CrossAttender, Decoder
 from xflash.layers.blocks.cross_attention import CrossAttention
 from xflash.layers.blocks.cross_gau import CrossGatedAttention
-from xflash.layers.blocks.site import Site
+from xflash.layers.site import Site
 
 X, CONTEXT = tokens(), source()
 REFUSED = [

@@ -10,7 +10,7 @@ from xflash import Decoder, Encoder
 from xflash.base.relay import Relay
 from xflash.base.state import Ctx, tensors
 from xflash.layers.blocks.flash import FlashState, MixedChunkAttention
-from xflash.layers.blocks.site import Site
+from xflash.layers.site import Site
 
 DIM, W, WIDTH, BATCH = 13, 5, 6, 3
 

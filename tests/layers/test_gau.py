@@ -10,8 +10,8 @@ from torch import nn
 from xflash import Decoder, Encoder
 from xflash.base.state import Ctx
 from xflash.layers.blocks.gau import GatedAttention
-from xflash.layers.blocks.site import Site
 from xflash.layers.kernels import gated
+from xflash.layers.site import Site
 
 DIM, WIDTH, BATCH, LENGTH = 13, 22, 3, 19
 E = 2 * DIM

@@ -15,8 +15,8 @@ from xflash import (
     XTransformer,
     norms,
 )
-from xflash.layers.blocks.site import Site
 from xflash.layers.scales.adaptive_layerscale import AdaptiveLayerScale
+from xflash.layers.site import Site
 
 DIM, WIDTH, B, N = 26, 7, 3, 11
 SIZES = {"dim": DIM, "depth": 2, "heads": 2, "attn_dim_head": 6, "dim_condition": WIDTH}

@@ -167,7 +167,6 @@ CALLED = {
     "swish": "'silu'",
     "avg": "'mean'",
     **dict.fromkeys(("token", "cls_token"), "'cls'"),
-    "map": "'attn'",
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_approx"), "'gelu_tanh'"),
     **dict.fromkeys(("relu_squared", "relu_sq", "squared_relu"), "'relu2'"),
 }

@@ -138,7 +138,7 @@ def read_model(
     arguments = READERS[kind(module)](module, reader, weights, *(() if tied is None else (tied,)))
     memory = memory_length(module, arguments.get("use_abs_pos_emb") is False, flags)
     if memory is not None:
-        arguments |= {"max_mem_len": memory, "shift_mem_down": module.shift_mem_down}
+        arguments |= {"max_mem_len": memory, "shift_mem_down": getattr(module, "shift_mem_down", 0)}
     return flags, arguments, weights
 
 

@@ -119,7 +119,7 @@ def feature(name: str, what: Any) -> ValueError:
 def memory_length(module: Any, unpositioned: bool, flags: Any) -> int | None:
     """max_mem_len, where a segment behind a memory is what xflash makes of it."""
     if not module.max_mem_len:
-        if module.shift_mem_down:
+        if getattr(module, "shift_mem_down", 0):
             raise feature("shift_mem_down", "without max_mem_len")
         return None
     restarts = {"num_memory_tokens": hasattr(module, "memory_tokens"), "use_abs_pos_emb": not unpositioned}

@@ -11,8 +11,8 @@ from ..base.registry import norms
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx
 from ..flags.flag import flag
-from .blocks.site import Site
 from .part import Part
+from .site import Site
 
 __all__ = ["LayerNorm", "Norm", "RMSNorm", "ScaleNorm", "SimpleRMSNorm", "rms_normed"]
 

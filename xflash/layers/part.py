@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from .blocks.site import Site
+from .site import Site
 
 __all__ = ["Part"]
 

@@ -8,8 +8,8 @@ import torch
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx, document_positions
 from ..flags.flag import flag
-from .blocks.site import Site
 from .part import Part
+from .site import Site
 
 __all__ = ["ShiftStyle", "TokenShift"]
 

@@ -54,7 +54,7 @@ def moved_down(column: Column, state: StackState, down: int) -> StackState:
     for at, place in enumerate(places):
         branch, source = column.branches[column.order[place]], state.branches[places[(at + down) % len(places)]].block
         read = source.brought[-1][:, 0]
-        plain = column.context(read, None, None, {}, (False, False, None))
+        plain = column.context(read, None, None, {}, (False, False, None, None))
         ctx = replace(plain, positions=source.tokens()).seen_by(branch.block.site.pos)
         normed = read if branch.before is None else branch.before(read, ctx)
         found[place] = found[place]._replace(block=branch.block.remade(source, normed, ctx))

@@ -14,11 +14,11 @@ from ..base.state import StackState
 from ..layers.apart import Apart
 from ..layers.blocks.block import Block
 from ..layers.blocks.parallel import Parallel
-from ..layers.blocks.site import Site
 from ..layers.branch import BEFORE, BEHIND, SUMMED, Branch
 from ..layers.clamped import Clamped
 from ..layers.norms import Norm
 from ..layers.shift import TokenShift
+from ..layers.site import Site
 from .around import Chosen
 from .layers import Layer
 from .order import places_of

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..flags.flag import flag
-from ..layers.blocks.site import BranchStart
 from ..layers.branch import NormPlace
 from ..layers.shift import ShiftStyle
+from ..layers.site import BranchStart
 
 __all__ = ["StackConfig"]
 

@@ -9,7 +9,7 @@ from ..base.checks import check_bounds, shown
 from ..flags.flag import flag, like
 from ..flags.layout import MOST_LAYERS
 from ..layers.blocks.block_attention import BlockAttention
-from ..layers.blocks.site import MOST, SLACK
+from ..layers.site import MOST, SLACK
 from ..stack.stack_config import StackConfig
 from .input_embedding import InputEmbedding
 from .losses import Labels

@@ -95,8 +95,7 @@ class TransformerWrapper(TokenHead, StreamModel):
         `return_auxiliary_loss`: as last what layers lose of their own (moe_balance_loss), to be added to the loss.
         `seq_start_pos`, `self_attn_kv_mask`, `cache`, `input_not_include_cache`, `return_intermediates`: as in
         x-transformers, see `with_side_calls`.
-        `recycle_steps` or `looped_steps`: how many passes the stack of a model with recycling or looped has; maps and
-        hiddens are those of the last.
+        `recycle_steps`, `looped_steps`: how many passes a model with recycling or looped has; it notes the last.
         """
         front: dict[str, Any] = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids}
         beside |= {"context": context, "context_mask": context_mask, "context_pos": context_pos}

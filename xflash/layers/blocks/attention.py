@@ -13,10 +13,10 @@ from ...flags.flag import flag
 from ..positions.slots import Slots
 from ..projection import linear_in, split_off_values
 from ..scores.step import Read
+from ..site import Site
 from .key_values import KV, added, append, begin, fits, last, place, reserve, shorten
 from .latents import Latents
 from .masks import visible
-from .site import Site
 
 __all__ = ["Attention"]
 

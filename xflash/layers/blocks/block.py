@@ -14,7 +14,7 @@ from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
 from ...flags.flag import flags_of
 from ...flags.layout import AROUND
-from .site import Site
+from ..site import Site
 
 __all__ = ["Block", "update_of"]
 

@@ -19,13 +19,13 @@ from ..positions.distance import own_bias
 from ..projection import key_and_value, whole
 from ..scores.read import SoftmaxRead, rows_of
 from ..scores.step import Read
+from ..site import Site
 from .block_flags import BlockFlags
 from .compress import Compressor, build_compressor, reconstruction
 from .cosine import Cosine
 from .multi_head import count_heads
 from .reading import Reading
 from .retrieve import Memory, build_retriever
-from .site import Site
 from .state_read import StateReader
 
 __all__ = ["BlockAttention"]

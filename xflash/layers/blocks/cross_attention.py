@@ -7,10 +7,10 @@ from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
 from ..projection import linear_in, split_off_values
 from ..scores.step import Read
+from ..site import Site
 from .context import Context, ContextFlags, TakesContext, context_mask, source
 from .masks import sight
 from .multi_head import MultiHead, split_heads
-from .site import Site
 
 __all__ = ["CrossAttention"]
 

@@ -13,9 +13,9 @@ from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx
 from ...flags.flag import flag
 from ..projection import whole
+from ..site import Site
 from .context import Context, ContextFlags, TakesContext, context_mask, source
 from .gated_unit import GatedUnit
-from .site import Site
 
 __all__ = ["CrossGatedAttention"]
 

@@ -16,8 +16,8 @@ from ...flags.flag import check_idle, flag
 from ..activations import Activation, activation_of, softclamped
 from ..norms import LayerNorm
 from ..projection import whole
+from ..site import MOST, Site
 from .block import Block
-from .site import MOST, Site
 
 __all__ = ["FeedForward", "activated", "check_glu", "inner_width"]
 

@@ -20,9 +20,9 @@ from ..kernels.operators import operators_work
 from ..kernels.relative import distances
 from ..positions.distance import own_bias
 from ..projection import whole
+from ..site import Site
 from .block import Block
 from .gated_unit import GatedUnit
-from .site import Site
 
 __all__ = ["FlashState", "MixedChunkAttention"]
 

@@ -12,8 +12,8 @@ from ...base.shapes import Float, Int, Tensor
 from ...base.state import AttentionMap
 from ...flags.flag import flag
 from ..kernels.gated import gated_attention, gated_weights
+from ..site import MOST, Site
 from .block import Block
-from .site import MOST, Site
 
 __all__ = ["GatedUnit"]
 

@@ -16,10 +16,10 @@ from ..kernels.relative import distances, scores_bias
 from ..positions.distance import own_bias
 from ..positions.slots import Slots
 from ..projection import whole
+from ..site import Site
 from .gated_unit import GatedUnit
 from .key_values import KV, append, begin, place, reserve, shorten
 from .masks import bounds, visible
-from .site import Site
 
 __all__ = ["GatedAttention"]
 

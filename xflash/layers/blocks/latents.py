@@ -10,9 +10,9 @@ from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import check_idle, flag
 from ..projection import linear_in, split_off_values, whole
+from ..site import Site
 from .key_values import KV, stand
 from .multi_head import MultiHead, split_heads
-from .site import Site
 
 __all__ = ["Latents"]
 

@@ -15,9 +15,9 @@ from ...base.state import Ctx
 from ...flags.flag import flag, like
 from ..activations import activation_of
 from ..kernels.experts import Sorted, grouped_linear, mixed
+from ..site import MOST, Site
 from .block import Block
 from .feedforward import FeedForward, activated, check_glu, inner_width
-from .site import MOST, Site
 
 __all__ = ["Experts", "MixtureOfExperts"]
 

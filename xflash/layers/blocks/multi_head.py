@@ -13,10 +13,10 @@ from ...flags.aliases import names
 from ...flags.flag import flag
 from ..scores.read import SoftmaxRead, in_front
 from ..scores.step import Read
+from ..site import Site
 from .masks import Sight
 from .outward import OutFlags, Outward
 from .qk_norm import QKFlags, QKNorm
-from .site import Site
 from .valued import Valued, ValueFlags
 
 __all__ = ["MultiHead", "count_heads", "split_heads"]

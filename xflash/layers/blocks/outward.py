@@ -8,8 +8,8 @@ from torch import nn
 
 from ...base.shapes import Float, Tensor
 from ...flags.flag import check_idle, flag
+from ..site import Site
 from .block import Block
-from .site import Site
 
 __all__ = ["OutFlags", "Outward"]
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx
+from ..site import Site
 from .block import Block, update_of
-from .site import Site
 
 __all__ = ["Parallel"]
 

@@ -21,7 +21,7 @@ from ...base.shapes import Bool, Float, Int, Tensor
 from ..kernels.operators import gradients_of
 from ..kernels.packed_windows import DocumentBlocks
 from ..kernels.windows import Blocks, followed
-from .site import Site
+from ..site import Site
 
 __all__ = [
     "BEGINS",

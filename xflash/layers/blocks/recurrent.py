@@ -17,11 +17,11 @@ from ..kernels.windows import Blocks, Window, valid
 from ..norms import LayerNorm
 from ..projection import key_and_value
 from ..scores.read import SoftmaxRead
+from ..site import Site
 from .block_attention import BlockAttention
 from .block_flags import RecurrentFlags
 from .cosine import Cosine
 from .recurrence import as_built, describe, of_documents, outline, recurrence
-from .site import Site
 
 __all__ = ["Recurrent", "RecurrentState"]
 

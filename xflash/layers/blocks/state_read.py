@@ -13,9 +13,9 @@ from ...base.state import Ctx
 from ...flags.flag import flag
 from ..projection import whole
 from ..scores.read import ReadFlags, SoftmaxRead
+from ..site import Site
 from .cosine import Cosine
 from .reading import Reading
-from .site import Site
 
 __all__ = ["StateRead", "StateReader"]
 

@@ -11,7 +11,7 @@ from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import flag
-from ..blocks.site import Site
+from ..site import Site
 from .read import Read
 
 __all__ = ["LIMe"]

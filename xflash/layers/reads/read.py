@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
-from ..blocks.site import Site
 from ..part import Part
+from ..site import Site
 
 __all__ = ["Read"]
 

@@ -6,7 +6,7 @@ from torch import nn
 from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
-from ..blocks.site import Site
+from ..site import Site
 from .read import Read
 
 __all__ = ["UNet"]

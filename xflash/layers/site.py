@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...base.registry import blocks
-from ...base.shapes import Float, Tensor
+from ..base.registry import blocks
+from ..base.shapes import Float, Tensor
 
 __all__ = ["MOST", "BranchStart", "Site"]
 
