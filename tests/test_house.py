@@ -19,7 +19,7 @@ DATASETS = ("base", "datasets")
 WHOLE = ("__init__", "__main__", "flops")
 # Inside `layers`: kernels know no part; a part knows what it is built from and called with; blocks know parts; a branch
 # holds a block and the parts around it. What is named neither here nor in `blocks` is a part.
-LAYERS = ("kernels", "blocks.block", "parts", "blocks", "branch")
+LAYERS = ("kernels", "site", "blocks.block", "parts", "blocks", "branch")
 
 LONGEST_FILE, LONGEST_TEST, LONGEST_FUNCTION, MOST_ARGUMENTS = 300, 400, 50, 10
 # What users call with names of arguments, and what PyTorch calls with the tensors of a kernel.
