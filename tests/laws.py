@@ -126,7 +126,7 @@ def shape(stack, n: int = 11) -> None:
     assert one.shape == (1, 1, stack.dim) and one.isfinite().all()
 
 
-def causal(stack, n: int = 23) -> None:
+def causal(stack, n: int = 17) -> None:
     """2: nothing at or before i depends on anything after i."""
     x = sample(stack, n).requires_grad_()
     y = run(stack, x)
@@ -136,7 +136,7 @@ def causal(stack, n: int = 23) -> None:
         assert grad[:, i].abs().max() > 0, f"causal: token {i} does not see itself"
 
 
-def chunk(stack, n: int = 23, cuts=None, grads=(False, True)) -> None:
+def chunk(stack, n: int = 17, cuts=None, grads=(False, True)) -> None:
     """3: f(x) equals f(x[:, :i]) followed by f(x[:, i:], state), at every cut, and one token at a time."""
     x = sample(stack, n)
     for grad in grads:
@@ -172,7 +172,7 @@ def masks(n: int) -> dict[str, torch.Tensor]:
     return {"right": right, "left": right.flip(1), "holes": holes}
 
 
-def padding(stack, n: int = 17, kinds=KINDS) -> None:
+def padding(stack, n: int = 13, kinds=KINDS) -> None:
     """4: a row's real tokens give what the row alone gives; zeros elsewhere; an empty row is fine."""
     x = sample(stack, n)
     for name in kinds:
@@ -186,7 +186,7 @@ def padding(stack, n: int = 17, kinds=KINDS) -> None:
                 close(y[row, mask[row]], alone, f"padding: {name}, row {row}")
 
 
-def ragged(stack, n: int = 29, grads=(False, True), kinds=KINDS) -> None:
+def ragged(stack, n: int = 23, grads=(False, True), kinds=KINDS) -> None:
     """3 and 4 together: rows of different lengths carried on in pieces, with and without grad."""
     x = sample(stack, n)
     for name in kinds:
@@ -198,7 +198,7 @@ def ragged(stack, n: int = 29, grads=(False, True), kinds=KINDS) -> None:
                 close(pieces, whole, f"ragged: {name}, grad={grad}")
 
 
-def state_is_a_value(stack, n: int = 19, padded=(False, True)) -> None:
+def state_is_a_value(stack, n: int = 13, padded=(False, True)) -> None:
     """5: permuted, forked, reset, copied, saved and detached states behave as values."""
     x = sample(stack, 2 * n)
     first, second = x[:, :n], x[:, n:]

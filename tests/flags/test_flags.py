@@ -170,7 +170,7 @@ SPELLINGS += [
 ]
 
 
-@pytest.mark.parametrize(("spelling", "own"), SPELLINGS, ids=str)
+@pytest.mark.parametrize(("spelling", "own"), SPELLINGS, ids=lambda flags: re.sub(" at 0x\\w+", "", str(flags)))
 def test_a_spelling_means_the_flags(spelling, own):
     assert Decoder(**BASE, **spelling).to_config() == Decoder(**BASE, **own).to_config()
 
