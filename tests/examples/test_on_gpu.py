@@ -38,7 +38,7 @@ def rows_of(out):
         ("right", "block flash", 2),
         ("right", "Masked", 2),
         ("right", "generation", 1),
-        ("speed", "attn ff, doc_ids", 1),
+        ("speed", "max_documents", 1),
         ("decode", "floor", 1),
         ("decode", "attn ff, compile_step", 1),
         ("compile", "alibi", 1),

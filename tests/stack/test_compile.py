@@ -34,17 +34,18 @@ def by_itself(case, _):
     return case.startswith("block ") and case.endswith("-causal")
 
 
-def compiled(stack):
+def compiled(stack, backend="aot_eager"):
     """The stack compiled without graph breaks (traced as in training, no code generated), and a count of its graphs."""
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend(backend)
     return torch.compile(stack, fullgraph=True, backend=counter), counter
 
 
 @pytest.mark.parametrize(("flags", "causal"), quick(both_ways(CASES), by_itself))
 def test_twenty_lengths_are_few_graphs(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
-    fast, counter = compiled(stack)
+    # How many graphs there are is Dynamo's affair; what is traced of them further is compared in training.
+    fast, counter = compiled(stack, "eager")
     with torch.no_grad():
         for n in LENGTHS:
             x = laws.sample(stack, n)
@@ -52,7 +53,7 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
-@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values", "layers"])
+@pytest.mark.parametrize("name", [*blocks, *(name for name in CASES if not name.startswith("block "))])
 def test_compiled_training(name):
     flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
     stack = laws.live(build(causal=True, depth=1, **flags))

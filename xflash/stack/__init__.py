@@ -2,4 +2,4 @@
 
 from ..base.moved import lent
 
-__getattr__ = lent(__name__, "face")
+__getattr__ = lent(__name__, "stacks", "face")
