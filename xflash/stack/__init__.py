@@ -1,5 +1,11 @@
 """A stack of layers: its face, its flags, the door for padding, side inputs, and its states."""
 
+from typing import Any
+
 from ..base.moved import lent
 
-__getattr__ = lent(__name__, "stacks", "face")
+KINDS = ("CrossAttender", "Decoder", "Encoder", "PrefixDecoder")
+
+
+def __getattr__(name: str) -> Any:
+    return lent(__name__, "stacks" if name in KINDS else "face")(name)
