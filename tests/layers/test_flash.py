@@ -49,7 +49,7 @@ def tokens(n, seed=1, dim=DIM):
 
 @pytest.mark.parametrize("setting", SETTINGS | CAUSAL_ONLY)
 def test_laws_causal(setting, tmp_path):
-    laws.all_laws(build(**(SETTINGS | CAUSAL_ONLY)[setting]), tmp_path, cuts=(1, 4, 5, 6, 10, 22))
+    laws.all_laws(build(**(SETTINGS | CAUSAL_ONLY)[setting]), tmp_path, cuts=(1, 4, 5, 6, 10, 16))
 
 
 @pytest.mark.parametrize("setting", SETTINGS | BIDIRECTIONAL_ONLY)

@@ -328,7 +328,7 @@ def test_parts_may_have_names_in_any_letters(tmp_path, monkeypatch, without):
 def test_a_class_does_not_take_the_name_of_one_of_xflash():
     """Configs name classes: every Decoder that is built from one would be this one."""
     with pytest.raises(
-        TypeError, match=r"Decoder needs a name of its own: in configs, 'Decoder' means xflash\.stack\.face\.Dec"
+        TypeError, match=r"Decoder needs a name of its own: in configs, 'Decoder' means xflash\.stack\.stacks\.Dec"
     ):
         type("Decoder", (xflash.Decoder,), {})
     assert CLASSES["Decoder"] is xflash.Decoder

@@ -60,7 +60,7 @@ def test_a_parallel_layer_by_hand():
 
     def by_hand(x):
         column = stack.column
-        ctx = column.context(x, None, None, {}, (False, False, None))
+        ctx = column.context(x, None, None, {}, (False, False, None, None))
         y, _ = branch.shift(branch.before(x, ctx), ctx)
         return x + attn(y, ctx)[0] + ff(y, ctx)[0]
 
@@ -79,7 +79,7 @@ def test_members_with_norms_of_their_own(layers, own, built):
     first, second = [m for m in branch.before.modules() if isinstance(m, Norm)]
 
     def by_hand(x):
-        ctx = stack.column.context(x, None, None, {}, (False, False, None))
+        ctx = stack.column.context(x, None, None, {}, (False, False, None, None))
         reads = [branch.shift(norm(x, ctx), ctx)[0] for norm in (first, second)]
         return x + attn(reads[0], ctx)[0] + ff(reads[1], ctx)[0]
 
@@ -116,7 +116,7 @@ def test_a_norm_after_the_block_by_hand():
 
     def by_hand(x):
         for branch in stack.branches:
-            ctx = stack.column.context(x, None, None, {}, (False, False, None))
+            ctx = stack.column.context(x, None, None, {}, (False, False, None, None))
             x = x + branch.after(branch.block(x, ctx)[0], ctx)
         return stack.final_norm(x, None)
 
@@ -129,7 +129,7 @@ def test_no_norm_at_all():
 
     def by_hand(x):
         for branch in stack.branches:
-            x = x + branch.block(x, stack.column.context(x, None, None, {}, (False, False, None)))[0]
+            x = x + branch.block(x, stack.column.context(x, None, None, {}, (False, False, None, None)))[0]
         return x
 
     alike(stack, by_hand, sample(stack), *stack.parameters())
@@ -199,7 +199,7 @@ def test_tables_are_made_once_for_layers_that_are_alike(monkeypatch):
 
 def test_what_ctx_is_to_a_block_with_other_positions():
     stack = Decoder(**SMALL, layers="attn attn(pos=none)", pos="rotary")
-    ctx = stack.column.context(torch.zeros(1, 3, 26), None, None, {"a": 1}, (True, False, []))
+    ctx = stack.column.context(torch.zeros(1, 3, 26), None, None, {"a": 1}, (True, False, [], None))
     seen = ctx.seen_by(())
     assert seen.relative is None and ctx.relative is not None and ctx.seen_by(None) is ctx
     assert all(getattr(seen, name) is getattr(ctx, name) for name in flags_of(type(ctx)) if name != "relative")

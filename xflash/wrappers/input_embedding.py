@@ -29,14 +29,20 @@ def check_embed_num_tokens(counts: Mapping[str, int] | None, flag: str = "embed_
     return dict(counts or {})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What models of token ids are told first."""
+
+    num_tokens: int = flag(
+        doc="token ids that there are: 0 to num_tokens - 1", at_least=1, tried="every combination has its own"
+    )
+
+
 class InputEmbedding(StreamInput):
     """Token embeddings with absolute positions, norm, dropout and projection, and embeddings put in front of them."""
 
     @dataclass(frozen=True, kw_only=True)
-    class Config(StreamInput.Config):
-        num_tokens: int = flag(
-            doc="token ids that there are: 0 to num_tokens - 1", at_least=1, tried="every combination has its own"
-        )
+    class Config(StreamInput.Config, Vocabulary):
         l2norm_embed: bool = flag(
             False,
             "embeddings of tokens and positions of length one, started small",

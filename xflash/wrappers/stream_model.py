@@ -27,7 +27,7 @@ FRONT = ("prepend_embeds", "prepend_mask")
 class StreamModel(CompilableStep, Model):
     """A model of tokens x (b, n, ...), through whole sequences or, where its stack is causal, from a state to the next.
 
-    Its `embedding` is a `StreamInput`; `own` names what that is given for each token beside x.
+    Its `embedding` is a `StreamInput`; `beside_tokens` names what that is given for each token beside x.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class StreamModel(CompilableStep, Model):
             paper="https://arxiv.org/abs/2012.15688", tried=({"shift_mem_down": 1, "max_mem_len": 29},),
         )  # fmt: skip
 
-    own: ClassVar[tuple[str, ...]] = ()
+    beside_tokens: ClassVar[tuple[str, ...]] = ()
     maker: ClassVar[str] = "AutoregressiveWrapper(model).{how} makes tokens"
     filler: ClassVar[str] = "it sees all tokens at once; a Decoder makes one after the other"
     passes: Passes | None
@@ -144,7 +144,7 @@ class StreamModel(CompilableStep, Model):
             self.attn_layers.check_state(stack_state(state), x.shape[0])
             if reset is not None:
                 state = self.reset(state, reset)
-        own = {name: front[name] for name in self.own}
+        own = {name: front[name] for name in self.beside_tokens}
         others = (*(front[name] for name in FRONT), *beside.values())
         plain = all(value is None for value in others) and all(on is False for on in noted.values())
         if state is not None and x.shape[1] == 1 and plain and not torch.is_grad_enabled() and self.compiled_step:

@@ -39,7 +39,7 @@ class TransformerWrapper(TokenHead, StreamModel):
     class Config(TokenHead.Config, Passes.Config, StreamModel.Config, InputEmbedding.Config):
         pass
 
-    own: ClassVar[tuple[str, ...]] = ("embed_ids",)
+    beside_tokens: ClassVar[tuple[str, ...]] = ("embed_ids",)
     filler: ClassVar[str] = "MaskedLMWrapper(model).generate fills in tokens"
     embedding: InputEmbedding
 

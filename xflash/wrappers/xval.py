@@ -39,7 +39,7 @@ class XValTransformerWrapper(TokenHead, StreamModel):
         logits_bias: bool = like(TokenHead.Config, "logits_bias", True, tried=(False,))
 
     gives = "logits and numbers of token ids and numbers"
-    own: ClassVar[tuple[str, ...]] = ("embed_ids", "x_num")
+    beside_tokens: ClassVar[tuple[str, ...]] = ("embed_ids", "x_num")
     maker: ClassVar[str] = "XValAutoregressiveWrapper(model).{how} makes tokens and numbers"
     roles: ClassVar[Mapping[str, Role]] = {**TokenHead.roles, "to_number": "head"}
     embedding: Any

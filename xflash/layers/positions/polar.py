@@ -65,6 +65,11 @@ class Polar(Turn):
                     f"pos={name!r} makes keys of two channels for each by their places, but those of "
                     f"{kind}_num_mem_kv={block.config.num_mem_kv} have none: leave out one of them"
                 )
+            if getattr(block.config, "latent_rope_subheads", None):
+                raise ValueError(
+                    f"pos={name!r} makes heads twice as wide, but {kind}_latent_rope_subheads="
+                    f"{block.config.latent_rope_subheads} turns some of them only: leave out one of them"
+                )
             for step_name, step in getattr(getattr(block, "reader", None), "steps", {}).items():
                 if step.takes_queries:
                     raise ValueError(
