@@ -71,8 +71,14 @@ BACK["pos"] = [
 def build_stack(causal: bool, row: dict[str, dict[str, Any]]) -> AttentionLayers:
     torch.manual_seed(0)
     flags = merged(row)
-    once = {} if "custom_layers" in flags else {"depth": 1}
-    return (Decoder if causal else Encoder)(**FIXED, **{**once, **flags})
+    # What layers hand on to others of their kind needs a second one.
+    handed = any(v for k, v in flags.items() if k.endswith("_value_residual") or "residual" in str(v))
+    if "custom_layers" in flags:
+        flags.pop("depth", None)
+        flags["custom_layers"] *= 2 if handed else 1
+    else:
+        flags = {"depth": 2 if handed else 1, **flags}
+    return (Decoder if causal else Encoder)(**FIXED, **flags)
 
 
 DOMAINS: dict[str, tuple[dict[str, list[dict[str, Any]]], Any, tuple[bool, ...]]] = {
