@@ -79,6 +79,6 @@ def test_gpt3_builds_on_meta():
 
 def test_flags_that_come_with_other_parts_are_named():
     """Not silently dropped, as x-transformers drops what it does not know in some places."""
-    for flag in ("macaron", "resi_dual"):
+    for flag in ("par_ratio", "use_derf"):
         with pytest.raises(TypeError, match=f"unknown flag '{flag}'; xflash has no counterpart of this flag"):
             Decoder(dim=32, depth=1, **{flag: True})

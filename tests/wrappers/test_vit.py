@@ -260,7 +260,7 @@ REFUSED = [
     ({"emb_dropout": 1.0}, ValueError, r"emb_dropout must be below 1, not 1\.0"),
     ({"pos_emb": "sincos"}, ValueError, r"pos_emb='sincos' is not one of 'learned' \| 'sincos2d' \| None; .*2d'"),
     ({"pos_emb": True}, TypeError, r"pos_emb must be 'learned' or 'sincos2d' or None, not True"),
-    ({"pool": "max"}, ValueError, r"pool='max' is not one of 'mean' \| 'cls' \| 'attn'"),
+    ({"pool": "sum"}, ValueError, r"pool='sum' is not one of 'mean' \| 'cls' \| 'attn'"),
     ({"num_register": 3}, TypeError, "has no argument 'num_register'; did you mean 'num_register_tokens'?"),
 ]  # fmt: skip
 

@@ -27,7 +27,7 @@ class CrossAttention(TakesContext, MultiHead):
     kind = "cross_attn"
     borrows = "attn"
     offers = frozenset({"chance", "relay"})
-    reading = ("key_value", "k_gain")
+    reading = ("key_value", "k_gain", "v_gain")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(ContextFlags, MultiHead.Config):
