@@ -341,11 +341,12 @@ def recomputed(stack, call=None, n: int = 13) -> None:
     stack.eval()
 
 
-def all_laws(stack, folder, cuts=None, ways=(False, True)) -> None:
+def all_laws(stack, folder, cuts=None, ways=(False, True), lengths=True, values=True) -> None:
     """Every law that holds without compiling, on one stack.
 
     `ways`: whether pieces are run with grad, and whether the rows of the states that are handled differ in length. One
-    way has padding to one side and in holes, both have all kinds.
+    way has padding to one side and in holes, both have all kinds. `lengths`, `values`: whether rows of unlike lengths
+    are gone on with, and whether states are handled as values.
     """
     kinds = KINDS if len(ways) > 1 else ("holes", "left" if ways[0] else "right")
     live(stack)
@@ -354,6 +355,8 @@ def all_laws(stack, folder, cuts=None, ways=(False, True)) -> None:
     if stack.causal:
         causal(stack)
         chunk(stack, cuts=cuts, grads=ways)
-        ragged(stack, grads=ways, kinds=kinds)
-        state_is_a_value(stack, padded=ways)
+        if lengths:
+            ragged(stack, grads=ways, kinds=kinds)
+        if values:
+            state_is_a_value(stack, padded=ways)
     saved_as_built(stack, folder)

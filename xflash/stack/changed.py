@@ -11,7 +11,11 @@ from .resolve import read
 __all__ = ["changed"]
 
 # What says a column in a word of its own, and what it says otherwise.
-COLUMN = {"layers": ("custom_layers",), "custom_layers": ("layers", "depth")}
+COLUMN = {
+    "layers": ("custom_layers", "layers_execute_order"),
+    "custom_layers": ("layers", "depth", "sandwich_coef", "layers_execute_order"),
+    "depth": ("layers_execute_order",),
+}
 
 
 def changed(stack: AttentionLayers, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..base.registry import blocks as registered
 from ..base.state import StackState
 from ..layers.branch import Branch
@@ -25,6 +23,9 @@ def keep_reads(stack: Any, down: int) -> None:
     if not down < count:
         able = ", ".join(name for name, block in registered.items() if block.moves)
         raise ValueError(f"{said}, but {count} of them have one that can be given away ({able})")
+    views = {(branch.block.config.window, branch.block.config.sinks) for branch in movers}
+    if len(views) > 1:
+        raise ValueError(f"{said}, but these see windows of their own, and so have memories of unlike lengths")
     why = next((why for branch in movers if (why := rooted(branch))), "")
     if not why and (asked := sorted({"condition", "grid"} & set(stack.heeded))):
         why = f"the {asked[0]} of its tokens is not remembered"
@@ -32,6 +33,7 @@ def keep_reads(stack: Any, down: int) -> None:
         raise ValueError(f"{said}, but {why}")
     for branch in movers:
         branch.keeps_read = branch.block.keeps_read = True
+    stack.maker = f"{stack.maker} with shift_mem_down"
 
 
 def rooted(branch: Branch) -> str:
@@ -43,7 +45,6 @@ def rooted(branch: Branch) -> str:
     return "shift_tokens mixes tokens in front of a layer" if branch.shift is not None else branch.block.rooted()
 
 
-@torch.no_grad()
 def moved_down(column: Column, state: StackState, down: int) -> StackState:
     """`state` in which each layer has, of the tokens there are, keys and values of what the layer `down` below it read.
 

@@ -97,7 +97,7 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
         order=order,
         period=len(specs) if stack.layers_execute_order is None else len(order),
         text=whole if depth == 1 else f"({whole}) x {depth}",
-        norm=last_norm(stack, parts.get("norm_")),
+        norm=last_norm(stack, layers, parts.get("norm_")),
         reads={name: parts[slot_prefix(name)] for name in chosen["reads"]},
         positions=there,
         pos=chosen["pos"],
@@ -209,9 +209,9 @@ def check_norms(stack: StackConfig, layers: Sequence[Layer]) -> None:
         raise ValueError(f"norm_place={stack.norm_place!r} is set, but norm={NONE!r} has nothing to place")
 
 
-def last_norm(stack: StackConfig, config: Any) -> Chosen | None:
+def last_norm(stack: StackConfig, layers: Sequence[Layer], config: Any) -> Chosen | None:
     """The norm behind the last layer, with its Config."""
-    usual = stack.norm_place not in SUMMED or joins[stack.join].norms_end
+    usual = stack.norm_place not in SUMMED or joins[layers[0].join[0] if layers else stack.join].norms_end
     wanted = usual if stack.final_norm is None else stack.final_norm
     norm = as_norm(stack.norm)
     return (norm, config) if wanted and norm != NONE else None

@@ -63,6 +63,7 @@ class ContinuousTransformerWrapper(StreamModel):
         mems: ModelState | None = None,
         return_mems: bool = False,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> Any:
         """Vectors (b, n, dim_out), or (b, p + n, dim_out) with `prepend_embeds` (b, p, d).
@@ -71,7 +72,8 @@ class ContinuousTransformerWrapper(StreamModel):
         it says of logits is of these vectors; `beside`: side inputs of the stack (`context`, `doc_ids`, ...).
         """
         front = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
+        asked = return_hiddens, return_auxiliary_loss
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, *asked)
         if lens is not None:
             x, mask = self.embedding.check(x, mask)
             mask = which_are_real(x[..., 0], mask, lens)
@@ -87,8 +89,10 @@ class ContinuousTransformerWrapper(StreamModel):
         prepend_mask: Tensor | None = None,
         reset: Tensor | None = None,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> tuple[Any, ...]:
         """Vectors of any number of new frames behind what `state` has seen, and the state: as in TransformerWrapper."""
         front = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
-        return self.go_on(x, state, mask, front, beside, reset, {"return_hiddens": return_hiddens})
+        noted = {"return_hiddens": return_hiddens, "return_auxiliary_loss": return_auxiliary_loss}
+        return self.go_on(x, state, mask, front, beside, reset, noted)

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -158,6 +158,10 @@ class MaskedLMWrapper(Configurable):
             losses = criterion.of_logits(logits, targets)
             noted = [logits, targets] if return_outputs else []
         weights, count = self.weigh(choice, ask.weights)
+        if lost is not None and count is not None:
+            # What divides is not what weighs: the mean is to have it once.
+            total = cast(Tensor, weights).masked_fill(~choice.chosen, 0).sum()
+            lost = lost * count / (total + (total == 0))
         losses = with_own(losses, choice.chosen, lost)
         return answer(reduced(losses, choice.chosen, ask, weights, count), noted)
 

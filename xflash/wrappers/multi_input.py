@@ -69,6 +69,7 @@ class MultiInputTransformerWrapper(StreamModel):
         mems: ModelState | None = None,
         return_mems: bool = False,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> Any:
         """The logits (b, n, count) of each input by its name.
@@ -76,7 +77,8 @@ class MultiInputTransformerWrapper(StreamModel):
         The rest is as in TransformerWrapper, what it says of logits is of all of them; `beside`: side inputs.
         """
         front = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
+        asked = return_hiddens, return_auxiliary_loss
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, *asked)
         return self.call(x, mask, front, beside, wanted, mems)
 
     def step(
@@ -89,11 +91,13 @@ class MultiInputTransformerWrapper(StreamModel):
         prepend_mask: Tensor | None = None,
         reset: Tensor | None = None,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> tuple[Any, ...]:
         """Logits of any number of new tokens behind what `state` has seen, and the state: as in TransformerWrapper."""
         front = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask}
-        return self.go_on(x, state, mask, front, beside, reset, {"return_hiddens": return_hiddens})
+        noted = {"return_hiddens": return_hiddens, "return_auxiliary_loss": return_auxiliary_loss}
+        return self.go_on(x, state, mask, front, beside, reset, noted)
 
 
 class Heads(nn.ModuleDict):

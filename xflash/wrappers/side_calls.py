@@ -25,6 +25,9 @@ SIDE_CALLS: dict[str, tuple[Any, Any]] = {
     "return_intermediates": (bool, False),
 }
 
+# What a state has of its first call.
+FIRST = ("prepend_embeds", "prepend_mask", "context", "context_mask", "context_pos", "prefix_attn_len")
+
 
 def with_side_calls(forward: Callable) -> Callable:
     """The call of a model that says some things as x-transformers does too.
@@ -50,9 +53,11 @@ def with_side_calls(forward: Callable) -> Callable:
         switches = {name: told[name] for name in ("input_not_include_cache", "return_intermediates")}
         check_switches(**switches)
         x, mask, beside = tokens(*args, **given)
-        if told["seq_start_pos"] is not None:
+        # A state knows where its rows begin.
+        if told["seq_start_pos"] is not None and not (told["cache"] and told["input_not_include_cache"]):
             mask = behind_start(told["seq_start_pos"], x, mask)
         if told["self_attn_kv_mask"] is not None:
+            check_keys_alone(self)
             beside["attn_mask"] = seen_keys(told["self_attn_kv_mask"], x, beside)
         if told["cache"] is None and not told["return_intermediates"]:
             return forward(self, x, mask, **beside)
@@ -77,6 +82,18 @@ def behind_start(seq_start_pos: Any, x: Int[Tensor, "b n"], mask: Tensor | None)
     starts = row_lengths("seq_start_pos", seq_start_pos, x)
     real = torch.arange(n, device=x.device) >= starts[:, None]
     return real if mask is None else real & as_mask(mask, (b, n))
+
+
+def check_keys_alone(model: Any) -> None:
+    """ValueError for a model in which hidden tokens would be seen by tokens of its own that stand in front of all."""
+    layers, pooled = model.attn_layers, model.pooled
+    learned = "memory tokens" if layers.memory_tokens is not None and not layers.causal else ""
+    learned = "class tokens" if pooled is not None and pooled.count else learned
+    if learned:
+        raise ValueError(
+            f"self_attn_kv_mask hides tokens from others, but the model's {learned} see all of them: give mask, which "
+            "leaves tokens out"
+        )
 
 
 def seen_keys(self_attn_kv_mask: Any, x: Int[Tensor, "b n"], beside: Mapping[str, Any]) -> Bool[Tensor, "b h m m"]:
@@ -132,7 +149,8 @@ def cached(
 
 
 def behind_seen(sides: Mapping[str, Any], seen: int) -> dict[str, Any]:
-    """What is beside the tokens as it is for those behind the first `seen`."""
+    """What is beside the tokens as it is for those behind the first `seen`, without what was in front of these."""
+    sides = {name: value for name, value in sides.items() if name not in FIRST}
     cut = {name: value[:, seen:] if name in per_token(sides) else value for name, value in sides.items()}
     if isinstance(ids := sides.get("embed_ids"), Mapping):
         cut["embed_ids"] = {name: one[:, seen:] for name, one in ids.items()}

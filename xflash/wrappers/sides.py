@@ -50,6 +50,8 @@ def check_sides(encoder: AttentionLayers, decoder: AttentionLayers, dim: int) ->
 
 def check_tied(encoder: TransformerWrapper, decoder: TransformerWrapper) -> None:
     """ValueError where one token embedding cannot serve both sides."""
+    if decoder.arguments.get("token_emb") is not None:
+        raise ValueError("tie_token_emb=True gives the decoder the encoder's embedding: give enc_token_emb")
     for name, one, other in (
         ("num_tokens", encoder.num_tokens, decoder.num_tokens),
         ("emb_dim", encoder.embedding.width, decoder.embedding.width),

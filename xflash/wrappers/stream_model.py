@@ -61,9 +61,9 @@ class StreamModel(CompilableStep, Model):
         self.attn_layers, self.max_seq_len = config.attn_layers, config.max_seq_len or None
         self.read_width, self.passes = config.dim_pooled_tokens or self.dim, None
         self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
-        self.shift_mem_down = memory_shift(config.shift_mem_down, self.max_mem_len, self.attn_layers)
         if config.num_memory_tokens:
             self.attn_layers.set_memory_tokens(config.num_memory_tokens)
+        self.shift_mem_down = memory_shift(config.shift_mem_down, self.max_mem_len, self.attn_layers)
 
     @property
     def causal(self) -> bool:
@@ -205,7 +205,8 @@ class StreamModel(CompilableStep, Model):
             return state
         stack = self.attn_layers.shorten(state.stack, self.max_mem_len)
         if self.shift_mem_down:
-            stack = moved_down(self.attn_layers.column, stack, self.shift_mem_down)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not detach):
+                stack = moved_down(self.attn_layers.column, stack, self.shift_mem_down)
         return state._replace(stack=stack)
 
 

@@ -163,6 +163,11 @@ class TokenHead(nn.Module):
         """The token embedding as the weight of the head; TypeError for one that has none."""
         weight = getattr(self.embedding.token_emb, "weight", None)
         if isinstance(weight, Tensor):
+            if weight.shape[0] != self.num_tokens:
+                raise ValueError(
+                    f"tie_embedding=True makes logits of the {weight.shape[0]} rows of the token embedding, but "
+                    f"num_tokens is {self.num_tokens}"
+                )
             return weight
         kind = type(self.embedding.token_emb).__name__
         raise TypeError(

@@ -75,6 +75,7 @@ class XValTransformerWrapper(TokenHead, StreamModel):
         mems: ModelState | None = None,
         return_mems: bool = False,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> Any:
         """(logits (b, n, v), numbers (b, n)) of ids and numbers x_num (b, n).
@@ -82,7 +83,8 @@ class XValTransformerWrapper(TokenHead, StreamModel):
         The rest is as in TransformerWrapper, what it says of logits is of both; `beside`: side inputs of the stack.
         """
         front = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids, "x_num": x_num}
-        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, return_hiddens)
+        asked = return_hiddens, return_auxiliary_loss
+        wanted = Wanted(return_embeddings, return_logits_and_embeddings, return_attn, return_mems, *asked)
         return self.call(x, mask, front, beside, wanted, mems)
 
     def step(
@@ -97,6 +99,7 @@ class XValTransformerWrapper(TokenHead, StreamModel):
         embed_ids: Mapping[str, Int[Tensor, "b n"]] | None = None,
         reset: Tensor | None = None,
         return_hiddens: bool = False,
+        return_auxiliary_loss: bool = False,
         **beside: Any,
     ) -> tuple[Any, ...]:
         """(logits, numbers) of any number of new tokens behind what `state` has seen, and the state with them.
@@ -104,4 +107,5 @@ class XValTransformerWrapper(TokenHead, StreamModel):
         The rest is as in TransformerWrapper.
         """
         front = {"prepend_embeds": prepend_embeds, "prepend_mask": prepend_mask, "embed_ids": embed_ids, "x_num": x_num}
-        return self.go_on(x, state, mask, front, beside, reset, {"return_hiddens": return_hiddens})
+        noted = {"return_hiddens": return_hiddens, "return_auxiliary_loss": return_auxiliary_loss}
+        return self.go_on(x, state, mask, front, beside, reset, noted)

@@ -14,10 +14,11 @@ from ..generation.nets import check_eos, check_token, ends
 from ..generation.prompts import Prompts, check_seq_len, window
 from ..generation.sampling import Draw, seen_tokens
 from ..saving.configurable import Configurable
-from .losses import Criterion, Labels, answer, asked, reduced
+from .losses import Criterion, Labels, adds_own, answer, asked, reduced, with_own
 from .numbers_read import Outputs, Read, read_numbers, until_ended
-from .options import check_adds_none, check_for_new_tokens, check_handed_on, check_tokens_only, without_last
+from .options import check_for_new_tokens, check_handed_on, check_tokens_only, without_last
 from .targets import labelled, next_tokens, unseen_targets, which_are_real
+from .token_head import Heads
 from .xval import Predicted, XValTransformerWrapper
 
 __all__ = ["GenerateReturn", "LossBreakdown", "XValAutoregressiveWrapper"]
@@ -56,7 +57,8 @@ class XValAutoregressiveWrapper(Configurable):
                 "the net sees the tokens that it is to predict, pools them or has no head: give an "
                 "XValTransformerWrapper with a head, around a Decoder, without pooling"
             )
-        check_adds_none(net)
+        if isinstance(net.to_logits, Heads):
+            raise ValueError(f"the net gives {net.gives}, but a loss is of one: build it with num_output_heads=1")
         check_token(net, "pad_value", config.pad_value)
         self.net, self.ignore_index, self.pad_value = net, config.ignore_index, config.pad_value
         self.numerical_loss_weight = config.numerical_loss_weight
@@ -100,11 +102,15 @@ class XValAutoregressiveWrapper(Configurable):
         place = unseen_targets(next_tokens(place, mask, doc_ids, -1), read.mask, kwargs, -1)
         targets = x.gather(1, place.clamp(min=0)).masked_fill(place < 0, self.ignore_index)
         # Embeddings in front of the tokens (prepend_embeds) have outputs, but no targets.
-        out = Predicted(*(t[:, 1 - x.shape[1] :] for t in self.net(*read, **kwargs)))
+        own = {"return_auxiliary_loss": True} if adds_own(self, self.net) else {}
+        found = self.net(*read, **kwargs, **own)
+        found, lost = found if own else (found, None)
+        out = Predicted(*(t[:, 1 - x.shape[1] :] for t in found))
         told, error = self.parts(out, targets, numbers.gather(1, place.clamp(min=0)))
         weights = None if ask.weights is None else next_tokens(ask.weights, mask, doc_ids, 0)
         counted = targets != self.ignore_index
-        found = reduced(told + self.numerical_loss_weight * error, counted, ask, weights)
+        losses = with_own(told + self.numerical_loss_weight * error, counted, lost)
+        found = reduced(losses, counted, ask, weights)
         alone = ask._replace(count=False)
         parts = [LossBreakdown(*(reduced(each, counted, alone, weights)[0] for each in (told, error)))]
         return answer(found, parts if return_loss_breakdown else [])
@@ -114,7 +120,8 @@ class XValAutoregressiveWrapper(Configurable):
     ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m"]]:
         """What a target's loss is made of: cross-entropy, and the squared error of its number, 0 where it is none."""
         gap = (out.numbers - numbers).to(torch.promote_types(out.numbers.dtype, torch.float32))
-        gap = gap.masked_fill(targets != self.net.numerical_token_id, 0)
+        none = (targets != self.net.numerical_token_id) | (targets == self.ignore_index)
+        gap = gap.masked_fill(none, 0)
         return Criterion(self.ignore_index).of_logits(out.logits, targets), gap.square()
 
     def generate(
