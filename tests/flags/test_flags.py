@@ -1,6 +1,7 @@
 """Flags: their spellings, where they go, how they are checked, shown and saved."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 

@@ -89,7 +89,8 @@ def test_the_layers_own_loss_is_not_weighed_by_a_schedule():
         losses = []
         for way in (True, False):
             losses.append(trainer.train(way)(IDS, generator=torch.Generator().manual_seed(seed)))
-        close(losses[0], losses[1] + seen[-2][-1], "own")
+        # The schedule's weights are float32.
+        assert (losses[0] - losses[1] - seen[-2][-1]).abs() < 1e-6
 
 
 def test_gradients_reach_back_through_memories_of_other_layers():

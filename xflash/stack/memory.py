@@ -23,8 +23,7 @@ def keep_reads(stack: Any, down: int) -> None:
     if not down < count:
         able = ", ".join(name for name, block in registered.items() if block.moves)
         raise ValueError(f"{said}, but {count} of them have one that can be given away ({able})")
-    views = {(branch.block.config.window, branch.block.config.sinks) for branch in movers}
-    if len(views) > 1:
+    if unlike(stack, down):
         raise ValueError(f"{said}, but these see windows of their own, and so have memories of unlike lengths")
     why = next((why for branch in movers if (why := rooted(branch))), "")
     if not why and (asked := sorted({"condition", "grid"} & set(stack.heeded))):
@@ -34,6 +33,15 @@ def keep_reads(stack: Any, down: int) -> None:
     for branch in movers:
         branch.keeps_read = branch.block.keeps_read = True
     stack.maker = f"{stack.maker} with shift_mem_down"
+
+
+def unlike(stack: Any, down: int) -> bool:
+    """Whether layers that see windows alike, and so share masks and biases, would be given memories that are not."""
+    blocks = [stack.branches[i].block for i in stack.order if stack.branches[i].block.moves]
+    views = [(block.config.window, block.config.sinks) for block in blocks]
+    given: dict[Any, Any] = {}
+    moved = [*views[down:], *views[:down]]
+    return any(given.setdefault(own, other) != other for own, other in zip(views, moved, strict=True))
 
 
 def rooted(branch: Branch) -> str:
