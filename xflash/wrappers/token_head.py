@@ -164,7 +164,7 @@ class TokenHead(nn.Module):
         weight = getattr(self.embedding.token_emb, "weight", None)
         if isinstance(weight, Tensor):
             if weight.shape[0] != self.num_tokens:
-                raise ValueError(
+                raise TypeError(
                     f"tie_embedding=True makes logits of the {weight.shape[0]} rows of the token embedding, but "
                     f"num_tokens is {self.num_tokens}"
                 )
