@@ -4,15 +4,15 @@ __all__ = ["EXAMPLES"]
 
 NET = "net = TransformerWrapper(num_tokens=256, max_seq_len=64, attn_layers=Decoder(dim=64, depth=2))"
 READER = NET.replace("Decoder", "Encoder")
-XVAL = """
-stack = Decoder(dim=64, depth=2)
-net = XValTransformerWrapper(num_tokens=256, numerical_token_id=255, max_seq_len=64, attn_layers=stack)
-""".strip()
+XVAL = (
+    "XValTransformerWrapper(num_tokens=9, numerical_token_id=8, max_seq_len=32, attn_layers=Decoder(dim=64, depth=2))"
+)
 
 EXAMPLES = {
     "AttentionPool": """
 model = AttentionPool(dim=64, num_pooled_tokens=4, heads=4, dim_head=16)
-print(model(torch.randn(2, 16, 64)).shape)  # torch.Size([2, 4, 64])
+x = torch.randn(2, 16, 64)
+print(model(x).shape)  # torch.Size([2, 4, 64])
 """,
     "AutoregressiveWrapper": f"""
 {NET}
@@ -27,13 +27,12 @@ print(model(ids)[0].shape)  # torch.Size([2, 16, 256])
     "ContinuousAutoregressiveWrapper": """
 net = ContinuousTransformerWrapper(dim_in=7, dim_out=7, max_seq_len=64, attn_layers=Decoder(dim=64, depth=2))
 model = ContinuousAutoregressiveWrapper(net)
-x = torch.randn(2, 16, 7)
-print(model(x, lens=[16, 9]).shape)  # torch.Size([])
-print(model.generate(x[:, :3], 8).shape)  # torch.Size([2, 8, 7])
+print(model.generate(torch.randn(2, 3, 7), 8).shape)  # torch.Size([2, 8, 7])
 """,
     "ContinuousTransformerWrapper": """
 model = ContinuousTransformerWrapper(dim_in=7, dim_out=10, max_seq_len=64, attn_layers=Encoder(dim=64, depth=2))
-print(model(torch.randn(2, 16, 7)).shape)  # torch.Size([2, 16, 10])
+x = torch.randn(2, 16, 7)
+print(model(x).shape)  # torch.Size([2, 16, 10])
 """,
     "RecurrentTrainerWrapper": """
 net = BlockRecurrentTransformer(num_tokens=256, dim=64, depth=2, block_width=8, max_seq_len=16)
@@ -61,10 +60,9 @@ model = MaskedLMWrapper(net, mask_token_id=255)
 print(model(torch.randint(255, (2, 16))).shape)  # torch.Size([])
 """,
     "MultiInputTransformerWrapper": """
-sizes = {"note": 128, "length": 16}
-model = MultiInputTransformerWrapper(num_tokens=sizes, max_seq_len=64, attn_layers=Decoder(dim=64, depth=2))
-logits = model({name: torch.randint(count, (2, 9)) for name, count in sizes.items()})
-print(logits["note"].shape, logits["length"].shape)  # torch.Size([2, 9, 128]) torch.Size([2, 9, 16])
+model = MultiInputTransformerWrapper(num_tokens={"a": 12, "b": 16}, max_seq_len=9, attn_layers=Decoder(dim=64, depth=2))
+ids = {"a": torch.randint(12, (2, 9)), "b": torch.randint(16, (2, 9))}
+print(model(ids)["b"].shape)  # torch.Size([2, 9, 16])
 """,
     "NonAutoregressiveWrapper": f"""
 {READER}
@@ -102,16 +100,13 @@ model = XTransformer(dim=64, **{f"{side}_{name}": value for side in ("enc", "dec
 print(model(torch.randint(256, (2, 16)), torch.randint(256, (2, 9))).shape)  # torch.Size([])
 """,
     "XValAutoregressiveWrapper": f"""
-{XVAL}
+net = {XVAL}
 model = XValAutoregressiveWrapper(net)
-ids, numbers = torch.randint(256, (2, 16)), torch.randn(2, 16)
-print(model(ids, numbers).shape)  # torch.Size([])
-made = model.generate(ids[:, :3], numbers[:, :3], 8)
-print(made.sampled_numbers.shape)  # torch.Size([2, 8])
+print(model(torch.randint(9, (2, 16)), torch.randn(2, 16)).shape)  # torch.Size([])
 """,
     "XValTransformerWrapper": f"""
-{XVAL}
-logits, numbers = net(torch.randint(256, (2, 16)), torch.randn(2, 16))
-print(logits.shape, numbers.shape)  # torch.Size([2, 16, 256]) torch.Size([2, 16])
+model = {XVAL}
+ids = torch.randint(9, (2, 16))
+print(model(ids, torch.randn(2, 16)).logits.shape)  # torch.Size([2, 16, 9])
 """,
 }

@@ -1,7 +1,8 @@
 """`resi_dual`: beside the stream that norms end, a second one in which all updates add up."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +23,7 @@ class ResiDual(Join):
     wide = True
     norm_places = ("post", "pre_and_post")
     norms_end = True
+    example: ClassVar[Mapping[str, Any]] = {"norm_place": "post"}
 
     @dataclass(frozen=True, kw_only=True)
     class Config:
