@@ -80,8 +80,10 @@ def test_other_blocks(what, causal, row, tmp_path, record_property):
     _, build = matrix.domain_of(what)
     stack = build(causal, matrix.as_row(what, row))
     laws.all_laws(stack, tmp_path, cuts=(9,), ways=one_of_two(row), **half_of(row))
-    # Long enough for a second block: what the first one writes must be read.
-    laws.sane_start(stack, n=37)
+    # Of YaRN's factor gau's weights are the square: docs/laws.md.
+    if stack.arguments.get("rotary_scaling") != "yarn" or what != "scaled":
+        # Long enough for a second block: what the first one writes must be read.
+        laws.sane_start(stack, n=37)
     if any(branch.grad_checkpoint for branch in stack.branches):
         laws.recomputed(stack)
 

@@ -79,6 +79,12 @@ class Rotary(Pairs):
                     f"{name}_scaling='dynamic' counts the text up to each token, but "
                     f"{blocks.name_of(type(block))!r} counts places inside its window"
                 )
+            if self.config.xpos and getattr(getattr(block, "reader", None), "meets", False):
+                raise ValueError(
+                    f"{name}_xpos=True makes queries longer and keys shorter by their places, but "
+                    f"{blocks.name_of(type(block))}_scores has a step that compares their lengths (l2_distance): leave "
+                    "out one of them"
+                )
 
     def check_heads(self, users: Sequence[Block], name: str) -> None:
         """ValueError when no layer has as many heads as are to be turned, or several of a layer share a key."""
