@@ -38,7 +38,7 @@ def keep_reads(stack: Any, down: int) -> None:
 def unlike(stack: Any, down: int) -> bool:
     """Whether layers that see windows alike, and so share masks and biases, would be given memories that are not."""
     blocks = [stack.branches[i].block for i in stack.order if stack.branches[i].block.moves]
-    views = [(block.config.window, block.config.sinks) for block in blocks]
+    views = [block.seen_window() for block in blocks]
     given: dict[Any, Any] = {}
     moved = [*views[down:], *views[:down]]
     return any(given.setdefault(own, other) != other for own, other in zip(views, moved, strict=True))

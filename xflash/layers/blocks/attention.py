@@ -124,6 +124,9 @@ class Attention(Latents):
         q, k = qk.split((r, 1), 2) if ctx.relative is None else ctx.relative.rotate_both(qk, r, ctx)
         return q.flatten(1, 2), k.flatten(1, 2), v
 
+    def seen_window(self) -> tuple[int | None, int]:
+        return self.config.window, self.config.sinks
+
     def rooted(self) -> str:
         if self.config.value_residual:
             return f"{self.kind}_value_residual=True mixes values with those of the layer's own call"

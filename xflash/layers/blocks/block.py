@@ -156,6 +156,10 @@ class Block(nn.Module, ABC):
         """
         return ()
 
+    def seen_window(self) -> tuple[int | None, int]:
+        """How many tokens a query sees (None: all), and how many of the first ones always."""
+        return None, 0
+
     def refuses_step(self) -> str:
         """Why the block cannot be stepped (settings that reproduce a peer and break the chunk law), or ''."""
         return ""
