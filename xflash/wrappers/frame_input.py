@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..base.checks import as_mask, check_dtype, given, main_weight
-from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
+from ..base.shapes import Bool, Float, Tensor, typed
 from ..flags.flag import flag, like
 from .stream_input import StreamInput, absolute_positions
 
@@ -38,23 +38,10 @@ class FrameInput(StreamInput):
         self.surround(config)
 
     @typed
-    def forward(
-        self,
-        x: Float[Tensor, "b n _"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        *,
-        past: int = 0,
-        length: Int[Tensor, " b"] | None = None,
-        doc_ids: Integer[Tensor, "b n"] | None = None,
-        prepend_embeds: Any = None,
-        prepend_mask: Any = None,
-    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
-        """Embedded frames behind the embeddings in front of them (b, p, d), and the mask of both."""
+    def embedded(self, x: Float[Tensor, "b n _"], mask: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
         # What stands at a masked place may be no number, and its gradient would not be one either.
-        y = x if mask is None else x.masked_fill(~mask[..., None], 0)
-        y = y if self.project_in is None else self.projected(y)
-        y = self.placed(y, mask, past, length, doc_ids)
-        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask)
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0)
+        return x if self.project_in is None else self.projected(x)
 
     def check(self, x: Any, mask: Any) -> tuple[Float[Tensor, "b n _"], Bool[Tensor, "b n"] | None]:
         """The frames, and the mask as booleans; TypeError or ValueError for what is no batch of them."""

@@ -95,47 +95,14 @@ class InputEmbedding(StreamInput):
         return cast(nn.Module, config.token_emb)
 
     @typed
-    def forward(
-        self,
-        x: Integer[Tensor, "b n"],
-        mask: Tensor | None = None,
-        *,
-        past: int = 0,
-        length: Int[Tensor, " b"] | None = None,
-        doc_ids: Integer[Tensor, "b n"] | None = None,
-        prepend_embeds: Any = None,
-        prepend_mask: Any = None,
-        embed_ids: Any = None,
-    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
-        """Embedded tokens behind the embeddings in front of them (b, p, d), and the mask of both.
-
-        What is added (`embed_ids`: (b, n) by name) is checked here, in sentences of its own.
-        """
-        y = self.summed(self.embedded(x), x, mask, past, length, doc_ids, embed_ids)
-        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask, self.late(y, mask, past, length, doc_ids))
-
-    def late(self, y: Float[Tensor, "b n d"], *where: Any) -> Float[Tensor, "_ n _"] | None:
-        """The positions that are added at the stack's width; None where they are not."""
-        return self.positions_of(y, *where) if self.pos_emb_at_dim else None
-
-    def embedded(self, x: Integer[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
-        """The embeddings of the tokens alone."""
+    def embedded(self, x: Integer[Tensor, "b n"], mask: Tensor | None, embed_ids: Any = None) -> Float[Tensor, "b n d"]:
         table = self.token_emb
         y = table(x) if isinstance(table, TokenEmbedding) else embeddings_of(table, x, self.width)
         return y if self.emb_scale is None else y * self.emb_scale
 
-    def summed(
-        self,
-        y: Float[Tensor, "b n d"],
-        x: Integer[Tensor, "b n"],
-        mask: Tensor | None,
-        past: int,
-        length: Tensor | None,
-        doc_ids: Tensor | None,
-        embed_ids: Any,
+    def further(
+        self, y: Float[Tensor, "b n d"], x: Tensor, embed_ids: Any = None, **own: Any
     ) -> Float[Tensor, "b n d"]:
-        """The embeddings y of tokens x with those of their positions, and of further ids, added to them."""
-        y = self.placed(y, mask, past, length, doc_ids)
         for name, ids in self.check_embed_ids(x, embed_ids).items():
             y = y + self.embeds[f"{name}_embed"](ids)
         return y

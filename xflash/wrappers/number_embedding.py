@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..base.checks import check_dtype, given
-from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
+from ..base.shapes import Bool, Float, Integer, Tensor, typed
 from ..flags.flag import flag
 from ..generation.nets import check_token
 from .input_embedding import InputEmbedding
@@ -30,30 +30,17 @@ class NumberEmbedding(InputEmbedding):
         self.numerical_token_id = check_token(self, "numerical_token_id", config.numerical_token_id)
 
     @typed
-    def forward(
-        self,
-        x: Integer[Tensor, "b n"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        *,
-        past: int = 0,
-        length: Int[Tensor, " b"] | None = None,
-        doc_ids: Integer[Tensor, "b n"] | None = None,
-        prepend_embeds: Any = None,
-        prepend_mask: Any = None,
-        embed_ids: Any = None,
-        x_num: Any = None,
-    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
-        """As InputEmbedding's; x_num (b, n): the numbers, of which those at other tokens are not looked at."""
-        y = self.embedded(x)
-        numbers = self.check_numbers(x, x_num)
+    def embedded(
+        self, x: Integer[Tensor, "b n"], mask: Bool[Tensor, "b n"] | None, embed_ids: Any = None, x_num: Any = None
+    ) -> Float[Tensor, "b n d"]:
+        """The embeddings of tokens, times x_num (b, n), the numbers, of which those at other tokens are not seen."""
+        y, numbers = super().embedded(x, mask), self.check_numbers(x, x_num)
         if torch.promote_types(numbers.dtype, y.dtype) != y.dtype:
             check_dtype("x_num is", "x_num", numbers.dtype, y.dtype)
         counts = x == self.numerical_token_id
         # What stands at a masked place may be no number, and its gradient would not be one either.
         counts = counts if mask is None else counts & mask
-        y = y * torch.where(counts, numbers, 1)[..., None].to(y.dtype)
-        y = self.summed(y, x, mask, past, length, doc_ids, embed_ids)
-        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask, self.late(y, mask, past, length, doc_ids))
+        return y * torch.where(counts, numbers, 1)[..., None].to(y.dtype)
 
     def check_given(self, x: Tensor, own: Mapping[str, Any]) -> None:
         super().check_given(x, own)

@@ -1,6 +1,6 @@
 """Tokens and numbers that a model reads and makes, one after the other."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from ..base.checks import given
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import Recomputed, check_every
+from ..generation.decoding import Recomputed
 from ..generation.prompts import read_prompts, token_ids
 
-__all__ = ["Outputs", "Read", "read_numbers", "until_ended"]
+__all__ = ["Outputs", "Read", "read_numbers"]
 
 
 class Read(NamedTuple):
@@ -51,20 +51,6 @@ class Outputs:
             new = read.part(-1)
             out, self.state = self.net.step(new.ids, self.state, x_num=new.numbers)
         return out.logits[:, -1], out.numbers[:, -1]
-
-
-def until_ended(steps: Iterator[tuple[tuple[Tensor, ...], Tensor]], look: bool) -> list[Tensor]:
-    """What is made, each kind of it in one tensor (b, n); with `look` no more than until all rows have ended."""
-    made: list[tuple[Tensor, ...]] = []
-    open_after: list[Tensor] = []
-    for found, ended in steps:
-        made.append(found)
-        open_after.append(~ended.all())
-        if look and len(made) % check_every(ended.device) == 0 and bool(ended.all()):
-            break
-    # How long it took to notice that all rows had ended must not show in the result.
-    count = min(len(made), int(torch.stack(open_after).sum()) + 1) if look else len(made)
-    return [torch.stack(kind, 1)[:, :count] for kind in zip(*made, strict=True)]
 
 
 def read_numbers(tokens: Any, numbers: Any, lens: Any, mask: Any) -> tuple[Read, tuple[int, ...]]:

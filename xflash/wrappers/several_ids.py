@@ -41,23 +41,11 @@ class SeveralIds(StreamInput):
         self.surround(config)
 
     @typed
-    def forward(
-        self,
-        x: Integer[Tensor, "b n k"],
-        mask: Bool[Tensor, "b n"] | None = None,
-        *,
-        past: int = 0,
-        length: Int[Tensor, " b"] | None = None,
-        doc_ids: Integer[Tensor, "b n"] | None = None,
-        prepend_embeds: Any = None,
-        prepend_mask: Any = None,
-    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
-        """Embedded tokens behind the embeddings in front of them (b, p, d), and the mask of both."""
+    def embedded(self, x: Integer[Tensor, "b n k"], mask: Tensor | None) -> Float[Tensor, "b n d"]:
         y: Any = 0
         for embed, ids in zip(self.embeds.values(), x.unbind(-1), strict=True):
             y = y + embed(ids)
-        y = self.placed(y, mask, past, length, doc_ids)
-        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask)
+        return y
 
     def check(self, x: Any, mask: Any) -> tuple[Int[Tensor, "b n k"], Bool[Tensor, "b n"] | None]:
         """The ids (b, n, k) in the order of num_tokens, and the mask as booleans; TypeError or ValueError otherwise."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..base.checks import as_mask, check_dtype, given
 from ..base.looks import has_values, within
-from ..base.shapes import Float, Int, Tensor
+from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..base.state import document_positions
 from ..flags.flag import check_idle, flag
 from ..layers.embeddings import LearnedPositions, ScaledSinusoidal
@@ -98,10 +98,36 @@ class StreamInput(nn.Module):
     def check_given(self, x: Tensor, own: Any) -> None:
         """TypeError or ValueError for what calls give each token beside x, where it does not fit x."""
 
-    def placed(self, y: Float[Tensor, "b n d"], *where: Any) -> Float[Tensor, "b n d"]:
-        """Embedded tokens with the absolute positions, if any, added to them, unless they come later."""
-        positions = None if self.pos_emb_at_dim else self.positions_of(y, *where)
-        return y if positions is None else y + positions
+    @typed
+    def forward(
+        self,
+        x: Any,
+        mask: Bool[Tensor, "b n"] | None = None,
+        *,
+        past: int = 0,
+        length: Int[Tensor, " b"] | None = None,
+        doc_ids: Integer[Tensor, "b n"] | None = None,
+        prepend_embeds: Any = None,
+        prepend_mask: Any = None,
+        **own: Any,
+    ) -> tuple[Float[Tensor, "b m d"], Tensor | None]:
+        """Embedded tokens behind the embeddings in front of them (b, p, d), and the mask of both.
+
+        own: what each token is given beside it, which is checked here, in sentences of its own.
+        """
+        y = self.embedded(x, mask, **own)
+        positions, late = self.positions_of(y, mask, past, length, doc_ids), self.pos_emb_at_dim
+        y = y if positions is None or late else y + positions
+        y = self.further(y, x, **own)
+        return self.finished(y, mask, doc_ids, prepend_embeds, prepend_mask, positions if late else None)
+
+    def embedded(self, x: Any, mask: Tensor | None, **own: Any) -> Float[Tensor, "b n d"]:
+        """The embeddings of the tokens themselves."""
+        raise NotImplementedError
+
+    def further(self, y: Float[Tensor, "b n d"], x: Any, **own: Any) -> Float[Tensor, "b n d"]:
+        """What is added to the embeddings y of tokens x, and of their positions."""
+        return y
 
     def positions_of(
         self,

@@ -9,13 +9,13 @@ import torch
 from ..base.checks import check_switch, check_switches
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import flag
-from ..generation.decoding import evaluating
-from ..generation.nets import check_eos, check_token, ends
+from ..generation.decoding import Made, drawn, evaluating, until_ended
+from ..generation.nets import check_eos, check_token
 from ..generation.prompts import Prompts, check_seq_len, window
-from ..generation.sampling import Draw, seen_tokens
+from ..generation.sampling import Draw
 from ..saving.configurable import Configurable
 from .losses import Criterion, Labels, adds_own, answer, asked, reduced, with_own
-from .numbers_read import Outputs, Read, read_numbers, until_ended
+from .numbers_read import Outputs, Read, read_numbers
 from .options import check_for_new_tokens, check_handed_on, check_tokens_only, without_last
 from .targets import labelled, next_tokens, unseen_targets, which_are_real
 from .token_head import Heads
@@ -164,20 +164,16 @@ class XValAutoregressiveWrapper(Configurable):
         made = GenerateReturn(ids, numbers.masked_fill(~counts, torch.nan), counts)
         return GenerateReturn(*(t.reshape(*lead, -1) for t in made))
 
-    def drawn(
-        self, read: Read, seq_len: int, draw: Draw, outputs: Outputs
-    ) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
-        """Token after token with its number and whether it stands for one, and which rows have ended with it."""
-        ended, seen = torch.zeros(len(read.ids), dtype=torch.bool, device=read.ids.device), None
-        for made in range(seq_len):
+    def drawn(self, read: Read, seq_len: int, draw: Draw, outputs: Outputs) -> Iterator[Made]:
+        """Token after token with its number and whether it stands for one."""
+        number: Any = None
+
+        def following(token: Tensor | None) -> Tensor:
+            nonlocal read, number
+            read = read if token is None else read.append(token, number)
             logits, number = outputs(read)
-            if draw.repetition_penalty != 1 and seen is None:
-                seen = seen_tokens(read.ids, read.mask, logits.shape[-1])
-            token = draw(logits, seen, made)
-            seen = None if seen is None else seen.scatter(1, token[:, None], True)
-            counts = (token == self.net.numerical_token_id) & ~ended
-            shown = token.masked_fill(ended, self.pad_value), number, counts
-            if draw.eos_tokens:
-                ended = ended | ends(token, draw.eos_tokens)
-            yield shown, ended
-            read = read.append(token, number)
+            return logits
+
+        for token, _, before, ended in drawn(following, draw, read.ids, read.mask, seq_len):
+            counts = (token == self.net.numerical_token_id) & ~before
+            yield Made((token.masked_fill(before, self.pad_value), number, counts), ended)
