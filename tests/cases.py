@@ -86,8 +86,8 @@ CASES = {
     "compressed": {"layers": "recurrent ff", "recurrent_compress": "conv", "recurrent_compress_factor": 5},
     "compress loss": {"layers": "block_attn ff", "block_attn_compress": "conv", "block_attn_compress_factor": 5}
     | {"block_attn_compress_loss": True, "num_memory_tokens": 7},
-    # Ten tokens are held: less than the sequences have.
-    "retrieve": {"layers": "recurrent ff", "recurrent_retrieve": 3, "recurrent_retrieve_len": 10, "shift_tokens": 1},
+    # Five tokens are held: less than the sequences have.
+    "retrieve": {"layers": "recurrent ff", "recurrent_retrieve": 3, "recurrent_retrieve_len": 5, "shift_tokens": 1},
     "retrieve all": {"layers": "block_attn ff", "block_attn_retrieve": 99, "pos": "rotary", "num_memory_tokens": 11},
     "sliding": {"layers": "block_attn ff", "block_attn_reach": "sliding", "pos": "rotary", "rotary_xpos": True},
     "lstm": {

@@ -1,6 +1,8 @@
 """xflash: GAU, FLASH, softmax attention and others, composed from keyword flags."""
 
+import importlib
 import sys
+from typing import Any
 
 from . import flops as flops
 from .base.moved import Moved
@@ -133,6 +135,14 @@ __all__ = [
 ]
 
 __version__ = "0.2.0.dev0"
+
+
+def __getattr__(name: str) -> Any:
+    """`convert` when it is first asked for: building and training do without."""
+    if name != "convert":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.convert")
+
 
 sys.meta_path.append(Moved(__name__))
 may_be_loaded()

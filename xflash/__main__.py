@@ -91,7 +91,8 @@ def bring(modules: Sequence[str]) -> None:
 # How the parts of a registry are chosen, in the order in which they are listed.
 CHOSEN = {
     "blocks": "layers='attn ff'; in parallel 'attn+ff'; with flags for one layer '(attn(window=64) ff)*5 attn ff'",
-    "norms": "norm='rmsnorm', norm_place='pre', 'post', 'sandwich' or 'after'; for one layer 'attn(norm=none) ff'",
+    "norms": "norm='rmsnorm', norm_place='pre', 'post', 'pre_and_post', 'sandwich' or 'after'; "
+    "for one layer 'attn(norm=none) ff'",
     "positions": "pos='rotary'; with flags for one layer layers='attn(rotary_base=1e6) ff'",
     "scores": "attn_scores='softclamp'",
     "weight_fns": "attn_weight_fn='sigmoid'",

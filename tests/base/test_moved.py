@@ -33,6 +33,12 @@ def test_a_name_is_found_in_the_module_it_was_in(module, names):
     assert not hasattr(found, "Nothing")
 
 
+def test_convert_is_there_when_it_is_asked_for():
+    assert xflash.__getattr__("convert") is importlib.import_module("xflash.convert")
+    with pytest.raises(AttributeError, match="module 'xflash' has no attribute 'Decodr'"):
+        xflash.Decodr  # noqa: B018
+
+
 def test_no_import_of_an_old_name_hides_what_is_public():
     """Python binds a submodule that is imported to its package, over what is there: `side_inputs` is a registry now."""
     assert not set(MOVED) & set(xflash.__all__)

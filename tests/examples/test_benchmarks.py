@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import random
 import subprocess
 import sys
@@ -89,7 +90,8 @@ def test_recurrent(script, capsys, tmp_path):
     rows = script("recurrent").main([*sizes, "--peer_tokens", "2", "--rounds", "1"])
     assert [row["model"] for row in rows] == ["xflash", "peer", "peer, fused attention"]
     assert rows[0]["times_as_long"] == rows[0]["token_times"] == 1
-    assert all(row["step_ms"] > 0 and row["token_ms"] > 0 for row in rows)
+    # A token's time is a difference of two, which noise may make negative.
+    assert all(row["step_ms"] > 0 and math.isfinite(row["token_ms"]) for row in rows)
     assert "how many times as long" in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/benchmarks/recurrent.json").read_text())["rows"] == rows
 

@@ -87,7 +87,7 @@ def test_who_cannot_be_contrasted():
             "amateur_model gives logits of 32 tokens, but the model it",
         ),
         ({"amateur_model": 3}, TypeError, "net must be a model from token ids to logits"),
-        ({"amateur_model": []}, ValueError, "there are 0 models in amateur_model and none: give one for each"),
+        ({"amateur_model": []}, ValueError, "amateur_model is an empty list: give a model, several, or None"),
         ({"contrastive_decode_kwargs": {"beta": 1}}, ValueError, "contrast with amateur_model, which is not given"),
         ({"amateur_model": model(1), "contrastive_decode_kwargs": [{}, {}]}, ValueError, "1 models in .* and 2 contra"),
         ({"amateur_model": model(1), "contrastive_decode_kwargs": 0.5}, TypeError, "must map names to values"),

@@ -163,7 +163,7 @@ def test_wrong_states():
     _, other = plain.step(laws.sample(plain, 3))
     with pytest.raises(ValueError, match="the state was made by another stack"):
         stack.auxiliary_loss(other)
-    with pytest.raises(ValueError, match="no block of the layout 'block_attn' has a loss of its own"):
+    with pytest.raises(ValueError, match="no block of the layout 'block_attn' has a loss that its state holds"):
         plain.auxiliary_loss(other)
     with pytest.raises(TypeError, match="state must be what step"):
         stack.auxiliary_loss(state, "none")
@@ -172,7 +172,7 @@ def test_wrong_states():
     with pytest.raises(ValueError, match="the state has 2 rows, but x has 3"):
         stack.auxiliary_loss(state, stack.step(laws.sample(stack, 3)[:2])[1])
     bare = build("ff")
-    with pytest.raises(ValueError, match="no block of the layout 'ff' has a loss of its own"):
+    with pytest.raises(ValueError, match="no block of the layout 'ff' has a loss that its state holds"):
         bare.auxiliary_loss(bare.step(laws.sample(bare, 3))[1])
     model = TransformerWrapper(num_tokens=11, attn_layers=stack, use_abs_pos_emb=False)
     with pytest.raises(TypeError, match="a ModelState, not StackState"):

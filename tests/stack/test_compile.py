@@ -29,6 +29,9 @@ CASES = {
 }
 
 
+TRAINED = ("scores by the kernel", "scores", "slots", "values", "layers", "attn parts", "compressed")
+
+
 def by_itself(case, _):
     """Each block, causal; what else may stand in its place is compiled in the whole run."""
     return case.startswith("block ") and case.endswith("-causal")
@@ -53,12 +56,12 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
-@pytest.mark.parametrize("name", [*blocks, "scores by the kernel", "scores", "slots", "values", "layers"])
+@pytest.mark.parametrize("name", [*blocks, *TRAINED])
 def test_compiled_training(name):
     flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
     stack = laws.live(build(causal=True, depth=1, **flags))
     fast, counter = compiled(stack)
-    for n in (13,) if name in IN_PIECES else (13, 22, 4):
+    for n in (13,) if name in IN_PIECES or name in ("attn parts", "compressed") else (13, 22, 4):
         x = laws.sample(stack, n).requires_grad_()
         weights = [x, *stack.parameters()]
         # A single block of tokens teaches a recurrent layer nothing.

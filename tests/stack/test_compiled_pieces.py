@@ -14,7 +14,6 @@ import xflash
 from xflash.base.pieces import borders
 
 V, D, SEGMENT = 31, 12, 7
-# Of one to five segments, the last one full, of one token or in between.
 # Whole pieces, one token more, several pieces, and less than one.
 LENGTHS = (7, 8, 31, 3, 20)
 BLOCKS = {"recurrent_block_width": SEGMENT, "recurrent_num_state_vectors": 3, "recurrent_dim_head": 6}

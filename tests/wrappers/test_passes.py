@@ -107,7 +107,7 @@ def test_what_excludes_each_other(ids):
         net(looped=True)(ids, recycle_steps=2)
     with pytest.raises(ValueError, match="recycle_steps must be at least 1, not 0"):
         net(recycling=True)(ids, recycle_steps=0)
-    with pytest.raises(ValueError, match="looped=True has no step: it cannot be read in segments"):
+    with pytest.raises(ValueError, match="looped=True has no step: a state holds what one pass has seen"):
         RecurrentMemoryWrapper(net(looped=True), 2, 3)
     with pytest.raises(ValueError, match="gives logits of 2 heads: one that is read in segments"):
         RecurrentMemoryWrapper(net(num_output_heads=2), 2, 3)

@@ -307,7 +307,7 @@ def other(**arguments):
         (
             {"net": other(stack=Encoder, average_pool_embed=True)},
             ValueError,
-            "a model with average_pool_embed=True has one output a text: it cannot be read in segments",
+            "a model with average_pool_embed=True has no step: its output is of the whole sequence",
         ),
         (
             {"net": other(flags={"layers": "attn cross_attn"})},

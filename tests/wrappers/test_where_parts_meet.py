@@ -5,10 +5,16 @@ import torch
 from laws import close
 
 from xflash import (
+    AttentionPool,
+    AutoregressiveWrapper,
+    ContinuousAutoregressiveWrapper,
+    ContinuousTransformerWrapper,
     Decoder,
     Encoder,
+    FLASHTransformer,
     MaskedLMWrapper,
     MultiInputTransformerWrapper,
+    SegmentWrapper,
     TransformerWrapper,
     XLAutoregressiveWrapper,
     XTransformer,
@@ -134,3 +140,52 @@ def test_columns_said_in_another_way_are_rebuilt():
 def test_a_join_that_all_layers_say_has_its_last_norm():
     for said in ({"layers": "attn(join=resi_dual) ff(join=resi_dual)"}, {"layers": "attn ff", "join": "resi_dual"}):
         assert Decoder(dim=D, depth=1, heads=2, norm_place="post", **said).final_norm is not None
+
+
+def test_what_has_no_step_says_so_when_it_is_built():
+    for net in (model(looped=True), model(average_pool_embed=True)):
+        with pytest.raises(ValueError, match="has no step"):
+            net.compile_step()
+    with pytest.raises(ValueError, match=r"looped=True has no step: .* \(generate does without one"):
+        SegmentWrapper(model(looped=True), 4)
+
+
+def test_generation_goes_through_a_stack_as_often_as_told():
+    trainer = AutoregressiveWrapper(model(looped=True, max_looped_steps=4))
+    made = [trainer.generate(IDS, 3, cache_kv=False, temperature=0, **told) for told in ({}, {"looped_steps": 4})]
+    assert made[0].equal(made[1])
+    with pytest.raises(ValueError, match="was built without looped=True"):
+        AutoregressiveWrapper(model()).generate(IDS, 3, cache_kv=False, looped_steps=2)
+
+
+def test_hidden_keys_are_of_whole_sequences():
+    with pytest.raises(ValueError, match="self_attn_kv_mask is of whole sequences"):
+        model()(IDS, self_attn_kv_mask=torch.ones(2, 7, dtype=torch.bool), return_intermediates=True)
+
+
+def test_arguments_that_are_said_twice_or_name_nobody():
+    with pytest.raises(ValueError, match="attn_kwargs has 'heads', which is an argument of its own: give it there"):
+        AttentionPool(dim=8, attn_kwargs={"heads": 4})
+    with pytest.raises(ValueError, match="amateur_model is an empty list: give a model, several, or None"):
+        AutoregressiveWrapper(model()).generate(IDS, 3, amateur_model=[])
+    with pytest.raises(ValueError, match="sees what it is to predict: build it with causal=True"):
+        AutoregressiveWrapper(FLASHTransformer(num_tokens=V, dim=D, depth=1))
+
+
+def test_heads_that_are_turned_are_those_that_latents_leave():
+    latents = {"heads": 4, "attn_dim_latent_kv": 5, "attn_latent_rope_subheads": 1}
+    with pytest.raises(ValueError, match="rotary_num_heads=2, but no layer has more than 1 heads"):
+        stack(**latents, rotary_num_heads=2)
+
+
+def test_rows_of_equal_weight_keep_it_beside_weights_of_their_frames():
+    layers = stack()
+    net = ContinuousTransformerWrapper(dim_in=3, dim_out=3, attn_layers=layers)
+    trainer = ContinuousAutoregressiveWrapper(net, equal_loss_weight_batch=True)
+    x, weights = torch.randn(2, 5, 3), torch.ones(2, 5)
+    weights[0] = 0.25
+    assert torch.allclose(trainer(x, loss_weights=weights), trainer(x))
+    smooth = XValAutoregressiveWrapper(
+        XValTransformerWrapper(num_tokens=V, numerical_token_id=3, attn_layers=stack()), label_smoothing=0.2
+    )
+    assert smooth(IDS, torch.randn(2, 7)).isfinite()

@@ -8,7 +8,7 @@ __all__ = ["Relay"]
 
 
 class Relay:
-    """The tensors that layers leave in one call, by what they are and the place of the layer; fresh each call.
+    """The tensors that layers leave in one call, by what they are and the place of the layer (losses by a number).
 
     Nothing is written on a module: a layer that is computed again for its gradients finds what it found before
     (`copy`), and tied layers have as many places as they run. weighing: whether layers that have a loss of their own

@@ -81,8 +81,10 @@ def contrasted(expert: Any, amateurs: Any, settings: Any, cached: bool) -> Contr
     many = list(amateurs) if isinstance(amateurs, (list, tuple)) else [amateurs]
     several = isinstance(settings, (list, tuple))
     told = list(settings) if several else [settings] * len(many)
-    if not many or len(told) != len(many):
-        given = f"{len(told)} contrastive_decode_kwargs" if several else "none"
+    if not many:
+        raise ValueError("amateur_model is an empty list: give a model, several, or None")
+    if len(told) != len(many):
+        given = f"{len(told)} contrastive_decode_kwargs"
         raise ValueError(f"there are {len(many)} models in amateur_model and {given}: give one for each")
     for net in many:
         check_gives_logits(net)

@@ -1,7 +1,7 @@
 """From logits to tokens one after the other: the next logits with a state or without, and what is drawn of them."""
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -16,7 +16,7 @@ from .nets import ends, only_logits
 from .prompts import Prompts, prefix_of
 from .sampling import Draw, seen_tokens, wide
 
-__all__ = ["Made", "Recomputed", "advance", "begin", "check_every", "drawn", "draws", "evaluating", "until_ended"]
+__all__ = ["Drawn", "Recomputed", "advance", "begin", "check_every", "draws", "evaluating", "until_ended"]
 
 
 class Recomputed(NamedTuple):
@@ -96,41 +96,14 @@ def check_every(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 16
 
 
-class Draws(NamedTuple):
-    """A token a row, the logits it was drawn of, and which rows had ended before it and have ended with it."""
+class Drawn(NamedTuple):
+    """A token a row, the batch shaped as the prompts', which rows have ended with it, and how likely each was (None:
+    that is not asked for).
+    """
 
-    token: Int[Tensor, " b"]
-    logits: Float[Tensor, "b v"]
-    before: Bool[Tensor, " b"]
+    token: Int[Tensor, "*b"]
     ended: Bool[Tensor, " b"]
-
-
-class Made(NamedTuple):
-    """What is given of a token a row, the batch shaped as the prompts', and which rows have ended with it."""
-
-    parts: tuple[Float[Tensor, "*b"] | Int[Tensor, "*b"] | Bool[Tensor, "*b"], ...]
-    ended: Bool[Tensor, " b"]
-
-
-def drawn(
-    following: Callable[[Tensor | None], Float[Tensor, "b v"]],
-    draw: Draw,
-    ids: Int[Tensor, "b n"],
-    mask: Bool[Tensor, "b n"] | None,
-    seq_len: int,
-) -> Iterator[Draws]:
-    """Token after token behind prompts; following: the logits after one more token a row, first after the prompts."""
-    token = seen = None
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for made in range(seq_len):
-        logits = following(token)
-        if draw.repetition_penalty != 1 and seen is None:
-            seen = seen_tokens(ids, mask, logits.shape[-1])
-        token, before = draw(logits, seen, made), ended
-        if draw.eos_tokens:
-            ended = ended | ends(token, draw.eos_tokens)
-        seen = None if seen is None else seen.scatter(1, token[:, None], True)
-        yield Draws(token, logits, before, ended)
+    log_prob: Float[Tensor, "*b"] | None
 
 
 def draws(
@@ -144,38 +117,43 @@ def draws(
     cache_kv: bool,
     pad_value: int,
     log_probs: bool = False,
-) -> Iterator[Made]:
+) -> Iterator[Drawn]:
     """Token after token; log_probs: with the log-probability of each, 0 behind a row's end, before any filter."""
-    state: Any = None
-
-    def following(token: Tensor | None) -> Tensor:
-        nonlocal state
-        if token is None:
-            logits, state = begin(net, prompts, kwargs, last=last, cache_kv=cache_kv)
-        else:
+    logits, state = begin(net, prompts, kwargs, last=last, cache_kv=cache_kv)
+    seen = None if draw.repetition_penalty == 1 else seen_tokens(prompts.ids, prompts.mask, logits.shape[-1])
+    ended = torch.zeros(len(prompts.ids), dtype=torch.bool, device=logits.device)
+    for made in range(seq_len):
+        if made:
             logits, state = advance(net, token, state)
-        return logits
-
-    for token, logits, before, ended in drawn(following, draw, prompts.ids, prompts.mask, seq_len):
-        parts = [token.masked_fill(before, pad_value)]
+        token = draw(logits, seen, made)
+        shown, likely = token.masked_fill(ended, pad_value), None
         if log_probs:
-            likely = wide(logits).log_softmax(-1).gather(-1, token[:, None])[:, 0]
-            parts.append(likely.masked_fill(before, 0))
-        yield Made(tuple(part.reshape(prompts.lead) for part in parts), ended)
+            likely = wide(logits).log_softmax(-1).gather(-1, token[:, None])[:, 0].masked_fill(ended, 0)
+            likely = likely.reshape(prompts.lead)
+        if draw.eos_tokens:
+            ended = ended | ends(token, draw.eos_tokens)
+        if seen is not None:
+            seen = seen.scatter(1, token[:, None], True)
+        yield Drawn(shown.reshape(prompts.lead), ended, likely)
 
 
-def until_ended(steps: Iterator[Made], look: bool) -> list[Tensor]:
-    """What is made, each part in one tensor (*b, n); look: no more than until all rows have ended."""
-    made: list[tuple[Tensor, ...]] = []
+def until_ended(steps: Iterator[Drawn], look: bool) -> tuple[Int[Tensor, "*b n"], Float[Tensor, "*b n"] | None]:
+    """What `draws` makes, its tokens in one tensor and their log-probabilities in another.
+
+    look: no more than until all rows have ended.
+    """
+    made: list[Drawn] = []
     unended: Any = 0
-    for parts, ended in steps:
-        made.append(parts)
-        unended = unended + ~ended.all()
-        if look and len(made) % check_every(ended.device) == 0 and bool(ended.all()):
+    for drawn in steps:
+        made.append(drawn)
+        unended = unended + ~drawn.ended.all()
+        if look and len(made) % check_every(drawn.token.device) == 0 and bool(drawn.ended.all()):
             break
     # How long it took to notice that all rows had ended must not show in the result.
     kept = made[: int(unended) + 1] if look else made
-    return [torch.stack(part, -1) for part in zip(*kept, strict=True)]
+    tokens = torch.stack([drawn.token for drawn in kept], dim=-1)
+    likely = [drawn.log_prob for drawn in kept if drawn.log_prob is not None]
+    return tokens, torch.stack(likely, dim=-1) if likely else None
 
 
 # The modules that go back to training mode when nobody evaluates them any more, and how many do; changed under a lock,

@@ -40,7 +40,8 @@ def check_causal(net: nn.Module) -> None:
     """ValueError for a net that sees what it is to predict, as it says itself or as all stacks inside it are."""
     name, says = type(net).__name__, getattr(net, "causal", None)
     if says is not None and not says:
-        raise ValueError(f"{name} is bidirectional, so it sees what it is to predict: use a Decoder")
+        instead = "build it with causal=True" if "causal" in getattr(net, "arguments", ()) else "use a Decoder"
+        raise ValueError(f"{name} is bidirectional, so it sees what it is to predict: {instead}")
     stacks = [m for m in net.modules() if isinstance(m, AttentionLayers)] if says is None else []
     if stacks and not any(stack.causal for stack in stacks):
         raise ValueError(

@@ -4,6 +4,7 @@ from torch import nn
 
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx
+from .activations import softclamped
 from .norms import Norm
 
 __all__ = ["Clamped"]
@@ -17,7 +18,7 @@ class Clamped(nn.Module):
         self.norm, self.value = norm, value
 
     def forward(self, x: Float[Tensor, "... d"], ctx: Ctx | None = None) -> Float[Tensor, "... d"]:
-        x = (x / self.value).tanh() * self.value
+        x = softclamped(x, self.value)
         return x if self.norm is None else self.norm(x, ctx)
 
     def extra_repr(self) -> str:

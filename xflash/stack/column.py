@@ -11,7 +11,6 @@ from ..base.shapes import Tensor
 from ..base.state import BranchState, Ctx, StackState
 from ..layers.blocks.block import Block
 from ..layers.branch import Branch
-from ..layers.norms import Norm
 from ..layers.positions.position import Position
 from ..layers.positions.relative import Relative
 from .noted import Noted
@@ -33,7 +32,7 @@ class Column:
         self.layout: str = stack.layout
         self.order: list[int] = stack.order
         self.branches: list[Branch] = list(stack.branches)
-        self.last_norm: Norm | None = stack.final_norm
+        self.last_norm: Any = stack.final_norm
         self.positions: nn.ModuleDict = stack.positions
         self.pos: tuple[str, ...] = stack.pos
         self.apart: list[tuple[str, ...]] = stack.apart

@@ -74,7 +74,8 @@ def weighed(column: Iterable[Block], losses: list[Tensor]) -> Float[Tensor, ""]:
     if not able:
         ways = " or ".join(f"{name}_{block.weighed_by}" for name, block in blocks.items() if block.weighed_by)
         raise ValueError(
-            f"return_auxiliary_loss=True, but no layer has a loss of its own that counts ({ways} gives one)"
+            f"return_auxiliary_loss=True, but no layer has a loss of a call ({ways} gives one); auxiliary_loss(state) "
+            "gives what states hold"
         )
     return torch.stack([block.weigh(sums) for block, sums in zip(able, losses, strict=True)]).mean()
 

@@ -11,7 +11,7 @@ __all__ = ["order_of", "places_of", "sandwiched"]
 
 def alone(spec: LayerSpec) -> bool:
     """Whether a layer works on each token alone."""
-    return not any(blocks[member.name].mixes_tokens or blocks[member.name].takes_context for member in spec.members)
+    return all(blocks[member.name].works_alone() for member in spec.members)
 
 
 def sandwiched(specs: Sequence[LayerSpec], depth: int, coef: int, tied: bool) -> tuple[LayerSpec, ...]:

@@ -86,7 +86,10 @@ def auxiliary_loss(
                 sums.append(total if known is None else total - known)
     if not sums:
         able = " or ".join(f"{name}_{block.auxiliary_by}" for name, block in registered.items() if block.auxiliary_by)
-        raise ValueError(f"no block of the layout {excerpt(layout)} has a loss of its own ({able} gives one)")
+        raise ValueError(
+            f"no block of the layout {excerpt(layout)} has a loss that its state holds ({able} gives one); "
+            "return_auxiliary_loss=True gives those of a call"
+        )
     rows = sums[0].shape[0]
     read = [s.bound * rows if s.length is None else s.length.sum() for s in (state, since) if s is not None]
     tokens = read[0] - read[1] if len(read) > 1 else read[0]

@@ -58,7 +58,10 @@ class AttentionPool(Configurable):
         # Queries that are alike would stay so for ever.
         count = config.num_pooled_tokens
         self.queries = nn.Parameter(torch.empty(count, self.dim).normal_(std=0.01)) if count else None
-        flags = {"dim_head": config.dim_head, "dim_context": self.dim_context, **(config.attn_kwargs or {})}
+        own, given = {"dim_head": config.dim_head, "dim_context": self.dim_context}, config.attn_kwargs or {}
+        if twice := [name for name in (*own, "heads") if name in given]:
+            raise ValueError(f"attn_kwargs has {twice[0]!r}, which is an argument of its own: give it there")
+        flags = {**own, **given}
         bare = {} if blocks else {"layers": "cross_attn", "norm": "none", "final_norm": False}
         named = {f"cross_attn_{name}": value for name, value in flags.items()}
         self.reader = CrossAttender(dim=self.dim, depth=config.depth, heads=config.heads, **bare, **named)

@@ -72,7 +72,7 @@ class CompilableStep(nn.Module):
         lengths. As with `nn.Module.compile`, what is saved or copied of the model is not compiled.
         TypeError or ValueError for options that `torch.compile` does not take.
         """
-        cast(Any, self).attn_layers.check_steppable()
+        cast(Any, self).check_steppable()
         check_compile_options(options)
         self.compiled_step = CompiledStep(self, **options)
 

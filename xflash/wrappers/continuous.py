@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from ..base.roles import Role
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
-from .autoregressive import which_are_real
 from .frame_input import FrameInput
 from .model_state import ModelState
 from .pooled_output import pooled_output
 from .stream_model import StreamModel
+from .targets import which_are_real
 from .token_head import projection
 from .wanted import Wanted
 

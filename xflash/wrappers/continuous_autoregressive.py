@@ -97,8 +97,9 @@ class ContinuousAutoregressiveWrapper(Configurable):
         losses = self.distance(y, frames_at(x, place), wanted)
         weights = None if ask.weights is None else ask.weights.gather(1, place)
         if self.equal_loss_weight_batch:
-            each = wanted.to(losses.dtype) / wanted.sum(1, keepdim=True).clamp(min=1)
-            weights = each if weights is None else each * weights
+            each = (wanted if weights is None else weights).to(losses.dtype).masked_fill(~wanted, 0)
+            total = each.sum(1, keepdim=True)
+            weights = each / (total + (total == 0))
         return answer(reduced(losses, wanted, ask, weights), [y] if return_outputs else [])
 
     def following(

@@ -10,7 +10,7 @@ from ..base.checks import check_switches
 from ..base.shapes import Float, Int, Tensor
 from ..generation.beam import beam_search
 from ..generation.contrast import contrasted
-from ..generation.decoding import Made, draws, evaluating, until_ended
+from ..generation.decoding import Drawn, draws, evaluating, until_ended
 from ..generation.nets import check_eos
 from ..generation.prompts import Rows, check_seq_len, read_prompts, window
 from ..generation.sampling import Draw
@@ -72,8 +72,8 @@ class Generates(nn.Module):
         reading |= {"amateurs": amateur_model, "settings": contrastive_decode_kwargs, "log_probs": return_log_probs}
         held, steps = self.draws("generate", (prompts, prompt_lens, mask), seq_len, chance, reading, kwargs)
         with evaluating(held):
-            made = until_ended(steps, eos_token is not None)
-        return tuple(made) if return_log_probs else made[0]
+            tokens, likely = until_ended(steps, eos_token is not None)
+        return (tokens, likely) if return_log_probs else tokens
 
     def stream(
         self,
@@ -115,7 +115,7 @@ class Generates(nn.Module):
                     made = next(steps, None)
                 if made is None:
                     return
-                yield made.parts if return_log_probs else made.parts[0]
+                yield made.token if made.log_prob is None else (made.token, made.log_prob)
                 if eos_token is not None and bool(made.ended.all()):
                     return
 
@@ -127,7 +127,9 @@ class Generates(nn.Module):
         check_for_new_tokens(how, kwargs)
         step: Any = getattr(self.net, "step", None)
         if step is not None:
-            check_handed_on(how, kwargs, getattr(Generates, how), step)
+            # How often a stack is gone through is of calls without a state.
+            told = {name: value for name, value in kwargs.items() if name not in ("recycle_steps", "looped_steps")}
+            check_handed_on(how, told, getattr(Generates, how), step)
 
     def draws(
         self,
@@ -137,7 +139,7 @@ class Generates(nn.Module):
         chance: dict[str, Any],
         reading: Mapping[str, Any],
         kwargs: Mapping[str, Any],
-    ) -> tuple[nn.Module, Iterator[Made]]:
+    ) -> tuple[nn.Module, Iterator[Drawn]]:
         """What is to be in eval mode, and `draws` for the arguments of `how`, once they are checked."""
         self.check_sampling(how, kwargs)
         switches = {name: reading[name] for name in ("restrict_to_max_seq_len", "cache_kv")}

@@ -1,17 +1,14 @@
 """Tokens and numbers that a model reads and makes, one after the other."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from ..base.checks import given
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..generation.decoding import Recomputed
 from ..generation.prompts import read_prompts, token_ids
 
-__all__ = ["Outputs", "Read", "read_numbers"]
+__all__ = ["Numbered", "Read", "read_numbers"]
 
 
 class Read(NamedTuple):
@@ -27,30 +24,28 @@ class Read(NamedTuple):
         mask = None if self.mask is None else self.mask[:, columns]
         return Read(self.ids[:, columns], self.numbers[:, columns], mask)
 
-    def append(self, ids: Int[Tensor, " b"], numbers: Float[Tensor, " b"]) -> "Read":
-        """One more token a row."""
-        mask = None if self.mask is None else F.pad(self.mask, (0, 1), value=True)
-        return Read(torch.cat((self.ids, ids[:, None]), 1), torch.cat((self.numbers, numbers[:, None]), 1), mask)
 
+class Numbered:
+    """An xVal model as one of tokens alone, which keeps the numbers (b, n) that were read and made."""
 
-class Outputs:
-    """The logits and numbers after the last token that was read: of a state, or of all tokens anew."""
+    def __init__(self, net: Any, numbers: Float[Tensor, "b n"]):
+        self.net, self.numbers = net, numbers
 
-    def __init__(self, net: Any, kwargs: Mapping[str, Any], window: int | None, cached: bool):
-        self.net, self.kwargs, self.window, self.cached = net, kwargs, window, cached
-        self.state: Any = None
+    def __call__(self, x: Int[Tensor, "b n"], mask: Tensor | None = None, **beside: Any) -> Float[Tensor, "b n v"]:
+        """The logits of the last tokens so far, read anew."""
+        return self.noted(self.net(x, self.numbers[:, -x.shape[1] :], mask, **beside))
 
-    def __call__(self, read: Read) -> tuple[Float[Tensor, "b v"], Float[Tensor, " b"]]:
-        if not self.cached:
-            whole = Recomputed(read.ids, read.mask, self.window, self.kwargs)
-            new = read.part(None if self.window is None else -self.window)
-            out = self.net(*new, **{**self.kwargs, **whole.prefix(new.ids.shape[1])})
-        elif self.state is None:
-            out, self.state = self.net.step(read.ids, None, read.mask, x_num=read.numbers, **self.kwargs)
-        else:
-            new = read.part(-1)
-            out, self.state = self.net.step(new.ids, self.state, x_num=new.numbers)
-        return out.logits[:, -1], out.numbers[:, -1]
+    def step(
+        self, x: Int[Tensor, "b n"], state: Any = None, mask: Tensor | None = None, **beside: Any
+    ) -> tuple[Float[Tensor, "b n v"], Any]:
+        """The logits of the last tokens so far, behind a state."""
+        out, state = self.net.step(x, state, mask, x_num=self.numbers[:, -x.shape[1] :], **beside)
+        return self.noted(out), state
+
+    def noted(self, out: Any) -> Float[Tensor, "b n v"]:
+        """The logits of what was made; its last number is that of the token to come."""
+        self.numbers = torch.cat((self.numbers, out.numbers[:, -1:]), 1)
+        return out.logits
 
 
 def read_numbers(tokens: Any, numbers: Any, lens: Any, mask: Any) -> tuple[Read, tuple[int, ...]]:

@@ -245,15 +245,11 @@ def lengths(state: RecurrentMemoryState) -> Int[Tensor, " b"]:
 
 def check_net(net: TransformerWrapper) -> None:
     """ValueError for what cannot be read in segments with memory tokens around them."""
-    if net.pooled is not None:
-        raise ValueError(f"a model with {net.pooled.kind}=True has one output a text: it cannot be read in segments")
-    if net.passes is not None:
-        raise ValueError(f"a model with {net.passes.kind}=True has no step: it cannot be read in segments")
+    net.check_steppable()
     if net.gives:
         raise ValueError(
             f"{type(net).__name__} gives {net.gives}: one that is read in segments gives logits of one head"
         )
-    net.attn_layers.check_steppable()
     if net.has_auxiliary_loss:
         raise ValueError(
             "moe_balance_loss and moe_z_loss are losses of a call, and a segment with its memory is several of them: "

@@ -178,11 +178,14 @@ class SegmentWrapper(SegmentsReader, AutoregressiveWrapper):
         grad_checkpoint: bool = flag(False, "what is computed inside a segment is computed again for its gradients")
 
     def assemble(self, config: Config) -> None:
-        net, every = config.net, config.detach_every
+        net: Any = config.net
+        every = config.detach_every
         losses = {name: getattr(config, name) for name in (*flags_of(Labels), *flags_of(Terms))}
         super().assemble(AutoregressiveWrapper.Config(net, **losses))
         if not hasattr(net, "step"):
             raise TypeError(f"{type(net).__name__} has no step(ids, state, mask=): nothing is carried across segments")
+        if hasattr(net, "check_steppable"):
+            net.check_steppable()
         check_tokens_only(net, "segments are read with token ids only")
         self.segment_len, self.detach_every = config.segment_len, every
         self.memory_dropout, self.grad_checkpoint = config.memory_dropout, config.grad_checkpoint

@@ -58,6 +58,7 @@ def with_side_calls(forward: Callable) -> Callable:
             mask = behind_start(told["seq_start_pos"], x, mask)
         if told["self_attn_kv_mask"] is not None:
             check_keys_alone(self)
+            check_whole(told, beside)
             beside["attn_mask"] = seen_keys(told["self_attn_kv_mask"], x, beside)
         if told["cache"] is None and not told["return_intermediates"]:
             return forward(self, x, mask, **beside)
@@ -96,6 +97,16 @@ def check_keys_alone(model: Any) -> None:
         )
 
 
+def check_whole(told: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    """ValueError for keys that are hidden in a call with a state."""
+    stated = [told["cache"] is not None, told["return_intermediates"], beside.get("mems") is not None]
+    if any(stated) or beside.get("return_mems"):
+        raise ValueError(
+            "self_attn_kv_mask is of whole sequences: it cannot be given to a call with a state (cache, "
+            "return_intermediates, mems, return_mems); give mask, which leaves tokens out"
+        )
+
+
 def seen_keys(self_attn_kv_mask: Any, x: Int[Tensor, "b n"], beside: Mapping[str, Any]) -> Bool[Tensor, "b h m m"]:
     """The attn_mask in which no token sees those where `self_attn_kv_mask` (b, n) is False, and what a given one says.
 
@@ -124,7 +135,7 @@ def cached(
     switches: `input_not_include_cache`, whether x is new tokens only and not all of them; `return_intermediates`,
     whether the state is given too.  beside: what else the call was given.
     """
-    if not model.causal:
+    if not model.attn_layers.causal:
         raise ValueError(
             f"{type(model).__name__} is bidirectional and has no state: return_intermediates=True is of causal models, "
             "return_hiddens=True gives the streams of all layers"

@@ -130,14 +130,7 @@ class StreamModel(CompilableStep, Model):
         noted: Mapping[str, bool],
     ) -> tuple[Any, ...]:
         """What `step` gives of x; noted: what of the layers is wanted, by switches of the stack's."""
-        if self.pooled is not None:
-            raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
-        if self.passes is not None:
-            raise ValueError(
-                f"a model with {self.passes.kind}=True has no step: a state holds what one pass has seen, not several; "
-                "cache_kv=False generates without one"
-            )
-        self.attn_layers.check_steppable()
+        self.check_steppable()
         x, mask = self.embedding.check(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
@@ -151,6 +144,17 @@ class StreamModel(CompilableStep, Model):
             self.embedding.check_given(x, own)
             return self.compiled_step(x, state, mask, own)
         return self.advance(x, state, mask, front, beside, noted)
+
+    def check_steppable(self) -> None:
+        """ValueError with the reason when the model cannot be stepped."""
+        if self.pooled is not None:
+            raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
+        if self.passes is not None:
+            raise ValueError(
+                f"a model with {self.passes.kind}=True has no step: a state holds what one pass has seen, not several "
+                "(generate does without one with cache_kv=False)"
+            )
+        self.attn_layers.check_steppable()
 
     def advance(
         self,

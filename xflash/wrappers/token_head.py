@@ -11,6 +11,7 @@ from torch import nn
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor, typed
 from ..flags.flag import check_idle, flag, flags_of
+from ..layers.activations import softclamped
 from .head_transform import HeadTransform
 from .input_embedding import InputEmbedding
 from .mixture_of_softmax import MixtureOfSoftmax
@@ -157,7 +158,7 @@ class TokenHead(nn.Module):
     def clamped(self, logits: Float[Tensor, "b *n v"]) -> Float[Tensor, "b *n v"]:
         """The logits below what bounds them."""
         clamp = self.logits_softclamp
-        return logits if clamp is None else (logits / clamp).tanh() * clamp
+        return logits if clamp is None else softclamped(logits, clamp)
 
     def table(self) -> Float[Tensor, "v d"]:
         """The token embedding as the weight of the head; TypeError for one that has none."""

@@ -1,6 +1,6 @@
 """`XValAutoregressiveWrapper`: the loss of next tokens and numbers, and both from a causal model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -9,13 +9,13 @@ import torch
 from ..base.checks import check_switch, check_switches
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import flag
-from ..generation.decoding import Made, drawn, evaluating, until_ended
-from ..generation.nets import check_eos, check_token
+from ..generation.decoding import draws, evaluating, until_ended
+from ..generation.nets import check_eos, check_token, ends
 from ..generation.prompts import Prompts, check_seq_len, window
 from ..generation.sampling import Draw
 from ..saving.configurable import Configurable
-from .losses import Criterion, Labels, adds_own, answer, asked, reduced, with_own
-from .numbers_read import Outputs, Read, read_numbers
+from .losses import Criterion, Labels, Terms, adds_own, answer, asked, reduced, with_own
+from .numbers_read import Numbered, Read, read_numbers
 from .options import check_for_new_tokens, check_handed_on, check_tokens_only, without_last
 from .targets import labelled, next_tokens, unseen_targets, which_are_real
 from .token_head import Heads
@@ -43,7 +43,7 @@ class XValAutoregressiveWrapper(Configurable):
     """Trains and samples a causal `XValTransformerWrapper`: tokens, and the numbers that some of them stand for."""
 
     @dataclass(frozen=True)
-    class Config(Labels):
+    class Config(Terms, Labels):
         net: XValTransformerWrapper = flag(doc="a causal model of token ids and numbers")
         _: KW_ONLY
         numerical_loss_weight: float = flag(1.0, "what the loss of the numbers is multiplied by", above=0)
@@ -62,9 +62,11 @@ class XValAutoregressiveWrapper(Configurable):
         check_token(net, "pad_value", config.pad_value)
         self.net, self.ignore_index, self.pad_value = net, config.ignore_index, config.pad_value
         self.numerical_loss_weight = config.numerical_loss_weight
+        self.label_smoothing, self.z_loss = config.label_smoothing, config.z_loss
 
     def extra_repr(self) -> str:
-        return f"ignore_index={self.ignore_index}, numerical_loss_weight={self.numerical_loss_weight}"
+        said = f"ignore_index={self.ignore_index}, pad_value={self.pad_value}"
+        return f"{said}, numerical_loss_weight={self.numerical_loss_weight}{Criterion.of(self).shown()}"
 
     def forward(
         self,
@@ -111,9 +113,10 @@ class XValAutoregressiveWrapper(Configurable):
         counted = targets != self.ignore_index
         losses = with_own(told + self.numerical_loss_weight * error, counted, lost)
         found = reduced(losses, counted, ask, weights)
+        if not return_loss_breakdown:
+            return answer(found, [])
         alone = ask._replace(count=False)
-        parts = [LossBreakdown(*(reduced(each, counted, alone, weights)[0] for each in (told, error)))]
-        return answer(found, parts if return_loss_breakdown else [])
+        return answer(found, [LossBreakdown(*(reduced(each, counted, alone, weights)[0] for each in (told, error)))])
 
     def parts(
         self, out: Predicted, targets: Int[Tensor, "b m"], numbers: Float[Tensor, "b m"]
@@ -122,7 +125,7 @@ class XValAutoregressiveWrapper(Configurable):
         gap = (out.numbers - numbers).to(torch.promote_types(out.numbers.dtype, torch.float32))
         none = (targets != self.net.numerical_token_id) | (targets == self.ignore_index)
         gap = gap.masked_fill(none, 0)
-        return Criterion(self.ignore_index).of_logits(out.logits, targets), gap.square()
+        return Criterion.of(self).of_logits(out.logits, targets), gap.square()
 
     def generate(
         self,
@@ -157,23 +160,15 @@ class XValAutoregressiveWrapper(Configurable):
         check_handed_on("generate", kwargs, XValAutoregressiveWrapper.generate, self.net.step)
         check_switches(restrict_to_max_seq_len=restrict_to_max_seq_len, cache_kv=cache_kv)
         read, lead = read_numbers(start_tokens, start_numbers, prompt_lens, mask)
-        last = window(self.net, Prompts(read.ids, read.mask, lead), check_seq_len(seq_len), restrict_to_max_seq_len)
+        prompts, net = Prompts(read.ids, read.mask, lead), Numbered(self.net, read.numbers)
+        last = window(self.net, prompts, check_seq_len(seq_len), restrict_to_max_seq_len)
+        options: dict[str, Any] = {"last": last, "cache_kv": cache_kv, "pad_value": self.pad_value}
         with evaluating(self):
-            steps = self.drawn(read, seq_len, draw, Outputs(self.net, kwargs, last, cache_kv and last is None))
-            ids, numbers, counts = until_ended(steps, eos_token is not None)
-        made = GenerateReturn(ids, numbers.masked_fill(~counts, torch.nan), counts)
-        return GenerateReturn(*(t.reshape(*lead, -1) for t in made))
-
-    def drawn(self, read: Read, seq_len: int, draw: Draw, outputs: Outputs) -> Iterator[Made]:
-        """Token after token with its number and whether it stands for one."""
-        number: Any = None
-
-        def following(token: Tensor | None) -> Tensor:
-            nonlocal read, number
-            read = read if token is None else read.append(token, number)
-            logits, number = outputs(read)
-            return logits
-
-        for token, _, before, ended in drawn(following, draw, read.ids, read.mask, seq_len):
-            counts = (token == self.net.numerical_token_id) & ~before
-            yield Made((token.masked_fill(before, self.pad_value), number, counts), ended)
+            ids, _ = until_ended(draws(net, prompts, seq_len, draw, kwargs, **options), eos_token is not None)
+        counts = ids == self.net.numerical_token_id
+        if draw.eos_tokens:
+            # What stands behind a row's first end is padding.
+            end = ends(ids, draw.eos_tokens)
+            counts = counts & (end.cumsum(-1) == end)
+        numbers = net.numbers[:, read.ids.shape[1] :][:, : ids.shape[-1]].reshape(ids.shape)
+        return GenerateReturn(ids, numbers.masked_fill(~counts, torch.nan), counts)

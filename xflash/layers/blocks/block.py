@@ -73,6 +73,11 @@ class Block(nn.Module, ABC):
         self.site = site
 
     @classmethod
+    def works_alone(cls) -> bool:
+        """Whether a token's update is made of the token itself only."""
+        return not (cls.mixes_tokens or cls.takes_context)
+
+    @classmethod
     def unlike(cls) -> str:
         """Why no block can be as this class is, or ''."""
         for name in getattr(cls.Config, "__dataclass_fields__", ()):

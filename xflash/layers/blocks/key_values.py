@@ -11,7 +11,7 @@ from ...base.state import Ctx
 from ..kernels.buffers import SPARE, emptied, grow, write
 from ..positions.slots import Slots
 
-__all__ = ["KV", "added", "append", "begin", "fits", "last", "place", "reserve", "shorten", "stand"]
+__all__ = ["KV", "added", "append", "begin", "fits", "last", "place", "reserve", "shorten"]
 
 
 class KV(NamedTuple):
@@ -44,10 +44,14 @@ class KV(NamedTuple):
         """The state with what `fn` makes of every buffer."""
         return self.holding([fn(t) for t in self.buffers])
 
-    def tokens(self) -> Int[Tensor, "b m"]:
-        """Which token each slot holds."""
-        slot = torch.arange(self.k.shape[2], device=self.gone.device)[None]
-        return torch.where(slot < self.front, slot, slot + self.gone[:, None])
+    def tokens(self, m: int | None = None, rows: int | None = None) -> Int[Tensor, "_ m"]:
+        """Which token each of the first m slots (None: all) of the first rows (None: all) holds."""
+        slot = torch.arange(self.k.shape[2] if m is None else m, device=self.gone.device)[None]
+        return torch.where(slot < self.front, slot, slot + self.gone[:rows, None])
+
+    def stand(self, ctx: Ctx, m: int) -> Int[Tensor, "_ m"]:
+        """(1 | b, m) which of its row's tokens each of the m slots holds, one row for all that are alike."""
+        return self.tokens(m, 1 if ctx.length is None else None)
 
     def renewed(self, rows: Bool[Tensor, " b"], fresh: "KV | None", bound: int) -> "KV":
         """The state with the named rows as in `fresh` (None: as before their first token), `bound` tokens seen at most.
@@ -117,14 +121,7 @@ def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
         # A number for rows that are alike, so that biases stay one for all of them.
         gone = kv.spared if ctx.length is None else kv.gone[:, None]
         return Slots(ctx.positions - gone, None, ctx.length is None)
-    return Slots(ctx.positions, stand(kv, ctx, m), ctx.length is None)
-
-
-def stand(kv: KV, ctx: Ctx, m: int) -> Int[Tensor, "_ m"]:
-    """(1 | b, m) which of its row's tokens each of the m slots holds."""
-    slot = torch.arange(m, device=kv.gone.device)[None]
-    gone = kv.gone[:1] if ctx.length is None else kv.gone
-    return torch.where(slot < kv.front, slot, slot + gone[:, None])
+    return Slots(ctx.positions, kv.stand(ctx, m), ctx.length is None)
 
 
 def fits(kv: KV, need: int) -> bool:

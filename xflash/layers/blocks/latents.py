@@ -11,7 +11,7 @@ from ...base.state import Ctx
 from ...flags.flag import check_idle, flag
 from ..projection import linear_in, split_off_values, whole
 from ..site import Site
-from .key_values import KV, stand
+from .key_values import KV
 from .multi_head import MultiHead, split_heads
 
 __all__ = ["Latents"]
@@ -86,6 +86,11 @@ class Latents(MultiHead):
                 f"{config.dim_latent_kv} they are made again in each call: leave one out"
             )
 
+    def head_counts(self) -> tuple[int, int]:
+        heads, kv_heads = super().head_counts()
+        turned = self.config.latent_rope_subheads or 0
+        return (heads // kv_heads * turned, turned) if turned else (heads, kv_heads)
+
     def of_latents(
         self, x: Float[Tensor, "b n *v d"], ctx: Ctx
     ) -> tuple[Float[Tensor, "b h n k"], Float[Tensor, "b _ n _"], Float[Tensor, "b _ n _"]]:
@@ -149,8 +154,8 @@ class Latents(MultiHead):
         if state is None or not ctx.past:
             return ctx.relative.rotate(k, ctx, inverse=True)
         # Layers that remember alike are turned by one table.
-        view = ("kept", self.config.window, self.config.sinks)
-        return ctx.relative.turn(k, stand(state, ctx, k.shape[2]), ctx, view, inverse=True)
+        view = ("kept", *self.seen_window())
+        return ctx.relative.turn(k, state.stand(ctx, k.shape[2]), ctx, view, inverse=True)
 
     def absorbs(self, n: int, ctx: Ctx) -> bool:
         """Whether queries can meet the latents themselves: in a call of one token, if nothing else knows of keys."""

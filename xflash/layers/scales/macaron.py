@@ -17,7 +17,7 @@ class Macaron(Scale):
 
     @classmethod
     def fits(cls, blocks: Sequence[type[Block]]) -> bool:
-        return not any(block.mixes_tokens or block.takes_context for block in blocks)
+        return all(block.works_alone() for block in blocks)
 
     def forward(self, update: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         return update * 0.5

@@ -1,7 +1,7 @@
 """`cope`: positions that count the keys that matter to the query."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,20 +34,16 @@ class CoPE(ScoreStep):
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)
-        if not site.causal:
-            raise ValueError(f"{kind}_scores has 'cope', which looks back only, in a bidirectional stack")
         self.talk = nn.Parameter(torch.eye(heads)) if config.talking_heads else None
         self.e = nn.Parameter(torch.zeros(config.positions, site.dim_head))
 
     def before(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b h n m"]:
         mixing = s if self.talk is None else mixed(s, self.talk)
         gates = mixing.to(torch.promote_types(s.dtype, torch.float32)).sigmoid()
-        for hidden in (None if read.mask is None else ~read.mask, read.blind):
-            gates = gates if hidden is None else gates.masked_fill(hidden, 0)
+        gates = read.shown(gates)
         memory, tokens = gates.split((read.memory, s.shape[-1] - read.memory), -1)
         if read.ctx.prefix is not None:
-            at = torch.arange(tokens.shape[-1], device=s.device) if read.keys is None else read.keys[:, None, None]
-            tokens = tokens.masked_fill(at > cast(Tensor, read.at)[:, None, :, None], 0)
+            tokens = tokens.masked_fill(read.distance(tokens.shape[-1]) < 0, 0)
         p = tokens.flip(-1).cumsum(-1).flip(-1).clamp(max=self.config.positions - 1)
         near = p.detach().floor()
         by_number = (read.q @ self.e.mT.to(read.q.dtype)).to(p.dtype)

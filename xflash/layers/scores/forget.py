@@ -36,8 +36,6 @@ class Forget(ScoreStep):
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)
-        if not site.causal:
-            raise ValueError(f"{kind}_scores has 'forget', which looks back only, in a bidirectional stack")
         self.to_gate = nn.Linear(site.dim, heads)
         nn.init.constant_(self.to_gate.bias, config.start)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,6 @@ class ForgetByQuery(ScoreStep):
 
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__(config, site, heads, kind)
-        if not site.causal:
-            raise ValueError(f"{kind}_scores has 'forget_by_query', which looks back only, in a bidirectional stack")
         width = heads * config.dim_head
         self.to_q, self.to_k = (nn.Linear(site.dim, width, bias=False) for _ in range(2))
 
@@ -63,6 +61,5 @@ class ForgetByQuery(ScoreStep):
         q, k = read.asked["forget_by_query"], read.buffers["forget_by_query"]
         products = q @ k.mT.to(q.dtype) * self.config.dim_head**-0.5
         logs = F.logsigmoid(products.to(torch.promote_types(q.dtype, torch.float32)))
-        keys = torch.arange(k.shape[2], device=k.device) if read.keys is None else read.keys[:, None, None]
-        logs = logs.masked_fill(keys >= cast(Tensor, read.at)[:, None, :, None], 0)
+        logs = logs.masked_fill(read.distance(k.shape[2]) <= 0, 0)
         return logs.flip(-1).cumsum(-1).flip(-1)

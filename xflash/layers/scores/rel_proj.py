@@ -1,7 +1,7 @@
 """`rel_proj`: a bias by distance that each query makes for itself."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,9 +38,7 @@ class RelProj(ScoreStep):
         return {"rel_proj": self.to_weights(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)}
 
     def bias(self, read: Read) -> Float[Tensor, "b h n m"]:
-        keys = torch.arange(read.k.shape[2], device=read.k.device) if read.keys is None else read.keys[:, None, None]
-        distance = cast(Tensor, read.at)[:, None, :, None] - keys
-        weights = read.asked["rel_proj"]
+        distance, weights = read.distance(read.k.shape[2]), read.asked["rel_proj"]
         bias = weights @ self.curves.to(weights.dtype)
         last = self.config.max_dist - 1
         found = bias.gather(-1, distance.clamp(0, last).expand(*bias.shape[:3], -1))

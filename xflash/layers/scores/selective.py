@@ -1,7 +1,6 @@
 """`selective`: tokens say which tokens before them those behind need no more."""
 
 from collections.abc import Mapping
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +28,6 @@ class Selective(ScoreStep):
     across_heads = True
     shared = False
 
-    def __init__(self, config: Any, site: Any, heads: int, kind: str):
-        super().__init__(config, site, heads, kind)
-        if not site.causal:
-            raise ValueError(f"{kind}_scores has 'selective', which looks back only, in a bidirectional stack")
-
     def bring(self, x: Float[Tensor, "b n d"], ctx: Ctx, last: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         where = (ctx.positions if ctx.doc_ids is None else ctx.doc_positions()).expand(x.shape[0], -1)
         none = torch.zeros(where.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
@@ -53,8 +47,5 @@ class Selective(ScoreStep):
     def gates(self, s: Float[Tensor, "b h n m"], read: Read) -> Float[Tensor, "b 1 n m"]:
         """How much each query fades each token before it."""
         gates = s[:, :1].to(torch.promote_types(s.dtype, torch.float32)).relu()
-        for hidden in (None if read.mask is None else ~read.mask, read.blind):
-            gates = gates if hidden is None else gates.masked_fill(hidden[:, :1], 0)
-        gates, at = gates[..., read.memory :], cast(Tensor, read.at)[:, None, :, None]
-        keys = torch.arange(gates.shape[-1], device=s.device) if read.keys is None else read.keys[:, None, None]
-        return gates.masked_fill(keys >= at, 0)
+        gates = read.shown(gates, slice(1))[..., read.memory :]
+        return gates.masked_fill(read.distance(gates.shape[-1]) <= 0, 0)

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import nn
 
 from ...base.registry import scores, weight_fns
@@ -43,6 +44,18 @@ class Read:
     bias: Float[Tensor, "_ _ n m"] | None = None
     mask: Bool[Tensor, "_ _ _ m"] | None = None
     blind: Bool[Tensor, "_ _ _ 1"] | None = None
+
+    def distance(self, m: int) -> Int[Tensor, "_ 1 n m"]:
+        """How far before each query the m keys stand, below 0 of those ahead."""
+        at = cast(Tensor, self.at)
+        keys = torch.arange(m, device=at.device) if self.keys is None else self.keys[:, None, None]
+        return at[:, None, :, None] - keys
+
+    def shown(self, t: Float[Tensor, "b h n m"], heads: slice = slice(None)) -> Float[Tensor, "b h n m"]:
+        """`t` of these heads, 0 where a key is hidden."""
+        for hidden in (None if self.mask is None else ~self.mask, self.blind):
+            t = t if hidden is None else t.masked_fill(hidden[:, heads], 0)
+        return t
 
     def since(self, first: int) -> "Read":
         """The read of the keys from `first` on."""
@@ -83,6 +96,9 @@ class ScoreStep(nn.Module):
     def __init__(self, config: Any, site: Any, heads: int, kind: str):
         super().__init__()
         self.config, self.heads, self.kind = config, heads, kind
+        if "causal" in self.needs and not site.causal:
+            name = scores.name_of(type(self))
+            raise ValueError(f"{kind}_scores has {name!r}, which looks back only, in a bidirectional stack")
 
     @classmethod
     def unlike(cls) -> str:
