@@ -41,6 +41,11 @@ def one_of_two(row: list[int]) -> tuple[bool]:
     return (sum(row) % 2 == 0,)
 
 
+def one_half(row: list[int]) -> tuple:
+    """One of the dtypes of autocast, as the combination has it."""
+    return (laws.HALVES[sum(row) // 2 % 2],)
+
+
 def half_of(row: list[int]) -> dict[str, bool]:
     """Of the laws of states those of rows of unlike lengths, or those of states as values: docs/laws.md."""
     return {"lengths": sum(row) % 4 < 2, "values": sum(row) % 4 >= 2}
@@ -62,7 +67,7 @@ def test_stack(causal, row, tmp_path, record_property):
     laws.all_laws(stack, tmp_path, cuts=(9,), ways=one_of_two(row), **half_of(row))
     # Of the settings that reproduce a peer this one lets the stream grow: docs/laws.md.
     if stack.arguments.get("hyper_mixing") != "sum":
-        laws.sane_start(stack)
+        laws.sane_start(stack, halves=one_half(row))
     if any(branch.grad_checkpoint for branch in stack.branches):
         laws.recomputed(stack)
 
@@ -83,7 +88,7 @@ def test_other_blocks(what, causal, row, tmp_path, record_property):
     # Of YaRN's factor gau's weights are the square: docs/laws.md.
     squared = what == "scaled" and stack.arguments.get("rotary_scaling") == "yarn"
     # Long enough for a second block: what the first one writes must be read.
-    laws.sane_start(stack, n=37, most=float("inf") if squared else 3)
+    laws.sane_start(stack, n=37, most=float("inf") if squared else 3, halves=one_half(row))
     if any(branch.grad_checkpoint for branch in stack.branches):
         laws.recomputed(stack)
 
