@@ -137,11 +137,18 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 
+# What is imported when it is first asked for: building and training do without.
+LATER = {
+    "convert": "convert",
+    "capture": "look.capture",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`convert` when it is first asked for: building and training do without."""
-    if name != "convert":
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.convert")
+    module = importlib.import_module(f"{__name__}.{LATER[name]}")
+    return module if name == LATER[name] else getattr(module, name)
 
 
 sys.meta_path.append(Moved(__name__))

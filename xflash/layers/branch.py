@@ -59,8 +59,9 @@ class Branch(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None = None, place: int = 0):
         """The new stream and the branch's state (None unless `ctx.keep_state`); `place`: of this call in the column."""
-        # A map of the weights is noted while it is computed: it would be noted twice.
-        if self.grad_checkpoint and self.training and torch.is_grad_enabled() and ctx.maps is None:
+        # What is noted or shown is so while it is computed: it would be twice.
+        again = self.grad_checkpoint and self.training and torch.is_grad_enabled()
+        if again and ctx.maps is None and not ctx.relay.asked:
             return recomputed(self.run, x, ctx, state, place)
         return self.run(x, ctx, state, place)
 
