@@ -141,6 +141,7 @@ __version__ = "0.2.0.dev0"
 LATER = {
     "convert": "convert",
     "capture": "look.capture",
+    "summary": "look.summary",
 }
 
 

@@ -14,7 +14,7 @@ __all__ = ["Layer", "block_name", "branch_name", "layers_of", "stacks_of"]
 
 
 # What wrappers call what they hold, which says nothing where there is one of it.
-HOLDERS = ("net", "attn_layers")
+HOLDERS = ("net", "transformer", "attn_layers", "stack")
 
 
 class Layer(NamedTuple):
