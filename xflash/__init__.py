@@ -140,6 +140,7 @@ __version__ = "0.2.0.dev0"
 # What is imported when it is first asked for: building and training do without.
 LATER = {
     "convert": "convert",
+    "diff": "saving.differences",
     "capture": "look.capture",
     "summary": "look.summary",
 }

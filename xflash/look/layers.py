@@ -10,7 +10,7 @@ from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..stack.face import AttentionLayers
 
-__all__ = ["Layer", "block_name", "branch_name", "layers_of", "stacks_of"]
+__all__ = ["Layer", "block_name", "layers_of", "stacks_of"]
 
 
 # What wrappers call what they hold, which says nothing where there is one of it.
@@ -48,17 +48,12 @@ def block_name(block: Block) -> str:
     return blocks.name_of(type(block))
 
 
-def branch_name(branch: Branch) -> str:
-    """As the layout calls it, blocks in parallel joined."""
-    return "+".join(block_name(block) for block, _ in branch.block.members())
-
-
 def layers_of(stack: AttentionLayers, name: str = "", several: bool = False) -> list[Layer]:
     """The blocks of a stack as a tensor meets them, tied ones as often as they run."""
     found, front = [], f"{name} " if several and name else ""
     for place, index in enumerate(stack.order):
         branch, number = cast(Branch, stack.branches[index]), f"{front}{place + 1}"
-        kinds = branch_name(branch).split("+")
+        kinds = branch.kinds()
         for i, (block, _) in enumerate(branch.block.members()):
             own = f"{number}.{i + 1}" if kinds.count(kinds[i]) > 1 else number
             found.append(Layer(name, place, f"{own} {kinds[i]}", f"{number} {'+'.join(kinds)}", block))

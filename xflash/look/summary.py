@@ -8,12 +8,12 @@ from torch import nn
 
 from ..base.checks import check_count, check_switch, given
 from ..base.state import tensors
+from ..base.tables import html_table, text_table
 from ..layers.branch import Branch
 from ..stack.face import AttentionLayers
 from .inputs import Maker, beside_stack, example_of, model_of
-from .layers import HOLDERS, branch_name
+from .layers import HOLDERS
 from .meter import count_flops, on_meta, size, time_parts
-from .table import html_table, text_table
 
 __all__ = ["Row", "Summary", "summary"]
 
@@ -186,7 +186,7 @@ def layers_in(stack: AttentionLayers, name: str, counted: set[int]) -> Iterator[
     for index, module in enumerate(stack.branches):
         places = tuple(place for place, i in enumerate(stack.order) if i == index)
         numbers = ",".join(str(place + 1) for place in places)
-        label = f"{numbers} {branch_name(cast(Branch, module))}"
+        label = f"{numbers} {'+'.join(cast(Branch, module).kinds())}"
         yield Part(f"{name} {label}".strip(), module, fresh(module.parameters(), counted), stack, places)
 
 
