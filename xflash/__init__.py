@@ -142,6 +142,11 @@ LATER = {
     "convert": "convert",
     "diff": "saving.differences",
     "capture": "look.capture",
+    "plot_attention": "look.attention",
+    "plot_loss": "look.losses",
+    "plot_receptive_field": "look.reach",
+    "plot_state": "look.states",
+    "receptive_field": "look.reach",
     "summary": "look.summary",
 }
 
@@ -159,4 +164,4 @@ may_be_loaded()
 
 def __dir__() -> list[str]:
     """What users may rely on, without what this file needs."""
-    return [*__all__, "__version__", "flops"]
+    return [*__all__, *LATER, "__version__", "flops"]
