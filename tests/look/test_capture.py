@@ -102,6 +102,22 @@ def test_near_and_far_are_what_the_gate_multiplies(causal, flags):
     closed({"near": again.near}, {"near": seen.near}, "in training")
 
 
+@pytest.mark.parametrize(
+    ("causal", "flags"), [(True, {}), (False, {}), (False, {"attn_fn": "softmax"}), (False, {"global_scope": "group"})]
+)
+def test_the_map_of_flash_is_what_it_multiplies_values_by(causal, flags):
+    flags = {f"flash_{name}": value for name, value in flags.items()}
+    stack = laws.live(build("flash", depth=1, causal=causal, **flags))
+    x, block = laws.sample(stack, N), stack.blocks()[0]
+    mask = laws.masks(N)["holes"]
+    with capture(stack, "near", "far", "maps") as seen:
+        stack(x, mask)
+    v = F.silu(normed(stack, x) @ block.to_hidden.weight.T).split(block.widths, -1)[1]
+    read = (seen.maps["1 flash"] @ v[:, None])[:, 0]
+    laws.close(read, seen.near["1 flash"] + seen.far["1 flash"], "maps times values")
+    assert not seen.maps["1 flash"][:, 0][~mask].any() and not seen.maps["1 flash"].mT[:, 0][~mask].any()
+
+
 @pytest.mark.parametrize("flags", [{"gate_values": True}, {"gate_values": True, "gate_values_headwise": True}], ids=str)
 @pytest.mark.parametrize("heads", [False, True])
 def test_gates_of_attention_are_what_multiplies_the_heads(flags, heads):
@@ -149,6 +165,8 @@ def test_steps_show_what_the_whole_shows(layers, grad):
                 laws.steps(stack, x, sizes)
             for kind in ("hidden", *asked):
                 for label, t in whole[kind].items():
+                    if kind == "maps" and "flash" in label:
+                        continue
                     parts, start = [], 0
                     for call, size in zip(seen.calls, sizes, strict=True):
                         part = call[kind][label]
@@ -158,6 +176,14 @@ def test_steps_show_what_the_whole_shows(layers, grad):
                         parts.append(part)
                         start += size
                     laws.close(torch.cat(parts, 1), t.transpose(1, 2) if kind == "maps" else t, f"{kind} of {label}")
+
+
+def test_a_step_of_flash_has_no_map():
+    stack = stack_of("flash gau")
+    x = laws.sample(stack, N)
+    with capture(stack, "maps") as seen:
+        laws.steps(stack, x, [9, 4])
+    assert [list(call["maps"]) for call in seen.calls] == [["1 flash", "2 gau", "3 flash", "4 gau"], ["2 gau", "4 gau"]]
 
 
 def test_rows_of_other_lengths_have_their_own_tokens_as_columns():
@@ -284,7 +310,12 @@ def test_compiled_models_are_seen_and_keep_their_graphs():
 
 REFUSED = [
     ("attn ff", ["near"], {}, r"no layer shows 'near'; attn has maps; all layers have hidden and state"),
-    ("flash", ["gate"], {}, r"no layer shows 'gate'; did you mean 'gates'\?; flash has gates, near, far; all layers"),
+    (
+        "flash",
+        ["gate"],
+        {},
+        r"no layer shows 'gate'; did you mean 'gates'\?; flash has gates, near, far, maps; all layers",
+    ),
     ("flash gau", [], {}, r"say what to capture: gates, near, far, maps, hidden, state"),
     ("attn", ["maps"], {"attn_flash": True}, r"'maps' are asked for, but attn_flash=True: the fused kernel"),
     ("gau", ["state"], {"causal": False}, r"a bidirectional stack \(AttentionLayers\) has no state"),

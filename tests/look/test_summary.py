@@ -116,6 +116,13 @@ def test_what_a_stack_must_be_given_is_made_up(layers, flags):
     assert found.parameters == sum(p.numel() for p in stack.parameters()) and found.flops > 0
 
 
+@pytest.mark.parametrize("layers", ["attn ff", "state_read recurrent"])
+def test_tokens_are_those_of_the_caller(layers):
+    """Without memory tokens, and all of them where a stack runs piece after piece."""
+    found = summary(stack_of(layers, num_memory_tokens=3), seq_len=N, time=False)
+    assert found.tokens == N and {row.shape for row in found.rows if row.name[0].isdigit()} == {(1, N, D)}
+
+
 def test_experts_count_for_those_that_a_token_goes_through():
     stack = Encoder(dim=D, layers="moe", depth=1, moe_experts=5, moe_top_k=3, moe_dim=7, final_norm=False)
     (row,) = summary(stack, seq_len=N, time=False).rows

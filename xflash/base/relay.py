@@ -21,7 +21,7 @@ class Relay:
         held: dict[tuple[str, Hashable], Tensor] | None = None,
         weighing: bool = False,
         asked: Sequence[str] = (),
-        shown: list[tuple[Any, str, Tensor]] | None = None,
+        shown: list[tuple[Any, str, Any]] | None = None,
     ):
         self.held = {} if held is None else held
         self.weighing = weighing
@@ -51,8 +51,8 @@ class Relay:
         """What layers have lost, from the top of the column to its end."""
         return [t for (kind, _), t in self.held.items() if kind == "loss"]
 
-    def show(self, block: Any, kind: str, t: Tensor) -> None:
-        """Gives `t`, a tensor (b, n, ...) with an entry for each token of the call, to whoever asked for it."""
+    def show(self, block: Any, kind: str, t: Any) -> None:
+        """Gives `t` to whoever asked for it: a tensor (b, n, ...), n the tokens of the call, or an `AttentionMap`."""
         if kind in self.asked and self.shown is not None:
             self.shown.append((block, kind, t))
 

@@ -69,8 +69,8 @@ class Seen:
 
     def take(self, stack: AttentionLayers, noted: Noted, state: StackState | None) -> None:
         layers = self.layers[stack]
-        rows = [*maps_of(layers, noted), *shown_of(layers, noted), *states_of(stack, layers, state)]
-        rows += hiddens_of(layers, noted)
+        rows = [*maps_of(layers, noted), *shown_of(layers, noted)]
+        rows = [*sorted(rows, key=lambda row: row.place), *hiddens_of(layers, noted), *states_of(stack, layers, state)]
         self.calls.append(Call(layers[0].stack if layers else "", tuple(r for r in rows if r.kind in self.asked)))
 
 
@@ -110,7 +110,8 @@ def hiddens_of(layers: list[Layer], noted: Noted) -> Iterator[Shown]:
 def capture(model: Any, *asked: str) -> Generator[Seen]:
     """Gives what the layers of a model do in the calls inside the `with` block, and leaves nothing on the model.
 
-    asked: 'maps' (b, h, n, m) the weights of attention, 'hidden' (b, n, d) the stream behind each layer, 'gates'
+    asked: 'maps' (b, h, n, m) the weights of attention, for flash (one head; not behind a state) all that it multiplies
+    values by, 'hidden' (b, n, d) the stream behind each layer, 'gates'
     (b, n, ...) what attn, gau and flash multiply what they have read by, 'near' and 'far' (b, n, e) what the gate of
     flash multiplies, from inside a group and from across groups, 'state' what a layer carries on, and what blocks of
     your own show. `step` and whatever calls it are seen too. All is where the caller's tokens stand, zeros where the
@@ -138,7 +139,7 @@ def uncompiled() -> Any:
 def check_asked(stacks: dict[str, AttentionLayers], asked: tuple[str, ...]) -> None:
     """ValueError for nothing, and for what no layer has, with what they have."""
     blocks = [block for stack in stacks.values() for block in stack.blocks()]
-    able = {kind: True for block in blocks for kind in ("maps",) * block.has_matrix + block.shows()}
+    able = {kind: True for block in blocks for kind in shown_by(block)}
     known = [*able, *OF_ALL]
     if not asked:
         raise ValueError(f"say what to capture: {', '.join(known)}")
@@ -152,10 +153,15 @@ def check_asked(stacks: dict[str, AttentionLayers], asked: tuple[str, ...]) -> N
             stack.check_steppable()
 
 
+def shown_by(block: Block) -> tuple[str, ...]:
+    """What can be had of a block, beside what all layers have."""
+    return ("maps",) * block.has_matrix + block.shows()
+
+
 def check_maps(stacks: dict[str, AttentionLayers]) -> None:
     """ValueError with the reason where one of the matrices cannot be had."""
     for stack in stacks.values():
-        reasons = [block.refuses_maps() for block in stack.blocks() if block.has_matrix]
+        reasons = [block.refuses_maps() for block in stack.blocks() if "maps" in shown_by(block)]
         if stack.goes_in_pieces and reasons:
             reasons.append("a stack whose layers read each other's state vectors runs in blocks: it has no whole maps")
         for reason in filter(None, reasons):
@@ -164,6 +170,6 @@ def check_maps(stacks: dict[str, AttentionLayers]) -> None:
 
 def what_they_show(blocks: list[Block]) -> str:
     """What there is instead, by the kind of the block."""
-    each = {block_name(block): ("maps",) * block.has_matrix + block.shows() for block in blocks}
+    each = {block_name(block): shown_by(block) for block in blocks}
     found = [f"{name} has {', '.join(shows)}" for name, shows in each.items() if shows]
     return "; ".join([*found, f"all layers have {' and '.join(OF_ALL)}"])

@@ -96,7 +96,9 @@ def plot_receptive_field(
     axes = figure.add_subplot()
     for label, field in fields.items():
         axes.plot(*zip(*by_octave(field.cpu(), at % len(field)), strict=True), "o-", ms=3, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="tokens away", ylabel="gradient, against the token's own")
+    axes.set(yscale="log", xlabel="tokens away", ylabel="gradient, against the token's own")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(fontsize=7)
     return figure
 

@@ -143,6 +143,10 @@ def summary(model: Any, *inputs: Any, seq_len: int | None = None, time: bool = T
     if time and not any(p.is_meta for p in model.parameters()):
         seconds, whole = time_parts(called, [part.module for part in parts], inputs, named)
     shapes = {part.module: meter.shapes.get(alike[id(part.module)]) for part in parts}
+    for part in parts:
+        # A layer sees memory tokens too, and pieces of a text one by one: what the stack gives is the caller's.
+        if part.stack is not None:
+            shapes[part.module] = shapes[part.stack] or shapes[part.module]
     streams = [shape for part in parts if part.stack is not None and (shape := shapes[part.module])]
     tokens = streams[-1][0] * streams[-1][1] if streams else 1
     states, rows = states_of(parts, alike, tokens), []

@@ -26,7 +26,7 @@ class Noted(NamedTuple):
     maps: list[AttentionMap] | None = None
     hiddens: list[Tensor] | None = None
     losses: list[Tensor] | None = None
-    shown: list[tuple[Block, str, Tensor]] | None = None
+    shown: list[tuple[Block, str, Any]] | None = None
     asked: tuple[str, ...] = ()
 
     def unpack(self, plan: Plan | None, memory: int, before: int | None = None) -> None:
@@ -40,7 +40,12 @@ class Noted(NamedTuple):
         if self.hiddens is not None:
             self.hiddens[:] = [unpacked(x, plan, memory) for x in self.hiddens]
         if self.shown is not None:
-            self.shown[:] = [(block, kind, unpacked(t, plan, memory)) for block, kind, t in self.shown]
+            self.shown[:] = [
+                (block, kind, unpacked_map(t, plan, memory, before).weights)
+                if isinstance(t, AttentionMap)
+                else (block, kind, unpacked(t, plan, memory))
+                for block, kind, t in self.shown
+            ]
 
     def join(self, pieces: "list[Noted]") -> None:
         """What pieces of the tokens have noted, put together."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
-from ...base.state import Ctx
+from ...base.state import AttentionMap, Ctx
 from ...flags.flag import flag, like
 from ..kernels.carried import FlashState, across, reserve, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
@@ -130,18 +130,29 @@ class MixedChunkAttention(Block):
         return self.to_out(gate * y), state
 
     def shows(self) -> tuple[str, ...]:
-        return "gates", "near", "far"
+        return "gates", "near", "far", "maps"
 
     def show(self, hidden: Float[Tensor, "b n _"], ctx: Ctx, state: FlashState | None) -> None:
-        """The gate, and what it multiplies, from inside the groups and from across them, without dropout."""
+        """The gate, and what it multiplies, from inside the groups and from across them, without dropout.
+
+        The map is what values are multiplied by for that; those of former calls are in sums, so that with a state
+        there is none.
+        """
         gate, t = self.project(hidden, ctx)
         ctx.relay.show(self, "gates", gate)
+        alone, spec = replace(ctx, keep_state=False, in_place=False), self.spec(ctx)._replace(dropout=0.0)
         if not {"near", "far"}.isdisjoint(ctx.relay.asked):
-            alone, spec = replace(ctx, keep_state=False, in_place=False), self.spec(ctx)._replace(dropout=0.0)
             near, _ = self.mix(t._replace(far_q=torch.zeros_like(t.far_q)), spec, alone, state)
             far, _ = self.mix(t, spec._replace(fn="none"), alone, state)
             ctx.relay.show(self, "near", near)
             ctx.relay.show(self, "far", far)
+        if "maps" in ctx.relay.asked and state is None:
+            b, n = hidden.shape[:2]
+            # Each token brings itself, unless it does not exist.
+            one, real = torch.eye(n, dtype=t.v.dtype, device=t.v.device).expand(b, n, n), ctx.real(n)
+            one = one if real is None else one.masked_fill(~real[..., None], 0)
+            weights, _ = self.mix(t._replace(v=one), spec, alone, None)
+            ctx.relay.show(self, "maps", AttentionMap(weights[:, None], True))
 
     def fits_fused(self, n: int, ctx: Ctx, state: FlashState | None) -> bool:
         """Whether the fused kernel can do it: causal rows that begin a group, weights that need no sum over a row."""
