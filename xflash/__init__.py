@@ -137,11 +137,25 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 
+# What is imported when it is first asked for: building and training do without.
+LATER = {
+    "convert": "convert",
+    "diff": "saving.differences",
+    "capture": "look.capture",
+    "plot_attention": "look.attention",
+    "plot_loss": "look.losses",
+    "plot_receptive_field": "look.reach",
+    "plot_state": "look.states",
+    "receptive_field": "look.reach",
+    "summary": "look.summary",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`convert` when it is first asked for: building and training do without."""
-    if name != "convert":
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.convert")
+    module = importlib.import_module(f"{__name__}.{LATER[name]}")
+    return module if name == LATER[name] else getattr(module, name)
 
 
 sys.meta_path.append(Moved(__name__))
@@ -150,4 +164,4 @@ may_be_loaded()
 
 def __dir__() -> list[str]:
     """What users may rely on, without what this file needs."""
-    return [*__all__, "__version__", "flops"]
+    return [*__all__, *LATER, "__version__", "flops"]

@@ -26,7 +26,7 @@ REFUSALS = DOCS / "refusals.md"
 BASE = {"dim": 24, "heads": 4}
 
 
-@pytest.mark.parametrize("page", ["state.md", "own_block.md", "coming_from.md", "training.md"])
+@pytest.mark.parametrize("page", ["state.md", "own_block.md", "coming_from.md", "training.md", "look.md"])
 def test_the_code_runs(page):
     if page == "coming_from.md":
         importlib.import_module("x_transformers_cases")  # skips where the peer is missing

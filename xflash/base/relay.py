@@ -1,6 +1,7 @@
 """`Relay`: what layers of one call leave for layers below them."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from .shapes import Tensor
 
@@ -12,12 +13,20 @@ class Relay:
 
     Nothing is written on a module: a layer that is computed again for its gradients finds what it found before
     (`copy`), and tied layers have as many places as they run. weighing: whether layers that have a loss of their own
-    are to leave what it is made of (`lose`).
+    are to leave what it is made of (`lose`). asked: what blocks are to show of themselves, by name; (): nothing.
     """
 
-    def __init__(self, held: dict[tuple[str, Hashable], Tensor] | None = None, weighing: bool = False):
+    def __init__(
+        self,
+        held: dict[tuple[str, Hashable], Tensor] | None = None,
+        weighing: bool = False,
+        asked: Sequence[str] = (),
+        shown: list[tuple[Any, str, Any]] | None = None,
+    ):
         self.held = {} if held is None else held
         self.weighing = weighing
+        self.asked = asked
+        self.shown = shown
 
     def leave(self, kind: str, place: Hashable, t: Tensor) -> None:
         """Keeps `t` for the layers below."""
@@ -42,6 +51,11 @@ class Relay:
         """What layers have lost, from the top of the column to its end."""
         return [t for (kind, _), t in self.held.items() if kind == "loss"]
 
+    def show(self, block: Any, kind: str, t: Any) -> None:
+        """Gives `t` to whoever asked for it: a tensor (b, n, ...), n the tokens of the call, or an `AttentionMap`."""
+        if kind in self.asked and self.shown is not None:
+            self.shown.append((block, kind, t))
+
     def copy(self) -> "Relay":
         """Another relay of the same tensors."""
-        return Relay(dict(self.held), self.weighing)
+        return Relay(dict(self.held), self.weighing, self.asked, self.shown)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..base.registry import blocks
 from ..base.shapes import Float, Tensor
 from ..base.state import BranchState, Ctx, own
 from .apart import Apart
@@ -59,8 +60,9 @@ class Branch(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, state: BranchState | None = None, place: int = 0):
         """The new stream and the branch's state (None unless `ctx.keep_state`); `place`: of this call in the column."""
-        # A map of the weights is noted while it is computed: it would be noted twice.
-        if self.grad_checkpoint and self.training and torch.is_grad_enabled() and ctx.maps is None:
+        # What is noted or shown is so while it is computed: it would be twice.
+        again = self.grad_checkpoint and self.training and torch.is_grad_enabled()
+        if again and ctx.maps is None and not ctx.relay.asked:
             return recomputed(self.run, x, ctx, state, place)
         return self.run(x, ctx, state, place)
 
@@ -89,6 +91,10 @@ class Branch(nn.Module):
         if self.final is not None:
             x = join.settled(x, self.final, ctx)
         return x, own(BranchState(last, inner), state) if ctx.keep_state else None
+
+    def kinds(self) -> list[str]:
+        """The names of its blocks, several where they stand in parallel."""
+        return [blocks.name_of(type(block)) for block, _ in self.block.members()]
 
     def reading(self, x: Float[Tensor, "b n *_ d"], ctx: Ctx, place: int) -> tuple[Float[Tensor, "b n *_ d"], Any]:
         """What the branch reads of the stream, and what the join is given of it."""

@@ -15,9 +15,9 @@ from ..base.pieces import innermost
 from ..base.registry import nearest
 from ..base.roles import param_groups
 from ..flags.elsewhere import ELSEWHERE, answer_calls, by_name, meant
-from ..flags.flag import Flag, build, flag_table, flags_of, from_json, to_json
+from ..flags.flag import Flag, build, flags_of, from_json, to_json
 from .migrate import FORMAT, read_arguments, read_weights
-from .summary import summary, tree
+from .printed import Printed
 
 __all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
 
@@ -31,7 +31,7 @@ class NoFlags:
     """The Config of a class that has none."""
 
 
-class Configurable(nn.Module):
+class Configurable(Printed):
     """A module that records the arguments it was built from, so that `from_config(to_config())` builds it again.
 
     Every subclass can be named in a config. Arguments are what JSON can hold, or Configurable modules. A class with a
@@ -79,10 +79,6 @@ class Configurable(nn.Module):
             for name, value, spec in rows.values()
         ]
 
-    def flag_table(self, changed_only: bool = False) -> str:
-        """Every flag, or those that are not at their default, with its value, default, type and meaning, as text."""
-        return flag_table(self.flag_rows(), changed_only)
-
     def param_groups(
         self, weight_decay: float = 0.0, muon: bool = False, embedding: bool = True, head: bool = True
     ) -> list[dict[str, Any]]:
@@ -118,13 +114,6 @@ class Configurable(nn.Module):
         if not isinstance(built, cls):
             raise TypeError(f"the config is of a {type(built).__name__}, not of a {cls.__name__}")
         return built
-
-    def __repr__(self) -> str:
-        return summary(self)
-
-    def module_tree(self) -> str:
-        """All modules as text, as PyTorch shows them: thousands of lines for a large model."""
-        return tree(self)
 
     def save(self, folder: str | Path) -> None:
         """Writes the weights, and the config with them, into `folder`: see `xflash.save`."""

@@ -64,9 +64,11 @@ class Column:
         state, in_place = opened(self, state, n)
         before = (None,) * len(self.order) if state is None else state.branches
         held = () if state is None else state.carried
-        maps, hiddens, losses = (None, None, None) if noted is None else noted
+        maps, hiddens, losses, shown, asked = (None, None, None, None, ()) if noted is None else noted
         seen = {**dict(held), **beside} if held else beside
-        ctx = self.context(x, state, new, seen, (keep_state, in_place, maps, losses))
+        # The relay is made here, not by default, for Dynamo does not know factories.
+        relay = Relay({}, losses is not None, asked, shown)
+        ctx = self.context(x, state, new, seen, (keep_state, in_place, maps, relay))
         after_all: list[BranchState | None] = []
         join = self.branches[self.order[0]].join if self.branches else None
         if hiddens is not None:
@@ -97,14 +99,13 @@ class Column:
     def context(
         self, x: Tensor, state: StackState | None, new: Tensor | None, beside: Mapping[str, Any], how: tuple
     ) -> Ctx:
-        """What goes down beside x; how: is a state kept, is it written in place, where do maps and losses go."""
-        keep, in_place, maps, losses = how
+        """What goes down beside x; how: is a state kept, is it written in place, where do maps go, and the rest."""
+        keep, in_place, maps, relay = how
         past, length = (0, None) if state is None else (state.bound, state.length)
         where = torch.arange(x.shape[1], device=x.device)[None]
         where = where + past if length is None else where + length[:, None]
         relative, apart = self.relative(self.pos), {pos: self.relative(pos) for pos in self.apart}
-        # The relay is made here, not by default, for Dynamo does not know factories.
-        states, relay = self.states(x, state), Relay({}, losses is not None)
+        states = self.states(x, state)
         return Ctx(past, length, new, where, keep, in_place, beside, relative, states, maps, {}, relay, apart)
 
     def relative(self, names: Sequence[str]) -> Relative | None:

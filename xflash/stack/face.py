@@ -28,6 +28,7 @@ from .resolve import resolve
 from .side_inputs import Door, asked_by, checked, given_here, heeded_by, packed
 from .signature import TakesFlags
 from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
+from .watched import noted_for, watching
 
 __all__ = ["AttentionLayers"]
 
@@ -235,11 +236,18 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
             x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
         new = None if plan is None else plan.new + memory
         beside = packed(beside, Door(plan, memory, x.shape[1] - memory, x.device))
-        y, new_state = self.column.run(x, state, new, beside, keep_state=keep_state, noted=noted)
+        watches = watching(self)
+        if watches:
+            noted, kept = noted_for(watches, noted), keep_state or any("state" in watch.asked for watch in watches)
+        else:
+            kept = keep_state
+        y, new_state = self.column.run(x, state, new, beside, keep_state=kept, noted=noted)
         y = y[:, memory:] if memory else y
         if noted is not None:
-            noted.unpack(plan, memory)
-        return (y if plan is None else unpack(y, plan)), new_state
+            noted.unpack(plan, memory, None if state is None else len(self.memory_tokens or ()))
+        for watch in watches:
+            watch.take(self, cast(Noted, noted), new_state)
+        return (y if plan is None else unpack(y, plan)), new_state if keep_state else None
 
     def check_steppable(self) -> None:
         """ValueError with the reason when the stack cannot be stepped."""

@@ -19,20 +19,33 @@ class Noted(NamedTuple):
     """Lists that a call fills, None for what is not asked for.
 
     maps: the matrices of the layers that have one.  hiddens: the stream as the first layer gets it, as each layer
-    leaves it, and as the stack gives it.  losses: the sums of which the layers' own losses are made.
+    leaves it, and as the stack gives it.  losses: the sums of which the layers' own losses are made.  shown: what
+    blocks show of themselves of what they are `asked`, each with its block and its name.
     """
 
     maps: list[AttentionMap] | None = None
     hiddens: list[Tensor] | None = None
     losses: list[Tensor] | None = None
+    shown: list[tuple[Block, str, Any]] | None = None
+    asked: tuple[str, ...] = ()
 
-    def unpack(self, plan: Plan | None, memory: int) -> None:
-        """Everything back to where the caller's tokens stand, memory tokens left out."""
+    def unpack(self, plan: Plan | None, memory: int, before: int | None = None) -> None:
+        """Everything back to where the caller's tokens stand, `memory` tokens in front left out.
+
+        before: how many memory tokens a state has seen, whose other tokens nobody knows a place of: those are what the
+        columns of a matrix begin with then, in their order.  None: there is no state.
+        """
         if self.maps is not None:
-            self.maps[:] = [unpacked_map(found, plan, memory) for found in self.maps]
+            self.maps[:] = [unpacked_map(found, plan, memory, before) for found in self.maps]
         if self.hiddens is not None:
-            self.hiddens[:] = [x[:, memory:] if memory else x for x in self.hiddens]
-            self.hiddens[:] = self.hiddens if plan is None else [unpack(x, plan) for x in self.hiddens]
+            self.hiddens[:] = [unpacked(x, plan, memory) for x in self.hiddens]
+        if self.shown is not None:
+            self.shown[:] = [
+                (block, kind, unpacked_map(t, plan, memory, before).weights)
+                if isinstance(t, AttentionMap)
+                else (block, kind, unpacked(t, plan, memory))
+                for block, kind, t in self.shown
+            ]
 
     def join(self, pieces: "list[Noted]") -> None:
         """What pieces of the tokens have noted, put together."""
@@ -42,10 +55,13 @@ class Noted(NamedTuple):
         if self.losses is not None:
             found = zip(*(piece.losses or () for piece in pieces), strict=True)
             self.losses.extend(torch.stack(parts).sum(0) for parts in found)
+        if self.shown is not None:
+            found = zip(*(piece.shown or () for piece in pieces), strict=True)
+            self.shown.extend((*parts[0][:2], torch.cat([t for *_, t in parts], 1)) for parts in found)
 
     def alike(self) -> "Noted":
         """Empty lists where this has lists, for a piece of the tokens."""
-        return Noted(*(None if kept is None else [] for kept in self))
+        return Noted(*(None if kept is None else [] for kept in self[:-1]), self.asked)
 
     def given(self, column: Iterable[Block] = ()) -> tuple[Any, ...]:
         """What the caller is given of it: matrices, then streams, then the loss of the layers of the column."""
@@ -87,9 +103,15 @@ def check_noted(noted: Noted, layout: str) -> None:
         raise ValueError(f"no block of the layout {layout!r} has an attention matrix (have one: {able})")
 
 
-def unpacked_map(found: AttentionMap, plan: Plan | None, memory: int) -> AttentionMap:
-    """A map with its rows, and its columns if they are the stack's tokens, back where the caller's tokens stand."""
+def unpacked(t: Float[Tensor, "b n *_"], plan: Plan | None, memory: int) -> Float[Tensor, "b n *_"]:
+    """What there is of each token back where the caller's tokens stand."""
+    t = t[:, memory:] if memory else t
+    return t if plan is None else unpack(t.flatten(2) if t.dim() > 2 else t[..., None], plan).view_as(t)
+
+
+def unpacked_map(found: AttentionMap, plan: Plan | None, memory: int, before: int | None) -> AttentionMap:
+    """A map with its rows, and its columns if they are the tokens of this call, where the caller's tokens stand."""
     weights = found.weights[..., memory:, :]
     if found.over_tokens:
-        weights = unpack_columns(weights[..., memory:], plan)
+        weights = unpack_columns(weights[..., memory:], plan) if before is None else weights[..., before:]
     return AttentionMap(unpack_rows(weights, plan), found.over_tokens)

@@ -14,7 +14,7 @@ from ..positions.slots import Slots
 from ..projection import linear_in, split_off_values
 from ..scores.step import Read
 from ..site import Site
-from .key_values import KV, added, append, begin, fits, last, place, reserve, shorten
+from .key_values import KV, added, append, begin, fits, last, over_all_tokens, place, reserve, shorten
 from .latents import Latents
 from .masks import visible
 
@@ -103,7 +103,9 @@ class Attention(Latents):
             read.buffers, read.fresh = (dict(zip(reader.brings, held, strict=False)) for held in (brought, fresh))
             read.asked = reader.ask(x)
         y = self.look(q, k, v, ctx, slots, read)
-        y = self.joined(self.from_latents(y) if absorbed else y, x)
+        if ctx.maps is not None:
+            over_all_tokens(ctx.maps, state, ctx)
+        y = self.joined(self.from_latents(y) if absorbed else y, x, ctx)
         if state is not None and read is not None and read.added:
             state = added(state, reader.brings, read.added, k.shape[2])
         return y, state if state is None else self.bounded(state, ctx, x.shape[1])
@@ -186,6 +188,8 @@ class Attention(Latents):
     def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
         """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""
         if self.config.sinks or slots.keys is not None or torch.compiler.is_compiling() or not self.site.causal:
+            return False
+        if ctx.maps is not None:
             return False
         return slots.at.shape[1] == 1 and ctx.uniform and ctx.attn_mask is ctx.doc_ids is ctx.prefix is None
 

@@ -32,7 +32,8 @@ class Block(nn.Module, ABC):
     state vectors that other layers may read, and must unless it `reads_own`; the stack then runs block after block of
     its tokens. One that `has_matrix` notes its weights in `ctx.maps`. One that can have a loss of its own says by
     which flag: `auxiliary_by` where its state holds it, `weighed_by` where it is of a call: then it `weighs`, gives
-    `ctx.relay.lose` sums over the call's tokens when `ctx.relay.weighing`, and makes a loss of them in `weigh`.
+    `ctx.relay.lose` sums over the call's tokens when `ctx.relay.weighing`, and makes a loss of them in `weigh`. What
+    one `shows` of itself it gives to `ctx.relay.show`, when `ctx.relay.asked`.
     `holds` says which flags name parts of a registry, one or several, whose own flags begin with the names of block
     and part; one that `borrows` from another block takes over its flags, unless its own say otherwise. `heeds`
     names the side inputs in `ctx.beside` that it looks at though no block has to. One that `counts_places` counts
@@ -172,6 +173,10 @@ class Block(nn.Module, ABC):
     def refuses_maps(self) -> str:
         """Why the block cannot give the attention matrix that it has, or ''."""
         return ""
+
+    def shows(self) -> tuple[str, ...]:
+        """What `xflash.capture` may ask of the block as it is set, beside its matrix, the stream and its state."""
+        return ()
 
     def auxiliary(self, state: Any) -> Float[Tensor, " b"] | None:
         """A loss of the block's own, summed over each row's tokens since the row began; None when it has none."""

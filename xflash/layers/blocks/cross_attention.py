@@ -55,7 +55,7 @@ class CrossAttention(TakesContext, MultiHead):
         q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
         read = None if self.reader.plain else Read(q, held.k, ctx)
         y = self.read(q, held.k, held.v, sight(context_mask(held)), read=read, maps=ctx.maps, over_tokens=False)
-        return self.joined(y, x), held if ctx.keep_state else None
+        return self.joined(y, x, ctx), held if ctx.keep_state else None
 
     def keys_and_values(self, context: Float[Tensor, "b c _"], ctx: Ctx) -> tuple[Float[Tensor, "b h c k"], Tensor]:
         """The keys, normed as the flags ask for it, and the values of all key/value heads."""

@@ -64,6 +64,8 @@ class CrossGatedAttention(TakesContext, GatedUnit):
     ) -> tuple[Float[Tensor, "b n d"], Context | None]:
         held = self.take(ctx) if state is None else state
         u, z = F.silu(whole(self.to_hidden(x), sum(self.widths), self.kind)).split(self.widths, -1)
+        if ctx.relay.asked:
+            ctx.relay.show(self, "gates", u)
         q = self.toward(self.scaled(z, 0), held, ctx)
         # Values of padding are zeros, so that only a sum over the row, or a map that is looked at, needs the mask.
         masked = self.takes_sums or ctx.maps is not None

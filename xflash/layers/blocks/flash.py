@@ -10,7 +10,7 @@ from torch import nn
 
 from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
-from ...base.state import Ctx
+from ...base.state import AttentionMap, Ctx
 from ...flags.flag import flag, like
 from ..kernels.carried import FlashState, across, reserve, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
@@ -121,11 +121,38 @@ class MixedChunkAttention(Block):
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: FlashState | None = None
     ) -> tuple[Float[Tensor, "b n d"], FlashState | None]:
         hidden = whole(self.to_hidden(x), sum(self.widths), "flash")
+        if ctx.relay.asked:
+            self.show(hidden, ctx, state)
         if self.fits_fused(x.shape[1], ctx, state):
             return self.fused(hidden, ctx, state)
         gate, t = self.project(hidden, ctx)
-        y, state = self.mix(t, ctx, state)
+        y, state = self.mix(t, self.spec(ctx), ctx, state)
         return self.to_out(gate * y), state
+
+    def shows(self) -> tuple[str, ...]:
+        return "gates", "near", "far", "maps"
+
+    def show(self, hidden: Float[Tensor, "b n _"], ctx: Ctx, state: FlashState | None) -> None:
+        """The gate, and what it multiplies, from inside the groups and from across them, without dropout.
+
+        The map is what values are multiplied by for that; those of former calls are in sums, so that with a state
+        there is none.
+        """
+        gate, t = self.project(hidden, ctx)
+        ctx.relay.show(self, "gates", gate)
+        alone, spec = replace(ctx, keep_state=False, in_place=False), self.spec(ctx)._replace(dropout=0.0)
+        if not {"near", "far"}.isdisjoint(ctx.relay.asked):
+            near, _ = self.mix(t._replace(far_q=torch.zeros_like(t.far_q)), spec, alone, state)
+            far, _ = self.mix(t, spec._replace(fn="none"), alone, state)
+            ctx.relay.show(self, "near", near)
+            ctx.relay.show(self, "far", far)
+        if "maps" in ctx.relay.asked and state is None:
+            b, n = hidden.shape[:2]
+            # Each token brings itself, unless it does not exist.
+            one, real = torch.eye(n, dtype=t.v.dtype, device=t.v.device).expand(b, n, n), ctx.real(n)
+            one = one if real is None else one.masked_fill(~real[..., None], 0)
+            weights, _ = self.mix(t._replace(v=one), spec, alone, None)
+            ctx.relay.show(self, "maps", AttentionMap(weights[:, None], True))
 
     def fits_fused(self, n: int, ctx: Ctx, state: FlashState | None) -> bool:
         """Whether the fused kernel can do it: causal rows that begin a group, weights that need no sum over a row."""
@@ -185,9 +212,11 @@ class MixedChunkAttention(Block):
             keys, v = keys.masked_fill(~real[:, None, None, :, None], 0), v.masked_fill(~real[..., None], 0)
         return gate, Heads(queries[:, 0, 0], keys[:, 0, 0], queries[:, 0, 1], keys[:, 0, 1], v)
 
-    def mix(self, t: Heads, ctx: Ctx, state: FlashState | None) -> tuple[Float[Tensor, "b n e"], FlashState | None]:
+    def mix(
+        self, t: Heads, spec: Spec, ctx: Ctx, state: FlashState | None
+    ) -> tuple[Float[Tensor, "b n e"], FlashState | None]:
         """What the gate multiplies, by the way that costs least."""
-        n, w, spec = t.v.shape[1], self.config.group_size, self.spec(ctx)
+        n, w = t.v.shape[1], self.config.group_size
         if ctx.doc_ids is not None:
             return packed(t, spec, self.documents(ctx.doc_ids, ctx, spec)), None
         if not self.site.causal:

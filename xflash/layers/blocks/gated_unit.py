@@ -110,6 +110,9 @@ class GatedUnit(Block):
     def key_width(self) -> int:
         return self.width // self.config.heads
 
+    def shows(self) -> tuple[str, ...]:
+        return ("gates",)
+
     def check(self, config: Config) -> None:
         """Raises ValueError for settings that contradict each other, naming both flags."""
         kind, fn, normaliser, place = self.kind, config.attn_fn, config.normaliser, config.normaliser_place

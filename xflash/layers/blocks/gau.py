@@ -18,7 +18,7 @@ from ..positions.slots import Slots
 from ..projection import whole
 from ..site import Site
 from .gated_unit import GatedUnit
-from .key_values import KV, append, begin, place, reserve, shorten
+from .key_values import KV, append, begin, over_all_tokens, place, reserve, shorten
 from .masks import bounds, visible
 
 __all__ = ["GatedAttention"]
@@ -79,6 +79,8 @@ class GatedAttention(GatedUnit):
         self, x: Float[Tensor, "b n d"], ctx: Ctx, state: KV | None = None
     ) -> tuple[Float[Tensor, "b n d"], KV | None]:
         u, v, z = F.silu(whole(self.to_hidden(x), sum(self.widths), self.kind)).split(self.widths, -1)
+        if ctx.relay.asked:
+            ctx.relay.show(self, "gates", u)
         q, k = self.scaled(z, 0), self.scaled(z, 1)
         if ctx.relative is not None:
             q, k = ctx.relative.rotate(q, ctx), ctx.relative.rotate(k, ctx, inverse=True)
@@ -86,6 +88,8 @@ class GatedAttention(GatedUnit):
         k, v, state = self.remember(k, v, ctx, state)
         slots = place(state, ctx, k.shape[2])
         y = rearrange(self.look(q, k, v, ctx, slots), "b h n e -> b n (h e)")
+        if ctx.maps is not None:
+            over_all_tokens(ctx.maps, state, ctx)
         return F.dropout(self.to_out(u * y), self.config.out_dropout, self.training), state
 
     def remember(self, k: Tensor, v: Tensor, ctx: Ctx, state: KV | None) -> tuple[Tensor, Tensor, KV | None]:

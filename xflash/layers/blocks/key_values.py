@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from ...base.shapes import Bool, Float, Int, Tensor
-from ...base.state import Ctx
+from ...base.state import AttentionMap, Ctx
 from ..kernels.buffers import SPARE, emptied, grow, write
 from ..positions.slots import Slots
 
-__all__ = ["KV", "added", "append", "begin", "fits", "last", "place", "reserve", "shorten"]
+__all__ = ["KV", "added", "append", "begin", "fits", "last", "over_all_tokens", "place", "reserve", "shorten"]
 
 
 class KV(NamedTuple):
@@ -122,6 +122,16 @@ def place(kv: KV | None, ctx: Ctx, m: int) -> Slots:
         gone = kv.spared if ctx.length is None else kv.gone[:, None]
         return Slots(ctx.positions - gone, None, ctx.length is None)
     return Slots(ctx.positions, kv.stand(ctx, m), ctx.length is None)
+
+
+def over_all_tokens(maps: list[AttentionMap], kv: KV | None, ctx: Ctx) -> None:
+    """Gives the last of the maps a column for each token there is: of slots that hold others, zeros for those gone."""
+    if kv is None or not kv.spared:
+        return
+    weights = maps[-1].weights
+    *rows, n, m = weights.shape
+    at = kv.stand(ctx, m)[:, None, None].expand_as(weights)
+    maps[-1] = AttentionMap(weights.new_zeros(*rows, n, ctx.past + n).scatter(3, at, weights), True)
 
 
 def fits(kv: KV, need: int) -> bool:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...base.shapes import Float, Tensor
+from ...base.state import Ctx
 from ...flags.flag import check_idle, flag
 from ..site import Site
 from .block import Block
@@ -86,9 +87,23 @@ class Outward(Block):
         if config.head_scale:
             self.head_gain = nn.Parameter(torch.ones(self.heads, 1, 1))
 
-    def joined(self, y: Float[Tensor, "b h n e"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def shows(self) -> tuple[str, ...]:
+        return ("gates",) if self.config.gate_values or self.config.gate_value_heads else ()
+
+    def gate(self, y: Float[Tensor, "b h n e"], x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n h _"]:
+        """What multiplies the heads' outputs, by head and by channel or for all channels of a head."""
+        config = self.config
+        gates = self.to_head_gate(x).sigmoid()[..., None] if config.gate_value_heads else y.new_ones(())
+        if not config.gate_values:
+            return gates
+        by_head = 1 if config.gate_values_headwise else self.value_width
+        return gates * self.to_gate(x).sigmoid().unflatten(2, (-1, by_head))
+
+    def joined(self, y: Float[Tensor, "b h n e"], x: Float[Tensor, "b n d"], ctx: Ctx) -> Float[Tensor, "b n d"]:
         """The heads' outputs, gated by the input where the flags ask for it, projected back to the stream."""
         config = self.config
+        if ctx.relay.asked and self.shows():
+            ctx.relay.show(self, "gates", self.gate(y, x))
         if config.gate_value_heads:
             y = y * a_head(self.to_head_gate(x))
         if config.gate_values and config.gate_values_headwise:

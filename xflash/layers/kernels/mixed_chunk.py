@@ -32,11 +32,11 @@ class Heads(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """The settings; weights inside a group are fn(scale * q k^T + bias(distance)) / divide."""
+    """The settings; weights inside a group are fn(scale * q k^T + bias(distance)) / divide, or none."""
 
     w: int
     causal: bool
-    fn: AttnFn = "relu2"
+    fn: AttnFn | Literal["none"] = "relu2"
     scale: float = 1.0
     divide: float = 1.0
     dropout: float = 0.0
@@ -50,6 +50,7 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     # Of -inf the derivatives of the derivative would be NaN; from here on all are exactly 0.
     "laplace": lambda scores: laplace(scores.clamp(min=-16)),
     "softmax": lambda scores: scores.softmax(-1),
+    "none": torch.zeros_like,
 }
 
 

@@ -54,7 +54,7 @@ class Dynamic(Bias):
         t = -distance[:, None].to(angle_dtype(dtype))
         if self.config.log_distance:
             t = t.sign() * t.abs().log1p()
-        with torch.autocast(t.device.type, enabled=False):
+        with torch.autocast("cpu" if t.is_meta else t.device.type, enabled=False):
             for i, linear in enumerate(self.maps):
                 t = mapped(linear, t)
                 if self.config.norm:

@@ -1,0 +1,1 @@
+"""Looking at models: what is in them, what they do with a text, how they differ, and pictures of it."""
