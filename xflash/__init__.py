@@ -138,10 +138,10 @@ __version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
-    """`convert` when it is first asked for: building and training do without."""
-    if name != "convert":
+    """Rooms when they are first asked for: building and training do without."""
+    if name not in ("convert", "probes"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.convert")
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 sys.meta_path.append(Moved(__name__))
