@@ -50,10 +50,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 PROBES: dict[str, Probe] = {
     "recall": probes.recall(seq_len=24),
     "induction": probes.induction(seq_len=32, period=(6, 12), symbols=16),
-    "copy": probes.copy(seq_len=24),
-    "needle": probes.needle(seq_len=32, segment=8, length=2, symbols=8, noise=6),
-    "parity": probes.parity(seq_len=16),
-    "permutations": probes.permutations(seq_len=16),
+    "copy": probes.copy(seq_len=16, count=3, symbols=8),
+    "needle": probes.needle(seq_len=48, segment=8, length=2, symbols=8, noise=6),
+    "parity": probes.parity(seq_len=8),
+    "permutations": probes.permutations(seq_len=8),
 }
 
 
@@ -117,9 +117,8 @@ def result(run: Run, folder: Path) -> dict[str, Any]:
     if not path.exists():
         found = {"variant": run.variant, "probe": run.probe, "seed": run.seed, **train(run), "machine": machine()}
         write_whole(path, (json.dumps(found, indent=2) + "\n").encode())
-        print(
-            f"{run.probe}, {run.variant}, seed {run.seed}: {found['score']:.3f} in {found['steps']} steps", flush=True
-        )
+        said = f"{found['score']:.3f} in {found['steps']} steps, {found['seconds']:.0f} s"
+        print(f"{run.probe}, {run.variant}, seed {run.seed}: {said}", flush=True)
     return json.loads(path.read_text())
 
 
@@ -206,7 +205,7 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for name, value in {"dim": 32, "steps": 400, "batch": 16}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--longer", type=int, nargs="+", default=[2, 4], help="how many times as long other rows are")
     parser.add_argument("--folder", type=Path, default=Path("runs") / "probes", help="where the runs are kept")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page that the tables are written into")

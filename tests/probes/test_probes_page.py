@@ -57,7 +57,7 @@ def test_what_is_learnt_is_said(script):
     assert missed.cell() == "0.83, 0.50 to 1.00" and missed.longer() == ""
     assert script.Seeds([{"score": 0.98, "steps": 400, "longer": {}}]).cell() == "0.98"
     said = script.sentence("parity", {"a": missed, "b": learnt})
-    assert said == ("- **parity**, `probes.parity(seq_len=16)`, chance 0.500. Learnt by b (100). Not by a (0.83).")
+    assert said == ("- **parity**, `probes.parity(seq_len=8)`, chance 0.500. Learnt by b (100). Not by a (0.83).")
 
 
 def test_a_run_ends_when_the_probe_is_learnt(script, monkeypatch):
@@ -93,6 +93,6 @@ def test_every_block_is_tried(script):
         used |= {name for name in blocks if name in flags["layers"].replace("*", " ").replace("(", " ").split()}
         probe = script.PROBES["needle"]
         ids, _ = probe.longer(2 * probe.seq_len).draw(2, torch.Generator().manual_seed(0))
-        assert script.Run(variant, "needle", 0, options).model()(ids).shape == (2, 64, probe.num_tokens)
+        assert script.Run(variant, "needle", 0, options).model()(ids).shape == (2, 96, probe.num_tokens)
     ours = {name for name, module in blocks.origins.items() if module.startswith("xflash.")}
     assert used == ours - {name for name in ours if blocks[name].takes_context}
