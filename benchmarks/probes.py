@@ -1,6 +1,6 @@
 """Every block on every probe: what it learns in a few hundred small steps, and how it does in longer rows.
 
-    python benchmarks/probes.py                  (all of it; twenty minutes of one core)
+    python benchmarks/probes.py                  (all of it; ten minutes of one core)
     python benchmarks/probes.py --probes recall --variants FLASH hybrid --steps 2000
 
 Each run leaves a file in `runs/probes/`; a run that is there is not made again, so that the script can be stopped at
