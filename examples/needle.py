@@ -21,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xflash import Decoder, TransformerWrapper
+from xflash import Decoder, TransformerWrapper, probes
+from xflash.probes import Probe
 
-SYMBOLS, NOISE, STORE, QUERY, VOCABULARY = 16, 14, 30, 31, 32
-NEEDLE = 4
 GAPS = (1, 2, 3, 4, 5, 15, 31, 63)
 # What each variant's layers beside the feed-forward ones are.
 VARIANTS = {
@@ -40,24 +39,10 @@ VARIANTS = {
 PORT = "port"
 
 
-def rows(count: int, gaps: Tensor, blocks: int, width: int, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids (count, blocks * width), the needle in block 0 and asked for `gaps` blocks later, and QUERY's places."""
-    ids = torch.randint(SYMBOLS, SYMBOLS + NOISE, (count, blocks * width), generator=chance)
-    needle = torch.randint(SYMBOLS, (count, NEEDLE), generator=chance)
-    last = width - NEEDLE
-    stored, asked = (torch.randint(last, (count,), generator=chance) for _ in range(2))
-    asked = asked + gaps * width
-    for at, sign in ((stored, STORE), (asked, QUERY)):
-        ids.scatter_(1, at[:, None], sign)
-        ids.scatter_(1, at[:, None] + torch.arange(1, NEEDLE + 1), needle)
-    return ids, asked
-
-
-def answers(logits: Tensor, ids: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits at QUERY and the first three symbols behind it, and the symbols that follow each."""
-    where = asked[:, None] + torch.arange(NEEDLE)
-    found = logits.gather(1, where[..., None].expand(-1, -1, logits.shape[-1]))
-    return found, ids.gather(1, where + 1)
+def needle(options: argparse.Namespace, gap: int | None = None) -> Probe:
+    """Asked for `gap` blocks later, or for as many as training has, from one on."""
+    blocks, gaps = (options.blocks, (1, options.blocks - 1)) if gap is None else (gap + 1, None)
+    return probes.needle(seq_len=blocks * options.width, segment=options.width, gap=gaps)
 
 
 def build(variant: str, options: argparse.Namespace) -> nn.Module:
@@ -66,7 +51,7 @@ def build(variant: str, options: argparse.Namespace) -> nn.Module:
         import block_recurrent_transformer_pytorch as peer
 
         return peer.BlockRecurrentTransformer(
-            num_tokens=VOCABULARY,
+            num_tokens=needle(options).num_tokens,
             dim=options.dim,
             depth=2,
             dim_head=16,
@@ -85,7 +70,7 @@ def build(variant: str, options: argparse.Namespace) -> nn.Module:
         flags = {f"recurrent_{name}": value for name, value in sizes.items()} | flags
         flags["recurrent_num_state_vectors"] = options.states
     stack = Decoder(dim=options.dim, depth=1, heads=4, layers=layers, pos="rotary", **feed_forward, **flags)
-    return TransformerWrapper(num_tokens=VOCABULARY, attn_layers=stack)
+    return TransformerWrapper(num_tokens=needle(options).num_tokens, attn_layers=stack)
 
 
 def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
@@ -100,10 +85,9 @@ def accuracy(model: nn.Module, options: argparse.Namespace) -> dict[int, float]:
     model.eval()
     found = {}
     for gap in GAPS[: options.gaps]:
-        count = options.test_rows
-        ids, asked = rows(count, torch.full((count,), gap), gap + 1, options.width, chance)
-        logits, symbols = answers(logits_of(model, ids), ids, asked)
-        found[gap] = (logits.argmax(-1) == symbols).float().mean().item()
+        probe = needle(options, gap)
+        ids, labels = probe.draw(options.test_rows, chance)
+        found[gap] = probe.score(logits_of(model, ids), labels)
     model.train()
     return found
 
@@ -111,15 +95,14 @@ def accuracy(model: nn.Module, options: argparse.Namespace) -> dict[int, float]:
 def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One run of a variant: steps, and accuracy by gap."""
     torch.manual_seed(seed)
-    model = build(variant, options)
+    model, probe = build(variant, options), needle(options)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.lr)
     chance = torch.Generator().manual_seed(seed)
     begun, steps, loss = time.process_time(), 0, torch.tensor(0.0)
     while steps < options.steps if options.steps else time.process_time() - begun < options.seconds:
-        gaps = torch.randint(1, options.blocks, (options.batch,), generator=chance)
-        ids, asked = rows(options.batch, gaps, options.blocks, options.width, chance)
-        logits, symbols = answers(logits_of(model, ids), ids, asked)
-        loss = F.cross_entropy(logits.flatten(0, 1), symbols.flatten())
+        ids, labels = probe.draw(options.batch, chance)
+        asked = labels >= 0
+        loss = F.cross_entropy(logits_of(model, ids)[asked], labels[asked])
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -170,7 +153,7 @@ def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
         if len(runs) > 1:
             middle = " ".join(f"{median(run[gap] for run in runs):5.3f}" for gap in runs[0])
             print(f"{variant:10} {'median':>6} {'':>6}      {middle}")
-    print(f"chance is {1 / SYMBOLS:.3f}; a stack without state vectors sees gaps of 1 and 2 only")
+    print(f"chance is {needle(options).chance:.3f}; a stack without state vectors sees gaps of 1 and 2 only")
     out.write_text(json.dumps({"options": vars(options), "runs": found}, indent=2) + "\n")
     return found
 

@@ -14,7 +14,7 @@ PACKAGE, TESTS = ROOT / "xflash", ROOT / "tests"
 
 # Each room imports from those before it; datasets from the first only. What starts the package or describes the whole
 # of it (`xflash`, `python -m xflash`, `xflash.flops`) may import anything, and nothing imports it.
-ROOMS = ("base", "flags", "layers", "saving", "stack", "generation", "wrappers", "convert", "look")
+ROOMS = ("base", "flags", "layers", "saving", "stack", "generation", "wrappers", "convert", "look", "probes")
 DATASETS = ("base", "datasets")
 WHOLE = ("__init__", "__main__", "flops")
 # Inside `layers`: kernels know no part; a part knows what it is built from and called with; blocks know parts; a branch

@@ -146,6 +146,7 @@ LATER = {
     "plot_loss": "look.losses",
     "plot_receptive_field": "look.reach",
     "plot_state": "look.states",
+    "probes": "probes",
     "receptive_field": "look.reach",
     "summary": "look.summary",
 }

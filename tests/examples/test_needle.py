@@ -15,18 +15,13 @@ def script(examples):
     return examples("needle")
 
 
-def test_a_row_holds_its_needle_and_asks_for_it(script):
-    gaps = torch.tensor([1, 5, 3])
-    ids, asked = script.rows(3, gaps, 6, 16, torch.Generator().manual_seed(0))
-    assert ids.shape == (3, 96) and torch.equal(asked // 16, gaps)
-    for row, at in zip(ids, asked.tolist(), strict=True):
-        (stored,) = (row == script.STORE).nonzero().flatten().tolist()
-        assert (row == script.QUERY).nonzero().flatten().tolist() == [at] and stored + 4 < 16
-        needle = row[stored + 1 : stored + 5]
-        assert torch.equal(needle, row[at + 1 : at + 5]) and (needle < script.SYMBOLS).all()
-        logits = torch.nn.functional.one_hot(row, script.VOCABULARY).float()[None].roll(-1, 1)
-        found, symbols = script.answers(logits, row[None], torch.tensor([at]))
-        assert torch.equal(found.argmax(-1), symbols) and torch.equal(symbols[0], needle)
+def test_training_asks_at_all_gaps_and_a_test_at_one(script):
+    options = script.read_options(SMALL)
+    for gap, blocks, asked in ((None, 6, {1, 2, 3, 4, 5}), (3, 4, {3}), (63, 64, {63})):
+        probe = script.needle(options, gap)
+        _, labels = probe.draw(97, torch.Generator().manual_seed(0))
+        assert probe.seq_len == blocks * 16 and (labels >= 0).sum() == 97 * 4
+        assert set(((labels >= 0).int().argmax(1) // 16).tolist()) == asked
 
 
 def test_every_variant_trains(script, tmp_path, capsys):
@@ -42,12 +37,12 @@ def test_every_variant_trains(script, tmp_path, capsys):
 def test_only_state_vectors_reach_beyond_two_blocks(script):
     """What QUERY is answered with depends on a needle five blocks ago with state vectors, and not without."""
     options = script.read_options(SMALL)
-    ids, asked = script.rows(2, torch.tensor([5, 5]), 6, 16, torch.Generator().manual_seed(0))
+    ids, labels = script.needle(options, 5).draw(2, torch.Generator().manual_seed(0))
     other = ids.clone()
-    other[:, :16] = script.SYMBOLS
+    other[:, :16] = 16
     for variant, reaches in (("fixed", True), ("lstm", True), ("xl", False)):
         torch.manual_seed(0)
         model = script.build(variant, options).double()
         with torch.no_grad():
-            gap = (script.answers(model(ids), ids, asked)[0] - script.answers(model(other), ids, asked)[0]).abs().max()
+            gap = (model(ids) - model(other))[labels >= 0].abs().max()
         assert bool(gap > 1e-9) is reaches
