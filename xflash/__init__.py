@@ -137,11 +137,17 @@ __all__ = [
 __version__ = "0.2.0.dev0"
 
 
+# What is imported when it is first asked for, building and training do without: the module, and its name there.
+LATER = {"convert": ("convert", ""), "compare": ("experiments.comparing", "compare")}
+
+
 def __getattr__(name: str) -> Any:
-    """`convert` when it is first asked for: building and training do without."""
-    if name != "convert":
+    """What comes later; it is then there."""
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.convert")
+    where, inside = LATER[name]
+    module = importlib.import_module(f"{__name__}.{where}")
+    return getattr(module, inside) if inside else module
 
 
 sys.meta_path.append(Moved(__name__))
@@ -150,4 +156,4 @@ may_be_loaded()
 
 def __dir__() -> list[str]:
     """What users may rely on, without what this file needs."""
-    return [*__all__, "__version__", "flops"]
+    return [*__all__, "__version__", "flops", "compare"]
