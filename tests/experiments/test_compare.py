@@ -98,6 +98,12 @@ def test_a_run_is_what_a_loop_written_by_hand_makes(compare):
             group["lr"] = 0.01 * ((step + 1) / 3 if step < 3 else cosine)
         optimizer.step()
         losses.append(loss.item())
+    chance = torch.Generator().manual_seed(2**31 - 1)
+    with torch.no_grad():
+        held = [squares(model.eval(), chance).item() for _ in range(32)]
+    assert [step for step, _ in found.runs[0].looks] == [4, 8, 12]
+    assert found.runs[0].looks[-1][1] == pytest.approx(sum(held[:4]) / 4, rel=1e-5)
+    assert found.runs[0].score == pytest.approx(sum(held) / 32, rel=1e-5)
     assert [step for step, _ in found.runs[0].losses] == list(range(1, 13))
     assert [value for _, value in found.runs[0].losses] == pytest.approx(losses, rel=1e-5)
 

@@ -48,9 +48,10 @@ class Comparison:
         return importlib.import_module("pandas").DataFrame([row.as_json() for row in self.rows]).set_index("name")
 
     def plot(self, against: str = "steps", file: Any = None) -> Any:
-        """A figure of the held-out score against 'steps', 'seconds' or 'flops' of training: the seeds at the best rate.
+        """A figure of the seeds at the best rate: looks against 'steps', 'seconds' or 'flops' of training.
 
-        file: also saved there. ImportError where matplotlib is not installed.
+        Looks are scores on an eighth of the held-out data. file: also saved there. ImportError where matplotlib is not
+        installed.
         """
         from .plot import plot
 

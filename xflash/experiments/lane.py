@@ -31,7 +31,7 @@ class Lane:
     """A run and how far it is: all that its next step depends on.
 
     `total` steps, None until the speed is known; `paces` are the seconds of a step, by slices; `losses` and `looks`
-    have a step and a value each, the last look the score. `failed` says why there is none.
+    have a step and a value each, `score` is that of all held-out data at the end. `failed` says why there is none.
     """
 
     variant: Variant
@@ -117,12 +117,13 @@ class Lane:
         return loss.detach().float()
 
     @torch.no_grad()
-    def look(self, whole: bool) -> float:
-        """The held-out score, noted with its step."""
+    def measure(self, look: bool) -> float:
+        """The held-out score; a look, on a small part of it, is noted with its step."""
         self.model.eval()
-        score = self.task.score(self.model, not whole)
+        score = self.task.score(self.model, look)
         self.model.train()
-        self.looks.append((self.step, score))
+        if look:
+            self.looks.append((self.step, score))
         return score
 
 

@@ -47,7 +47,7 @@ def take_turn(lane: Lane) -> None:
     try:
         lane.advance()
         if not lane.failed and is_due(lane, before):
-            lane.look(whole=False)
+            lane.measure(look=True)
     except Exception as error:  # whatever a model does: the others go on
         lane.failed = f"{type(error).__name__}: {one_line(error)}"
 
@@ -80,7 +80,8 @@ def finish(lane: Lane, cache: Cache) -> None:
     """The score of a run that is at its end."""
     if not lane.failed:
         try:
-            score = lane.look(whole=True)
+            lane.measure(look=True)
+            score = lane.measure(look=False)
             lane.score = score if abs(score) != float("inf") else None
             lane.failed = "" if lane.score is not None else "diverged: the held-out score is not finite"
         except Exception as error:
