@@ -142,6 +142,7 @@ LATER = {
     "convert": "convert",
     "diff": "saving.differences",
     "capture": "look.capture",
+    "compare": "experiments.comparing",
     "plot_attention": "look.attention",
     "plot_loss": "look.losses",
     "plot_receptive_field": "look.reach",

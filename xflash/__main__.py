@@ -1,4 +1,5 @@
-"""`python -m xflash flags Decoder`: every flag with its meaning; `list`: every part; `docs-flags`: docs/flags.md."""
+"""`python -m xflash flags Decoder`: every flag with its meaning; `list`: every part; `compare`: layouts trained side
+by side; `docs-flags`: docs/flags.md."""
 
 import argparse
 import ast
@@ -14,6 +15,7 @@ import torch
 import xflash
 
 from .base.registry import NAMED_BY, blocks, nearest
+from .experiments import command as comparing
 from .flags.flag import REQUIRED, Flag, flags_of, hint_text
 from .flags.layout import LETTERS
 from .saving.configurable import Configurable
@@ -216,19 +218,21 @@ def main(words: Sequence[str] | None = None) -> None:
         command.add_argument(
             "--import", dest="modules", metavar="MODULE", action="append", default=[], help="with parts of one's own"
         )
+    comparing.add_to(commands)
     commands.add_parser("docs-flags", help="flags, with an example for each part, as Markdown for docs/flags.md")
     commands.add_parser("docs-recipes", help="known models as flags, as Markdown for docs/recipes.md")
     given = parser.parse_args(words)
     run = {
         "flags": lambda: show(given.name, given.settings) + "\n",
         "list": lambda: listing(given.kind) + "\n",
+        "compare": lambda: comparing.run(given, read_settings),
         "docs-flags": markdown,
         "docs-recipes": recipe_page,
     }
     try:
         bring(getattr(given, "modules", ()))
         text = run[given.command]()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     sys.stdout.write(text)

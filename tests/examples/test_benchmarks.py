@@ -155,3 +155,23 @@ if peak.forget_peak():
         assert float(found) == pytest.approx(held, rel=0.2)
     pytest.importorskip("flash_pytorch")
     assert script("compare").peak("layer", "flash xflash", 4096, "cpu") > 20
+
+
+def test_learning(script, capsys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(random.Random(0).choices(b"abcd \n", k=900)))
+    module = script("learning")
+    sizes = ["--text", str(text), "--lengths", "16", "--dim", "32", "--tokens", "32", "--held-out", "48"]
+    words = [*sizes, "--tries", "0.05", "--seconds", "0.1", "--seeds", "2", "--rates", "1e-3", "3e-3"]
+    words += ["--variants", "GAU, shift", "--folder", str(tmp_path / "kept")]
+    (found,) = module.main(words)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) == {"softmax", "GAU, shift"} and found["length"] == 16
+    assert all(4 < row["score"] < 10 and len(next(iter(row["scores"].values()))) == 2 for row in rows.values())
+    assert abs(rows["GAU, shift"]["parameters"] / rows["softmax"]["parameters"] - 1) < 0.02
+    assert module.main([*words, "--table"]) == json.loads(json.dumps([found]))
+    assert "GAU, shift" in capsys.readouterr().out
+    others = module.main([*words, "--seeds", "3", "--table"])[0]["rows"]
+    assert {row["name"]: row["score"] for row in others} == {name: row["score"] for name, row in rows.items()}
+    kept = json.loads((tmp_path / "runs/benchmarks/learning.json").read_text())
+    assert kept["lengths"][0]["length"] == 16

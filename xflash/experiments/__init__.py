@@ -1,0 +1,1 @@
+"""Experiments: variants of a model trained side by side, and what came of them."""
