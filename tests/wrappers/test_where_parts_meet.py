@@ -121,7 +121,7 @@ def test_what_cannot_meet_is_refused():
         )
     with pytest.raises(TypeError, match="makes logits of the 20 rows of the token embedding, but num_tokens is 11"):
         model(token_emb=torch.nn.Embedding(20, D), tie_embedding=True)(IDS)
-    with pytest.raises(ValueError, match="these see windows of their own, and so have memories of unlike lengths"):
+    with pytest.raises(ValueError, match="those with windows of their own have memories of unlike lengths"):
         model(stack(layers="attn attn(window=3) attn"), max_mem_len=6, shift_mem_down=1)
     shared = stack(depth=2)
     state = model(shared, max_mem_len=4)(IDS, return_mems=True)[1]

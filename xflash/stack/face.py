@@ -15,7 +15,8 @@ from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
 from ..layers.reaching import reaching
-from ..saving.configurable import Configurable, is_ours
+from ..saving.classes import is_ours
+from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
 from .column import Column
 from .config import check_condition, check_widths, known_flags

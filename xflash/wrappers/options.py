@@ -11,7 +11,8 @@ from ..base.checks import as_mask, check_switch
 from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.aliases import canonical
-from ..flags.elsewhere import answering, arguments_of, meant
+from ..flags.answering import answering, arguments_of
+from ..flags.elsewhere import meant
 from ..stack.inputs.side_input import SideInput
 
 __all__ = [

@@ -25,7 +25,7 @@ def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None
 def memory_shift(down: int, max_mem_len: int | None, stack: AttentionLayers) -> int:
     """`shift_mem_down`, for which the stack is made to keep what its layers read; ValueError where it cannot be."""
     if down and max_mem_len is None:
-        raise ValueError(f"shift_mem_down={down} moves a memory, but max_mem_len is None")
+        raise ValueError(f"shift_mem_down={down} is set, but there is no memory; give max_mem_len, how long it is")
     if down:
         keep_reads(stack, down)
     return down

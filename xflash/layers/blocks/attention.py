@@ -131,7 +131,7 @@ class Attention(Latents):
         if self.config.value_residual:
             return f"{self.kind}_value_residual=True mixes values with those of the layer's own call"
         if self.reader.brings:
-            return f"{self.kind}_scores={' '.join(self.config.scores)!r} keeps more of each token than what is read"
+            return f"{self.kind}_scores={' '.join(self.config.scores)!r} keeps more than keys and values"
         if self.config.dim_latent_kv is not None:
             return f"{self.kind}_dim_latent_kv={self.config.dim_latent_kv} keeps latents in place of keys and values"
         return ""
