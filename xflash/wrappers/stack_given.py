@@ -3,6 +3,7 @@
 from ..base.registry import blocks as registered
 from ..stack.face import AttentionLayers
 from ..stack.memory import keep_reads
+from ..stack.stepping import check_gap
 
 __all__ = ["memory_length", "memory_shift"]
 
@@ -19,6 +20,7 @@ def memory_length(max_mem_len: int | None, stack: AttentionLayers) -> int | None
             f"max_mem_len={max_mem_len}, but the state of the layout {stack.layout!r} is bounded anyway (blocks that "
             f"keep every token: {able})"
         )
+    check_gap(stack.blocks(), 0 if stack.memory_tokens is None else len(stack.memory_tokens))
     return max_mem_len
 
 

@@ -65,7 +65,8 @@ class XTransformer(Configurable):
         check_sides(self.encoder.attn_layers, decoder.attn_layers, dim)
         if self.encoder.has_auxiliary_loss:
             raise ValueError(
-                "enc_moe_balance_loss and enc_moe_z_loss would be lost: the loss has those of the decoder's layers only"
+                f"{self.encoder.auxiliary_flags} (of the encoder) would be lost: the loss has that of the decoder's "
+                "layers only"
             )
         for prefix, side in (("enc_", self.encoder), ("dec_", decoder)):
             check_plain(prefix, side)
