@@ -47,7 +47,7 @@ def what(folder: Path) -> str:
     try:
         found = xflash.load(folder)
     except ValueError as error:
-        if "\n" in str(error) or f"{folder} has no " not in str(error):
+        if "\n" in str(error) or not any(said in str(error) for said in (f"{folder} has no ", f"no folder {folder};")):
             raise
         return "none"
     for name, model in MODELS.items():

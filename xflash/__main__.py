@@ -14,7 +14,7 @@ import torch
 
 import xflash
 
-from .base.registry import NAMED_BY, blocks, nearest
+from .base.registry import NAMED_BY, blocks, excerpt, nearest
 from .experiments import command as comparing
 from .flags.flag import REQUIRED, Flag, flags_of, hint_text
 from .flags.layout import LETTERS
@@ -53,11 +53,17 @@ def read_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def show(name: str, words: Sequence[str]) -> str:
-    """The flags of a class, or of what it becomes with these settings."""
+    """The flags of a class, or of what it or a recipe becomes with these settings."""
     known = public()
+    if name in xflash.recipes:
+        with torch.device("meta"):
+            model = xflash.create(name, **read_settings(words))
+        return f"xflash.create({name!r}) is\n{model}\n\n{model.flag_table(changed_only=True)}"
     if name not in known:
         stacks = ", ".join(n for n, c in known.items() if issubclass(c, AttentionLayers))
-        raise ValueError(f"unknown class {name!r}{as_part(name) or nearest(name, known)} (stacks: {stacks})")
+        raise ValueError(
+            f"unknown class {name!r}{as_part(name) or nearest(name, [*known, *xflash.recipes])} (stacks: {stacks})"
+        )
     cls = known[name]
     if not issubclass(cls, AttentionLayers):
         if words:
@@ -90,6 +96,8 @@ def bring(modules: Sequence[str]) -> None:
             raise ValueError(f"cannot import {module!r}: {error}") from None
 
 
+# What a list says of a recipe first.
+SIZES = ("dim", "depth", "heads", "layers", "norm", "pos", "num_tokens")
 # How the parts of a registry are chosen, in the order in which they are listed.
 CHOSEN = {
     "blocks": "layers='attn ff'; in parallel 'attn+ff'; with flags for one layer '(attn(window=64) ff)*5 attn ff'",
@@ -105,6 +113,7 @@ CHOSEN = {
     "side_inputs": "given to a call: model(x, doc_ids=...)",
 }
 STACKS = "Decoder(dim=512, depth=6)"
+RECIPES = "xflash.create('gpt2'), with flags of one's own behind; all of its: python -m xflash flags gpt2"
 WRAPPERS = "python -m xflash flags TransformerWrapper"
 
 
@@ -115,14 +124,23 @@ def kinds() -> dict[str, tuple[str, Mapping[str, Any]]]:
     return {
         "stacks": (STACKS, {name: known[name] for name in known if name in stacks}),
         "wrappers": (WRAPPERS, {name: known[name] for name in known if name not in stacks}),
-        "recipes": ("known models: xflash.create('gpt2'), with flags of one's own behind", xflash.recipes),
+        "recipes": (
+            "known models: xflash.create('gpt2'), with flags of one's own behind; all of its: flags gpt2",
+            xflash.recipes,
+        ),
         **{kind: (how, getattr(xflash, kind)) for kind, how in CHOSEN.items()},
     }
 
 
 def said(part: Any) -> str:
-    """A line about a part, or the flags of a recipe."""
-    return words_of(part) if isinstance(part, dict) else sentence(part)
+    """A line about a part, or the first flags of a recipe."""
+    return sentence(part) if not isinstance(part, dict) else excerpt(words_of(sizes_first(part)), width=80)[1:-1]
+
+
+def sizes_first(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags of a recipe, those in front by which one differs from another."""
+    order = [size for size in SIZES for size in (size, f"enc_{size}", f"dec_{size}") if size in recipe]
+    return {name: recipe[name] for name in dict.fromkeys([*order, *recipe])}
 
 
 def words_of(recipe: Mapping[str, Any]) -> str:
@@ -210,7 +228,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m xflash", description=inspect.getdoc(xflash))
     commands = parser.add_subparsers(dest="command", required=True)
     flags = commands.add_parser("flags", help="all flags of a class, or those of a stack with some of them set")
-    flags.add_argument("name", metavar="CLASS", help="a stack: Decoder, Encoder, AttentionLayers; or a wrapper")
+    flags.add_argument("name", metavar="CLASS", help="a stack such as Decoder, a wrapper, or a recipe")
     flags.add_argument("settings", nargs="*", metavar="FLAG=VALUE", help="such as layers='flash ff' pos=rotary")
     parts = commands.add_parser("list", help="everything that a stack can be made of, a line each")
     parts.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(kinds())}; all without")

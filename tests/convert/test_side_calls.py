@@ -137,7 +137,7 @@ def test_what_is_refused():
         (lambda net, x: net.attn_layers(x, seq_start_pos=x), "a mask says which tokens are real"),
         (lambda net, x: AutoregressiveWrapper(net)(x, seq_start_pos=x), "a mask says which tokens are real"),
         (lambda net, x: AutoregressiveWrapper(net).generate(x, 3, seq_start_pos=x), "prompt_lens how many"),
-        (lambda net, x: AutoregressiveWrapper(net, add_attn_z_loss=True), "z_loss of a trainer is of the logits"),
+        (lambda net, x: AutoregressiveWrapper(net, add_attn_z_loss=True), "attn_z_loss of the stack is its weight"),
         (lambda net, x: AutoregressiveWrapper(net)(x, num_items_in_batch=3), "give reduction='sum', return_count=True"),
     ],
 )

@@ -20,8 +20,9 @@ from xflash import (
     XTransformer,
 )
 from xflash.flags.aliases import ALIASES
-from xflash.flags.elsewhere import CALLS, ELSEWHERE, HINTS, NAMES, NOTES
-from xflash.saving.configurable import CLASSES
+from xflash.flags.answering import CALLS
+from xflash.flags.elsewhere import ELSEWHERE, HINTS, NAMES, NOTES
+from xflash.saving.classes import CLASSES
 from xflash.stack.config import known_flags
 from xflash.wrappers.options import also_called
 

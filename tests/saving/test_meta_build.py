@@ -34,7 +34,7 @@ from xflash import (
     XValTransformerWrapper,
 )
 from xflash.base.registry import blocks, joins, norms, positions, reads, scales
-from xflash.saving.configurable import CLASSES
+from xflash.saving.classes import CLASSES
 
 V, DIM, N = 31, 20, 17
 SMALL = {"attn_dim_head": 6, "gau_query_key_dim": 6, "flash_query_key_dim": 6, "flash_group_size": 5}

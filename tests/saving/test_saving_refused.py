@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import xflash
-from xflash.saving.configurable import CLASSES
+from xflash.saving.classes import CLASSES
 
 
 def quantised(model):

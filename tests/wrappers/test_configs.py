@@ -12,7 +12,7 @@ from torch import nn
 import xflash
 from xflash import __main__ as command
 from xflash.flags.flag import flag, flag_table, flags_of
-from xflash.saving.configurable import CLASSES, is_ours
+from xflash.saving.classes import CLASSES, is_ours
 from xflash.wrappers.model import Model
 
 WRAPPERS = {name: cls for name, cls in command.public().items() if not issubclass(cls, xflash.AttentionLayers)}

@@ -8,7 +8,8 @@ from torch import nn
 
 import xflash
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper
-from xflash.saving.configurable import CLASSES, Configurable
+from xflash.saving.classes import CLASSES
+from xflash.saving.configurable import Configurable
 
 V, D, N = 11, 12, 9
 

@@ -67,6 +67,25 @@ def test_a_looped_pass_reads_what_the_last_one_made(ids):
     close(loss, AutoregressiveWrapper(model, loss_chunk=3)(ids, looped_steps=2), "in chunks")
 
 
+@pytest.mark.parametrize("kind", ["looped", "recycling"])
+def test_the_loss_of_layers_is_of_every_pass_that_is_learned_from(ids, kind):
+    """Looped, a mean as over tied layers; recycled, of the last pass, which alone has a graph."""
+    experts = {"layers": "attn moe", "moe_experts": 3, "moe_dim": 5, "moe_balance_loss": 3.0}
+    model = live(net(flags=experts, **{kind: True}))
+    last, found = model.embedding(ids)[0], []
+    x = last
+    for _ in range(3):
+        last, loss = model.attn_layers(last, return_auxiliary_loss=True)
+        found.append(loss)
+        last = last if kind == "looped" else x + model.passes.project(last)
+    steps = {"looped_steps" if kind == "looped" else "recycle_steps": 3}
+    _, loss = model(ids, **steps, return_auxiliary_loss=True)
+    close(loss, torch.stack(found).mean() if kind == "looped" else found[-1], kind)
+    trainer = AutoregressiveWrapper(model)
+    _, own = model(ids[:, :-1], **steps, return_auxiliary_loss=True)
+    close(trainer.train()(ids, **steps), trainer.eval()(ids, **steps) + own, "trained")
+
+
 CASES = {
     "recycled": (Encoder, {"shift_tokens": 1}, {"recycling": True, "use_cls_token": True}),
     "looped": (Encoder, {"num_memory_tokens": 2, "norm_place": "sandwich"}, {"looped": True}),

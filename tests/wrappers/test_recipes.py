@@ -113,6 +113,17 @@ def test_flags_of_ones_own_take_the_place_of_those_of_the_recipe():
         (3, {}, TypeError, "name must be the name of a recipe, such as 'gpt2', not 3"),
         ("gpt2", {"attn_windw": 3}, TypeError, "unknown flag 'attn_windw'; did you mean 'attn_window'"),
         ("t5-small", {"enc_heds": 3}, TypeError, "enc_heads"),
+        ("gpt2", {"emb_dropot": 0.1}, TypeError, "unknown flag 'emb_dropot'; did you mean 'emb_dropout'\\?"),
+        ("gpt2", {"num_clases": 3}, TypeError, "did you mean 'num_classes', an argument of ViTransformerWrapper\\?"),
+        ("gpt2", {"pad_value": 3}, TypeError, "unknown flag 'pad_value': it is an argument of AutoregressiveWrapper"),
+        ("vit-base-16", {"num_class": 3}, TypeError, "unknown flag 'num_class'; did you mean 'num_classes'\\?"),
+        ("llama3-8b", {"heads": 7}, ValueError, r"8 does not divide the 7 heads \(attn_kv_heads=8 is of the recipe"),
+        (
+            "llama3-8b",
+            {"layers": "gau"},
+            ValueError,
+            r"ff_glu is set but .* \(ff_glu=True is of the recipe",
+        ),
     ],
 )
 def test_what_is_refused(name: str, flags: dict, error: type, message: str):
@@ -124,5 +135,9 @@ def test_they_are_listed_and_on_their_page(capsys):
     command.main(["list", "recipes"])
     listed = capsys.readouterr().out
     assert all(re.search(rf"^  {re.escape(name)} .*dim=", listed, re.M) for name in recipes)
+    assert all(len(line) <= 120 for line in listed.splitlines())
+    command.main(["flags", "vit-base-16", "depth=2"])
+    shown = capsys.readouterr().out
+    assert "image_size=224" in shown and re.search(r"^depth +2 \*", shown, re.M) and "emb_dropout" not in shown
     page = Path(xflash.__file__).parents[1] / "docs" / "recipes.md"
     assert page.read_text() == command.recipe_page(), "run python -m xflash docs-recipes > docs/recipes.md"

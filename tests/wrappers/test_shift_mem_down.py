@@ -66,14 +66,20 @@ def test_generation_and_training_agree():
 @pytest.mark.parametrize(
     ("flags", "match"),
     [
-        ({"memory": None}, "shift_mem_down=1 moves a memory, but max_mem_len is None"),
-        ({"down": 3}, "shift_mem_down=3 gives layers the memory of layers below them, but 3 of them have one that can"),
-        ({"reads": "lime"}, "but reads='lime' gives each layer more to read than its stream"),
-        ({"join": "hyper"}, "but there are several streams"),
-        ({"shift_tokens": 1}, "but shift_tokens mixes tokens in front of a layer"),
+        (
+            {"memory": None},
+            "shift_mem_down=1 is set, but there is no memory; give max_mem_len",
+        ),
+        (
+            {"down": 3},
+            r"shift_mem_down=3 gives layers what .* has 3 layers that can \(blocks: attn\); give at most 2",
+        ),
+        ({"reads": "lime"}, "but with reads='lime' layers read more than the stream"),
+        ({"join": "hyper"}, "but with join='hyper' there are several streams"),
+        ({"shift_tokens": 1}, "but with shift_tokens layers read tokens that are mixed"),
         ({"attn_value_residual": True}, "but attn_value_residual=True mixes values with those of the layer's own call"),
-        ({"attn_scores": "forget"}, "but attn_scores='forget' keeps more of each token than what is read"),
-        ({"norm": "adaptive_rmsnorm"}, "but the condition of its tokens is not remembered"),
+        ({"attn_scores": "forget"}, "but attn_scores='forget' keeps more than keys and values"),
+        ({"norm": "adaptive_rmsnorm"}, "but layers read the condition of tokens too, which no memory keeps"),
     ],
     ids=str,
 )

@@ -121,7 +121,7 @@ def test_what_cannot_meet_is_refused():
         )
     with pytest.raises(TypeError, match="makes logits of the 20 rows of the token embedding, but num_tokens is 11"):
         model(token_emb=torch.nn.Embedding(20, D), tie_embedding=True)(IDS)
-    with pytest.raises(ValueError, match="these see windows of their own, and so have memories of unlike lengths"):
+    with pytest.raises(ValueError, match="those with windows of their own have memories of unlike lengths"):
         model(stack(layers="attn attn(window=3) attn"), max_mem_len=6, shift_mem_down=1)
     shared = stack(depth=2)
     state = model(shared, max_mem_len=4)(IDS, return_mems=True)[1]
@@ -189,3 +189,19 @@ def test_rows_of_equal_weight_keep_it_beside_weights_of_their_frames():
         XValTransformerWrapper(num_tokens=V, numerical_token_id=3, attn_layers=stack()), label_smoothing=0.2
     )
     assert smooth(IDS, torch.randn(2, 7)).isfinite()
+
+
+def test_a_memory_behind_memory_tokens_and_what_adds_up_in_between():
+    """What stands between memory tokens and a memory is given up; a window gives the memory tokens up too."""
+    said = "attn_scores has 'forget_by_query', which adds up what .*, but of a state that is shortened"
+    fades = {"attn_scores": "forget_by_query", "layers": "attn"}
+    for where in ({"num_memory_tokens": 2}, {}):
+        held = {} if where else {"num_memory_tokens": 2}
+        with pytest.raises(ValueError, match=said):
+            model(stack(**fades, **held), max_mem_len=4, **where)
+    whole = stack(**fades, num_memory_tokens=2)
+    _, state = whole.step(torch.randn(2, 5, D))
+    with pytest.raises(ValueError, match=said):
+        whole.shorten(state, 3)
+    model(stack(**fades, attn_window=3), max_mem_len=4, num_memory_tokens=2)
+    model(stack(**fades), max_mem_len=4)

@@ -208,7 +208,8 @@ def as_binary(name: str, mask: Tensor) -> Bool[Tensor, "..."]:
 def as_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> Bool[Tensor, "*_ n n"]:
     """`attn_mask` if it is a boolean (n, n) or (1 | b, 1 | h, n, n) for each of `heads`; TypeError or ValueError."""
     if not is_integral(attn_mask, booleans=True):
-        raise TypeError(f"attn_mask must be a boolean tensor (True = may attend), not {given(attn_mask)}")
+        instead = booleans(attn_mask, "attn_mask")
+        raise TypeError(f"attn_mask must be a boolean tensor (True = may attend), not {given(attn_mask)}{instead}")
     attn_mask = as_binary("attn_mask", attn_mask)
     shape = tuple(attn_mask.shape)
     if shape == (n, n) or (len(shape) == 4 and shape[0] in (1, b) and shape[2:] == (n, n)):
@@ -217,9 +218,8 @@ def as_attn_mask(attn_mask: Any, b: int, n: int, heads: Collection[int]) -> Bool
         raise ValueError(
             f"attn_mask is for {shape[1]} heads, but the blocks have {sorted(heads)}; give 1 for all heads"
         )
-    raise ValueError(
-        f"attn_mask must be ({n}, {n}) or (1 or {b}, 1 or heads, {n}, {n}), not {shape}; three axes would be ambiguous"
-    )
+    wanted = f"attn_mask must be ({n}, {n}) or (1 or {b}, 1 or heads, {n}, {n}), not {shape}"
+    raise ValueError(f"{wanted}{instead_of_attn_mask(shape, b, n)}")
 
 
 def as_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Bool[Tensor, "b n"]:
@@ -227,7 +227,46 @@ def as_mask(mask: Tensor, shape: tuple[int, ...], name: str = "mask") -> Bool[Te
     if not isinstance(mask, torch.Tensor):
         raise TypeError(f"{name} must be a tensor of shape {tuple(shape)}, not {type(mask).__name__}")
     if mask.is_floating_point() or mask.is_complex():
-        raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}")
+        instead = booleans(mask, name)
+        raise TypeError(f"{name} must be boolean (True = real token) or 0/1 integers, not {mask.dtype}{instead}")
     if tuple(mask.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}")
+        instead = instead_of_mask(tuple(mask.shape), tuple(shape), name)
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)}, but the tokens it stands for have {tuple(shape)}{instead}"
+        )
     return as_binary(name, mask)
+
+
+def booleans(mask: Any, name: str) -> str:
+    """What makes booleans of a mask of floats."""
+    if not isinstance(mask, torch.Tensor) or not mask.is_floating_point():
+        return ""
+    return f"; give {name}.bool() of ones and zeros, or {name} == 0 of what is added to scores"
+
+
+def instead_of_mask(found: tuple[int, ...], shape: tuple[int, ...], name: str) -> str:
+    """What to give in the place of a mask of another shape, or ''."""
+    b, n = shape if len(shape) == 2 else (None, None)
+    if n is None:
+        return ""
+    if found in ((n,), (1, n)):
+        return f"; give {name}.expand({b}, -1), one row for each"
+    if found == (n, b):
+        return f"; {name}.T has that shape"
+    if found == (b, 1, 1, n):
+        return f"; give {name}[:, 0, 0]"
+    if name == "mask" and found[-2:] == (n, n) and found[:-2] in ((), (b,), (1,), (b, 1), (1, 1)):
+        seen = {2: "mask", 3: "mask[:, None]", 4: "mask"}[len(found)]
+        return f"; which tokens each may attend to is said by attn_mask={seen}"
+    return ""
+
+
+def instead_of_attn_mask(found: tuple[int, ...], b: int, n: int) -> str:
+    """What to give in the place of an attn_mask of another shape, or ''."""
+    if len(found) == 3 and found[1:] == (n, n):
+        return "; three axes would be ambiguous: give attn_mask[:, None] for rows, attn_mask[None] for heads"
+    if found == (b, n):
+        return "; which tokens are real is said by mask"
+    if found == (b, 1, 1, n):
+        return "; which tokens are real is said by mask=attn_mask[:, 0, 0]"
+    return ""

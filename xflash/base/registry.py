@@ -13,6 +13,7 @@ __all__ = [
     "Registry",
     "activations",
     "blocks",
+    "closest",
     "excerpt",
     "joins",
     "nearest",
@@ -28,13 +29,50 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+# How much alike words are, of which one may be meant for the other, and is most likely so; abbreviations have letters.
+ALIKE, SLIP, SHORTEST = 0.6, 0.8, 4
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known word closest to `word`, or the empty string."""
-    folded = {str(k).casefold(): str(k) for k in known}
-    match = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
-    return f"; did you mean {folded[match[0]]!r}?" if match else ""
+    _, match = closest(word, known)
+    return f"; did you mean {match!r}?" if match else ""
+
+
+def closest(word: str, known: Iterable[str]) -> tuple[float, str]:
+    """The known word that `word` was most likely meant to be, and how likely from 0 to 1; (0, '') for none.
+
+    One of the same parts in another order comes first, a slip of the pen next, what is abbreviated then.
+    """
+    folded, word = {str(k).casefold(): str(k) for k in known}, str(word).casefold()
+    turned = next((name for name in folded if sorted(name.split("_")) == sorted(word.split("_"))), None)
+    if turned is not None:
+        return 1.0, folded[turned]
+    match = next(iter(difflib.get_close_matches(word, folded, n=1, cutoff=ALIKE)), None)
+    likely = 0.0 if match is None else difflib.SequenceMatcher(None, match, word).ratio()
+    if likely < SLIP:
+        whole = min((name for name in folded if abbreviates(word, name)), key=len, default=None)
+        if whole is not None:
+            return SLIP, folded[whole]
+    return (0.0, "") if match is None else (likely, folded[match])
+
+
+def abbreviates(word: str, name: str) -> bool:
+    """Whether each part of a word is one of `name`'s, or stands for one: begins as it and has some of its letters.
+
+    In their order; parts of `name` may be left out, but not the first and the last of them both.
+    """
+    short, parts = word.split("_"), name.split("_")
+    if len(word) < SHORTEST or not any(stands_for(short[at], parts[at]) for at in (0, -1)):
+        return False
+    left = iter(parts)
+    return all(any(stands_for(part, whole) for whole in left) for part in short)
+
+
+def stands_for(short: str, whole: str) -> bool:
+    """Whether all letters of a part stand in another one, in order, the first as its first."""
+    letters = iter(whole)
+    return short[:1] == whole[:1] and all(letter in letters for letter in short)
 
 
 def excerpt(text: str, at: int = 0, width: int = 60) -> str:

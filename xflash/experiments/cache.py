@@ -58,7 +58,7 @@ def described(variant: Variant, task: Task) -> Any:
 
 def registered(name: str) -> list[Any]:
     """The parts, and classes, of a name."""
-    from ..saving.configurable import CLASSES
+    from ..saving.classes import CLASSES
 
     return [kind[name] for kind in (blocks, norms, positions, scores, reads, scales, joins, CLASSES) if name in kind]
 

@@ -1,14 +1,13 @@
 """What other libraries call an argument, and how it is said here: answers to names that do not exist, no aliases."""
 
-import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ..base.checks import shown
-from ..base.registry import nearest, part_meant, side_inputs
+from ..base.registry import SLIP, closest, part_meant
 
-__all__ = ["ELSEWHERE", "HINTS", "answering", "by_name", "meant"]
+__all__ = ["ELSEWHERE", "HINTS", "by_name", "meant"]
 
 # Ours: the names for it in transformers, timm, torch.nn, GPT-2's code and others.
 NAMES = {
@@ -17,7 +16,7 @@ NAMES = {
     "depth": "num_layers n_layers n_layer num_hidden_layers",
     "enc_depth": "num_encoder_layers encoder_layers",
     "dec_depth": "num_decoder_layers decoder_layers",
-    "attn_dim_head": "head_dim dim_head",
+    "attn_dim_head": "head_dim dim_head head_dims size_per_head",
     "attn_kv_heads": "num_kv_heads num_key_value_heads n_kv_heads kv_heads",
     "attn_dropout": "attention_dropout attention_probs_dropout_prob attn_pdrop attn_drop attn_drop_rate",
     "attn_window": "sliding_window window_size",
@@ -70,9 +69,10 @@ NAMES = {
     "return_hiddens": "output_hidden_states return_intermediates",
     "state": "past_key_values past_key_value past layer_past cache",
     "cache_kv": "use_cache",
-    "seq_len": "max_new_tokens max_length",
-    "length": "max_new_tokens max_length seq_len",
-    "eos_token": "eos_token_id",
+    "seq_len": "max_new_tokens max_length length max_tokens num_new_tokens n_tokens steps",
+    "length": "max_new_tokens max_length seq_len max_tokens num_new_tokens n_tokens steps",
+    "eos_token": "eos_token_id eos eos_id stop stop_token stop_tokens stop_token_id end_token",
+    "temperature": "temp",
     "min_tokens": "min_new_tokens min_length",
     "beams": "num_beams",
     "pad_value": "pad_token_id",
@@ -105,9 +105,10 @@ CARRIED = "step(ids, state) gives (logits, state), and goes on from a state"
 QK_NORMS = "attn_qk_rmsnorm='head' norms queries and keys, with learned gains, attn_qk_norm=True to length one"
 PARALLEL = "layers='attn+ff' has its blocks in parallel"
 NORM_PLACES = "norm_place='pre', 'post', 'pre_and_post', 'sandwich' or 'after' says where norms stand"
-Z_LOSS = "z_loss of a trainer is of the logits, attn_scores='softclamp' bounds those of attention"
+Z_LOSS = "attn_z_loss of the stack is its weight, which trainers add and return_auxiliary_loss=True gives"
 COUNTED = "give reduction='sum', return_count=True, and divide gradients by the sum of the counts"
 BALANCE = "moe_balance_loss and moe_z_loss are the weights of the router's losses"
+WIDTHS = "queries and keys are as wide as attn_dim_head, gau_query_key_dim and flash_query_key_dim say"
 DEPTH = "branch_start says how large what projects back to the stream starts"
 NONE = "xflash has no counterpart of this flag of x-transformers"
 # Flags of x-transformers that say nothing here.
@@ -124,6 +125,8 @@ ABSENT = """
 """
 # What has no counterpart of one name.
 HINTS = {
+    **dict.fromkeys(("qk_dim", "attn_qk_dim", "dim_qk"), WIDTHS),
+    "return_auxiliary_loss": "a trainer adds it to its loss; model(x, return_auxiliary_loss=True) gives it by itself",
     "seed": "give generator=torch.Generator().manual_seed(...)",
     "top_k": FILTERED.format("top_k", "{'k': ...}"),
     "top_p": FILTERED.format("top_p", "{'thres': ...}"),
@@ -189,7 +192,7 @@ def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection
     """What somebody may have meant by an argument `name` that there is not: what it is called among the `known`, or in
     one of the other `homes` (what to call each, and its arguments), or how else it is said, or the nearest known one.
     """
-    known = list(known)
+    known, homes = list(known), list(homes)
     for ours in ELSEWHERE.get(name, ()):
         if ours in known:
             return f"; it is called {ours!r} here{f' ({NOTES[ours]})' if ours in NOTES else ''}"
@@ -201,7 +204,19 @@ def meant(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection
         return f"; {HINTS[name]}"
     if said := part_meant(name):
         return said
-    return nearest(name, known) or (f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else "")
+    return nearest_of(name, known, homes) or (
+        f"; where xflash has it, it is {ELSEWHERE[name][0]!r}" if name in ELSEWHERE else ""
+    )
+
+
+def nearest_of(name: str, known: Iterable[str], homes: Iterable[tuple[str, Collection[str]]]) -> str:
+    """The nearest name among the known ones, or where one of another home is nearer, that and whose it is."""
+    likely, match = closest(name, known)
+    found = [(*closest(name, arguments), where) for where, arguments in homes]
+    best, other, where = max(found, key=lambda near: near[0], default=(0.0, "", ""))
+    if best >= SLIP and best > likely:
+        return f"; did you mean {other!r}, an argument of {where}?"
+    return f"; did you mean {match!r}?" if match else ""
 
 
 def by_name(names: Sequence[str], signature: inspect.Signature, args: Sequence[Any]) -> str:
@@ -225,62 +240,3 @@ def meant_block(name: str) -> str:
     """What is meant by the name of a block that is given as a flag."""
     also = f"; {ALSO[name]}" if name in ALSO else ""
     return f": {name!r} is a block, named in the layout, as in layers={f'{name} ff'!r}{also}"
-
-
-# The calls of a module whose unknown arguments are answered.
-CALLS = ("forward", "step", "generate", "stream", "beam_search", "encode", "features", "save", "flag_table")
-
-
-def arguments_of(fn: Any) -> dict[str, Any]:
-    """The parameters of a function; the side inputs that there are in place of its `**beside`."""
-    found = dict(inspect.signature(fn).parameters)
-    beside = found.get("beside")
-    if beside is not None and beside.kind is beside.VAR_KEYWORD:
-        del found["beside"]
-        for name in side_inputs:
-            found.setdefault(name, inspect.Parameter(name, beside.KEYWORD_ONLY, default=None))
-    return found
-
-
-def answering(fn: Any) -> Callable:
-    """The method `fn`, which answers an argument that it has not with what it is called here (TypeError).
-
-    One that takes any keyword does so where it is another name of an argument that is missing. What a call costs more
-    is a look at the names that are given: nothing is caught, so that Dynamo traces it as it traces `fn`.
-    """
-    parameters = inspect.signature(fn).parameters
-    known = frozenset(parameters)
-    open_ended = any(p.kind is p.VAR_KEYWORD and p.name != "beside" for p in parameters.values())
-    further = side_inputs if "beside" in known else ()
-    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-
-    @functools.wraps(fn)
-    def wrapper(*args, **kwargs):
-        for name in kwargs:
-            if name not in known and name not in further:
-                missing = set(needed[len(args) :]).difference(kwargs)
-                if not open_ended or missing.intersection(ELSEWHERE.get(name, ())):
-                    raise TypeError(unknown(type(args[0]), fn.__name__, name))
-        return fn(*args, **kwargs)
-
-    # Dynamo counts recompilations per code object: one shared by all classes would use up its limit.
-    inner: Any = wrapper
-    inner.__code__ = inner.__code__.replace(co_name=fn.__qualname__)
-    inner.answers = True
-    return wrapper
-
-
-def answer_calls(cls: type) -> None:
-    """Has the calls of a class `answering`, those of its mixins too."""
-    for name in CALLS:
-        fn = getattr(cls, name, None)
-        if inspect.isfunction(fn) and "self" in inspect.signature(fn).parameters and not hasattr(fn, "answers"):
-            setattr(cls, name, answering(fn))
-
-
-def unknown(cls: type, call: str, name: str) -> str:
-    """The sentence about an argument that a call of a class has not."""
-    others = [other for other in CALLS if other != call and hasattr(getattr(cls, other, None), "answers")]
-    homes = [(f"{cls.__name__}.{other}", arguments_of(getattr(cls, other))) for other in others]
-    known = list(arguments_of(getattr(cls, call)))[1:]
-    return f"{cls.__name__}.{call} has no argument {name!r}{meant(name, known, homes)}"

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 from torch import nn
 
 from ..base.checks import LARGEST, check_bounds, check_switch, shown
-from ..base.registry import activations, nearest, part_meant
+from ..base.registry import nearest, part_meant
 
 __all__ = [
     "Flag",
@@ -20,10 +20,8 @@ __all__ = [
     "flag",
     "flag_table",
     "flags_of",
-    "from_json",
     "like",
     "route",
-    "to_json",
 ]
 
 T = TypeVar("T")
@@ -61,7 +59,10 @@ def like(config: type, name: str, *default: Any, **other: Any) -> Any:
     other: what is said of it otherwise than there, such as `tried`.
     """
     field = next(field for field in dataclasses.fields(config) if field.name == name)  # ty: ignore
-    return dataclasses.field(default=default[0] if default else field.default, metadata={**field.metadata, **other})
+    made: Any = (
+        {"default": default[0]} if default else {"default": field.default, "default_factory": field.default_factory}
+    )
+    return dataclasses.field(metadata={**field.metadata, **other}, **made)
 
 
 def check_idle(config: Any, names: Iterable[str], why: str, prefix: str = "") -> None:
@@ -102,10 +103,16 @@ def flags_of(config: type) -> Mapping[str, Flag]:
     # Reading type hints takes a millisecond, and a stack is built from a hundred readings.
     hints, fields = typing.get_type_hints(config), dataclasses.fields(config)  # ty: ignore[invalid-argument-type]
     return {
-        f.name: Flag(f.name, f.default, hints[f.name], *(f.metadata.get(key, none) for key, none in UNSAID.items()))
+        f.name: Flag(f.name, default_of(f), hints[f.name], *(f.metadata.get(key, none) for key, none in UNSAID.items()))
         # What can be given without its name first.
         for f in sorted(fields, key=lambda f: bool(f.kw_only))
     }
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """What a field is where it is not given, `REQUIRED` where it must be."""
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
 
 
 def hint_text(hint: Any) -> str:
@@ -273,26 +280,3 @@ def flag_table(rows: Iterable[tuple[str, Any, Flag]], changed_only: bool = False
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in cells
     )
-
-
-def to_json(value: Any) -> Any:
-    """A flag's value as JSON has it: tuples become lists, registered functions their names."""
-    if isinstance(value, (tuple, list)):
-        return [to_json(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if (name := next((name for name, fn in activations.items() if fn is value), None)) is not None:
-        return name
-    by_name = "; what activations.register has entered is written by its name" if callable(value) else ""
-    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written to a JSON config{by_name}")
-
-
-def from_json(value: Any) -> Any:
-    """The inverse of `to_json`: lists become tuples."""
-    if isinstance(value, list):
-        return tuple(from_json(v) for v in value)
-    if isinstance(value, dict):
-        return {k: from_json(v) for k, v in value.items()}
-    return value

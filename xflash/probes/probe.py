@@ -11,7 +11,8 @@ import torch
 
 from ..base.checks import check_generator, given, integer
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..flags.flag import build, flag, to_json
+from ..flags.as_json import to_json
+from ..flags.flag import build, flag
 
 __all__ = ["UNASKED", "Probe", "distinct", "maker", "what_followed"]
 

@@ -14,16 +14,17 @@ from ..base.fallback import as_eager, refusable
 from ..base.pieces import innermost
 from ..base.registry import nearest
 from ..base.roles import param_groups
-from ..flags.elsewhere import ELSEWHERE, answer_calls, by_name, meant
-from ..flags.flag import Flag, build, flags_of, from_json, to_json
+from ..flags.answering import answer_calls
+from ..flags.as_json import from_json, to_json
+from ..flags.elsewhere import by_name, meant
+from ..flags.flag import Flag, build, flags_of
+from .classes import CLASSES, check_name, homes, is_torchs, kind
 from .migrate import FORMAT, read_arguments, read_weights
 from .printed import Printed
 
-__all__ = ["CLASSES", "Configurable", "from_config", "is_ours", "kind"]
+__all__ = ["Configurable", "from_config"]
 
 C = TypeVar("C", bound="Configurable")
-
-CLASSES: dict[str, type["Configurable"]] = {}
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class Configurable(Printed):
         return dict(flags)
 
     @classmethod
+    def hands_on(cls) -> list[str]:
+        """The names of the flags that it takes beside those of its Config."""
+        return CLASSES["AttentionLayers"].takes()
+
+    @classmethod
     def takes(cls) -> list[str]:
         """The names of what it is built from."""
         return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -150,31 +156,6 @@ class Configurable(Printed):
             self._compiled_call_impl = as_eager(cast(Any, self._compiled_call_impl), self._call_impl)
 
 
-def is_torchs(cls: type) -> bool:
-    """Whether a class was made by PyTorch of another one, which it stands before: `fully_shard` does so."""
-    return cls.__module__.startswith("torch.distributed.")
-
-
-def check_name(cls: type) -> None:
-    """TypeError for a class that would take the place of one of xflash's in every config that names it."""
-    present = CLASSES.get(cls.__name__)
-    if present is not None and is_ours(present.__module__) and not is_ours(cls.__module__):
-        raise TypeError(
-            f"the class {cls.__module__}.{cls.__qualname__} needs a name of its own: in configs, {cls.__name__!r} "
-            f"means {present.__module__}.{present.__qualname__}"
-        )
-
-
-def is_ours(module: str) -> bool:
-    """Whether a module is one of xflash's."""
-    return module.split(".")[0] == __name__.split(".")[0]
-
-
-def kind(module: nn.Module) -> type:
-    """The class that a module was built as."""
-    return next(cls for cls in type(module).__mro__ if not is_torchs(cls))
-
-
 def recording(init):
     """`init` that keeps the arguments of the outermost call, and names the nearest one when an argument is unknown."""
     signature = inspect.signature(init)
@@ -226,11 +207,10 @@ def named(signature: inspect.Signature, module: Any, args: tuple, kwargs: Mappin
     except TypeError as error:
         kind = type(module).__name__
         known = [p for p in signature.parameters if p != "self"]
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-        if takes_any:
-            known += CLASSES["AttentionLayers"].takes()
+        if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            known += type(module).hands_on()
         for name in kwargs:
-            if name not in known and (not takes_any or name in ELSEWHERE):
+            if name not in known:
                 raise TypeError(f"{kind} has no argument {name!r}{meant(name, known, homes(but=kind))}") from None
         raise TypeError(f"{kind}: {error}{by_name(known, signature, args)}") from None
     values = dict(list(bound.arguments.items())[1:])
@@ -238,17 +218,6 @@ def named(signature: inspect.Signature, module: Any, args: tuple, kwargs: Mappin
         if parameter.kind is parameter.VAR_KEYWORD:
             values |= values.pop(parameter.name, {})
     return values
-
-
-# What an argument may belong to that is given to something else.
-HOMES = {"AttentionLayers": "the stack (Encoder, Decoder)"} | {
-    name: name for name in ("TransformerWrapper", "ViTransformerWrapper")
-}
-
-
-def homes(but: str, ending: str = "") -> list[tuple[str, list[str]]]:
-    """Those of `HOMES` whose class is known and not called `but`, as `meant` wants them."""
-    return [(text + ending, CLASSES[name].takes()) for name, text in HOMES.items() if name in CLASSES and name != but]
 
 
 def encode(name: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import nn
 from ..base.checks import given
 from ..base.tables import html_table, text_table
 from ..flags.flag import Flag
+from .classes import kind
 
 __all__ = ["ABSENT", "Difference", "Differences", "diff"]
 
@@ -74,8 +75,6 @@ def built(module: Any) -> Any:
 
 def differing(one: Any, other: Any) -> Iterator[Difference]:
     """Class first, then flags in the order of the first model, those that only the other has behind them."""
-    from .configurable import kind
-
     if kind(one) is not kind(other):
         yield Difference("class", kind(one).__name__, kind(other).__name__, "what is built")
     ours, theirs = (flags_in(module) for module in (one, other))

@@ -14,13 +14,15 @@ from torch import nn
 from ..base.checks import describe, shown
 from ..base.files import replacing
 from ..base.registry import activations, blocks, joins, norms, positions, reads, scales
-from .configurable import CLASSES, Configurable, from_config, is_ours, kind
+from .classes import CLASSES, is_ours, kind
+from .configurable import Configurable, from_config
+from .folders import COPY, WEIGHTS, absent, read_copy, warn_of_changes
 from .migrate import read_weights
 from .weights import blueprint, check_model, entries, fill_ties, gathered, misfit, on_one_rank, plain
 
 __all__ = ["load", "save"]
 
-WEIGHTS, COPY, HEADER = "model.safetensors", "config.json", "xflash"
+HEADER = "xflash"
 
 
 class Saved(NamedTuple):
@@ -107,16 +109,23 @@ def write(folder: Path, weights: dict[str, torch.Tensor], saved: Saved) -> None:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
-    """The model that `save` wrote into `folder`, each weight in its dtype; ValueError names the file that is wrong."""
+    """The model that `save` wrote into `folder`, each weight in its dtype; ValueError names the file that is wrong.
+
+    It goes by the config in model.safetensors. Where config.json has become another one, a UserWarning says in what.
+    """
     folder = as_folder(folder)
     file = folder / WEIGHTS
     check_device(device)
     if not file.is_file():
-        raise ValueError(f"{folder} has no {WEIGHTS}; give the folder that save() wrote")
+        raise ValueError(absent(folder))
     copy = folder / COPY
     copied = copy.read_bytes() if copy.is_file() else None  # first, for save() replaces the weights first
     weights, saved = read(file)
-    config, source = (read_copy(copy, copied), copy) if saved.config is None else (saved.config, file)
+    if saved.config is None:
+        config, source = read_copy(copy, copied), copy
+    else:
+        config, source = saved.config, file
+        warn_of_changes(config, copy, copied)
     model = built(config, saved.parts, source).to(device)
     try:
         fill(model, weights, saved.buffers)
@@ -155,16 +164,6 @@ def read(file: Path) -> tuple[dict[str, torch.Tensor], Saved]:
             return weights, Saved.read(opened.metadata() or {})
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{file} cannot be read, it is damaged or cut short: {error}") from None
-
-
-def read_copy(file: Path, content: bytes | None) -> Any:
-    """The config of a folder of version 0.1.0, which has it in config.json only."""
-    if content is None:
-        raise ValueError(f"{file.parent} has no {COPY}, and {WEIGHTS} no config in its header; save() writes both")
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def built(config: Any, parts: Mapping[str, str], source: Path) -> Configurable:

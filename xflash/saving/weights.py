@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .configurable import Configurable, from_config, kind
+from .classes import kind
+from .configurable import Configurable, from_config
 
 __all__ = ["blueprint", "check_model", "entries", "fill_ties", "gathered", "misfit", "on_one_rank", "plain"]
 

@@ -10,7 +10,7 @@ from ..flags.elsewhere import meant, meant_block
 from ..flags.flag import Flag, flags_of
 from ..flags.layout import MOST_LAYERS, NONE, LayerSpec, default_layout, parse_layout
 from ..layers.blocks.block import Block
-from ..saving.configurable import homes
+from ..saving.classes import homes
 from .held import held_by_none, parts_of
 from .order import sandwiched
 from .side_inputs import untaken

@@ -15,13 +15,14 @@ from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..layers.embeddings import MemoryTokens
 from ..layers.reaching import reaching
-from ..saving.configurable import Configurable, is_ours
+from ..saving.classes import is_ours
+from ..saving.configurable import Configurable
 from .block_by_block import BlockByBlock
 from .column import Column
 from .config import check_condition, check_widths, known_flags
 from .door import check_stream, pack, plan_rows, unpack
 from .dtypes import explained
-from .noted import Noted, check_noted, noting
+from .noted import Noted, check_noted, loss_flags, noting
 from .parts import make_branch, make_last, publishing, sites_of
 from .places import apart, check_uses, make_position
 from .resolve import resolve
@@ -92,8 +93,13 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
 
     @property
     def has_auxiliary_loss(self) -> bool:
-        """Whether layers have a loss of their own that training adds to the model's (moe_balance_loss, moe_z_loss)."""
+        """Whether layers have a loss of their own that training adds to the model's (moe_balance_loss, attn_z_loss)."""
         return any(block.weighs() for block in self.blocks())
+
+    @property
+    def auxiliary_flags(self) -> str:
+        """The flags that give layers such a loss, as a sentence names them."""
+        return " and ".join(loss_flags(self.blocks()))
 
     def flag_rows(self) -> list[tuple[str, Any, Flag]]:
         return [*self.rows, *self.said]

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
-from ..base.registry import blocks, nearest
+from ..base.registry import blocks
 from ..flags.aliases import ALIASES, canonical, names
 from ..flags.flag import Owner, build, flags_of
-from ..flags.layout import AROUND, LayerSpec
+from ..flags.layout import LayerSpec
 
 __all__ = [
     "borrowed",
@@ -76,15 +76,6 @@ def own_names(block: str) -> list[str]:
     """The flags that a block and what it can hold have, as a layout says them."""
     held = [slot_prefix(part) + flag for _, part, config in parts_of(block) for flag in flags_of(config)]
     return [*flags_of(blocks[block].Config), *held]
-
-
-def check_own(spec: LayerSpec, where: str) -> None:
-    """TypeError for a flag of a layer that neither its block nor what that can hold or stands around has."""
-    known = own_names(spec.name)
-    for name in spec.flags:
-        if name not in known:
-            near = held_by_none(spec.name, name) or nearest(name, [*known, *AROUND])
-            raise TypeError(f"unknown flag {name!r}{where}{near}")
 
 
 def spelled(spec: LayerSpec, causal: bool) -> LayerSpec:
@@ -179,7 +170,6 @@ def layer_config(
     where: how the place of these is named.
     """
     begin, own = slot_prefix(spec.name), spec.flags
-    check_own(spec, where)
     given = {}
     for _, part, flags in parts_of(spec.name):
         there = [name for name in own if name.startswith(slot_prefix(part))]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..base.registry import blocks as registered
+from ..base.registry import joins
 from ..base.state import StackState
 from ..layers.branch import Branch
 
@@ -17,17 +18,20 @@ __all__ = ["keep_reads", "moved_down"]
 
 def keep_reads(stack: Any, down: int) -> None:
     """Has the layers whose memories can move `down` keep what they read; ValueError where they cannot move so far."""
-    said = f"shift_mem_down={down} gives layers the memory of layers below them"
+    said = f"shift_mem_down={down} gives layers what others have read of the stream"
     movers = [branch for branch in stack.branches if branch.block.moves]
     count = sum(stack.branches[i].block.moves for i in stack.order)
     if not down < count:
         able = ", ".join(name for name, block in registered.items() if block.moves)
-        raise ValueError(f"{said}, but {count} of them have one that can be given away ({able})")
+        most = f"give at most {count - 1}" if count > 1 else "give 0"
+        raise ValueError(f"{said}, but the stack has {count} layers that can (blocks: {able}); {most}")
     if unlike(stack, down):
-        raise ValueError(f"{said}, but these see windows of their own, and so have memories of unlike lengths")
+        raise ValueError(
+            f"{said}, but those with windows of their own have memories of unlike lengths; give one window"
+        )
     why = next((why for branch in movers if (why := rooted(branch))), "")
     if not why and (asked := sorted({"condition", "grid"} & set(stack.heeded))):
-        why = f"the {asked[0]} of its tokens is not remembered"
+        why = f"layers read the {asked[0]} of tokens too, which no memory keeps"
     if why:
         raise ValueError(f"{said}, but {why}")
     for branch in movers:
@@ -47,10 +51,10 @@ def unlike(stack: Any, down: int) -> bool:
 def rooted(branch: Branch) -> str:
     """Why no other layer's memory can be in the place of this one's, or ''."""
     if branch.reads is not None:
-        return f"reads={' '.join(branch.reads)!r} gives each layer more to read than its stream"
+        return f"with reads={' '.join(branch.reads)!r} layers read more than the stream"
     if branch.join.wide:
-        return "there are several streams"
-    return "shift_tokens mixes tokens in front of a layer" if branch.shift is not None else branch.block.rooted()
+        return f"with join={joins.name_of(type(branch.join))!r} there are several streams"
+    return "with shift_tokens layers read tokens that are mixed" if branch.shift is not None else branch.block.rooted()
 
 
 def moved_down(column: Column, state: StackState, down: int) -> StackState:

@@ -9,10 +9,14 @@ from ..base.checks import check_switches
 from ..base.registry import blocks
 from ..base.shapes import Float, Tensor
 from ..base.state import AttentionMap
+from ..flags.flag import flags_of
 from ..layers.blocks.block import Block
 from .door import Plan, unpack, unpack_columns, unpack_rows
 
-__all__ = ["Noted", "check_noted", "noting"]
+__all__ = ["Noted", "check_noted", "loss_flags", "noting"]
+
+# How the names of flags end that give a block a loss.
+LOSS = "_loss"
 
 
 class Noted(NamedTuple):
@@ -94,6 +98,13 @@ def weighed(column: Iterable[Block], losses: list[Tensor]) -> Float[Tensor, ""]:
             "gives what states hold"
         )
     return torch.stack([block.weigh(sums) for block, sums in zip(able, losses, strict=True)]).mean()
+
+
+def loss_flags(column: Iterable[Block]) -> list[str]:
+    """The flags by which layers have a loss of a call, with what they are set to."""
+    losing = [(blocks.name_of(type(block)), block.config) for block in column if block.weighs()]
+    set_here = [(kind, f, getattr(config, f)) for kind, config in losing for f in flags_of(type(config)) if LOSS in f]
+    return list(dict.fromkeys(f"{kind}_{name}={value}" for kind, name, value in set_here if value))
 
 
 def check_noted(noted: Noted, layout: str) -> None:

@@ -12,6 +12,7 @@ from .around import Around, Chosen, Entry, entry_of, position_flag
 from .config import StackConfig, check_cross, check_every, check_positions, column, per_layer
 from .held import layer_config, parts_of, with_choices
 from .layers import Layer, Member, check_joins, check_scales, layer_of, positions_of
+from .misspelt import check_own
 from .order import order_of, places_of
 from .slots import SLOTS, choices, owners, slot_prefix
 
@@ -81,6 +82,9 @@ def resolve(flags: Mapping[str, Any]) -> Resolved:
     routed = route(said, all_owners, ALIASES, lambda name: written(name, flags))
     present = {o.prefix: o.config for o in all_owners if not o.absent}
     parts = {prefix: build(config, routed[prefix], prefix) for prefix, config in present.items() if prefix}
+    for layer in entries:
+        for entry in layer:
+            check_own(entry.spec, entry.where)
     configs = [[layer_config(e.spec, e.where, parts, routed) for e in layer] for layer in entries]
     order = order_of(stack, len(specs) * depth, len(specs))
     members = arranged(entries, configs, order, stack)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..base.registry import blocks, joins, norms, positions, reads, scales, scores, side_inputs
 from ..base.shapes import Tensor
-from ..flags.elsewhere import unknown
+from ..flags.answering import unknown
 from ..layers.blocks.block import Block
 from ..layers.positions.position import Position
 from . import inputs  # noqa: F401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -137,12 +138,23 @@ def shorten(column: Column, state: StackState, tokens: int, front: int) -> Stack
     check_state(column, state)
     check_count("tokens", tokens)
     distinct = column.blocks()
+    check_gap(distinct, front)
     branches = tuple(
         b._replace(block=distinct[i].shorten(b.block, tokens, front, state.bound, state.length))
         for i, b in zip(column.order, state.branches, strict=True)
     )
     # Blocks that keep all they have still share it with the state before.
     return state._replace(lease=None, branches=branches)
+
+
+def check_gap(blocks: Iterable[Block], front: int) -> None:
+    """ValueError for blocks that cannot give up what stands behind the `front` tokens which they keep."""
+    why = next((why for block in blocks if (why := block.refuses_gap())), "")
+    if front and why:
+        raise ValueError(
+            f"{why}, but of a state that is shortened the memory tokens stay and what stands behind them is given up: "
+            "leave out one of them"
+        )
 
 
 def weighed(column: Column, state: StackState, since: StackState | None) -> Float[Tensor, ""]:

@@ -11,7 +11,8 @@ from ..base.checks import as_mask, check_switch
 from ..base.registry import side_inputs
 from ..base.shapes import Int, Tensor
 from ..flags.aliases import canonical
-from ..flags.elsewhere import answering, arguments_of, meant
+from ..flags.answering import answering, arguments_of
+from ..flags.elsewhere import meant
 from ..stack.inputs.side_input import SideInput
 
 __all__ = [
@@ -50,8 +51,7 @@ def check_adds_none(net: Any) -> None:
     """ValueError for a net whose layers have a loss of their own, where none is added."""
     if net.has_auxiliary_loss:
         raise ValueError(
-            "moe_balance_loss and moe_z_loss would be lost: the loss here is that of the outputs alone; build the stack"
-            " without them"
+            f"{net.auxiliary_flags} would be lost: the loss here is that of the outputs alone; build the stack without"
         )
 
 

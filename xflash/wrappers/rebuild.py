@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ..base.checks import main_weight
-from ..saving.configurable import Configurable, kind
+from ..saving.classes import kind
+from ..saving.configurable import Configurable
 from ..saving.store import as_configurable
 from ..saving.weights import entries, plain
 from ..stack.changed import changed
@@ -29,9 +30,11 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(model: Configurable, **flags: Any) -> Rebuilt:
-    """`model` built with other flags, of itself or of its stack: `rebuild(gpt2, layers='attn ff flash ff', depth=6)`.
+    """(model, kept, fresh, left): `model` anew with other flags of its own or its stack's, and what became of weights.
 
-    A weight is kept where name, shape and kind of module are the same, so layers are compared place by place; all
+    `new, kept, fresh, left = rebuild(gpt2, layers='attn ff flash ff', depth=6)`; the last three are names of weights:
+    those that the new model has of the old one, those that are as they begin, and old ones without a place. A weight
+    is kept where name, shape and kind of module are the same, so layers are compared place by place; all
     others begin anew. Flags of parts that the new stack has not are left out. The new model shares nothing with the
     old one, and has its dtype, device and mode. TypeError for what is no model of xflash, and as the model's own
     constructor for flags.

@@ -1,10 +1,13 @@
 """Models that are known, as plain dictionaries of flags, and `create`, which builds them."""
 
+import re
 from typing import Any
 
 from ..base.checks import shown
 from ..base.registry import nearest
+from ..flags.elsewhere import meant
 from ..flags.flag import flags_of
+from ..saving.classes import homes
 from ..saving.configurable import Configurable
 from ..stack.stacks import Decoder, Encoder
 from .transformer import TransformerWrapper
@@ -207,11 +210,31 @@ def create(name: str, **flags: Any) -> Configurable:
     if name not in recipes:
         hint = nearest(name, recipes) or "; xflash.recipes has them all, and `python -m xflash list recipes` shows them"
         raise ValueError(f"name={shown(name)} is no recipe{hint}")
-    every = {**recipes[name], **flags}
-    if any(flag.startswith(("enc_", "dec_")) for flag in every):
+    try:
+        return built(recipes[name], flags)
+    except ValueError as error:
+        raise ValueError(f"{error}{of_recipe(name, flags, str(error))}") from None
+
+
+def built(recipe: Recipe, flags: Recipe) -> Configurable:
+    """The model of a recipe's flags and these."""
+    every = {**recipe, **flags}
+    if any(flag.startswith(("enc_", "dec_")) for flag in recipe):
         return XTransformer(**every)
     kind = Decoder if every.pop("causal", True) else Encoder
-    model = ViTransformerWrapper if "image_size" in every else TransformerWrapper
+    model = ViTransformerWrapper if "image_size" in recipe else TransformerWrapper
+    known = [name for name in (*flags_of(model.Config), *kind.takes()) if name != "attn_layers"]
+    for name in flags:
+        if name not in known:
+            raise TypeError(f"unknown flag {name!r}{meant(name, known, homes(but=model.__name__))}")
     own = {flag: value for flag, value in every.items() if flag in flags_of(model.Config)}
     stack = kind(**{flag: value for flag, value in every.items() if flag not in own})
     return model(attn_layers=stack, **own)
+
+
+def of_recipe(name: str, flags: Recipe, said: str) -> str:
+    """Which flags that an error speaks of are the recipe's, not the caller's, or ''."""
+    words = re.findall(r"\w+", said)
+    spoken = {flag: value for flag, value in recipes[name].items() if flag in words and flag not in flags}
+    given = ", ".join(f"{flag}={shown(value)}" for flag, value in spoken.items())
+    return f" ({given} {'is' if len(spoken) == 1 else 'are'} of the recipe {name!r})" if given else ""

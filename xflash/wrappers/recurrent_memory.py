@@ -252,8 +252,8 @@ def check_net(net: TransformerWrapper) -> None:
         )
     if net.has_auxiliary_loss:
         raise ValueError(
-            "moe_balance_loss and moe_z_loss are losses of a call, and a segment with its memory is several of them: "
-            "build the stack without"
+            f"{net.auxiliary_flags} gives a loss of a call, and a segment with its memory is several of them: build "
+            "the stack without"
         )
     if any(block.context_width() is not None for block in net.attn_layers.blocks()):
         raise ValueError("memory tokens and a context exclude each other: segments after the first would not have it")

@@ -60,9 +60,9 @@ class StreamModel(CompilableStep, Model):
         """Takes the stack of a config, its memory and its pooling."""
         self.attn_layers, self.max_seq_len = config.attn_layers, config.max_seq_len or None
         self.read_width, self.passes = config.dim_pooled_tokens or self.dim, None
-        self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
         if config.num_memory_tokens:
             self.attn_layers.set_memory_tokens(config.num_memory_tokens)
+        self.max_mem_len = memory_length(config.max_mem_len, self.attn_layers)
         self.shift_mem_down = memory_shift(config.shift_mem_down, self.max_mem_len, self.attn_layers)
 
     @property

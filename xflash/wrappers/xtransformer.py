@@ -1,37 +1,30 @@
 """`XTransformer`: an encoder and a decoder that attends to it (https://arxiv.org/abs/1706.03762)."""
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 
 from ..base.checks import check_switch
-from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
-from ..flags.aliases import ALIASES
-from ..flags.elsewhere import ELSEWHERE
 from ..flags.flag import Flag, flag, flags_of, like
 from ..generation.decoding import evaluating
 from ..generation.prompts import Rows, token_ids
 from ..saving.configurable import Configurable
-from ..stack.config import known_flags
 from ..stack.face import AttentionLayers
 from ..stack.stack_config import StackConfig
 from ..stack.stacks import Decoder, Encoder
 from .autoregressive import AutoregressiveWrapper
 from .losses import Chunks, Labels, Terms
 from .options import also_called, check_option_names
+from .side_flags import DECIDED, SIDES, inner_flags, read_sides, side_flags
 from .sides import check_plain, check_rows, check_sides, check_tied, starts
 from .source import Hiddens, Source, encoded
 from .transformer import TransformerWrapper
 
 __all__ = ["XTransformer", "drop_tokens"]
-
-SIDES = {"enc_": "encoder", "dec_": "decoder"}
-# What XTransformer itself decides about both sides.
-DECIDED = {"attn_layers", "return_only_embed", "dim"}
 
 
 class XTransformer(Configurable):
@@ -65,14 +58,15 @@ class XTransformer(Configurable):
     gives = "a loss of a source and a target"
 
     def assemble(self, config: Config, **flags: Any) -> None:
-        dim, sides = config.dim, read_sides(flags)
+        dim, sides = config.dim, read_sides(flags, flags_of(self.Config))
         self.dim, self.cross_attn_tokens_dropout = dim, config.cross_attn_tokens_dropout
         self.encoder = build_side("enc_", Encoder, {"dim": dim, **sides["enc_"]}, {"return_only_embed": True})
         decoder = build_side("dec_", Decoder, {"dim": dim, "cross_attend": True, **sides["dec_"]}, {})
         check_sides(self.encoder.attn_layers, decoder.attn_layers, dim)
         if self.encoder.has_auxiliary_loss:
             raise ValueError(
-                "enc_moe_balance_loss and enc_moe_z_loss would be lost: the loss has those of the decoder's layers only"
+                f"{self.encoder.auxiliary_flags} (of the encoder) would be lost: the loss has that of the decoder's "
+                "layers only"
             )
         for prefix, side in (("enc_", self.encoder), ("dec_", decoder)):
             check_plain(prefix, side)
@@ -81,6 +75,11 @@ class XTransformer(Configurable):
             decoder.embedding.token_emb = self.encoder.embedding.token_emb
         losses = {name: getattr(config, name) for name in (*flags_of(Labels), *flags_of(Terms), *flags_of(Chunks))}
         self.decoder = AutoregressiveWrapper(decoder, **losses)
+
+    @classmethod
+    def hands_on(cls) -> list[str]:
+        inner = inner_flags()
+        return [*side_flags(inner), *inner]
 
     def sides(self) -> dict[str, TransformerWrapper]:
         """The two models, by what their flags begin with."""
@@ -229,40 +228,6 @@ class XTransformer(Configurable):
         check_rows(found.context, starts(tgt_start), "tgt_start")
         beside = {"context": found.context, "context_mask": found.mask}
         return method(tgt_start, seq_len, mask=outer["tgt_mask"], **options, **beside)
-
-
-def read_sides(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The flags of the two sides, prefixes taken off; TypeError for one that belongs to neither."""
-    own = [name for name in inspect.signature(XTransformer).parameters if name != "flags"]
-    inner = {*inspect.signature(TransformerWrapper).parameters, *known_flags(), *ALIASES} - DECIDED
-    every = [*own, *(prefix + name for prefix in SIDES for name in sorted(inner))]
-    sides: dict[str, dict[str, Any]] = {prefix: {} for prefix in SIDES}
-    for name, value in flags.items():
-        prefix = next((prefix for prefix in SIDES if name.startswith(prefix)), None)
-        if prefix and name[len(prefix) :] == "dim":
-            raise TypeError(f"{name}={value!r}: both sides have the same width; give dim instead")
-        if name in inner:
-            raise TypeError(f"{name} is a flag of one side: give enc_{name} or dec_{name} (or both)")
-        if prefix is None or name[len(prefix) :] not in inner:
-            raise TypeError(
-                f"unknown flag {name!r}{side_meant(name, prefix or '', own, inner) or nearest(name, every)}"
-            )
-        sides[prefix][name[len(prefix) :]] = value
-    for prefix, side in SIDES.items():
-        if "num_tokens" not in sides[prefix]:
-            raise TypeError(f"XTransformer needs {prefix}num_tokens, the size of the {side}'s vocabulary")
-    return sides
-
-
-def side_meant(name: str, prefix: str, own: Collection[str], inner: Collection[str]) -> str:
-    """What a flag is called here that other libraries have another name for, or ''."""
-    for ours in ELSEWHERE.get(name.removeprefix(prefix), ()):
-        if ours in own or (ours[:4] in SIDES and ours[4:] in inner):
-            return f"; it is called {ours!r} here"
-        if ours in inner:
-            sides = [prefix] if prefix else list(SIDES)
-            return f"; it is called {' or '.join(repr(side + ours) for side in sides)} here"
-    return ""
 
 
 def build_side(

@@ -129,11 +129,17 @@ class Attention(Latents):
     def seen_window(self) -> tuple[int | None, int]:
         return self.config.window, self.config.sinks
 
+    def refuses_gap(self) -> str:
+        step = next((name for name, step in self.reader.steps.items() if step.adds_between), None)
+        if step is None or self.config.window is not None:
+            return ""
+        return f"{self.kind}_scores has {step!r}, which adds up what stands between key and query"
+
     def rooted(self) -> str:
         if self.config.value_residual:
             return f"{self.kind}_value_residual=True mixes values with those of the layer's own call"
         if self.reader.brings:
-            return f"{self.kind}_scores={' '.join(self.config.scores)!r} keeps more of each token than what is read"
+            return f"{self.kind}_scores={' '.join(self.config.scores)!r} keeps more than keys and values"
         if self.config.dim_latent_kv is not None:
             return f"{self.kind}_dim_latent_kv={self.config.dim_latent_kv} keeps latents in place of keys and values"
         return ""
@@ -183,7 +189,7 @@ class Attention(Latents):
         m = k.shape[2]
         sight = visible(ctx, slots, m, self.site.causal, *seen)
         bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
-        return self.read(q, k, v, sight, bias=bias, read=read, maps=ctx.maps)
+        return self.read(q, k, v, sight, bias=bias, read=read, ctx=ctx)
 
     def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
         """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""

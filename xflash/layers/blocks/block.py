@@ -202,6 +202,10 @@ class Block(nn.Module, ABC):
         """The state of a block that `keeps_tokens`, with each row's first `front` and last `tokens` tokens only."""
         return state
 
+    def refuses_gap(self) -> str:
+        """Why a block that `keeps_tokens` cannot keep the first ones and give up those behind them, or ''."""
+        return ""
+
     def rooted(self) -> str:
         """Why a block that `moves` cannot do so as it is set, or ''."""
         return ""

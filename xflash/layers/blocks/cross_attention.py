@@ -54,7 +54,7 @@ class CrossAttention(TakesContext, MultiHead):
         held = self.held(*self.keys_and_values(source(ctx), ctx), ctx) if state is None else state
         q = self.toward(self.normed(split_heads(self.to_q(x), self.config.dim_head), "q"), held, ctx)
         read = None if self.reader.plain else Read(q, held.k, ctx)
-        y = self.read(q, held.k, held.v, sight(context_mask(held)), read=read, maps=ctx.maps, over_tokens=False)
+        y = self.read(q, held.k, held.v, sight(context_mask(held)), read=read, ctx=ctx, over_tokens=False)
         return self.joined(y, x, ctx), held if ctx.keep_state else None
 
     def keys_and_values(self, context: Float[Tensor, "b c _"], ctx: Ctx) -> tuple[Float[Tensor, "b h c k"], Tensor]:

@@ -1,6 +1,7 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,16 @@ class MultiHead(Valued, Outward, QKNorm):
             tried=(True,),
         )
 
+        z_loss: float = flag(
+            0.0,
+            "weight of the mean squared logsumexp of each query's scores, which keeps them small while training",
+            at_least=0,
+            paper="https://arxiv.org/abs/2202.08906",
+            tried="it changes no output",
+        )
+
+    weighed_by = "z_loss=0.0001"
+
     def __init__(self, config: Config, site: Site):
         super().__init__(config, site)
         self.heads, self.kv_heads = count_heads(self.kind, config, site)
@@ -82,6 +93,8 @@ class MultiHead(Valued, Outward, QKNorm):
         self.reader = SoftmaxRead(
             self.kind, config, site, self.heads, scale, dropout=config.dropout, flash=config.flash
         )
+        if config.z_loss:
+            self.reader.check_scores(f"{self.kind}_z_loss={config.z_loss}", config)
         if config.num_mem_kv:
             self.build_memory(config.num_mem_kv, width)
         self.build_gates(config, site)
@@ -134,13 +147,13 @@ class MultiHead(Valued, Outward, QKNorm):
         *,
         bias: Float[Tensor, "_ h n m"] | None = None,
         read: Read | None = None,
-        maps: list[AttentionMap] | None = None,
+        ctx: Ctx,
         over_tokens: bool = True,
     ) -> Float[Tensor, "b h n k"]:
         """What the queries read from keys and values, memory ones included.
 
-        `read` is what the steps on the scores may know, where there are any. `maps`, when there, gets the weights,
-        `over_tokens` saying whether the keys are the stack's own tokens.
+        `read` is what the steps on the scores may know, where there are any. The maps of `ctx`, when there, get the
+        weights, `over_tokens` saying whether the keys are the stack's own tokens, and its relay the loss of scores.
         """
         if read is not None:
             bias = self.reader.biased(bias, read)
@@ -154,13 +167,31 @@ class MultiHead(Valued, Outward, QKNorm):
             mask = mask | blind
             if read is not None:
                 read.blind = blind
-        y, weights = self.reader(q, k, v, mask, bias, causal, read, maps is not None)
-        if maps is not None and weights is not None:
+        told = partial(self.lose, ctx, blind) if ctx.relay.weighing and self.weighs() else None
+        y, weights = self.reader(q, k, v, mask, bias, causal, read, ctx.maps is not None, told)
+        if ctx.maps is not None and weights is not None:
             weights = weights if blind is None else weights.masked_fill(blind, 0)
-            maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
+            ctx.maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
         if blind is not None:
             y = y.masked_fill(blind, 0)
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
+
+    def weighs(self) -> bool:
+        return bool(self.config.z_loss)
+
+    def lose(self, ctx: Ctx, blind: Tensor | None, s: Float[Tensor, "b h n m"]) -> None:
+        """Leaves, over the queries of real tokens that see a key: the squares of the logsumexps, and how many."""
+        total = s.to(torch.promote_types(s.dtype, torch.float32)).logsumexp(-1)
+        hidden = torch.zeros_like(total, dtype=torch.bool)
+        if (real := ctx.real(s.shape[2])) is not None:
+            hidden = hidden | ~real[:, None]
+        if blind is not None:
+            hidden = hidden | blind[..., 0]
+        squares = total.square().masked_fill(hidden, 0)
+        ctx.relay.lose(torch.stack((squares.sum(), (~hidden).sum().to(squares.dtype))))
+
+    def weigh(self, sums: Float[Tensor, " 2"]) -> Float[Tensor, ""]:
+        return self.config.z_loss * sums[0] / sums[1].clamp(min=1)
 
     def with_memory(
         self, k: Tensor, v: Tensor, sight: Sight, bias: Tensor | None, n: int

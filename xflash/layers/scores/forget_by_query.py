@@ -29,6 +29,7 @@ class ForgetByQuery(ScoreStep):
     needs = frozenset({"causal", "tokens"})
     brings = ("forget_by_query",)
     shared = False
+    adds_between = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config:

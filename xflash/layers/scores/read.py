@@ -68,7 +68,7 @@ class SoftmaxRead(nn.Module):
         flash: bool | None = None,
     ):
         super().__init__()
-        self.scale, self.dropout = scale, dropout
+        self.kind, self.scale, self.dropout = kind, scale, dropout
         chosen = {name: scores[name] for name in names(config.scores, f"{kind}_scores", scores)}
         site = replace(site, dim_head=config.dim_head)
         self.steps = nn.ModuleDict(
@@ -86,6 +86,14 @@ class SoftmaxRead(nn.Module):
         self.brings = tuple(name for step in chosen.values() for name in step.brings)
         self.extra = any(step.extra_key is not ScoreStep.extra_key for step in chosen.values())
         self.meets = any(step.meet is not ScoreStep.meet for step in chosen.values())
+
+    def check_scores(self, said: str, config: Any) -> None:
+        """ValueError where the fused kernel is asked for, or weights that no softmax makes; `said`: what needs it."""
+        if config.flash:
+            raise ValueError(f"{said} needs the scores, which {self.kind}_flash=True never makes: leave one out")
+        if not self.weigh.fused:
+            other = f"{self.kind}_weight_fn={config.weight_fn!r}"
+            raise ValueError(f"{said} is of a softmax, but the weights are of {other}")
 
     def ordered(self) -> list[ScoreStep]:
         """The steps in their order."""
@@ -124,19 +132,22 @@ class SoftmaxRead(nn.Module):
         causal: bool = False,
         read: Read | None = None,
         maps: bool = False,
+        told: Callable[[Tensor], None] | None = None,
     ) -> tuple[Float[Tensor, "b h n e"], Float[Tensor, "b h n m"] | None]:
         """What the queries read, each of at least one key, and the weights where `maps` asks for them.
 
         causal: whether it is *also* plainly causal.  read: what the steps may know, needed where there are any.
+        told: is given the scores that the weights are made of, -inf where a key is not seen.
         """
         if self.meets:
             for step in self.ordered():
                 q, k = step.meet(q, k)
-        by_kernel = self.fused and not maps
+        whole = maps or told is not None
+        by_kernel = self.fused and not whole
         if by_kernel and self.extra:
             k, v, mask, bias, causal = self.beside(k, v, mask, bias, causal, read)
         r = q.shape[1] // k.shape[1]
-        shared = r > 1 and q.shape[2] == 1 and not causal and (by_kernel or (self.plain and not maps))
+        shared = r > 1 and q.shape[2] == 1 and not causal and (by_kernel or (self.plain and not whole))
         if shared:
             q = share(q, k.shape[1])
             mask, bias = (None if t is None else share(t, k.shape[1]) for t in (mask, bias))
@@ -146,7 +157,8 @@ class SoftmaxRead(nn.Module):
         if by_kernel:
             y, weights = attend(q, k, v, mask, bias, causal, self.scale, dropout), None
         else:
-            between = () if self.plain else self.between(read, bias)
+            plain = () if told is None else (None, partial(telling, told, self.weigh))
+            between: tuple = plain if self.plain else self.between(read, bias, told)
             y, weights = attend_slow(q, k, v, mask, bias, causal, self.scale, dropout, *between)
         return y.flatten(1, 2).unsqueeze(2) if shared else y, weights
 
@@ -182,7 +194,9 @@ class SoftmaxRead(nn.Module):
         k, v = (F.pad(kept, (0, 0, t, 0)) for kept in (k, v))
         return k, v, mask, bias, False
 
-    def between(self, read: Any, bias: Tensor | None) -> tuple[Callable, Callable, Callable]:
+    def between(
+        self, read: Any, bias: Tensor | None, told: Callable[[Tensor], None] | None = None
+    ) -> tuple[Callable, Callable, Callable]:
         """What happens between scores and values, in three parts."""
         read.bias = bias
         steps = self.ordered()
@@ -204,7 +218,7 @@ class SoftmaxRead(nn.Module):
             fn: Callable = self.weigh
             for step in reversed(steps):
                 fn = partial(step.around, weigh=fn)
-            weights = fn(s)[..., t:]
+            weights = telling(told, fn, s)[..., t:]
             # Steps behind may mix heads, of which some may see what others don't.
             return weights if read.blind is None else weights.masked_fill(read.blind, 0)
 
@@ -214,6 +228,13 @@ class SoftmaxRead(nn.Module):
             return weights
 
         return before, weigh, behind
+
+
+def telling(told: Callable[[Tensor], None] | None, weigh: Callable[[Tensor], Tensor], s: Tensor) -> Tensor:
+    """The weights of scores, which somebody may want to be told."""
+    if told is not None:
+        told(s)
+    return weigh(s)
 
 
 def rows_of(q: Float[Tensor, "b h n k"], g: int) -> Int[Tensor, " b"] | None:

@@ -78,8 +78,9 @@ class ScoreStep(nn.Module):
     'relay' (one matrix of tokens by tokens or context a layer); a step that `brings` named buffers a token needs a
     block that keeps them. `kind` is the block's name, and what the flags of the step begin with. Where not `shared`, a
     block that takes over another's steps does not take over this one. Where `across_heads`, it needs all heads of a
-    layer at once; where it `takes_queries`, they are to be as wide as a head. `example` has the flags of its example
-    in the docs.
+    layer at once; where it `takes_queries`, they are to be as wide as a head. One that `adds_between` key and query
+    needs what stands there: none of it may be given up while keys in front of it stay. `example` has the flags of its
+    example in the docs.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -87,6 +88,7 @@ class ScoreStep(nn.Module):
     shared: ClassVar[bool] = True
     across_heads: ClassVar[bool] = False
     takes_queries: ClassVar[bool] = False
+    adds_between: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @dataclass(frozen=True, kw_only=True)
