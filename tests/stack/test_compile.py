@@ -61,8 +61,12 @@ def test_compiled_training(name):
     flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
     stack = laws.live(build(causal=True, depth=1, **flags))
     fast, counter = compiled(stack)
-    for n in (13,) if name in IN_PIECES or name in ("attn parts", "compressed") else (13, 22, 4):
+    whole = name in IN_PIECES or name in ("attn parts", "compressed")
+    for n in (13,) if whole else (13, 22, 4):
         x = laws.sample(stack, n).requires_grad_()
+        if not whole:
+            # One graph of any length at once: that lengths become one of themselves is seen above.
+            torch._dynamo.maybe_mark_dynamic(x, 1)
         weights = [x, *stack.parameters()]
         # A single block of tokens teaches a recurrent layer nothing.
         grads = [
@@ -71,7 +75,7 @@ def test_compiled_training(name):
         ]
         for ours, expected in zip(*grads, strict=True):
             laws.close(ours, expected, f"compiled gradient at {n}")
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("name", ["block_attn", "recurrent"])
