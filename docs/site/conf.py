@@ -15,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import notebooks
+import notebook_pages
 import reference
 
 project = "xflash"
@@ -35,7 +35,7 @@ html_copy_source = False
 # Every page, in the order of reading; one that is not here is a warning.
 PAGES = {
     "Guide": ["docs/state", "docs/training", "docs/own_block", "docs/arguments", "docs/refusals"],
-    "Notebooks": ["examples/first_stack"],
+    "Notebooks": ["examples/first_stack", "examples/own_parts", "examples/attention"],
     "Known models": ["docs/recipes", "docs/models", "docs/coming_from", "docs/settings"],
     "Reference": [
         "docs/flags",
@@ -77,7 +77,7 @@ class NotebookParser(MystParser):
     supported = ("notebook",)
 
     def parse(self, inputstring, document):
-        super().parse(notebooks.as_markdown(json.loads(inputstring)), document)
+        super().parse(notebook_pages.as_markdown(json.loads(inputstring)), document)
 
 
 def setup(app):

@@ -17,7 +17,7 @@ from xflash import convert
 
 sys.path.append(str(ROOT / "docs" / "site"))
 
-import notebooks
+import notebook_pages
 import reference
 
 PAGES = sorted((ROOT / "docs" / "site" / "api").glob("*.md"))
@@ -100,8 +100,8 @@ def test_a_notebook_is_the_markdown_it_stands_for():
         {"cell_type": "markdown", "source": ["# Title\n", "words"]},
         {"cell_type": "code", "source": "f()", "outputs": [picture, table, {"output_type": "stream", "text": ["a\n"]}]},
     ]
-    fence = notebooks.FENCE
-    assert notebooks.as_markdown({"cells": cells}).split("\n\n") == [
+    fence = notebook_pages.FENCE
+    assert notebook_pages.as_markdown({"cells": cells}).split("\n\n") == [
         "# Title\nwords",
         f"{fence}python\nf()\n{fence}",
         "![](data:image/png;base64,iVBORw0K)",
