@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
-from torch import nn
-
 from ..base.checks import shown
 from ..base.fallback import as_eager, refusable
 from ..base.pieces import innermost
