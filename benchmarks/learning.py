@@ -27,8 +27,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "FLASH": {"layers": "flash"},
     "FLASH, shift": {"layers": "flash", **SHIFT},
     "FLASH, shift, groups of 64": {"layers": "flash", "flash_group_size": 64, **SHIFT},
+    "FLASH, shift, queries of 64": {"layers": "flash", "flash_query_key_dim": 64, **SHIFT},
     "GAU": {"layers": "gau"},
     "GAU, shift": {"layers": "gau", **SHIFT},
+    "GAU, shift, softmax": {"layers": "gau", "gau_attn_fn": "softmax", **SHIFT},
     "flash*3 attn ff, shift": {"layers": "flash*3 attn ff", **SOFTMAX, **SHIFT},
     "gau*3 attn ff, shift": {"layers": "gau*3 attn ff", **SOFTMAX, **SHIFT},
     "attn ff recurrent ff": {
