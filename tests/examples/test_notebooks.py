@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, and are committed as their sources say and with what a run leaves in them."""
 
+import ast
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SHOWS = {
     "first_stack": (2, ("flash_group_size", "did you mean", "byte")),
     "own_parts": (2, ("block and loop differ by", "average_decay", "it says the same: True")),
     "attention": (5, ("of the weight is on the answers", "16 blocks:")),
+    "comparing": (3, ("params", "not seen")),
 }
 
 
@@ -57,6 +59,17 @@ def test_it_is_kept_with_all_that_it_showed(name):
     assert str(Path.home()) not in printed
 
 
+def run(cell, where, space):
+    """What a cell shows as its result: the value of its last line, when that is an expression, as a notebook does."""
+    tree = ast.parse(cell)
+    last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, where, "exec"), space)
+    result = None if last is None else eval(compile(last, where, "eval"), space)
+    if hasattr(result, "_repr_html_"):
+        result._repr_html_()
+    return result
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
 def test_it_runs(name, monkeypatch, capsys):
@@ -67,7 +80,8 @@ def test_it_runs(name, monkeypatch, capsys):
     plt.switch_backend("agg")
     with torch.random.fork_rng(), code_blocks.registries_kept():
         for number, cell in enumerate(notebooks.code(notebook, small=True)):
-            exec(compile(cell, f"{name}, code cell {number}", "exec"), space)
+            result = run(cell, f"{name}, code cell {number}", space)
+            drawn += [result] if hasattr(result, "_repr_png_") else []
     plt.close("all")
     pictures, words = SHOWS[name]
     printed = capsys.readouterr().out

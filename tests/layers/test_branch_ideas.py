@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from xflash import Decoder, Site
+from xflash.base.relay import Relay
 from xflash.layers.dynamic_tanh import DynamicTanh
 from xflash.layers.joins.mv_split import MVSplit
 
@@ -16,7 +17,7 @@ def test_residual_is_dual(scale):
     """Layers read a stream that is normed after each sum; beside it all updates add up, to be normed at the end."""
     stack = laws.live(Decoder(**SMALL, depth=2, resi_dual=True, resi_dual_scale=scale))
     x = torch.randn(2, 5, 11, dtype=torch.float64)
-    ctx = stack.column.context(x, None, None, {}, (False, False, None, None))
+    ctx = stack.column.context(x, None, None, {}, (False, False, None, Relay()))
     stream, added, hiddens = x, scale * x, [x]
     for branch in stack.branches:
         update = branch.block(stream, ctx)[0]

@@ -6,6 +6,7 @@ and packed document alone, which is the definition of what masks are to do.
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import laws
 import matrix
@@ -238,10 +239,14 @@ def test_a_map_is_what_the_values_are_summed_by(name, causal, flags):
     (block,) = stack.blocks()
     x, read, found = laws.sample(stack, N), block.read, []
 
+    def told(options, maps):
+        return {"ctx": replace(options["ctx"], maps=maps)} if "ctx" in options else {"maps": maps}
+
     def both(q, k, v, *rest, **options):
         weights: list = []
-        read(q, k, v, *rest, **{**options, "maps": weights})
-        y = read(q, k, v, *rest, **{**options, "maps": None})
+        with_maps, without = (told(options, maps) for maps in (weights, None))
+        read(q, k, v, *rest, **options | with_maps)
+        y = read(q, k, v, *rest, **options | without)
         found.append((weights[0].weights, v.repeat_interleave(q.shape[1] // v.shape[1], 1), y))
         return y
 

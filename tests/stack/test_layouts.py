@@ -9,6 +9,7 @@ from cases import build
 from torch import nn
 
 from xflash import Ctx, Decoder, Encoder, TransformerWrapper, from_config, norms
+from xflash.base.relay import Relay
 from xflash.flags.flag import flags_of
 from xflash.flags.layout import AROUND
 from xflash.layers.apart import Apart
@@ -60,7 +61,7 @@ def test_a_parallel_layer_by_hand():
 
     def by_hand(x):
         column = stack.column
-        ctx = column.context(x, None, None, {}, (False, False, None, None))
+        ctx = column.context(x, None, None, {}, (False, False, None, Relay()))
         y, _ = branch.shift(branch.before(x, ctx), ctx)
         return x + attn(y, ctx)[0] + ff(y, ctx)[0]
 
@@ -79,7 +80,7 @@ def test_members_with_norms_of_their_own(layers, own, built):
     first, second = [m for m in branch.before.modules() if isinstance(m, Norm)]
 
     def by_hand(x):
-        ctx = stack.column.context(x, None, None, {}, (False, False, None, None))
+        ctx = stack.column.context(x, None, None, {}, (False, False, None, Relay()))
         reads = [branch.shift(norm(x, ctx), ctx)[0] for norm in (first, second)]
         return x + attn(reads[0], ctx)[0] + ff(reads[1], ctx)[0]
 
@@ -116,7 +117,7 @@ def test_a_norm_after_the_block_by_hand():
 
     def by_hand(x):
         for branch in stack.branches:
-            ctx = stack.column.context(x, None, None, {}, (False, False, None, None))
+            ctx = stack.column.context(x, None, None, {}, (False, False, None, Relay()))
             x = x + branch.after(branch.block(x, ctx)[0], ctx)
         return stack.final_norm(x, None)
 
@@ -129,7 +130,7 @@ def test_no_norm_at_all():
 
     def by_hand(x):
         for branch in stack.branches:
-            x = x + branch.block(x, stack.column.context(x, None, None, {}, (False, False, None, None)))[0]
+            x = x + branch.block(x, stack.column.context(x, None, None, {}, (False, False, None, Relay())))[0]
         return x
 
     alike(stack, by_hand, sample(stack), *stack.parameters())

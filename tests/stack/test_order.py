@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from xflash import Decoder
+from xflash.base.relay import Relay
 
 SMALL = {"dim": 11, "heads": 2}
 
@@ -43,7 +44,7 @@ def test_layers_that_are_run_again():
 def test_halves_around_attention():
     stack = laws.live(Decoder(**SMALL, depth=1, macaron=True))
     x = torch.randn(2, 5, 11, dtype=torch.float64)
-    y, ctx = x, stack.column.context(x, None, None, {}, (False, False, None, None))
+    y, ctx = x, stack.column.context(x, None, None, {}, (False, False, None, Relay()))
     for branch, share in zip(stack.branches, (0.5, 1, 0.5), strict=True):
         y = y + share * branch.block(branch.before(y, ctx), ctx)[0]
     laws.close(stack(x), stack.final_norm(y), "macaron")

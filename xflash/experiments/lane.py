@@ -62,6 +62,11 @@ class Lane:
         return not self.failed and self.score is None and self.model is not None
 
     @property
+    def done(self) -> bool:
+        """Whether all its steps are taken; it may still lack its score."""
+        return self.total is not None and self.step >= self.total
+
+    @property
     def progress(self) -> float:
         """The share that is done: as good as nothing until it is known how much there is."""
         return self.step / self.total if self.total else self.step * 1e-9

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..base.checks import shown
+from ..look.picture import picture
 from .results import Row
 
 __all__ = ["check_axis", "curves", "plot"]
@@ -38,9 +39,7 @@ def width(run: Any, row: Row, task: Any, against: str) -> float:
 def plot(comparison: Any, against: str, file: Any) -> Any:
     """The figure; a notebook shows it."""
     found = curves(comparison, against)
-    from matplotlib.figure import Figure  # slow to import, and not always there
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = picture(8, 5)
     axes = figure.add_subplot()
     for number, (name, runs) in enumerate(found.items()):
         for points in runs:

@@ -24,9 +24,11 @@ def train_in_turns(lanes: list[Lane], budget: Budget, cache: Cache, bar: Bar) ->
     try:
         while running := [lane for lane in lanes if lane.running]:
             lane = min(running, key=lambda lane: lane.progress)
-            take_turn(lane)
-            plan([other for other in lanes if other.name == lane.name], budget, cache)
-            if lane.failed or (lane.total and lane.step >= lane.total):
+            # A budget that the first slices have used up leaves the others of a variant nothing to do.
+            if not lane.done:
+                take_turn(lane)
+                plan([other for other in lanes if other.name == lane.name], budget, cache)
+            if lane.failed or lane.done:
                 finish(lane, cache)
             elif time.monotonic() - saved[id(lane)] > lane.task.settings.save_every:
                 cache.checkpoint(lane)
