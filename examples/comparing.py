@@ -8,6 +8,8 @@
 # %%
 import tempfile
 
+from IPython.display import display
+
 import xflash
 from xflash import probes
 from xflash.datasets.sequences import text
@@ -26,9 +28,9 @@ QUICK, STEPS, SECONDS, LENGTH, ROWS = "60 steps", "150 steps", "10s", 128, 128
 common = {"folder": tempfile.mkdtemp(), "progress": False, "dim": 96, "heads": 4, "pos": "rotary"}
 common |= {"seq_len": LENGTH, "held_out": ROWS * LENGTH}
 variants = {
-    "softmax": dict(layers="attn ff"),
-    "FLASH": dict(layers="flash"),
-    "hybrid": dict(layers="flash*3 attn ff"),
+    "softmax": {"layers": "attn ff"},
+    "FLASH": {"layers": "flash"},
+    "hybrid": {"layers": "flash*3 attn ff"},
 }
 
 # %% [markdown]
@@ -40,9 +42,9 @@ variants = {
 xflash.compare(variants, found.data, QUICK, seeds=1, lr=1e-3, **common)
 
 # %% [markdown]
-# The table itself says what is wrong with that. `parameters`: the variants are not equally large. `tokens/s`: a step of
-# one costs more than a step of another. No `±`: with one seed nobody knows what a difference is worth. And who says that
-# 0.001 suits all of them?
+# The table itself says what is wrong with that. `parameters`: the variants are not equally large. `tokens/s`: a step
+# of one costs more than a step of another. No `±`: with one seed nobody knows what a difference is worth. And who says
+# that 0.001 suits all of them?
 #
 # ## Equally large
 #
@@ -60,7 +62,7 @@ xflash.compare(variants, found.data, QUICK, seeds=1, lr=1e-3, **common)
 
 # %%
 steps = xflash.compare(variants, found.data, STEPS, seeds=2, lr=(1e-3, 5e-3), match="params", **common)
-steps
+display(steps)
 
 # %% [markdown]
 # A rate that is right for one can cost another more than the whole difference between them:
@@ -79,7 +81,7 @@ for row in steps.rows:
 
 # %%
 seconds = xflash.compare(variants, found.data, SECONDS, seeds=2, lr=5e-3, match="params", **common)
-seconds
+display(seconds)
 
 # %% [markdown]
 # The same runs by steps, and by seconds of compute:
@@ -96,7 +98,7 @@ seconds.plot("seconds")
 # Variants may differ in anything. Token shift lets each layer see half of the token before, for nothing:
 
 # %%
-pair = {"without": dict(layers="flash"), "shift": dict(layers="flash", shift_tokens=1)}
+pair = {"without": {"layers": "flash"}, "shift": {"layers": "flash", "shift_tokens": 1}}
 shift = xflash.compare(pair, found.data, SECONDS, seeds=2, lr=5e-3, **common)
 print(shift)
 gain = shift["without"].score - shift["shift"].score
@@ -120,16 +122,17 @@ xflash.diff(one, other)
 probe = probes.recall(seq_len=24, pairs=4)
 sizes = {**common, "dim": 32, "heads": 2, "shift_tokens": 1, "batch": 16, "held_out": 2 * ROWS * 24}
 del sizes["seq_len"]
-recall = xflash.compare(variants, probe, STEPS, seeds=2, lr=5e-3, flash_group_size=8, **sizes)
+short = {name: {"layers": flags["layers"].replace("flash", "flash(group_size=8)")} for name, flags in variants.items()}
+recall = xflash.compare(short, probe, STEPS, seeds=2, lr=5e-3, **sizes)
 print(f"guessing scores {probe.chance:.3f}")
-recall
+display(recall)
 
 # %%
 recall.plot("steps")
 
 # %% [markdown]
-# FLASH in groups of 8 sees across groups through a sum, which holds much and finds little; one softmax layer among three
-# of FLASH finds. [docs/probes.md](../docs/probes.md) has every block on every probe.
+# FLASH in groups of 8 sees across groups through a sum, which holds much and finds little; one softmax layer beside
+# three of FLASH finds. [docs/probes.md](../docs/probes.md) has every block on every probe.
 #
-# From here: [docs/compare.md](../docs/compare.md) says what is held the same, how seconds are counted, and how to compare
-# models of your own; `python -m xflash compare 'attn ff' flash` does it in a shell.
+# From here: [docs/compare.md](../docs/compare.md) says what is held the same, how seconds are counted, and how to
+# compare models of your own; `python -m xflash compare 'attn ff' flash` does it in a shell.

@@ -20,7 +20,7 @@ SHOWS = {
     "first_stack": (2, ("flash_group_size", "did you mean", "byte")),
     "own_parts": (2, ("block and loop differ by", "average_decay", "it says the same: True")),
     "attention": (5, ("of the weight is on the answers", "16 blocks:")),
-    "comparing": (3, ("params", "not seen")),
+    "comparing": (3, ("bits at a rate of", "guessing scores")),
 }
 
 
