@@ -3,7 +3,7 @@
 #
 # Which of two models is better? The first answer that one gets is mostly wrong: one was larger, the rate suited the
 # other, or the seed was lucky. `xflash.compare` trains variants side by side so that these do not decide. This notebook
-# makes each mistake once, and then does without. It takes about five minutes on one core and needs no network.
+# makes each mistake once, and then does without. It takes about six minutes on one core and needs no network.
 
 # %%
 import tempfile
@@ -131,8 +131,9 @@ display(recall)
 recall.plot("steps")
 
 # %% [markdown]
-# FLASH in groups of 8 sees across groups through a sum, which holds much and finds little; one softmax layer beside
-# three of FLASH finds. [docs/probes.md](../docs/probes.md) has every block on every probe.
+# FLASH in groups of 8 sees across groups through a sum, which holds much and finds little: what led on text is last
+# here. One softmax layer beside three of FLASH has begun to find, and does when it is trained for longer:
+# [docs/probes.md](../docs/probes.md) has every block on every probe.
 #
 # From here: [docs/compare.md](../docs/compare.md) says what is held the same, how seconds are counted, and how to
 # compare models of your own; `python -m xflash compare 'attn ff' flash` does it in a shell.

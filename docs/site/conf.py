@@ -35,11 +35,12 @@ html_copy_source = False
 # Every page, in the order of reading; one that is not here is a warning.
 PAGES = {
     "Guide": ["docs/state", "docs/training", "docs/own_block", "docs/arguments", "docs/refusals"],
-    "Notebooks": ["examples/first_stack", "examples/own_parts", "examples/attention"],
+    "Experiments": ["docs/compare", "docs/probes", "docs/look"],
+    "Notebooks": ["examples/first_stack", "examples/own_parts", "examples/attention", "examples/comparing"],
     "Known models": ["docs/recipes", "docs/models", "docs/coming_from", "docs/settings"],
     "Reference": [
         "docs/flags",
-        *(f"docs/site/api/{page}" for page in ("stacks", "models", "training", "parts", "tools")),
+        *(f"docs/site/api/{page}" for page in ("stacks", "models", "training", "parts", "experiments", "tools")),
     ],
     "What holds": ["docs/laws", "docs/figures", "benchmarks/README"],
     "The project": ["docs/architecture", "CONTRIBUTING", "CHANGELOG"],

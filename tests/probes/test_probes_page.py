@@ -22,8 +22,14 @@ def script(monkeypatch, tmp_path):
     torch.set_flush_denormal(False)
 
 
-def test_the_code_runs():
-    space = code_blocks.run(PAGE, {"range(150)": "range(2)", "draw(256": "draw(3"})
+def test_the_code_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    sizes = {
+        "range(150)": "range(2)",
+        "draw(256": "draw(3",
+        "budget='300 steps'": "budget='2 steps', held_out=48, batch=2",
+    }
+    space = code_blocks.run(PAGE, sizes)
     assert space["longer"].seq_len == 96 and repr(space["probe"]) == "probes.first(seq_len=32)"
 
 

@@ -165,6 +165,6 @@ def caption(task: Task, budget: Budget, seeds: int, device: torch.device) -> str
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     rows = f"{settings.batch} rows a step" if task.unit != "token" else f"{settings.batch} rows of {task.row_tokens:,}"
     return (
-        f"{task.name}: {budget} a run, {seeds} seeds, {rows}; xflash {xflash.__version__}, "
+        f"{task.name}: {budget} a run, {seeds} seed{'s' * (seeds > 1)}, {rows}; xflash {xflash.__version__}, "
         f"torch {torch.__version__}, {where}"
     )
