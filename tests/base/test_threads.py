@@ -122,6 +122,7 @@ def test_what_is_taken_of_a_state_while_another_thread_steps():
         laws.close(ours, expected, "taken while another thread steps")
 
 
+@pytest.mark.slow
 def test_compiled_steps_in_two_threads(monkeypatch):
     net = laws.live(TransformerWrapper(num_tokens=V, attn_layers=build("flash", causal=True, depth=1, pos="rotary")))
     with torch.no_grad():
@@ -147,6 +148,7 @@ def test_compiled_steps_in_two_threads(monkeypatch):
         laws.close(ours, expected, "compiled, in two threads")
 
 
+@pytest.mark.slow
 def test_a_graph_of_ones_own_claims_nothing():
     """What it was told of the lease when it was made would hold whenever it runs, so it writes into nothing given."""
     stack = laws.live(build("gau", causal=True, depth=1))

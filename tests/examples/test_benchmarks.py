@@ -96,6 +96,7 @@ def test_recurrent(script, capsys, tmp_path):
     assert json.loads((tmp_path / "runs/benchmarks/recurrent.json").read_text())["rows"] == rows
 
 
+@pytest.mark.slow
 def test_compare(script, monkeypatch, capsys, tmp_path):
     for peer in ("flash_pytorch", "x_transformers", "block_recurrent_transformer_pytorch"):
         pytest.importorskip(peer)
@@ -134,6 +135,7 @@ def test_floor(script, monkeypatch, capsys, tmp_path):
     assert json.loads((tmp_path / "runs/benchmarks/floor.json").read_text())["rows"] == rows
 
 
+@pytest.mark.slow
 def test_peak(script):
     """What a call takes is what it takes; what was freed before counts for nothing where the system resets a peak."""
     # In processes of their own: what others have freed would be taken anew, and not be counted.

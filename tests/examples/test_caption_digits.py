@@ -169,6 +169,7 @@ def test_without_images_it_says_so(run, script, monkeypatch):
         run()
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_script():
     words = [sys.executable, str(EXAMPLES / "caption_digits.py"), "--help"]
     here = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}

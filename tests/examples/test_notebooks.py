@@ -106,4 +106,7 @@ def test_a_source_becomes_a_notebook(tmp_path):
 def test_a_name_that_there_is_not(capsys):
     with pytest.raises(SystemExit):
         notebooks.main(["first_stick"])
-    assert "there is no notebook 'first_stick' (there are attention, first_stack, own_parts)" in capsys.readouterr().err
+    assert (
+        "there is no notebook 'first_stick' (there are attention, comparing, first_stack, own_parts)"
+        in capsys.readouterr().err
+    )

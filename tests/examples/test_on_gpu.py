@@ -40,7 +40,7 @@ def rows_of(out):
         ("right", "generation", 1),
         ("speed", "max_documents", 1),
         ("decode", "floor", 1),
-        ("decode", "attn ff, compile_step", 1),
+        pytest.param("decode", "attn ff, compile_step", 1, marks=pytest.mark.slow),
         ("compile", "alibi", 1),
     ],
 )

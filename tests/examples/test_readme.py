@@ -90,6 +90,7 @@ def test_the_comparison_is_that_of_its_page():
     assert "](docs/compare.png)" in README.read_text() and "](compare.png)" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_script_knows_the_options_that_are_named():
     """What the text says of train_lm.py is what it can do."""
     words = [sys.executable, "examples/train_lm.py", "--help"]

@@ -219,6 +219,7 @@ def test_runs_without_a_name_are_numbered(run, train_lm, monkeypatch):
     assert sorted(path.name for path in Path("runs").iterdir()) == ["lm-1", "lm-2"]
 
 
+@pytest.mark.slow
 def test_the_steps_are_planned_from_the_first_ones(run):
     folder = run(*SMALL.split(), "--seconds", "1.5", "--device", "cpu")
     content = saved(folder)
@@ -255,6 +256,7 @@ def test_every_byte_but_the_first_is_validated_once(run, train_lm):
         assert torch.cat([x.flatten() for x in made]).tolist() == list(range(n - 1))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_process_with_a_checkpoint(tmp_path):
     (tmp_path / "text").write_bytes(Path(argparse.__file__).read_bytes()[:50_000])
     command = [sys.executable, str(SCRIPT), *SMALL.split(), "--steps", "100000", "--text", "text", "--device", "cpu"]

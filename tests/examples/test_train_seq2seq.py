@@ -81,6 +81,7 @@ def test_a_run_says_what_it_reached_and_leaves_the_model(flags, run, script, cap
     assert script.answers(model, texts, options, None) == script.answers(model, texts, options, 1)
 
 
+@pytest.mark.slow
 def test_it_learns_to_read_the_source(run, script):
     """What it writes costs more when the sources are another row's: it is more than a guess of dates."""
     learning = ["--steps", "150", "--lr", "1e-2", "--batch", "16"]

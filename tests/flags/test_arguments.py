@@ -9,10 +9,13 @@ from collections import Counter
 import argument_calls
 import pytest
 from arguments import MEANINGS, fault, meaning, right_after_all, tried
+from quick import quick
 
 import xflash
 
 GROUPS = ("constructors", "flags", "stacks", "models", "trainers", "vectors", "others", "functions", "saving")
+# What is built and called anew for each of many values.
+LONG = ("flags", "saving", "trainers", "others")
 
 
 def verdict(found):
@@ -24,7 +27,7 @@ def verdict(found):
     return "meant", "" if meaning(found) else "accepted"
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", quick(GROUPS, lambda group, _: group not in LONG))
 def test_every_argument(group, record_property, tmp_path, monkeypatch):
     # What writes a folder of an odd name writes it here.
     monkeypatch.chdir(tmp_path)

@@ -133,6 +133,7 @@ def test_a_bidirectional_model_is_refused():
         AutoregressiveWrapper(TransformerWrapper(num_tokens=V, max_seq_len=13, attn_layers=encoder))
 
 
+@pytest.mark.slow
 def test_the_loss_compiles_for_any_length():
     model = build("learned").train()
     counter = torch._dynamo.testing.CompileCounter()

@@ -72,6 +72,7 @@ def test_computed_again(flags):
     laws.recomputed(build("attn ff", causal=True, depth=2, layer_dropout=0.3, attn_dropout=0.1, **flags))
 
 
+@pytest.mark.slow
 def test_compiled():
     torch._dynamo.reset()
     flags = {**EVERY["views"], "shift_tokens": 0, "attn_value_residual": True, "hyper_rounds": 2, "hyper_streams": 2}

@@ -280,6 +280,7 @@ class Graphs:
         return graph
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_twelve_lengths_with_a_mask_compile_three_graphs_at_most(causal):
     torch._dynamo.reset()
@@ -292,6 +293,7 @@ def test_twelve_lengths_with_a_mask_compile_three_graphs_at_most(causal):
     assert graphs.count <= 3
 
 
+@pytest.mark.slow
 def test_documents_compile_with_a_most():
     torch._dynamo.reset()
     stack, graphs = build(depth=1, flash_max_documents=4), Graphs()

@@ -93,6 +93,7 @@ def test_a_recurrent_layer_counts_as_its_operations():
     assert forward == plain > 0
 
 
+@pytest.mark.slow
 def test_counting_costs_an_import_nothing():
     """The counter, which reads Triton where there is one, is not imported before it is asked for."""
     script = """

@@ -170,6 +170,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_recurrent_layer_compiles_to_what_it_is(change):
     stack = build("recurrent", recurrent_block_width=4, recurrent_num_state_vectors=3, recurrent_dim_head=6)
@@ -181,6 +182,7 @@ def test_a_changed_recurrent_layer_compiles_to_what_it_is(change):
         assert (change == "nothing") == torch.equal(stack(x), before(x))
 
 
+@pytest.mark.slow
 def test_a_subclass_of_the_recurrent_layer_renews_as_it_says():
     @xflash.blocks.register("threefold")
     class Tripled(Recurrent):

@@ -88,6 +88,7 @@ def test_laws_with_many_pieces(tiny, flags, tmp_path):
     laws.saved_as_built(stack, tmp_path, n=21)
 
 
+@pytest.mark.slow
 def test_compiles():
     """7: one graph for a step of rows at different places, which retrieve from the state and from the step itself."""
     stack = build("block_attn", block_attn_retrieve=2, block_attn_retrieve_len=2 * W)
@@ -100,6 +101,7 @@ def test_compiles():
         laws.close(stack.step(x, after)[0], stack.step(x, then)[0], "state of a compiled step")
 
 
+@pytest.mark.slow
 def test_few_graphs_for_all_lengths():
     """7: the blocks of a piece of the memory are one case; none to retrieve from is another, as is one block."""
     stack, graphs = build("block_attn", block_attn_retrieve=2), Graphs("eager")

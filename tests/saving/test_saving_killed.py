@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1].joinpath("killing.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script copies its process")
 def test_a_killed_writer_leaves_a_whole_model():
     """What it finds is looked at in the script; here, that writers were killed at work and both models were found."""

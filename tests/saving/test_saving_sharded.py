@@ -74,6 +74,7 @@ def process(rank: int, place: Path) -> int:
         os._exit(status)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not distributed.is_available() or not hasattr(os, "fork"), reason="no processes to spread over")
 def test_shards_are_gathered():
     run = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300)

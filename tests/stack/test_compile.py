@@ -32,11 +32,6 @@ CASES = {
 TRAINED = ("scores by the kernel", "scores", "slots", "values", "layers", "attn parts", "compressed")
 
 
-def by_itself(case, _):
-    """Each block, causal; what else may stand in its place is compiled in the whole run."""
-    return case.startswith("block ") and case.endswith("-causal")
-
-
 def compiled(stack, backend="aot_eager"):
     """The stack compiled without graph breaks (traced as in training, no code generated), and a count of its graphs."""
     torch._dynamo.reset()
@@ -44,7 +39,8 @@ def compiled(stack, backend="aot_eager"):
     return torch.compile(stack, fullgraph=True, backend=counter), counter
 
 
-@pytest.mark.parametrize(("flags", "causal"), quick(both_ways(CASES), by_itself))
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
 def test_twenty_lengths_are_few_graphs(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     # How many graphs there are is Dynamo's affair; what is traced of them further is compared in training.
@@ -56,7 +52,7 @@ def test_twenty_lengths_are_few_graphs(flags, causal):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for {len(LENGTHS)} lengths"
 
 
-@pytest.mark.parametrize("name", [*blocks, *TRAINED])
+@pytest.mark.parametrize("name", quick([*blocks, *TRAINED], lambda name, _: name in ("attn", "flash")))
 def test_compiled_training(name):
     flags = {"layers": IN_PIECES.get(name, name)} if name in blocks else CASES[name]
     stack = laws.live(build(causal=True, depth=1, **flags))
@@ -78,6 +74,7 @@ def test_compiled_training(name):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["block_attn", "recurrent"])
 @pytest.mark.parametrize("sizes", [(1,) * 13, (7, 3, 12, 5, 9)], ids=["tokens", "pieces"])
 def test_compiled_steps(name, sizes):
@@ -93,6 +90,7 @@ def test_compiled_steps(name, sizes):
     assert counter.frame_count <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_masks_compile(causal):
     stack = laws.live(build(causal=causal, depth=1, **CASES["attn parts"]))
@@ -106,7 +104,8 @@ def test_masks_compile(causal):
     assert counter.frame_count <= 3
 
 
-@pytest.mark.parametrize(("flags", "causal"), quick(both_ways(CASES), by_itself))
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
 def test_export_takes_any_length(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     n = torch.export.Dim("n", min=2, max=4096)

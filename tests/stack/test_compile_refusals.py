@@ -171,6 +171,7 @@ def first(out):
     return out[0] if isinstance(out, tuple) else out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_refusals(name):
     build, right, wrong = CASES[name]
@@ -247,6 +248,7 @@ IN_PLACE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_whole_graphs_refuse_in_the_same_words(name):
     build, wrong = IN_PLACE[name]
@@ -313,6 +315,7 @@ def test_a_padded_call_longer_than_the_positions_is_right_each_time():
         compiled(x, mask)
 
 
+@pytest.mark.slow
 def test_documents_of_which_nobody_said_how_many_are_right_each_time():
     """A graph cannot size the canvas of such a layer: eager does it, call after call."""
     net = stack(layers="flash", flash_group_size=4, flash_query_key_dim=6)
@@ -322,6 +325,7 @@ def test_documents_of_which_nobody_said_how_many_are_right_each_time():
         laws.close(compiled(stream(n), doc_ids=documents), net(stream(n), doc_ids=documents), f"{n} tokens")
 
 
+@pytest.mark.slow
 def test_more_documents_than_were_said():
     net = stack(layers="flash", flash_group_size=4, flash_query_key_dim=6, flash_max_documents=2)
     compiled = torch.compile(net, backend=Runs(), fullgraph=True)

@@ -58,6 +58,7 @@ def test_pieces_end_where_a_row_completes_a_block():
             assert borders(n, w, fills) == list(itertools.pairwise([0, *ends, n])), (n, w, fills)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(MODELS, lambda name, _: name == "state vectors"))
 def test_few_graphs_for_any_number_of_pieces(name):
     model = built(name)
@@ -74,6 +75,7 @@ def test_few_graphs_for_any_number_of_pieces(name):
     assert 1 <= len(graphs.ran) <= 3, f"{len(graphs.ran)} graphs for {len(LENGTHS)} lengths"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["recurrent memory", "state vectors"])
 @torch._dynamo.config.patch(recompile_limit=32)
 def test_a_state_stays_a_value(name):
@@ -101,6 +103,7 @@ def test_a_state_stays_a_value(name):
     assert graphs.ran
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=32)
 def test_resets_and_embeddings_in_front():
     """What a segment is begun with, or takes beside its tokens, has its room too."""
@@ -125,6 +128,7 @@ def test_resets_and_embeddings_in_front():
     assert graphs.ran
 
 
+@pytest.mark.slow
 def test_a_block_recurrent_trainer():
     sizes = {"dim_head": 6, "block_width": SEGMENT, "max_seq_len": SEGMENT, "num_state_vectors": 3}
     model = xflash.BlockRecurrentTransformer(num_tokens=V, dim=D, depth=1, heads=2, recurrent_layers=(1,), **sizes)
@@ -164,6 +168,7 @@ def test_the_innermost_piece_is_compiled():
     assert wrapper.compiled_piece is None and wrapper.net.attn_layers.compiled_piece is not None
 
 
+@pytest.mark.slow
 def test_other_modules_compile_as_ever():
     """Whole, in place, with the options of torch.compile."""
     model = laws.live(xflash.AutoregressiveWrapper(net("attn ff")))
@@ -176,6 +181,7 @@ def test_other_modules_compile_as_ever():
         xflash.SegmentWrapper(net("attn"), SEGMENT).compile(fullgrph=True)
 
 
+@pytest.mark.slow
 def test_a_whole_graph_serves_all_texts_of_as_many_pieces():
     """Compiled from the outside, pieces are counted while tracing."""
     model, graphs = laws.live(xflash.SegmentWrapper(net("attn"), SEGMENT)), Graphs("eager")

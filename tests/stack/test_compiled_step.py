@@ -62,6 +62,7 @@ def test_few_graphs_over_a_doubling_and_the_numbers_of_eager(name, ragged):
     assert 1 <= counter.frame_count <= 3, f"{counter.frame_count} graphs"
 
 
+@pytest.mark.slow
 def test_a_state_stays_a_value():
     """Forks, an older state, masks, resets, further embeddings as in eager, and gradients by it."""
     model = build(embed_num_tokens={"part": 3})
@@ -94,6 +95,7 @@ def test_a_state_stays_a_value():
         fast.step(ids[:, :1], fast.step(ids, embed_ids={"part": ids % 3})[1])
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_kept():
     model = build()
     fast, counter = compiled(model, "eager")

@@ -41,6 +41,7 @@ def test_compiled_ahead_of_time(tmp_path):
             torch.testing.assert_close(compiled(ids(n)), net(ids(n)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx(tmp_path):
     net = model("flash attn gau ff", pos="rotary", gau_query_key_dim=14)
     program = torch.onnx.export(net, (ids(13),), dynamo=True, dynamic_shapes=ANY_LENGTH, verbose=False)

@@ -126,6 +126,7 @@ def test_matrices_come_before_them():
     closed(maps, stack.attention_maps(x, mask)[1], "with hiddens")
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     stack = stack_of("attn ff")
     graphs = Graphs()

@@ -18,7 +18,7 @@ from xflash.flags.flag import check_value, flags_of
 
 SETS = matrix.stored()
 # One combination of so many is in the quick run; which pairs of choices it then covers is left to the whole one.
-EVERY = 4
+EVERY = 9
 
 
 def cases(what: str, outcome: str) -> list:

@@ -196,6 +196,7 @@ def test_embeddings_in_front_belong_to_the_prefix():
     assert (net(ids, prepend_embeds=front) - whole).abs().max() > 1e-6
 
 
+@pytest.mark.slow
 def test_it_compiles():
     net = stack("gau", depth=1)
     torch._dynamo.reset()

@@ -20,6 +20,7 @@ from xflash.stack.config import known_flags
 CASES = 40
 
 
+@pytest.mark.slow
 def test_a_short_search_finds_nothing_wrong(record_property):
     count = search.run(600.0, seed=0, most=CASES)
     record_property("search", str(count))
@@ -27,6 +28,7 @@ def test_a_short_search_finds_nothing_wrong(record_property):
     assert not count.wrong, "\n\n".join(map(shown, count.shown))
 
 
+@pytest.mark.slow
 def test_a_seed_draws_the_same_again_and_every_flag_sooner_or_later():
     def cases(seed):
         return [draw.case(Random(f"{seed}/{i}")) for i in range(4000)]
@@ -71,6 +73,7 @@ def test_a_fault_is_found_and_shown_as_the_least_program_that_has_it():
     exec(program, {})
 
 
+@pytest.mark.slow
 def test_the_search_itself_finds_a_fault():
     found, _ = search.found_with(MUTANTS["gau divides by padding"], 600.0, seed=1, most=400)
     assert found is not None and "gau" in shown(found)

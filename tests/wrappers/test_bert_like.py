@@ -208,6 +208,7 @@ def test_a_classifier_learns(kind):
     assert right > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["attn", "cls"])
 def test_compiled_is_eager(kind):
     stack = {"depth": 1, "pos": None}

@@ -63,6 +63,7 @@ def played(call, model, n):
     return out, *torch.autograd.grad(out.square().sum(), wanted, allow_unused=True, materialize_grads=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick(MODELS, lambda name, _: name in TRACED))
 def test_few_graphs_train_at_every_length(name):
     torch.manual_seed(3)

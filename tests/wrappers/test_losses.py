@@ -258,6 +258,7 @@ def test_the_operator_of_chunked_losses(smoothing, z):
         torch.library.opcheck(chunked_losses, given)
 
 
+@pytest.mark.slow
 def test_loss_in_chunks_compiles():
     """A graph for any number of chunks."""
     model = AutoregressiveWrapper(net(), loss_chunk=7)

@@ -169,6 +169,7 @@ class Plain(torch.nn.Module):
         return F.embedding(ids, self.table) * mask[..., None]
 
 
+@pytest.mark.slow
 def test_compiled_training():
     """Few graphs for every length; where chance decides nothing, the loss and the gradient are the eager ones."""
     net = Plain()

@@ -131,6 +131,7 @@ def test_what_is_refused(name: str, flags: dict, error: type, message: str):
         create(name, **flags)
 
 
+@pytest.mark.slow
 def test_they_are_listed_and_on_their_page(capsys):
     command.main(["list", "recipes"])
     listed = capsys.readouterr().out

@@ -230,6 +230,7 @@ def test_saved_is_built(arguments, tmp_path):
         assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     torch._dynamo.reset()
     model = laws.live(build("gau", pool="attn", num_register_tokens=2))

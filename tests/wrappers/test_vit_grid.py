@@ -118,6 +118,7 @@ def test_features_of_every_layer(layers):
     assert torch.equal(embeddings, both[-1])
 
 
+@pytest.mark.slow
 def test_compiled_is_eager():
     """Of any size, with three graphs at most."""
     model = laws.live(build("attn ff", {"pos": "rotary2d"}, pos_emb=None, **EXTRA))
