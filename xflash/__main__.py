@@ -239,7 +239,14 @@ def main(words: Sequence[str] | None = None) -> None:
     comparing.add_to(commands)
     commands.add_parser("docs-flags", help="flags, with an example for each part, as Markdown for docs/flags.md")
     commands.add_parser("docs-recipes", help="known models as flags, as Markdown for docs/recipes.md")
-    given = parser.parse_args(words)
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["compare"]:
+        words[1:] = comparing.settings_first(words[1:])
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = commands.choices[given.command]
+        options = [name for action in command._actions for name in action.option_strings]
+        command.error(f"{unknown[0]!r} is no argument of {given.command}{nearest(unknown[0], options)}")
     run = {
         "flags": lambda: show(given.name, given.settings) + "\n",
         "list": lambda: listing(given.kind) + "\n",

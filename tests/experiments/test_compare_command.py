@@ -8,6 +8,7 @@ import pytest
 from test_compare_tasks import TEXT
 
 from xflash import __main__ as command
+from xflash.experiments.command import settings_first
 
 WORDS = ["dim=24", "heads=2", "seq_len=11", "batch=2", "num_layers=2", "held_out=22", "looks=1"]
 
@@ -42,6 +43,8 @@ def test_layouts_are_compared_and_kept(words, tmp_path, capsys):
         (["--budget", "soon"], "error: budget='soon' is no number with a unit"),
         (["flash_grup_size=3"], "error: variant 'attn ff': unknown flag 'flash_grup_size'; did you mean"),
         (["--data", "nowhere.txt"], "error: no text at nowhere.txt"),
+        (["lr=soon"], "error: lr must be a number"),
+        (["--data", "recall"], "error: 'recall' is a probe"),
         (["--against", "time"], "error: against is 'time'; possible are"),
     ],
 )
@@ -49,6 +52,17 @@ def test_what_is_wrong_is_one_line(words, more, message, capsys):
     with pytest.raises(SystemExit):
         command.main([words[0], *words[1:], *more] if more[0].startswith("--") else [words[0], *more, *words[1:]])
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_an_option_that_there_is_not(words, capsys):
+    with pytest.raises(SystemExit):
+        command.main([*words, "--seed", "1"])
+    assert "error: '--seed' is no argument of compare; did you mean '--seeds'?" in capsys.readouterr().err
+
+
+def test_settings_may_stand_behind_options():
+    words = ["attn ff", "--lr", "1e-3", "dim=8", "--data", "a=b", "seeds=1", "--budget", "2s"]
+    assert settings_first(words) == ["dim=8", "seeds=1", "attn ff", "--lr", "1e-3", "--data", "a=b", "--budget", "2s"]
 
 
 def test_the_package_is_imported_without_it():

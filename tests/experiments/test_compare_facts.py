@@ -128,8 +128,8 @@ def test_widths_are_matched_within_two_percent(by):
 
 def test_what_is_alike_already_is_not_changed():
     task = task_of()
-    both = variants({"one": {"layers": "attn ff", "dim": 16}, "same": {"layers": "attn ff", "dim": 16}}, task)
-    assert match_widths(both, "params", task)[0].startswith("same: dim 16 -> 16, ")
+    both = variants({"one": {"layers": "attn ff"}, "same": {"layers": "attn ff"}}, task)
+    assert match_widths(both, "params", task)[0].startswith("same: dim 12 -> 12, ")
     assert match_widths(both, None, task) == []
 
 

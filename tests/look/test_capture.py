@@ -213,6 +213,16 @@ def test_a_state_is_what_a_step_gives():
             assert torch.equal(seen.state[f"{place + 1} {name}"].k, held.k)
 
 
+def test_states_of_a_model_are_those_of_its_stacks_that_have_one():
+    model = xflash.XTransformer(
+        dim=12, enc_num_tokens=7, enc_depth=1, enc_max_seq_len=5, dec_num_tokens=11, dec_depth=1, dec_max_seq_len=7
+    ).eval()
+    with capture(model, "state", "hidden") as seen:
+        model(torch.randint(7, (2, 5)), torch.randint(11, (2, 7)))
+    assert seen.state and all(label.startswith("decoder") for label in seen.state)
+    assert any(label.startswith("encoder") for label in seen.hidden)
+
+
 def test_layers_have_their_names_in_models_with_several_stacks():
     sizes = {"num_tokens": 31, "max_seq_len": N, "depth": 1, "heads": 2, "attn_dim_head": 6}
     both = {f"{side}_{name}": size for side in ("enc", "dec") for name, size in sizes.items()}

@@ -93,10 +93,18 @@ def test_attention_is_shown_by_layer_and_head():
         torch.testing.assert_close(torch.tensor(mean[0].images[0].get_array()), maps[0][0].mean(0).float())
 
 
+def test_the_field_of_a_model_that_reads_through_steps():
+    model = xflash.BlockRecurrentTransformer(
+        num_tokens=11, dim=12, depth=2, heads=2, dim_head=6, block_width=4, num_state_vectors=3
+    ).eval()
+    found = xflash.receptive_field(model, torch.randint(11, (2, 7)), at=3)
+    assert all(bool((field[:4] > 0).any()) and not field[4:].any() for field in found.values())
+
+
 def test_what_is_no_attention_is_refused():
     with pytest.raises(TypeError, match=r"plot_attention takes a model and its inputs, what capture gave, or maps"):
         xflash.plot_attention(3)
-    with pytest.raises(ValueError, match=r"the maps of 'one' must be \(batch, heads, queries, keys\) with a row 2"):
+    with pytest.raises(ValueError, match=r"row must be one of the 2 of the batch, -2 to 1, not 2"):
         xflash.plot_attention({"one": torch.ones(2, 1, 3, 3)}, row=2)
     stack = stack_of("ff")
     with pytest.raises(ValueError, match="no layer shows 'maps'"):
@@ -178,6 +186,10 @@ def test_what_is_no_run_is_refused(log, tmp_path):
         xflash.plot_loss(log, log)
     with pytest.raises(TypeError, match=r"a run is a folder, a log.jsonl or a list of numbers, not int"):
         xflash.plot_loss(3)
+    with pytest.raises(ValueError, match="by is 'seconds', but of a list of numbers nothing is known"):
+        xflash.plot_loss([3.0], by="seconds")
+    with pytest.raises(ValueError, match=r"a list of numbers, one at least, not \[\]"):
+        xflash.plot_loss([])
     with pytest.raises(ValueError, match="smooth must be"):
         xflash.plot_loss(log, smooth=0)
 

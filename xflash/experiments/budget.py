@@ -1,5 +1,6 @@
 """What a run may cost: '60s', '5 min', '2000 steps', '5M tokens'."""
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ __all__ = ["Budget", "read_budget"]
 
 UNITS = {"s": ("seconds", 1), "sec": ("seconds", 1), "seconds": ("seconds", 1), "min": ("seconds", 60)}
 UNITS |= {"minutes": ("seconds", 60), "h": ("seconds", 3600), "hours": ("seconds", 3600)}
-UNITS |= {"steps": ("steps", 1), "tokens": ("tokens", 1)}
+UNITS |= {"step": ("steps", 1), "steps": ("steps", 1), "tokens": ("tokens", 1)}
 FACTORS = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 POSSIBLE = "possible are '60s', '5 min', '2000 steps' and '5M tokens'"
 
@@ -45,6 +46,10 @@ def read_budget(given: Any) -> Budget:
         amount = float(number.replace(",", "").replace("_", "")) * FACTORS[factor] * UNITS[unit][1]
     except ValueError:
         raise ValueError(f"budget={given!r}: {number!r} is no number; {POSSIBLE}") from None
+    if not math.isfinite(amount):
+        raise ValueError(f"budget={given!r} has no end; {POSSIBLE}")
+    if UNITS[unit][0] == "steps" and amount != round(amount):
+        raise ValueError(f"budget={given!r} is no whole number of steps; {POSSIBLE}")
     if not amount > 0:
         raise ValueError(f"budget={given!r} buys nothing; {POSSIBLE}")
     return Budget(amount, UNITS[unit][0])

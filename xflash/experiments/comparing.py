@@ -18,9 +18,10 @@ from .comparison import Comparison
 from .facts import decode_times, facts_of
 from .lane import Lane, optimizer_of
 from .matching import match_widths
+from .misspelt import check_names, check_settings
 from .results import rows_of
 from .settings import Settings
-from .tasks.choose import choose
+from .tasks.choose import choose, is_own
 from .tasks.task import Task
 from .turns import one_line, train_in_turns
 from .variants import Variant, read_rates, read_variants
@@ -60,7 +61,9 @@ def compare(
     known = [field.name for field in fields(Settings)]
     chosen = build(Settings, {name: value for name, value in settings.items() if name in known})
     shared = {name: value for name, value in settings.items() if name not in known}
+    check_names({} if is_own(data) else shared)
     device, task = device_of(chosen), choose(data, chosen)
+    check_settings(settings, task.unused)
     read = read_variants(variants, shared, rates, task)
     changed = match_widths(read, match, task)
     bar, cache = Bar(progress), Cache(as_folder(folder))
@@ -93,7 +96,10 @@ def as_folder(folder: Any) -> Path:
         return default_folder()
     if not isinstance(folder, (str, Path)):
         raise TypeError(f"folder must be the path of a folder, not {describe(folder)}")
-    return Path(folder).expanduser()
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"folder={str(folder)!r} is a file: give a folder, which is made if there is none")
+    return path
 
 
 def lanes_of(
@@ -141,8 +147,10 @@ def run_all(
     lanes: list[Lane], facts: Mapping[str, Mapping[str, Any]], budget: Budget, cache: Cache, bar: Bar
 ) -> list[Lane]:
     """The lanes with their results: known ones, those of failed variants, and those that are trained now."""
+    known = 0
     for lane in lanes:
         if cache.recall(lane) or not lane.task.settings.train:
+            known += lane.score is not None or bool(lane.failed)
             continue
         if "failed" in facts[lane.name]:
             lane.failed = str(facts[lane.name]["failed"])
@@ -151,7 +159,6 @@ def run_all(
         cache.resume(lane)
         planned = cache.read(lane.key, "plan.json")
         lane.total = lane.total or (planned["total"] if planned else None)
-    known = sum(lane.score is not None or bool(lane.failed) for lane in lanes)
     bar.say(f"{len(lanes)} runs, {known} of them known already")
     train_in_turns(lanes, budget, cache, bar)
     return lanes

@@ -1,14 +1,13 @@
 """Variants as they are written, and what they are built of."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..base.checks import describe, number
-from ..base.registry import nearest
-from .settings import Settings
+from .misspelt import as_setting
 from .tasks.task import Task
 
 __all__ = ["Variant", "read_rates", "read_variants"]
@@ -29,14 +28,7 @@ class Variant:
             with torch.device(device):
                 return task.build({**self.flags, **other})
         except (TypeError, ValueError) as error:
-            raise type(error)(f"variant {self.name!r}: {error}{as_setting(error, self.flags)}") from None
-
-
-def as_setting(error: Exception, flags: Iterable[str]) -> str:
-    """What an unknown flag may have been meant as, among the settings of a comparison."""
-    unknown = next((name for name in flags if f"{name!r}" in str(error)), "")
-    meant = nearest(unknown, [field.name for field in fields(Settings)]) if unknown else ""
-    return f" (or, among the settings of compare{meant})" if meant and meant not in str(error) else ""
+            raise type(error)(f"variant {self.name!r}: {as_setting(error)}") from None
 
 
 def read_rates(lr: Any, what: str = "lr") -> tuple[float, ...]:
@@ -61,10 +53,18 @@ def read_variants(given: Any, shared: Mapping[str, Any], rates: tuple[float, ...
         own = dict(flags)
         of_its_own = read_rates(own.pop("lr"), f"lr of variant {name!r}") if "lr" in own else rates
         variants.append(Variant(name, completed(name, {**shared, **own}, task), of_its_own, own))
+    check_shared(variants, shared)
     if task.on_meta:
         for variant in variants:
             variant.built(task, "meta")
     return variants
+
+
+def check_shared(variants: list[Variant], shared: Mapping[str, Any]) -> None:
+    """ValueError for a flag of all variants that each of them says itself."""
+    for flag, value in shared.items():
+        if all(flag in variant.said for variant in variants):
+            raise ValueError(f"{flag}={value!r} is of all variants, but each has {flag} of its own: leave it out")
 
 
 def completed(name: str, flags: Mapping[str, Any], task: Task) -> dict[str, Any]:

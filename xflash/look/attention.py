@@ -9,7 +9,7 @@ from torch import nn
 from ..base.checks import given
 from ..base.shapes import Float, Tensor
 from .capture import Seen, capture
-from .picture import grid
+from .picture import check_row, grid
 
 __all__ = ["plot_attention"]
 
@@ -64,10 +64,9 @@ def maps_of(model: Any, inputs: tuple, named: dict[str, Any]) -> Mapping[str, Te
 
 def of_row(label: str, maps: Any, row: int) -> Float[Tensor, "h n m"]:
     """The matrices of one row; ValueError for what is none."""
-    if not isinstance(maps, torch.Tensor) or maps.dim() != 4 or not 0 <= row < maps.shape[0]:
-        raise ValueError(
-            f"the maps of {label!r} must be (batch, heads, queries, keys) with a row {row}, not {given(maps)}"
-        )
+    if not isinstance(maps, torch.Tensor) or maps.dim() != 4:
+        raise ValueError(f"the maps of {label!r} must be (batch, heads, queries, keys), not {given(maps)}")
+    check_row(row, len(maps))
     return maps[row].detach().float().cpu()
 
 

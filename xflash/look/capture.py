@@ -20,6 +20,10 @@ from .layers import Layer, block_name, layers_of, stacks_of
 __all__ = ["Call", "Seen", "Shown", "capture"]
 
 
+# What blocks of xflash show, some of them.
+KINDS = ("maps", "gates", "near", "far")
+
+
 class Shown(NamedTuple):
     """One thing that one layer has shown: what it is, whose it is (`Layer` has the words), and the tensor or state."""
 
@@ -67,9 +71,16 @@ class Seen:
             raise AttributeError(f"{kind!r} was not asked for; what was: {asked}")
         return self[kind]
 
+    def asked_of(self, stack: AttentionLayers) -> tuple[str, ...]:
+        return self.asked if refused_step(stack) is None else tuple(kind for kind in self.asked if kind != "state")
+
+    def given(self, stack: AttentionLayers, x: torch.Tensor) -> torch.Tensor:
+        return x
+
     def take(self, stack: AttentionLayers, noted: Noted, state: StackState | None) -> None:
         layers = self.layers[stack]
         rows = [*maps_of(layers, noted), *shown_of(layers, noted)]
+        state = state if "state" in self.asked_of(stack) else None
         rows = [*sorted(rows, key=lambda row: row.place), *hiddens_of(layers, noted), *states_of(stack, layers, state)]
         self.calls.append(Call(layers[0].stack if layers else "", tuple(r for r in rows if r.kind in self.asked)))
 
@@ -145,12 +156,22 @@ def check_asked(stacks: dict[str, AttentionLayers], asked: tuple[str, ...]) -> N
         raise ValueError(f"say what to capture: {', '.join(known)}")
     for kind in asked:
         if kind not in known:
-            raise ValueError(f"no layer shows {kind!r}{nearest(kind, known)}; {what_they_show(blocks)}")
+            near = "" if kind in KINDS else nearest(kind, known)
+            raise ValueError(f"no layer shows {kind!r}{near}; {what_they_show(blocks)}")
     if "maps" in asked:
         check_maps(stacks)
-    if "state" in asked:
-        for stack in stacks.values():
-            stack.check_steppable()
+    reasons = [refused_step(stack) for stack in stacks.values()]
+    if "state" in asked and all(reasons):
+        raise ValueError(reasons[0])
+
+
+def refused_step(stack: AttentionLayers) -> str | None:
+    """Why a stack carries nothing on, if it does not."""
+    try:
+        stack.check_steppable()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def shown_by(block: Block) -> tuple[str, ...]:

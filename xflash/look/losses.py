@@ -38,7 +38,12 @@ def curve_of(run: Any, by: str = "step") -> Curve:
         return of_log(Path(run), by)
     if not isinstance(run, Sequence) and not hasattr(run, "tolist"):
         raise TypeError(f"a run is a folder, a log.jsonl or a list of numbers, not {given(run)}")
-    values = [float(value) for value in (run.tolist() if hasattr(run, "tolist") else run)]
+    values = run.tolist() if hasattr(run, "tolist") else list(run)
+    if not values or not all(isinstance(value, (int, float)) for value in values):
+        raise ValueError(f"a run is a folder, a log.jsonl or a list of numbers, one at least, not {shown(values)}")
+    if by != "step":
+        raise ValueError(f"by is {shown(by)}, but of a list of numbers nothing is known than their 'step'")
+    values = [float(value) for value in values]
     return Curve([float(i + 1) for i in range(len(values))], values, [], [])
 
 

@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-__all__ = ["grid", "picture"]
+__all__ = ["check_row", "grid", "picture"]
 
 # Inches that a panel takes.
 PANEL = 2.4
@@ -24,6 +24,12 @@ def picture(width: float, height: float) -> Any:
             return file.getvalue()
 
     return Picture(figsize=(width, height), layout="constrained")
+
+
+def check_row(row: Any, rows: int) -> None:
+    """ValueError for a row that a batch does not have."""
+    if not isinstance(row, int) or isinstance(row, bool) or not -rows <= row < rows:
+        raise ValueError(f"row must be one of the {rows} of the batch, -{rows} to {rows - 1}, not {row!r}")
 
 
 def grid(rows: int, columns: int, **options: Any) -> tuple[Any, Any]:

@@ -1,15 +1,17 @@
 """`receptive_field`: how much what a layer has of a token depends on the tokens around it, by gradient."""
 
-from collections.abc import Generator
+from collections.abc import Container, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..base.checks import check_count
 from ..base.shapes import Float, Tensor
+from ..base.state import StackState
 from ..stack.face import AttentionLayers
+from ..stack.noted import Noted
+from ..stack.watched import WATCHING
 from .capture import capture
 from .layers import stacks_of
 from .picture import picture
@@ -32,34 +34,43 @@ def receptive_field(
     if draws is not None:
         check_count("draws", draws)
     found, stacks = {}, stacks_of(model)
-    with leaves(stacks) as given_to, capture(model, "hidden") as seen:
+    with leaves(stacks) as read, capture(model, "hidden") as seen:
         model(*inputs, **named)
     for call in {call.stack: call for call in seen.calls}.values():
-        x = given_to[call.stack][-1]
+        x = read[stacks[call.stack]]
         at_token = check_at(at, x.shape[1])
         for label, hidden in call["hidden"].items():
             found[label] = field_of(hidden[:, at_token], x, draws, seed)
     return found
 
 
+class Leaves(dict):
+    """What each stack has read in its last call, cut off from what made it."""
+
+    def __init__(self, stacks: Iterable[AttentionLayers]):
+        super().__init__()
+        self.stacks: Container[Any] = tuple(stacks)
+
+    def asked_of(self, stack: AttentionLayers) -> tuple[str, ...]:
+        return ()
+
+    def given(self, stack: AttentionLayers, x: Tensor) -> Tensor:
+        self[stack] = x.detach().requires_grad_()
+        return self[stack]
+
+    def take(self, stack: AttentionLayers, noted: Noted, state: StackState | None) -> None:
+        """Nothing is asked for."""
+
+
 @contextmanager
-def leaves(stacks: dict[str, AttentionLayers]) -> Generator[dict[str, list[Tensor]]]:
-    """What each stack is given in its calls, cut off from what made it."""
-    found: dict[str, list[Tensor]] = {name: [] for name in stacks}
-
-    def cut(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple) -> tuple:
-            found[name].append(inputs[0].detach().requires_grad_())
-            return (found[name][-1], *inputs[1:])
-
-        return hook
-
-    hooks = [stack.register_forward_pre_hook(cut(name)) for name, stack in stacks.items()]
+def leaves(stacks: Mapping[str, AttentionLayers]) -> Generator[Leaves]:
+    """Gives what the stacks read in the calls inside the `with` block."""
+    read = Leaves(stacks.values())
+    token = WATCHING.set((*WATCHING.get(), read))
     try:
-        yield found
+        yield read
     finally:
-        for hook in hooks:
-            hook.remove()
+        WATCHING.reset(token)
 
 
 def check_at(at: int, n: int) -> int:

@@ -10,7 +10,7 @@ from ..layers.blocks.key_values import KV
 from .capture import capture
 from .inputs import model_of
 from .layers import stacks_of
-from .picture import grid
+from .picture import check_row, grid
 
 __all__ = ["Held", "held_by", "plot_state"]
 
@@ -32,6 +32,7 @@ def held_by(model: Any, x: Tensor, every: int = 1, row: int = 0, **named: Any) -
     Those that hold nothing are left out. named: what its first step is given.  ValueError for a model without `step`.
     """
     check_count("every", every)
+    check_row(row, len(x))
     net: Any = model_of(model)
     state, found, stacks = None, {}, stacks_of(net)
     if not hasattr(net, "step"):

@@ -29,7 +29,7 @@ from .resolve import resolve
 from .side_inputs import Door, asked_by, checked, given_here, heeded_by, packed
 from .signature import TakesFlags
 from .stepping import check_state, check_steppable, opened, reset, shorten, weighed
-from .watched import noted_for, watching
+from .watched import asked_of, noted_for, watching
 
 __all__ = ["AttentionLayers"]
 
@@ -233,6 +233,9 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         noted: Noted | None = None,
     ) -> tuple[Float[Tensor, "b n d"], StackState | None]:
         """The way of a tensor: in through the door, down the branches, out through the door."""
+        watches = watching(self)
+        for watch in watches:
+            x = watch.given(self, x)
         plan = None if mask is None else plan_rows(mask)
         if plan is not None:
             x = pack(x, plan)
@@ -242,11 +245,8 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
             x = self.memory_tokens(x) if memory else reaching(x, self.memory_tokens.parameters())
         new = None if plan is None else plan.new + memory
         beside = packed(beside, Door(plan, memory, x.shape[1] - memory, x.device))
-        watches = watching(self)
-        if watches:
-            noted, kept = noted_for(watches, noted), keep_state or any("state" in watch.asked for watch in watches)
-        else:
-            kept = keep_state
+        asked = asked_of(self, watches) if watches else ()
+        noted, kept = noted_for(asked, noted) if watches else noted, keep_state or "state" in asked
         y, new_state = self.column.run(x, state, new, beside, keep_state=kept, noted=noted)
         y = y[:, memory:] if memory else y
         if noted is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ... import probes
 from ...base.checks import describe, is_integral
 from ...base.shapes import Tensor
 from ...datasets import sequences
@@ -23,6 +24,8 @@ from .task import Task
 __all__ = ["choose"]
 
 KINDS: dict[str, type[Rows]] = {"causal": Language, "masked": Masked, "encoder-decoder": Halves}
+# The longest path that is looked for.
+LONGEST = 1000
 POSSIBLE = (
     "possible are bytes, the path of a text, ids (n,), a pair of ids (sources, targets), images of xflash.datasets or "
     "'digits', a probe, (make_model, loss_fn), and None for the text that xflash.datasets finds"
@@ -35,6 +38,10 @@ def choose(data: Any, settings: Settings) -> Task:
         return data
     if isinstance(data, str) and data == "digits" and not Path(data).exists():
         data = digits(say=ignored)
+    if isinstance(data, str) and data in probes.__all__ and not Path(data).exists():
+        raise ValueError(f"{data!r} is a probe: give xflash.probes.{data}(), in Python")
+    if isinstance(data, str) and ("\n" in data or len(data) > LONGEST):
+        raise ValueError("data is a text itself, where the path of one is asked for: give text.encode()")
     if isinstance(data, Images):
         return Pictures(settings, data)
     if isinstance(data, tuple) and len(data) == 2:
@@ -45,7 +52,14 @@ def choose(data: Any, settings: Settings) -> Task:
         return of_ids(data, settings)
     if isinstance(data, Probe):
         return Probed(settings, data)
+    if any(data is getattr(probes, name) for name in probes.__all__):
+        raise TypeError(f"data is probes.{data.__name__} itself, which makes a probe when it is called")
     raise TypeError(f"data is {describe(data)}; {POSSIBLE}")
+
+
+def is_own(data: Any) -> bool:
+    """Whether data are a model and a loss of one's own, whose arguments may have any name."""
+    return isinstance(data, tuple) and len(data) == 2 and callable(data[0]) and callable(data[1])
 
 
 def ignored(line: str) -> None:
@@ -55,7 +69,7 @@ def ignored(line: str) -> None:
 def of_two(data: tuple[Any, Any], settings: Settings) -> Task:
     if all(is_integral(part) and part.dim() == 2 for part in data):
         return Pairs(settings, "pairs", *data)
-    if callable(data[0]) and callable(data[1]):
+    if is_own(data):
         return Own(settings, *data)
     raise TypeError(f"data is a pair of {describe(data[0])} and {describe(data[1])}; {POSSIBLE}")
 

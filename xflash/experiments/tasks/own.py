@@ -27,6 +27,10 @@ class Own(Task):
     flags: Mapping[str, Any] = {}
     prefixes = ()
     unit = "step"
+    unused: Mapping[str, str] = dict.fromkeys(
+        ("seq_len", "batch", "kind", "num_tokens", "num_layers", "patch_size", "held_out"),
+        "loss_fn draws its batches",
+    )
     on_meta = False
 
     def __init__(self, settings: Settings, make_model: Callable[..., nn.Module], loss_fn: Callable[..., Tensor]):
@@ -54,6 +58,8 @@ class Own(Task):
         loss = self.loss_fn(model, *batch)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             raise TypeError(f"loss_fn must give a tensor of one number, not {describe(loss)}")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise TypeError("loss_fn must give a loss that depends on the model's parameters: this one has no gradient")
         return loss
 
     def score(self, model: nn.Module, look: bool) -> float:

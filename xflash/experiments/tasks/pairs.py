@@ -50,6 +50,11 @@ class Pairs(Task):
 
     flags: Mapping[str, Any] = {"dim": 128, **SIDES}
     prefixes = ("enc_", "dec_")
+    unused: Mapping[str, str] = {
+        "seq_len": "pairs are as long as they are",
+        "kind": "pairs are for encoder-decoders",
+        "patch_size": "pairs have no patches",
+    }
 
     def __init__(self, settings: Settings, name: str, source: Int[Tensor, "r c"], target: Int[Tensor, "r n"]):
         super().__init__(settings, name)
@@ -57,6 +62,9 @@ class Pairs(Task):
             raise ValueError(
                 f"data has {len(source)} sources and {len(target)} targets; as many of both are needed, 10 at least"
             )
+        for ids, which in ((source, "source"), (target, "target")):
+            if not bool((ids != PAD).any()):
+                raise ValueError(f"every {which} is padding (-100): there is nothing to train on")
         self.both = source.cpu(), target.cpu()
         self.train = len(source) * 9 // 10
 

@@ -21,6 +21,7 @@ class Pictures(Task):
     """An `Encoder` of patches tells the class of an image; of each class a fifth is held out."""
 
     unit, score_name, better = "image", "accuracy", "more"
+    unused: Mapping[str, str] = dict.fromkeys(("seq_len", "num_tokens", "kind"), "images have no tokens of a text")
 
     def __init__(self, settings: Settings, images: Images):
         super().__init__(settings, images.name)

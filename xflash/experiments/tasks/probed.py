@@ -40,6 +40,12 @@ class Probed(Task):
     """A model answers where the probe asks: a `Decoder` where only what stands before may answer, else an `Encoder`."""
 
     score_name, better = "right", "more"
+    unused: Mapping[str, str] = {
+        "seq_len": "a probe has a length of its own (probe.longer(...) gives another)",
+        "num_tokens": "a probe has tokens of its own",
+        "kind": "a probe says itself whether it is causal",
+        "patch_size": "a probe has no patches",
+    }
 
     def __init__(self, settings: Settings, probe: Probe):
         super().__init__(settings, f"{probe.name}, chance {probe.chance:.3g}")

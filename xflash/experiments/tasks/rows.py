@@ -1,7 +1,7 @@
 """Rows of token ids, cut out of one long text."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class Rows(Task):
     """
 
     further = 0
+    unused: Mapping[str, str] = {"patch_size": "a text has no patches"}
 
     def __init__(self, settings: Settings, name: str, parts: tuple[Tensor, Tensor], num_tokens: int | None = None):
         super().__init__(settings, name)

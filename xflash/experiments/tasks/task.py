@@ -29,6 +29,8 @@ class Task:
     unit = "token"
     score_name = "loss"
     better = "less"
+    # Settings that have no effect on data of this kind, with the reason.
+    unused: Mapping[str, str] = {}
     # Whether its batches and models can be on the meta device, where FLOPs are counted.
     on_meta = True
 
@@ -97,6 +99,8 @@ def split_flags(flags: Mapping[str, Any], wrapper: type, given: tuple[str, ...])
     for name in given:
         if name in flags:
             raise ValueError(f"{name}={flags[name]!r} is the data's to say: leave it out")
+    if "max_mem_len" in flags:
+        raise ValueError("max_mem_len is of texts in segments, but rows of a comparison know nothing of each other")
     known = inspect.signature(wrapper).parameters
     outer = {name: value for name, value in flags.items() if name in known}
     return outer, {name: value for name, value in flags.items() if name not in known}
