@@ -13,7 +13,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_configure(config):
     # Of Dynamo's own making, and hidden by it as far as it is no error.
+    config.addinivalue_line("markers", "thorough: one more of many cases, run with XFLASH_THOROUGH=1 (tests/quick.py)")
     config.addinivalue_line("filterwarnings", "ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the thorough tests, unless all are asked for."""
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    if thorough and not os.environ.get("XFLASH_THOROUGH"):
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,26 @@
-"""What the quick run (`-m 'not slow'`) takes of tests whose cases are many or long; the whole run takes all of them."""
+"""Three sizes of a run: `-m 'not slow'` takes of tests with many or long cases the short ones, a usual run all but the
+thorough ones, and with XFLASH_THOROUGH=1, as `.ci/run` says, all are run.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
-__all__ = ["quick"]
+__all__ = ["THOROUGH", "quick"]
+
+THOROUGH = (pytest.mark.slow, pytest.mark.thorough)
 
 
-def quick(cases: Iterable[Any], wanted: Callable[[str, int], bool]) -> list:
-    """The cases of a parametrised test, slow but for those that are `wanted`, by their id and number."""
+def every(name: str, number: int) -> bool:
+    return True
+
+
+def quick(cases: Iterable[Any], wanted: Callable[[str, int], bool], usual: Callable[[str, int], bool] = every) -> list:
+    """The cases of a test, by their id and number: slow but for those `wanted`, thorough but for those `usual`."""
     found = []
     for number, case in enumerate(cases):
         values, name = (case.values, case.id) if hasattr(case, "values") else ((case,), str(case))
-        marks = () if wanted(name, number) else (pytest.mark.slow,)
+        marks = () if wanted(name, number) else THOROUGH[:1] if usual(name, number) else THOROUGH
         found.append(pytest.param(*values, id=name, marks=marks))
     return found

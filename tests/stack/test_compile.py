@@ -32,6 +32,12 @@ CASES = {
 TRAINED = ("scores by the kernel", "scores", "slots", "values", "layers", "attn parts", "compressed")
 
 
+# Each block, causal, alone: what else may stand in its place is compiled in the thorough run.
+ALONE = quick(
+    both_ways(CASES), lambda *_: False, lambda case, _: case.startswith("block ") and case.endswith("-causal")
+)
+
+
 def compiled(stack, backend="aot_eager"):
     """The stack compiled without graph breaks (traced as in training, no code generated), and a count of its graphs."""
     torch._dynamo.reset()
@@ -39,8 +45,7 @@ def compiled(stack, backend="aot_eager"):
     return torch.compile(stack, fullgraph=True, backend=counter), counter
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+@pytest.mark.parametrize(("flags", "causal"), ALONE)
 def test_twenty_lengths_are_few_graphs(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     # How many graphs there are is Dynamo's affair; what is traced of them further is compared in training.
@@ -104,8 +109,7 @@ def test_masks_compile(causal):
     assert counter.frame_count <= 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("flags", "causal"), both_ways(CASES))
+@pytest.mark.parametrize(("flags", "causal"), ALONE)
 def test_export_takes_any_length(flags, causal):
     stack = laws.live(build(causal=causal, depth=1, **flags))
     n = torch.export.Dim("n", min=2, max=4096)

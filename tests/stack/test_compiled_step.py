@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from laws import close, live
+from quick import THOROUGH
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from xflash import Decoder, Encoder, TransformerWrapper, from_config
@@ -41,7 +42,7 @@ def tokens(n, rows=3):
 
 @pytest.mark.parametrize(
     ("name", "ragged"),
-    [pytest.param(name, False, marks=pytest.mark.slow) for name in LAYOUTS] + [("mixed", True)],
+    [pytest.param(name, False, marks=THOROUGH) for name in LAYOUTS] + [("mixed", True)],
 )
 def test_few_graphs_over_a_doubling_and_the_numbers_of_eager(name, ragged):
     """Buffers are doubled (or cut, with a window) and groups closed on the way, rows at other places."""
