@@ -58,6 +58,7 @@ def every_length(stack) -> None:
             reached(stack, laws.go(stack, x[:, :n], state.detach())[0].square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in SETS if kind.split()[0] in ("stack", "cross", "recurrent")])
 def test_stacks(kind):
     what, direction = kind.split()

@@ -13,6 +13,7 @@ import matrix
 import pytest
 import torch
 from cases import COMPANY, DIM, HEADS, SMALL
+from quick import quick
 
 import xflash
 from xflash import Encoder, PrefixDecoder
@@ -153,7 +154,7 @@ class Crossroads:
             yield
 
 
-@pytest.mark.parametrize(("name", "causal", "flags"), cases())
+@pytest.mark.parametrize(("name", "causal", "flags"), quick(cases(), lambda _, number: number % 4 == 0))
 def test_every_way_gives_the_same(name, causal, flags, monkeypatch):
     stack = laws.live(build(name, causal, flags))
     others, crossroads = list(ways(name, causal, flags, stack)), Crossroads(monkeypatch)

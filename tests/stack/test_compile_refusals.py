@@ -192,6 +192,7 @@ def test_refusals(name):
         laws.close(first(torch.compile(again, backend=backend, fullgraph=True)(**right)), expected, "a new one")
 
 
+@pytest.mark.slow
 def test_steps():
     built, other, backend = stack(), stack(layers="ff"), Runs()
     step = torch.compile(built.step, backend=backend)
@@ -229,6 +230,7 @@ class Holder(nn.Module):
         return 2 * self.inner(x)
 
 
+@pytest.mark.slow
 def test_a_model_inside_of_another_module():
     built = Holder()
     compiled, expected = torch.compile(built, backend=Runs()), built(ids())
@@ -262,6 +264,7 @@ def test_whole_graphs_refuse_in_the_same_words(name):
         laws.close(first(built(ids())), expected, "behind a refusal")
 
 
+@pytest.mark.slow
 def test_compiled_steps_of_a_token():
     built, eager = model(max_seq_len=8), model(max_seq_len=8)
     built.compile_step(backend=Runs(), fullgraph=True)

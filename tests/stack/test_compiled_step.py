@@ -42,7 +42,8 @@ def tokens(n, rows=3):
 
 @pytest.mark.parametrize(
     ("name", "ragged"),
-    [pytest.param(name, False, marks=THOROUGH) for name in LAYOUTS] + [("mixed", True)],
+    [pytest.param(name, False, marks=THOROUGH) for name in LAYOUTS]
+    + [pytest.param("mixed", True, marks=pytest.mark.slow)],
 )
 def test_few_graphs_over_a_doubling_and_the_numbers_of_eager(name, ragged):
     """Buffers are doubled (or cut, with a window) and groups closed on the way, rows at other places."""
