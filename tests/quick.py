@@ -20,7 +20,9 @@ def quick(cases: Iterable[Any], wanted: Callable[[str, int], bool], usual: Calla
     """The cases of a test, by their id and number: slow but for those `wanted`, thorough but for those `usual`."""
     found = []
     for number, case in enumerate(cases):
-        values, name = (case.values, case.id) if hasattr(case, "values") else ((case,), str(case))
+        values, name = (case.values, case.id) if hasattr(case, "values") else (case, None)
+        values = values if isinstance(values, tuple) else (values,)
+        name = name or "-".join(map(str, values))
         marks = () if wanted(name, number) else THOROUGH[:1] if usual(name, number) else THOROUGH
         found.append(pytest.param(*values, id=name, marks=marks))
     return found

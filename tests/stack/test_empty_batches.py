@@ -4,6 +4,7 @@ import laws
 import pytest
 import torch
 from cases import CASES, both_ways, build
+from quick import quick
 
 import xflash
 from xflash import (
@@ -28,7 +29,7 @@ NO_ROWS = torch.zeros(0, dtype=torch.bool)
 PARTS = {case: flags for case, flags in CASES.items() if not case.startswith(("norm", "scale"))}
 
 
-@pytest.mark.parametrize(("flags", "causal"), both_ways(PARTS))
+@pytest.mark.parametrize(("flags", "causal"), quick(both_ways(PARTS), lambda _, number: number % 3 == 0))
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 def test_no_rows_through_every_block(flags, causal, masked):
     flags = {**flags, "shift_tokens": 1 if flags.get("shift_tokens") else 0}
