@@ -76,6 +76,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", CASES.values(), ids=CASES)
 def test_laws_with_many_pieces(tiny, flags, tmp_path):
     stack = build(**{"block_attn_cosine": True, **flags} if "block_attn" in flags["layers"] else flags)

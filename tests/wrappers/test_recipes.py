@@ -7,6 +7,7 @@ import laws
 import model_laws
 import pytest
 import torch
+from quick import quick
 
 import xflash
 import xflash.__main__ as command
@@ -50,7 +51,7 @@ def count(name: str) -> int:
         return sum(p.numel() for p in create(name).parameters())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", quick(PUBLISHED, lambda _, number: number % 4 == 0))
 def test_they_are_as_large_as_published(name: str):
     assert count(name) == PUBLISHED[name] - LEFT_OUT.get(name, 0) * recipes[name]["dim"]
 
