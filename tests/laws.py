@@ -240,6 +240,22 @@ def state_is_a_value(stack, n: int = 13, padded=(False, True)) -> None:
     through_state(stack, first, second)
 
 
+def own_loss(stack, x, expected) -> None:
+    """The loss that layers have of a call, and its gradients, are those of a definition; checkpoints change nothing."""
+    weights = [p for p in stack.parameters() if p.requires_grad]
+    right = torch.autograd.grad(expected, weights, allow_unused=True, materialize_grads=True)
+    for checkpointed in (False, True):
+        for branch in stack.branches:
+            branch.grad_checkpoint = checkpointed
+        stack.train()
+        y, loss = stack(x, return_auxiliary_loss=True)
+        close(loss, expected, "loss")
+        close(y, stack(x), "output")
+        got = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        for a, b in zip(got, right, strict=True):
+            close(a, b, "gradient")
+
+
 def holds_its_own(module, state) -> None:
     """5: a state keeps nothing alive, and saves nothing, but its own tensors: no whole call, nothing of the module."""
     weights = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}

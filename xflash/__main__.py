@@ -124,10 +124,7 @@ def kinds() -> dict[str, tuple[str, Mapping[str, Any]]]:
     return {
         "stacks": (STACKS, {name: known[name] for name in known if name in stacks}),
         "wrappers": (WRAPPERS, {name: known[name] for name in known if name not in stacks}),
-        "recipes": (
-            "known models: xflash.create('gpt2'), with flags of one's own behind; all of its: flags gpt2",
-            xflash.recipes,
-        ),
+        "recipes": (RECIPES, xflash.recipes),
         **{kind: (how, getattr(xflash, kind)) for kind, how in CHOSEN.items()},
     }
 

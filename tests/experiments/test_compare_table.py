@@ -70,8 +70,9 @@ def test_one_seed_says_nothing_of_differences():
 def test_a_notebook_gets_a_table():
     page = comparison({"a": [[1.0, 1.5]], "<b>": [[2.5, 2.7]]})._repr_html_()
     assert page.startswith("<table><caption>about; b: dim 8 -&gt; 12</caption>")
-    assert page.count("<tr") == 3 and page.count("bold") == 1
-    assert "<td>1.250 ±0.250</td>" in page and "<td>&lt;b&gt;</td>" in page
+    assert page.count("<tr") == 3 and page.count("<p>") == 1
+    assert '<td style="text-align:left">1.250 ±0.250</td>' in page
+    assert '<td style="text-align:left">&lt;b&gt;</td>' in page and '<td style="text-align:right">0.01</td>' in page
 
 
 def test_a_frame_has_the_rows(monkeypatch):

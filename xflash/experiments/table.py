@@ -1,9 +1,9 @@
 """A comparison as a table: text for terminals, HTML for notebooks."""
 
-import html
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ..base.tables import html_table, text_table
 from .results import Row
 from .tasks.task import Task
 
@@ -74,24 +74,15 @@ def notes(rows: Sequence[Row], task: Task) -> list[str]:
 
 def as_text(rows: Sequence[Row], task: Task, about: str) -> str:
     """The table for a terminal."""
-    head, body = cells(rows, task)
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    left = {"variant", "layers", task.score_name, "at other rates"}
-
-    def line(values: Sequence[Any]) -> str:
-        placed = zip(head, values, widths, strict=True)
-        return "  ".join(v.ljust(w) if name in left else v.rjust(w) for name, v, w in placed).rstrip()
-
-    ruled = "-" * (sum(widths) + 2 * len(widths) - 2)
-    return "\n".join([about, line(head), ruled, *map(line, body), *notes(rows, task)])
+    note = "\n".join(notes(rows, task))
+    return f"{about}\n{text_table(*cells(rows, task), note, words(task), ruled=True)}"
 
 
 def as_html(rows: Sequence[Row], task: Task, about: str) -> str:
-    """The table for a notebook, the best row bold."""
-    head, body = cells(rows, task)
-    parts = [f"<table><caption>{html.escape(about)}</caption>"]
-    parts.append("<thead><tr>" + "".join(f"<th>{html.escape(name)}</th>" for name in head) + "</tr></thead><tbody>")
-    for number, row in enumerate(body):
-        style = ' style="font-weight: bold"' if number == 0 and rows[0].score is not None else ""
-        parts.append(f"<tr{style}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
-    return "".join(parts) + "</tbody></table>" + "".join(f"<p>{html.escape(note)}</p>" for note in notes(rows, task))
+    """The table for a notebook."""
+    return html_table(*cells(rows, task), "\n".join(notes(rows, task)), words(task), caption=about)
+
+
+def words(task: Task) -> set[str]:
+    """The columns that are no plain numbers."""
+    return {"variant", "layers", task.score_name, "at other rates"}

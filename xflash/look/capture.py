@@ -14,7 +14,8 @@ from ..layers.blocks.block import Block
 from ..layers.branch import Branch
 from ..stack.face import AttentionLayers
 from ..stack.noted import Noted
-from ..stack.watched import OF_ALL, WATCHING
+from ..stack.stepping import refused_step
+from ..stack.watched import OF_ALL, watched_by
 from .layers import Layer, block_name, layers_of, stacks_of
 
 __all__ = ["Call", "Seen", "Shown", "capture"]
@@ -72,7 +73,7 @@ class Seen:
         return self[kind]
 
     def asked_of(self, stack: AttentionLayers) -> tuple[str, ...]:
-        return self.asked if refused_step(stack) is None else tuple(kind for kind in self.asked if kind != "state")
+        return tuple(kind for kind in self.asked if kind != "state" or not refused_step(stack))
 
     def given(self, stack: AttentionLayers, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -132,12 +133,8 @@ def capture(model: Any, *asked: str) -> Generator[Seen]:
     stacks = stacks_of(model)
     check_asked(stacks, asked)
     seen = Seen(stacks, asked)
-    token = WATCHING.set((*WATCHING.get(), seen))
-    try:
-        with uncompiled():
-            yield seen
-    finally:
-        WATCHING.reset(token)
+    with watched_by(seen), uncompiled():
+        yield seen
 
 
 def uncompiled() -> Any:
@@ -163,15 +160,6 @@ def check_asked(stacks: dict[str, AttentionLayers], asked: tuple[str, ...]) -> N
     reasons = [refused_step(stack) for stack in stacks.values()]
     if "state" in asked and all(reasons):
         raise ValueError(reasons[0])
-
-
-def refused_step(stack: AttentionLayers) -> str | None:
-    """Why a stack carries nothing on, if it does not."""
-    try:
-        stack.check_steppable()
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def shown_by(block: Block) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """`receptive_field`: how much what a layer has of a token depends on the tokens around it, by gradient."""
 
-from collections.abc import Container, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from ..base.shapes import Float, Tensor
 from ..base.state import StackState
 from ..stack.face import AttentionLayers
 from ..stack.noted import Noted
-from ..stack.watched import WATCHING
+from ..stack.watched import watched_by
 from .capture import capture
 from .layers import stacks_of
 from .picture import picture
@@ -34,7 +33,8 @@ def receptive_field(
     if draws is not None:
         check_count("draws", draws)
     found, stacks = {}, stacks_of(model)
-    with leaves(stacks) as read, capture(model, "hidden") as seen:
+    read = Leaves(stacks.values())
+    with watched_by(read), capture(model, "hidden") as seen:
         model(*inputs, **named)
     for call in {call.stack: call for call in seen.calls}.values():
         x = read[stacks[call.stack]]
@@ -60,17 +60,6 @@ class Leaves(dict):
 
     def take(self, stack: AttentionLayers, noted: Noted, state: StackState | None) -> None:
         """Nothing is asked for."""
-
-
-@contextmanager
-def leaves(stacks: Mapping[str, AttentionLayers]) -> Generator[Leaves]:
-    """Gives what the stacks read in the calls inside the `with` block."""
-    read = Leaves(stacks.values())
-    token = WATCHING.set((*WATCHING.get(), read))
-    try:
-        yield read
-    finally:
-        WATCHING.reset(token)
 
 
 def check_at(at: int, n: int) -> int:

@@ -11,6 +11,7 @@ from ..base.state import tensors
 from ..base.tables import html_table, text_table
 from ..layers.branch import Branch
 from ..stack.face import AttentionLayers
+from ..stack.stepping import refused_step
 from .inputs import Maker, beside_stack, example_of, model_of
 from .layers import HOLDERS
 from .meter import count_flops, on_meta, size, time_parts
@@ -210,7 +211,7 @@ def states_of(parts: list[Part], alike: dict[int, nn.Module], n: int) -> dict[in
     """For layers with a state the bytes of it a token, and those that there are whatever the tokens."""
     found: dict[int, tuple[float, float]] = {}
     for stack in {id(part.stack): part.stack for part in parts if part.stack is not None}.values():
-        if not stack.causal or any(block.refuses_step() for block in stack.blocks()):
+        if refused_step(stack):
             continue
         short, long = (bytes_of(cast(AttentionLayers, alike[id(stack)]), k * n) for k in (1, 2))
         for part in parts:

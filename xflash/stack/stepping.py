@@ -18,7 +18,7 @@ from .parts import auxiliary_loss, renewed
 if TYPE_CHECKING:
     from .column import Column
 
-__all__ = ["check_state", "check_steppable", "closed", "opened", "reset", "shorten", "weighed"]
+__all__ = ["check_state", "check_steppable", "closed", "opened", "refused_step", "reset", "shorten", "weighed"]
 
 
 def check_state(column: Any, state: StackState, batch: int | None = None) -> None:
@@ -34,15 +34,18 @@ def check_state(column: Any, state: StackState, batch: int | None = None) -> Non
         raise ValueError(f"the state has {rows} rows, but x has {batch}")
 
 
+def refused_step(stack: Any) -> str:
+    """Why the stack cannot be stepped, or ''."""
+    if not stack.causal:
+        return f"a bidirectional stack ({type(stack).__name__}) has no state and no step: call it on whole sequences"
+    why = next((why for block in stack.blocks() if (why := block.refuses_step())), "")
+    return f"this stack cannot be stepped: {why}" if why else ""
+
+
 def check_steppable(stack: Any) -> None:
     """ValueError with the reason when the stack cannot be stepped."""
-    if not stack.causal:
-        raise ValueError(
-            f"a bidirectional stack ({type(stack).__name__}) has no state and no step: call it on whole sequences"
-        )
-    for block in stack.blocks():
-        if block.refuses_step():
-            raise ValueError(f"this stack cannot be stepped: {block.refuses_step()}")
+    if why := refused_step(stack):
+        raise ValueError(why)
 
 
 def opened(column: Column, state: StackState | None, n: int) -> tuple[StackState | None, bool]:

@@ -1,6 +1,7 @@
 """Who looks at a stack while it runs: known to the call's context, so that nothing is written on the stack."""
 
-from collections.abc import Container
+from collections.abc import Container, Generator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from ..base.shapes import Tensor
 from ..base.state import StackState
 from .noted import Noted
 
-__all__ = ["OF_ALL", "WATCHING", "Watch", "asked_of", "noted_for", "watching"]
+__all__ = ["OF_ALL", "Watch", "asked_of", "noted_for", "watched_by", "watching"]
 
 # What every layer has: blocks say the rest (`Block.shows`), and whether they have a matrix.
 OF_ALL = ("hidden", "state")
@@ -39,6 +40,16 @@ def watching(stack: Any) -> tuple[Watch, ...]:
     if torch.compiler.is_compiling() or not (watches := WATCHING.get()):
         return ()
     return tuple(watch for watch in watches if stack in watch.stacks)
+
+
+@contextmanager
+def watched_by(watch: Watch) -> Generator[None]:
+    """Lets somebody look at what this thread calls in the `with` block."""
+    token = WATCHING.set((*WATCHING.get(), watch))
+    try:
+        yield
+    finally:
+        WATCHING.reset(token)
 
 
 def asked_of(stack: Any, watches: tuple[Watch, ...]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from .probed import Probe, Probed
 from .rows import Rows
 from .task import Task
 
-__all__ = ["choose"]
+__all__ = ["choose", "is_own"]
 
 KINDS: dict[str, type[Rows]] = {"causal": Language, "masked": Masked, "encoder-decoder": Halves}
 # The longest path that is looked for.
@@ -38,10 +38,6 @@ def choose(data: Any, settings: Settings) -> Task:
         return data
     if isinstance(data, str) and data == "digits" and not Path(data).exists():
         data = digits(say=ignored)
-    if isinstance(data, str) and data in probes.__all__ and not Path(data).exists():
-        raise ValueError(f"{data!r} is a probe: give xflash.probes.{data}(), in Python")
-    if isinstance(data, str) and ("\n" in data or len(data) > LONGEST):
-        raise ValueError("data is a text itself, where the path of one is asked for: give text.encode()")
     if isinstance(data, Images):
         return Pictures(settings, data)
     if isinstance(data, tuple) and len(data) == 2:
@@ -74,7 +70,17 @@ def of_two(data: tuple[Any, Any], settings: Settings) -> Task:
     raise TypeError(f"data is a pair of {describe(data[0])} and {describe(data[1])}; {POSSIBLE}")
 
 
+def check_path(data: str) -> None:
+    """ValueError for what cannot be the path of a text, with what it is."""
+    if "\n" in data or len(data) > LONGEST:
+        raise ValueError("data is a text itself, where the path of one is asked for: give text.encode()")
+    if data in probes.__all__ and not Path(data).exists():
+        raise ValueError(f"{data!r} is a probe: give xflash.probes.{data}(), in Python")
+
+
 def of_text(data: Any, settings: Settings) -> Task:
+    if isinstance(data, str):
+        check_path(data)
     if isinstance(data, (bytes, bytearray)):
         text = sequences.Text(f"{len(data):,} bytes", "", "", bytes(data))
     else:
