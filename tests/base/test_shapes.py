@@ -29,7 +29,7 @@ class Pair(NamedTuple):
 def checks(monkeypatch):
     """How many calls were looked at."""
     count = []
-    real = shapes.jaxtyped
+    real = shapes.jaxtyping.jaxtyped
 
     def counting(fn, **options):
         checked = real(fn, **options)
@@ -40,7 +40,7 @@ def checks(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(shapes, "jaxtyped", counting)
+    monkeypatch.setattr(shapes.jaxtyping, "jaxtyped", counting)
     return count
 
 

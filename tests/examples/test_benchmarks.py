@@ -20,6 +20,12 @@ def script(monkeypatch, tmp_path):
     return importlib.import_module
 
 
+def test_imports(script, capsys):
+    (_, torch_took, _), (_, took, least) = script("imports").main(["--times", "1"])
+    assert 0 < least == took < torch_took
+    assert "seconds, median" in capsys.readouterr().out
+
+
 def test_decode_cost(script, capsys, tmp_path):
     module = script("decode_cost")
     rows = module.main(["--contexts", "9", "150", "--tokens", "3", "--rounds", "2", "--dim", "32"])

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from .operator import operator
 from .shapes import Tensor
 
 __all__ = ["has_values", "is_exporting", "may_look", "transformed", "transformed_further", "within"]
@@ -66,7 +67,7 @@ def refuse_outside(t: Tensor, low: int, high: int, sentence: str, name: str) -> 
         raise ValueError(sentence.format(name=name, high=high, count=high + 1, **found))
 
 
-@torch.library.custom_op("xflash::look_within", mutates_args=())
+@operator("look_within")
 def look_within(t: Tensor, low: int, high: int, sentence: str, name: str) -> Tensor:
     """A copy of `t`, which graphs read in its place: what nobody reads would be left out of them."""
     refuse_outside(t, low, high, sentence, name)

@@ -20,15 +20,34 @@ at the first.
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import torch
-from jaxtyping import Bool, Float, Int, Integer, jaxtyped
 from torch import Tensor
 
 from .fallback import tracing
 
 __all__ = ["CHECKING", "Bool", "Float", "Int", "Integer", "Tensor", "kind", "typed"]
+
+
+class Once:
+    """A kind of numbers that makes each annotation once: jaxtyping makes a class at every mention of one."""
+
+    def __init__(self, kind: Any):
+        self.kind: Any = kind
+        self.made: dict[Any, Any] = {}
+
+    def __getitem__(self, item: Any) -> Any:
+        if item not in self.made:
+            self.made[item] = self.kind[item]
+        return self.made[item]
+
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Integer
+else:
+    Bool, Float, Int, Integer = map(Once, (jaxtyping.Bool, jaxtyping.Float, jaxtyping.Int, jaxtyping.Integer))
 
 CHECKING = os.environ.get("XFLASH_TYPECHECK", "1").lower() not in ("0", "false", "")
 # Kinds of calls a function remembers: as many lengths of prompts.
@@ -120,7 +139,7 @@ def checking(fn: Callable) -> Callable:
     """`fn` with its annotations checked at every call."""
     from beartype import beartype
 
-    return jaxtyped(fn, typechecker=beartype)
+    return jaxtyping.jaxtyped(fn, typechecker=beartype)
 
 
 def recheck(fn: Callable, out: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """What a comparison holds the same for all its variants."""
 
-from dataclasses import dataclass
 from typing import Literal
 
+from ..base.frozen import frozen
 from ..flags.flag import flag
 
 __all__ = ["SHOWN_ONLY", "Settings"]
@@ -11,7 +11,7 @@ __all__ = ["SHOWN_ONLY", "Settings"]
 SHOWN_ONLY = ("device", "save_every", "train")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Settings:
     """The settings of a comparison; every one of them is the same for all variants."""
 

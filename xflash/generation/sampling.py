@@ -9,13 +9,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..base.checks import check_generator, describe, integer, number, shown
+from ..base.frozen import frozen
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
 
@@ -200,7 +201,7 @@ def sample(
     return (probs / race).argmax(-1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Draw:
     """How the next token is chosen from logits; settings that cannot be meant raise TypeError or ValueError."""
 

@@ -1,10 +1,9 @@
 """`dynamic_tanh`: a tanh in the place of a norm."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from ..base.frozen import frozen
 from ..base.registry import norms
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx
@@ -18,7 +17,7 @@ __all__ = ["DynamicTanh"]
 class DynamicTanh(Norm):
     """g tanh(a x) + b, with one learned number a, and a gain and an offset a channel (2503.10622)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         alpha: float = flag(
             1.0,

@@ -1,12 +1,12 @@
 """Norms by name: each keeps the shape of what it is called with, and works on its last axis."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.frozen import frozen
 from ..base.registry import norms
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx
@@ -20,7 +20,7 @@ __all__ = ["LayerNorm", "Norm", "RMSNorm", "ScaleNorm", "SimpleRMSNorm", "rms_no
 class Norm(Part):
     """Base of the norms: forward(x, ctx), x of any shape whose last axis has the site's width."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         eps: float = flag(1e-5, "added to the mean square (variance) before the root", above=0, tried=(1e-6,))
 
@@ -58,7 +58,7 @@ def rms_normed(
 class Gained(Norm):
     """Base of the norms with a learned gain, of each channel or of all."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(Norm.Config):
         unit_offset: bool = flag(
             False,
@@ -80,7 +80,7 @@ class Gained(Norm):
 class LayerNorm(Gained):
     """Mean zero, variance one, a gain (and a bias) per channel (https://arxiv.org/abs/1607.06450)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(Gained.Config):
         bias: bool = flag(False, "a learned offset beside the gain", tried=(True,))
 

@@ -2,11 +2,11 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ..base.frozen import frozen
 from .site import Site
 
 __all__ = ["Part"]
@@ -22,7 +22,7 @@ class Part(nn.Module):
     heeds: ClassVar[frozenset[str]] = frozenset()
     example: ClassVar[Mapping[str, Any]] = {}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         """Nothing to set."""
 

@@ -1,10 +1,10 @@
 """Token shift: part of the channels of each token come from its neighbours (https://github.com/BlinkDL/RWKV-LM)."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from ..base.frozen import frozen
 from ..base.shapes import Float, Tensor
 from ..base.state import Ctx, document_positions
 from ..flags.flag import flag
@@ -26,7 +26,7 @@ class TokenShift(Part):
 
     calls = ("x", "ctx", "last")
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         amount: int = flag(1, "tokens by which channels are delayed", at_least=1, tried="the stack says it")
         style: ShiftStyle = flag("second_half", "which channels are delayed", tried="the stack says it")

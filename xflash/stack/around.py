@@ -1,9 +1,10 @@
 """What a layout says of one layer beside its block's own flags: what stands around the block, and its positions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, NamedTuple
 
+from ..base.frozen import frozen
 from ..base.registry import excerpt, joins, norms, positions, scales
 from ..flags.aliases import ALIASES, as_norm, names
 from ..flags.flag import build, flag, flags_of
@@ -17,7 +18,7 @@ __all__ = ["Around", "Chosen", "Entry", "entry_of", "norm_of", "of_group", "posi
 Chosen = tuple[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Around:
     """What a layout can say of one layer in parentheses behind its block, as `attn(norm=rmsnorm)`."""
 
@@ -132,6 +133,6 @@ def norm_of(name: str, own: Mapping[str, Any], shared: Mapping[str, Any], where:
     return None if none else (name, built)
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class NoNorm:
     """Nothing to set."""

@@ -1,8 +1,8 @@
 """`StackConfig`: the flags of a stack itself."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from ..base.frozen import frozen
 from ..flags.flag import flag
 from ..layers.branch import NormPlace
 from ..layers.shift import ShiftStyle
@@ -11,7 +11,7 @@ from ..layers.site import BranchStart
 __all__ = ["StackConfig"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StackConfig:
     """The flags of a stack itself, those without a prefix."""
 

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..base.checks import check_bounds, shown
+from ..base.frozen import frozen
 from ..flags.flag import flag, like
 from ..flags.layout import MOST_LAYERS
 from ..layers.blocks.block_attention import BlockAttention
@@ -24,7 +24,7 @@ IMPLIED = ("ff_dim", "recurrent_num_state_vectors", *(f"{b}_{f}" for b in ("bloc
 PAPER = "https://arxiv.org/abs/2203.07852"
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BlockRecurrentConfig:
     """What block-recurrent-transformer-pytorch's model can be given."""
 

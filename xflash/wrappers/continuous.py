@@ -1,9 +1,9 @@
 """`ContinuousTransformerWrapper`: vectors in, vectors out, around any stack."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..base.frozen import frozen
 from ..base.roles import Role
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
@@ -26,7 +26,7 @@ class ContinuousTransformerWrapper(StreamModel):
     without relative positions, positions are learned.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(StreamModel.Config, FrameInput.Config):
         dim_out: int | None = flag(
             None, "width of what comes out, by a linear map (None: the stream itself)", at_least=1, tried=(7,)

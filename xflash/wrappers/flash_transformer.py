@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..base.checks import shown
+from ..base.frozen import frozen
 from ..base.shapes import Float, Tensor, typed
 from ..base.state import StackState
 from ..flags.flag import REQUIRED, build, flag, flags_of, like
@@ -42,7 +43,7 @@ FLASH_FLAGS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Shared:
     """What several of the three can be given."""
 
@@ -106,7 +107,7 @@ class FLASHTransformer(TransformerWrapper):
     `norm_type`.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         num_tokens: int = like(InputEmbedding.Config, "num_tokens")
         dim: int = like(StackConfig, "dim")

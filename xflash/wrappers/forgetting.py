@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..base.checks import as_attn_mask
+from ..base.frozen import frozen
 from ..base.registry import blocks
 from ..base.shapes import Bool, Int, Tensor
 from ..flags.flag import flag
@@ -18,7 +18,7 @@ from .targets import next_tokens
 __all__ = ["Forgetful", "check_can_forget", "forgetful"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Forgetful:
     """What of a row is hidden from the tokens behind it."""
 

@@ -1,12 +1,12 @@
 """`FrameInput`: what turns vectors, one a token, into the stream that a stack reads."""
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ..base.checks import as_mask, check_dtype, given, main_weight
+from ..base.frozen import frozen
 from ..base.shapes import Bool, Float, Tensor, typed
 from ..flags.flag import flag, like
 from .stream_input import StreamInput, absolute_positions
@@ -17,7 +17,7 @@ __all__ = ["FrameInput"]
 class FrameInput(StreamInput):
     """Frames (b, n, dim_in) mapped to the stream, with absolute positions, norm and dropout."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(StreamInput.Config):
         dim_in: int | None = flag(
             None, "width of the frames, which a linear map takes to the stream's (None: they have it)",

@@ -1,6 +1,5 @@
 """`ImageInput`: what turns images into the stream that a stack reads."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.checks import check_dtype, given, main_weight
+from ..base.frozen import frozen
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
 from .patches import LearnedGrid, PatchEmbedding, SinCosGrid
@@ -23,7 +23,7 @@ class ImageInput(nn.Module):
     of 'sincos2d' made for the new grid.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         image_size: int | tuple[int, int] = flag(
             doc="pixels of images, one number or (height, width)",

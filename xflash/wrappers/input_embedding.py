@@ -1,12 +1,12 @@
 """`InputEmbedding`: what turns token ids into the stream that a stack reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
 from ..base.checks import as_mask, check_count, given, is_integral, widened
+from ..base.frozen import frozen
 from ..base.looks import within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
@@ -29,7 +29,7 @@ def check_embed_num_tokens(counts: Mapping[str, int] | None, flag: str = "embed_
     return dict(counts or {})
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Vocabulary:
     """What models of token ids are told first."""
 
@@ -41,7 +41,7 @@ class Vocabulary:
 class InputEmbedding(StreamInput):
     """Token embeddings with absolute positions, norm, dropout and projection, and embeddings put in front of them."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(StreamInput.Config, Vocabulary):
         l2norm_embed: bool = flag(
             False,

@@ -1,7 +1,6 @@
 """What a model of tokens is trained towards: the losses of its targets, and how they are put together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..base.checks import check_switch, given, shown
+from ..base.frozen import frozen
 from ..base.looks import transformed, within
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Tensor
@@ -39,7 +39,7 @@ __all__ = [
 REDUCTIONS = ("mean", "sum", "none")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Labels:
     """What stands for no label, and for no token."""
 
@@ -53,7 +53,7 @@ class Labels:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Chunks:
     """How much of a loss is computed at once."""
 
@@ -63,7 +63,7 @@ class Chunks:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Terms:
     """What a target's loss is beside its cross-entropy."""
 

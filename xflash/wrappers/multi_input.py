@@ -1,11 +1,11 @@
 """`MultiInputTransformerWrapper`: several ids at each place in, logits of each out, around any stack."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
+from ..base.frozen import frozen
 from ..base.roles import Role
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import flag
@@ -29,7 +29,7 @@ class MultiInputTransformerWrapper(StreamModel):
     (logits, state) when the stack is causal.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(StreamModel.Config, SeveralIds.Config):
         return_only_embed: bool = flag(
             False, "no heads: the model gives the stack's output, as an encoder does", tried=(True,)

@@ -1,12 +1,12 @@
 """`NumberEmbedding`: token ids, one of which stands for numbers that are given beside them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..base.checks import check_dtype, given
+from ..base.frozen import frozen
 from ..base.shapes import Bool, Float, Integer, Tensor, typed
 from ..flags.flag import flag
 from ..generation.nets import check_token
@@ -18,7 +18,7 @@ __all__ = ["NumberEmbedding"]
 class NumberEmbedding(InputEmbedding):
     """Token embeddings, that of `numerical_token_id` multiplied by the number it stands for."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(InputEmbedding.Config):
         numerical_token_id: int = flag(
             doc="the token that stands for a number, which is given beside it", at_least=0,

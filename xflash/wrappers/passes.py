@@ -1,13 +1,13 @@
 """`Passes`: the stack of a model gone through several times, each pass on from what the one before made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ..base.checks import integer, shown
+from ..base.frozen import frozen
 from ..base.shapes import Float, Tensor
 from ..flags.flag import check_idle, flag
 from ..layers.reaching import reaching
@@ -22,7 +22,7 @@ class Passes(nn.Module):
     added to the embeddings. Looped (https://arxiv.org/abs/2510.25741): the last output is what is read next.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         recycling: bool = flag(
             False, "the stack runs several times, the embeddings and a map of its last output being what it reads",

@@ -1,11 +1,10 @@
 """`PooledOutput`: one embedding a row out of the stack's outputs, for models that judge whole sequences."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.frozen import frozen
 from ..base.shapes import Float, Tensor
 from ..flags.flag import check_idle, flag
 from ..layers.embeddings import MemoryTokens
@@ -24,7 +23,7 @@ class PooledOutput(nn.Module):
     position.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         average_pool_embed: bool = flag(False, "the head reads the mean of each row's real outputs", tried=(True,))
         use_cls_token: bool = flag(

@@ -1,13 +1,13 @@
 """`SeveralIds`: several token ids at each place, each of a vocabulary of its own, as one stream."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..base.checks import as_mask, given, is_integral
+from ..base.frozen import frozen
 from ..base.registry import nearest
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..flags.flag import flag
@@ -21,7 +21,7 @@ __all__ = ["SeveralIds"]
 class SeveralIds(StreamInput):
     """The sum of an embedding for each of several ids, with absolute positions, norm, dropout and projection."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(StreamInput.Config):
         num_tokens: Mapping[str, int] = flag(
             doc="as many ids of each input, by name: {'note': 128, 'length': 16}",

@@ -1,6 +1,5 @@
 """`StreamInput`: positions, norm, dropout and width of what a model embeds, and embeddings put in front of it."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.checks import as_mask, check_dtype, given
+from ..base.frozen import frozen
 from ..base.looks import has_values, within
 from ..base.shapes import Bool, Float, Int, Integer, Tensor, typed
 from ..base.state import document_positions
@@ -33,7 +33,7 @@ class StreamInput(nn.Module):
     bound.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         max_seq_len: int | None = flag(
             None,

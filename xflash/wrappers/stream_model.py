@@ -1,12 +1,12 @@
 """`StreamModel`: what models have in common whose tokens come one after the other, whatever a token is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
 from ..base.checks import as_doc_ids, as_rows, check_switch
+from ..base.frozen import frozen
 from ..base.shapes import Bool, Float, Tensor
 from ..flags.flag import flag
 from ..stack.face import AttentionLayers
@@ -30,7 +30,7 @@ class StreamModel(CompilableStep, Model):
     Its `embedding` is a `StreamInput`; `beside_tokens` names what that is given for each token beside x.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(PooledOutput.Config):
         attn_layers: AttentionLayers = flag(
             doc="the stack: Decoder(...), Encoder(...) or another", tried="every combination has its own"

@@ -1,13 +1,13 @@
 """`TokenHead`: the projection of a stack's output to the vocabulary."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..base.frozen import frozen
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor, typed
 from ..flags.flag import check_idle, flag, flags_of
@@ -31,7 +31,7 @@ class Heads(nn.ModuleList):
 class TokenHead(nn.Module):
     """The part of a model that makes logits: by a projection of its own, by the token embedding, or not at all."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         tie_embedding: bool = flag(
             False,

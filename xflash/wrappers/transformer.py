@@ -1,9 +1,9 @@
 """`TransformerWrapper`: token ids in, logits out, around any stack."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..base.frozen import frozen
 from ..base.shapes import Float, Int, Tensor
 from .input_embedding import InputEmbedding
 from .model_state import ModelState
@@ -35,7 +35,7 @@ class TransformerWrapper(TokenHead, StreamModel):
     (https://arxiv.org/abs/1901.02860): `logits, mems = model(ids, mems=mems, return_mems=True)`.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(TokenHead.Config, Passes.Config, StreamModel.Config, InputEmbedding.Config):
         pass
 

@@ -1,13 +1,13 @@
 """`ViTransformerWrapper`: images in, logits or patch embeddings out, around any bidirectional stack."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ..base.checks import integer, shown
+from ..base.frozen import frozen
 from ..base.roles import Role
 from ..base.shapes import Float, Tensor
 from ..flags.flag import check_idle, flag
@@ -31,7 +31,7 @@ POOLS |= {"cls_pair": "use_cls_token", **dict.fromkeys(("map", "max", "mean_max"
 class ClassHead(nn.Module):
     """The part of a model that makes logits of one embedding a row, or hands it on."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         num_classes: int | None = flag(
             None, "logits of an image (None: its pooled embedding instead)", at_least=1, tried=(7,)
@@ -98,7 +98,7 @@ class ViTransformerWrapper(ClassHead, Model):
     embeddings.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(ClassHead.Config, ImageInput.Config):
         attn_layers: AttentionLayers = flag(
             doc="the stack, which must be bidirectional: Encoder(...)", tried="every combination has its own"

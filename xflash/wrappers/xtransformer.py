@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
 
 from ..base.checks import check_switch
+from ..base.frozen import frozen
 from ..base.shapes import Bool, Float, Int, Tensor
 from ..flags.flag import Flag, flag, flags_of, like
 from ..generation.decoding import evaluating
@@ -35,7 +35,7 @@ class XTransformer(Configurable):
     it.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(Chunks, Terms, Labels):
         dim: int = like(StackConfig, "dim")
         tie_token_emb: bool = flag(

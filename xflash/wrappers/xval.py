@@ -1,11 +1,11 @@
 """`XValTransformerWrapper`: token ids and numbers in, logits and numbers out, around any stack."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from ..base.frozen import frozen
 from ..base.roles import Role
 from ..base.shapes import Float, Int, Tensor
 from ..flags.flag import like
@@ -34,7 +34,7 @@ class XValTransformerWrapper(TokenHead, StreamModel):
     `model.step(ids, state, x_num=numbers)` gives ((logits, numbers), state).
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(TokenHead.Config, StreamModel.Config, NumberEmbedding.Config):
         logits_bias: bool = like(TokenHead.Config, "logits_bias", True, tried=(False,))
 

@@ -1,11 +1,11 @@
 """`attn`: softmax attention among the tokens of the stack, with the variations people mix in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
@@ -37,7 +37,7 @@ class Attention(Latents):
     positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"})
     offers = frozenset({"buffers", "causal", "chance", "relay", "tokens"})
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(Latents.Config):
         window: int | None = flag(
             None,

@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from ...base.checks import given
+from ...base.frozen import frozen
 from ...base.registry import Registry, blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
@@ -64,7 +64,7 @@ class Block(nn.Module, ABC):
     keeps_read: bool = False
     example: ClassVar[Mapping[str, Any]] = {}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         """The flags of the block."""
 

@@ -1,8 +1,8 @@
 """The flags of what works in blocks of tokens."""
 
-from dataclasses import dataclass
 from typing import Literal
 
+from ...base.frozen import frozen
 from ...flags.flag import flag, like
 from ..scores.read import ReadFlags
 from .multi_head import MultiHead
@@ -10,7 +10,7 @@ from .multi_head import MultiHead
 __all__ = ["BlockFlags", "RecurrentFlags"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class BlockFlags(ReadFlags):
     """The flags of `block_attn`."""
 
@@ -83,7 +83,7 @@ class BlockFlags(ReadFlags):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class RecurrentFlags(BlockFlags):
     """The flags of `recurrent`."""
 

@@ -1,10 +1,10 @@
 """What blocks that attend to a context carry on: its keys and values, computed once."""
 
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
 
+from ...base.frozen import frozen
 from ...base.shapes import Bool, Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import flag
@@ -13,7 +13,7 @@ from .block import Block
 __all__ = ["Context", "ContextFlags", "TakesContext", "context_mask", "source"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ContextFlags:
     """The flags of a context."""
 

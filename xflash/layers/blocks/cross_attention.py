@@ -1,7 +1,6 @@
 """`cross_attn`: softmax attention of the stack's tokens to a context, such as an encoder's output."""
 
-from dataclasses import dataclass
-
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
@@ -29,7 +28,7 @@ class CrossAttention(TakesContext, MultiHead):
     offers = frozenset({"chance", "relay"})
     reading = ("key_value", "k_gain", "v_gain")
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(ContextFlags, MultiHead.Config):
         """Those of a context, and of attention."""
 

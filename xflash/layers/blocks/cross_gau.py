@@ -1,6 +1,5 @@
 """`cross_gau`: the gated attention unit whose queries come from the stack and whose values come from a context."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx
@@ -33,7 +33,7 @@ class CrossGatedAttention(TakesContext, GatedUnit):
     kind = "cross_gau"
     reading = ("to_source",)
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(ContextFlags, GatedUnit.Config):
         # To find one token among the context's is what it is for: relu2 over n learns it far more slowly.
         attn_fn: Literal["relu2", "laplace", "softmax", "softmax_plus"] = flag(

@@ -1,7 +1,6 @@
 """The position-wise feed-forward block."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...base.checks import shown
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
@@ -29,7 +29,7 @@ FACTORS = {"gelu": torch.special.ndtr, "silu": torch.sigmoid}
 class FeedForward(Block):
     """Two linear maps with an activation between them, optionally gated (GLU variants, https://arxiv.org/abs/2002.05202)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         mult: float | None = flag(
             None, "inner width as a multiple of dim (None: 4, or as ff_dim says)", above=0, at_most=MOST, tried=(2.0,)

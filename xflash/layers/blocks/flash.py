@@ -1,6 +1,6 @@
 """`flash`: mixed chunk attention, the layer of FLASH (https://arxiv.org/abs/2202.10447)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import AttentionMap, Ctx
@@ -40,7 +41,7 @@ class MixedChunkAttention(Block):
     honours = frozenset({"doc_ids"})
     positions = frozenset({"rotary", "rotary2d", "polar"})
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         group_size: int = flag(
             256, "tokens in a group", at_least=1, paper="https://arxiv.org/abs/2202.10447", tried=(5, 7, 64)

@@ -1,13 +1,13 @@
 """`GatedUnit`: what the gated attention unit among tokens (`gau`) and over a context (`cross_gau`) have in common."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import AttentionMap
 from ...flags.flag import flag
@@ -26,7 +26,7 @@ class GatedUnit(Block):
 
     kind: ClassVar[str]
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         query_key_dim: int = flag(
             128,

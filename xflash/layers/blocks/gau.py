@@ -1,6 +1,5 @@
 """The gated attention unit (Hua et al. 2022, Transformer Quality in Linear Time, https://arxiv.org/abs/2202.10447)."""
 
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -8,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import Ctx, document_starts
@@ -38,7 +38,7 @@ class GatedAttention(GatedUnit):
     has_matrix = True
     positions = frozenset({"rotary", "rotary2d", "rel_pos", "alibi", "dynamic", "polar"})
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(GatedUnit.Config):
         rel_pos_bias: Literal["t5", "toeplitz"] | None = flag(
             "t5",

@@ -1,11 +1,10 @@
 """`Latents`: multi-latent attention, whose tokens are kept as narrow latents, not as keys and values."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import check_idle, flag
@@ -27,7 +26,7 @@ class Latents(MultiHead):
     latents, where nothing stands between: there is no product then for each token seen. The last heads are turned.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(MultiHead.Config):
         dim_latent_q: int | None = flag(
             None, "queries are made of a latent of this width (None: of the token)", at_least=1, paper=PAPER, tried=(5,)

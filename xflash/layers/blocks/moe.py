@@ -1,13 +1,13 @@
 """The mixture of experts: feed-forward blocks of which each token goes through a few."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.roles import Role
 from ...base.shapes import Bool, Float, Int, Tensor, typed
@@ -31,7 +31,7 @@ class MixtureOfExperts(Block):
     train add it: without, nothing balances the experts.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         experts: int = flag(8, "feed-forward blocks to choose from", at_least=1, at_most=MOST, tried=(3,))
         top_k: int = flag(2, "experts that each token goes through", at_least=1, tried=(1,))

@@ -1,6 +1,5 @@
 """`MultiHead`: what softmax attention over tokens and over a context have in common."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Tensor
 from ...base.state import AttentionMap, Ctx
 from ...flags.aliases import names
@@ -42,7 +42,7 @@ def split_heads(t: Float[Tensor, "b n hk"], width: int) -> Float[Tensor, "b h n 
 class MultiHead(Valued, Outward, QKNorm):
     """Heads, memory keys and values and the read; query head h uses key/value head h // r, r to each."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(OutFlags, ValueFlags, QKFlags):
         dim_head: int = flag(64, "width of a head", at_least=1, tried=(6,))
         heads: int | None = flag(None, "query heads (None: the stack's)", at_least=1, tried=(2,))

@@ -1,11 +1,10 @@
 """`Outward`: what becomes of what the heads have read: gated, and projected back to the stream."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import check_idle, flag
@@ -18,7 +17,7 @@ __all__ = ["OutFlags", "Outward"]
 OPEN = 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class OutFlags:
     """The flags of what becomes of what the heads have read."""
 

@@ -1,12 +1,12 @@
 """`QKNorm`: what is done to queries and keys before they meet, and what their scores are multiplied by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Tensor
 from ...flags.flag import check_idle, flag
 from ..kernels.softmax import unit
@@ -17,7 +17,7 @@ from .reading import Reading
 __all__ = ["QKFlags", "QKNorm"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class QKFlags(ReadFlags):
     """The flags of scores: how queries and keys are normed, and by what their products are multiplied."""
 

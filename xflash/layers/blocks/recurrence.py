@@ -16,6 +16,7 @@ from torch import nn
 from torch.func import functional_call, vjp
 
 from ...base.looks import may_look
+from ...base.operator import operator
 from ...base.registry import blocks
 from ...base.shapes import Bool, Float, Int, Tensor
 from ..kernels.operators import gradients_of
@@ -190,7 +191,7 @@ def counted(built: str, *given: Any) -> int:
     return counter.get_total_flops()
 
 
-@torch.library.custom_op("xflash::renew_all", mutates_args=())
+@operator("renew_all")
 def renew_all(
     built: str,
     states: Tensor,
@@ -211,7 +212,7 @@ def _(built, states, k, v, seen, does, updates, half, weights):
     return states.new_empty(b, k.shape[1] + 1, s, d)
 
 
-@torch.library.custom_op("xflash::renew_all_backward", mutates_args=())
+@operator("renew_all_backward")
 def renew_all_backward(
     grad: Tensor,
     built: str,

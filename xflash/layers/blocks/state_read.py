@@ -1,12 +1,12 @@
 """`state_read`: tokens of any layer attend to the state vectors of a recurrent one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks
 from ...base.shapes import Float, Tensor, typed
 from ...base.state import Ctx
@@ -57,7 +57,7 @@ class StateRead(Reading):
     causal_only = True
     example: ClassVar[Mapping[str, Any]] = {"layers": "state_read recurrent"}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(ReadFlags):
         source: int = flag(
             1,

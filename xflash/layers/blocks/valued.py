@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
 from ...flags.flag import check_idle, flag
@@ -17,7 +17,7 @@ from .block import Block
 __all__ = ["ValueFlags", "Valued"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ValueFlags:
     """The flags of values."""
 

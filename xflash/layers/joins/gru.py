@@ -1,10 +1,9 @@
 """`gru`: a gated recurrent unit joins the update to the stream."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -21,7 +20,7 @@ class GRU(Join):
     The weights are those of torch's GRUCell, whose input is the update and whose state is the stream.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         keep: float = flag(
             2.0, "what the bias of the gate z starts at: above zero the stream is kept", at_least=0, tried=(1.0,)

@@ -1,12 +1,12 @@
 """`hyper`: several residual streams, mixed before each branch and fed by it behind."""
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -37,7 +37,7 @@ class Hyper(Join):
 
     wide = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         streams: int = flag(4, "residual streams", at_least=2, tried=(2,))
         mixing: Literal["balanced", "sum"] = flag(

@@ -1,10 +1,9 @@
 """`mv_split`: an update's mean and what varies around it join the stream each with a gain of its own."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -21,7 +20,7 @@ class MVSplit(Join):
     Means are those of each token's channels, so that no token waits for another; a and b are learned, one a channel.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         alpha: float = flag(
             0.0, "what the gains of the mean start at", tried="weights that are moved are tried with any start"

@@ -1,9 +1,8 @@
 """`orthogonal`: only what of the update is new to the stream joins it."""
 
-from dataclasses import dataclass
-
 import torch
 
+from ...base.frozen import frozen
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -20,7 +19,7 @@ class Orthogonal(Join):
     Products are summed in float32 at least. Where the stream is zero, the whole update joins it.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         eps: float = flag(1e-6, "what is added to x.x", above=0, tried="it is there for tokens of zeros")
 

@@ -1,11 +1,11 @@
 """`resi_dual`: beside the stream that norms end, a second one in which all updates add up."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
+from ...base.frozen import frozen
 from ...base.registry import joins
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -25,7 +25,7 @@ class ResiDual(Join):
     norms_end = True
     example: ClassVar[Mapping[str, Any]] = {"norm_place": "post"}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         scale: float = flag(
             1.0,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ...base.operator import operator
 from ...base.shapes import Float, Int, Tensor
 from .operators import gradients_of
 
@@ -26,7 +27,7 @@ def token_losses(
     return losses
 
 
-@torch.library.custom_op("xflash::chunked_losses", mutates_args=())
+@operator("chunked_losses")
 def chunked_losses(
     y: Tensor,
     weight: Tensor,
@@ -54,7 +55,7 @@ def _(y, weight, bias, targets, chunk, ignore_index, smoothing, z):
     return y.new_empty(targets.shape, dtype=torch.promote_types(y.dtype, torch.float32))
 
 
-@torch.library.custom_op("xflash::chunked_losses_backward", mutates_args=())
+@operator("chunked_losses_backward")
 def chunked_losses_backward(
     grad: Tensor,
     y: Tensor,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Optional, cast
 
 import torch
 
+from ...base.operator import operator
 from ...base.shapes import Float, Int, Tensor
 from .fused_again import differentiable
 from .fused_pieces import (
@@ -77,7 +78,7 @@ def apart(t: Float[Tensor, "n r"]) -> Float[Tensor, "n r"]:
     return torch.cat((t[:, ::2], t[:, 1::2]), 1)
 
 
-@torch.library.custom_op("xflash::flash_groups", mutates_args=())
+@operator("flash_groups")
 def flash_groups(
     hidden: Tensor,
     gamma: Tensor,
@@ -145,7 +146,7 @@ def _(hidden, gamma, beta, vector, cos, sin, closed, new, w, attn_fn, scale, div
     return empty(hidden, gamma, w, keep)
 
 
-@torch.library.custom_op("xflash::flash_groups_backward", mutates_args=())
+@operator("flash_groups_backward")
 def flash_groups_backward(
     dout: Tensor,
     dafter: Optional[Tensor],  # noqa: UP045

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import repeat
 
 from ...base.looks import transformed, transformed_further
+from ...base.operator import operator
 from ...base.shapes import Bool, Float, Tensor
 from .operators import operators_work
 
@@ -117,7 +118,7 @@ def attend_few(
     return scores.softmax(-1) @ v
 
 
-@torch.library.custom_op("xflash::few_queries", mutates_args=())
+@operator("few_queries")
 def few_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """`attend_few` where a compiler would take its products apart; without gradients."""
     return attend_few(q, k, v, mask, scale)

@@ -10,6 +10,7 @@ from typing import Any, Optional, cast
 
 import torch
 
+from ...base.operator import operator
 from ...base.shapes import Float, Tensor
 from .operators import as_autocast, gradients_of
 from .tiles import Between, Tile, Work, dropped, hide, prepared, tiles
@@ -69,7 +70,7 @@ def toeplitz_tile(vector: Float[Tensor, "h l"], n: int, tile: Tile) -> Float[Ten
     return vector.as_strided(size, (vector.stride(0), 1, 1), first).flip(1)
 
 
-@torch.library.custom_op("xflash::gated_tiles", mutates_args=())
+@operator("gated_tiles")
 def gated_tiles(
     q: Tensor,
     k: Tensor,
@@ -107,7 +108,7 @@ def _(q, k, v, vector, since, until, seed, attn_fn, causal, dropout):
     return v.new_empty(*q.shape[:3], v.shape[3])
 
 
-@torch.library.custom_op("xflash::gated_tiles_backward", mutates_args=())
+@operator("gated_tiles_backward")
 def gated_tiles_backward(
     dy: Tensor,
     q: Tensor,

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from ...base.frozen import frozen
 from ...base.registry import positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
@@ -20,7 +20,7 @@ __all__ = ["Alibi", "alibi_slopes"]
 class Alibi(Bias):
     """A penalty linear in the distance, one slope a head (https://arxiv.org/abs/2108.12409), alike both ways."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         num_heads: int | None = flag(
             None,

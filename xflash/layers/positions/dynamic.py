@@ -1,12 +1,12 @@
 """`dynamic`: a small network that makes a bias of the distance, shared by all layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
@@ -24,7 +24,7 @@ class Dynamic(Bias):
     Layers that have the same number of heads share it, others all but its last map.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         width: int | None = flag(None, "width of the network (None: a quarter of the stack's)", at_least=1, tried=(5,))
         mlp_depth: int = flag(2, "maps of the network before the last", at_least=1, tried=(1,))

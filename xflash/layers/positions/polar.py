@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
@@ -30,7 +30,7 @@ class Polar(Turn):
 
     places_context = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         base: float = flag(10000.0, "base of the wavelengths", above=1, tried="rotary has it")
         uniform_start: bool = flag(

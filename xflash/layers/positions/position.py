@@ -1,12 +1,12 @@
 """`Position`: the interface of the relative positions of a stack, and what the two families of them give."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
@@ -30,7 +30,7 @@ class Position(nn.Module):
     known_as: str = ""
     example: ClassVar[Mapping[str, Any]] = {}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         """Nothing to set."""
 

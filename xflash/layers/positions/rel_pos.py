@@ -1,10 +1,9 @@
 """`rel_pos`: T5's learned bias by buckets of distances, shared by all layers."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
@@ -18,7 +17,7 @@ __all__ = ["RelPos"]
 class RelPos(Bias):
     """T5's relative bias, one table for all layers that have the same number of heads."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         num_buckets: int = flag(32, "distance buckets", at_least=4, tried=(8,))
         max_distance: int = flag(128, "distances from here on share a bucket", at_least=2, tried=(20,))

@@ -1,10 +1,10 @@
 """`rotary`: pairs of channels of queries and keys are turned by where they stand."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from ...base.frozen import frozen
 from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...flags.flag import flag
@@ -20,7 +20,7 @@ __all__ = ["Rotary"]
 class Rotary(Pairs):
     """Rotary embedding of queries and keys (https://arxiv.org/abs/2104.09864), optionally xPos (2212.10554)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config(ScalingFlags):
         emb_dim: int | None = flag(
             None,

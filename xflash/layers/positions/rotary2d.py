@@ -1,8 +1,8 @@
 """`rotary2d`: pairs of channels of queries and keys are turned by the row and the column where they stand."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ...base.frozen import frozen
 from ...base.registry import blocks, positions
 from ...base.shapes import Float, Int, Tensor
 from ...base.state import Ctx
@@ -27,7 +27,7 @@ class Rotary2d(Pairs):
     places_context = False
     heeds = frozenset({"grid"})
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         emb_dim: int | None = flag(
             None,

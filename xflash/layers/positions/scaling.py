@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ...base.frozen import frozen
 from ...base.shapes import Float, Tensor
 from ...flags.flag import check_idle, flag, flags_of
 from .angles import inverse_frequencies
@@ -14,7 +14,7 @@ from .angles import inverse_frequencies
 __all__ = ["ScalingFlags", "amplitude", "check_factors", "check_scaling", "scaled_frequencies"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScalingFlags:
     """The flags of rotary positions that say how frequencies become lower."""
 

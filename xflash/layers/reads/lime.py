@@ -1,12 +1,12 @@
 """`lime`: branches read a mixture of what the branches above them read."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -24,7 +24,7 @@ class LIMe(Read):
     https://arxiv.org/abs/2502.09245, its weights made from the token.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         views: bool = flag(
             False, "queries, keys and values of attention are each given a mixture of their own", tried=(True,)

@@ -1,9 +1,8 @@
 """`reinject`: every branch is given what the column began with, too."""
 
-from dataclasses import dataclass
-
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import reads
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -22,7 +21,7 @@ class Reinject(Read):
 
     takes_views = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         gate: bool = flag(False, "a sigmoid of the input says how much of it each token is given", tried=(True,))
 

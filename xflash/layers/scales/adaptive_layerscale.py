@@ -1,10 +1,10 @@
 """`adaptive_layerscale`: the condition opens and closes each channel of the update."""
 
 import math
-from dataclasses import dataclass
 
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scales
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -21,7 +21,7 @@ class AdaptiveLayerScale(Scale):
 
     heeds = frozenset({"condition"})
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         init: float = flag(
             0.12, "what each channel's gain starts at, whatever the condition", above=0, below=1, tried=(0.3,)

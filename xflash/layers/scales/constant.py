@@ -1,7 +1,6 @@
 """`constant`: every update times one number."""
 
-from dataclasses import dataclass
-
+from ...base.frozen import frozen
 from ...base.registry import scales
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -15,7 +14,7 @@ __all__ = ["Constant"]
 class Constant(Scale):
     """c * f(x) with a number that is not learned, such as 1 / sqrt(depth) (https://arxiv.org/abs/2310.02244)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         factor: float = flag(0.5, "what updates are multiplied by", above=0, tried="one number is as good as another")
 

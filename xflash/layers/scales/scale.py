@@ -1,11 +1,11 @@
 """`Scale`: the interface of what multiplies a branch's update; `layerscale` and `rezero`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scales
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -34,7 +34,7 @@ scales.base = Scale
 class LayerScale(Scale):
     """g * f(x) with a learned gain per channel that starts small (https://arxiv.org/abs/2103.17239)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         init: float = flag(1e-2, "what each channel's gain starts at", above=0, tried=(0.1,))
 

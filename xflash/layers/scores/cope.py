@@ -1,11 +1,11 @@
 """`cope`: positions that count the keys that matter to the query."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -27,7 +27,7 @@ class CoPE(ScoreStep):
     needs = frozenset({"causal"})
     takes_queries = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         positions: int = flag(64, "learned positions, what is farther away being at the last", at_least=2, tried=(3,))
         talking_heads: bool = flag(False, "gates are made of learned sums of the scores of all heads", tried=(True,))

@@ -1,13 +1,13 @@
 """`forget`: gates made of the tokens fade what stands before them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -30,7 +30,7 @@ class Forget(ScoreStep):
     brings = ("forget",)
     shared = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         start: float = flag(5.0, "what the gates' logits start at: the higher, the less is forgotten", tried=(1.0,))
 

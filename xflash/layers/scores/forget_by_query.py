@@ -1,13 +1,13 @@
 """`forget_by_query`: what stands between fades what is before it, more to some queries than to others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...base.state import Ctx
@@ -31,7 +31,7 @@ class ForgetByQuery(ScoreStep):
     shared = False
     adds_between = True
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         dim_head: int = flag(8, "width of the narrow queries and keys", at_least=1, tried="any is as any other")
 

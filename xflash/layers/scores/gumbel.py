@@ -1,9 +1,8 @@
 """`gumbel`: keys drawn by chance while training."""
 
-from dataclasses import dataclass
-
 import torch
 
+from ...base.frozen import frozen
 from ...base.registry import weight_fns
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -22,7 +21,7 @@ class Gumbel(WeightFn):
 
     needs = frozenset({"chance"})
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         temperature: float = flag(1.0, "the lower, the nearer the softmax is to what was drawn", above=0, tried=(0.5,))
         hard: bool = flag(True, "the key that was drawn alone has weight, not that softmax", tried=(False,))

@@ -1,7 +1,7 @@
 """`SoftmaxRead`: what queries read from keys and values, by the fused kernel where nothing needs the matrix."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import repeat
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
@@ -22,7 +23,7 @@ from .step import Read, ScoreStep
 __all__ = ["ReadFlags", "SoftmaxRead", "in_front", "rows_of"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ReadFlags:
     """The flags of every block that reads by softmax."""
 

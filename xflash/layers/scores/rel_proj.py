@@ -1,11 +1,11 @@
 """`rel_proj`: a bias by distance that each query makes for itself."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -24,7 +24,7 @@ class RelProj(ScoreStep):
     needs = frozenset({"tokens"})
     shared = False
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         num_distance_basis: int = flag(16, "learned curves", at_least=1, tried="any number is as any other")
         max_dist: int = flag(1024, "distances that have a bias, from 0 on", at_least=1, tried=(6,))

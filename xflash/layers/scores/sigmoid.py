@@ -1,9 +1,8 @@
 """`sigmoid`: each key weighed for itself."""
 
-from dataclasses import dataclass
-
 import torch
 
+from ...base.frozen import frozen
 from ...base.registry import weight_fns
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -16,7 +15,7 @@ __all__ = ["Sigmoid"]
 class Sigmoid(WeightFn):
     """1 / (1 + exp(-s - b)), no key at the cost of another (https://arxiv.org/abs/2409.04431)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         bias: float = flag(
             -4.0, "b: minus the logarithm of how many keys there are, about (x-transformers has 0)", tried=(-2.0,)

@@ -1,7 +1,6 @@
 """`softclamp`: scores that stay below a bound."""
 
-from dataclasses import dataclass
-
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -15,7 +14,7 @@ __all__ = ["SoftClamp"]
 class SoftClamp(ScoreStep):
     """c tanh(s / c), biases included (Gemma 2, https://arxiv.org/abs/2408.00118)."""
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         value: float = flag(50.0, "c, which scores stay below", above=0, tried=(2.0,))
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores, weight_fns
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
@@ -91,7 +92,7 @@ class ScoreStep(nn.Module):
     adds_between: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         """Nothing to set."""
 
@@ -181,7 +182,7 @@ class WeightFn(nn.Module, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     example: ClassVar[Mapping[str, Any]] = {}
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         """Nothing to set."""
 

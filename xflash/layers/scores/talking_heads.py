@@ -1,11 +1,11 @@
 """`talking_heads`: heads mixed with each other, before and behind the softmax."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -21,7 +21,7 @@ class TalkingHeads(ScoreStep):
     Biases by position stay each head's own. A head starts as itself alone.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         pre: bool = flag(True, "mixes the scores, before the softmax", tried=({"pre": False},))
         post: bool = flag(True, "mixes the weights, behind the softmax", tried=({"post": False},))

@@ -1,11 +1,11 @@
 """`topk`: each query keeps its best keys only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from ...base.frozen import frozen
 from ...base.registry import scores
 from ...base.shapes import Float, Tensor
 from ...flags.flag import flag
@@ -22,7 +22,7 @@ class TopK(ScoreStep):
     gradients are those of the weights of all keys.
     """
 
-    @dataclass(frozen=True, kw_only=True)
+    @frozen
     class Config:
         k: int = flag(8, "keys that a query keeps", at_least=1, tried=(3,))
         straight_through: bool = flag(
