@@ -13,7 +13,7 @@ import torch
 from ...base.operator import operator
 from ...base.shapes import Float, Tensor
 from .operators import as_autocast, gradients_of
-from .tiles import Between, Tile, Work, dropped, hide, prepared, tiles
+from .tiles import Between, Tile, Work, columns, dropped, hide, prepared, tiles
 
 __all__ = ["Between", "add_diagonals", "laplace", "tiled_attention", "weights_and_slope"]
 
@@ -90,7 +90,7 @@ def gated_tiles(
 
 def summed(work: Work, weigh: Callable[[Tensor], Tensor]) -> Float[Tensor, "b h n e"]:
     """The values summed with `weigh` of the scores, tile after tile."""
-    h, v = work.q.shape[1], work.v
+    v = work.v
     y = v.new_empty(*work.q.shape[:3], v.shape[3])
     for tile in tiles(work):
         weights = hide(weigh(scores(work, tile)), work, tile)
@@ -98,8 +98,7 @@ def summed(work: Work, weigh: Callable[[Tensor], Tensor]) -> Float[Tensor, "b h 
         if keep is not None:
             weights *= keep
         values = v[tile.first : tile.last, :, tile.start : tile.end].flatten(0, 1)
-        part = torch.bmm(weights.to(v.dtype), values)
-        y[tile.first : tile.last, :, tile.low : tile.high] = part.unflatten(0, (-1, h))
+        put(y[tile.first : tile.last, :, tile.low : tile.high], weights.to(v.dtype), values)
     return y
 
 
@@ -122,29 +121,41 @@ def gated_tiles_backward(
     causal: bool,
     dropout: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v and the vector (empty without one), summed over tiles in float32 at least."""
-    n = q.shape[2]
+    """The gradients of q, k, v and the vector (empty without one), summed over tiles in float32 at least.
+
+    Tiles are blocks of keys, so that the wide gradient of the values is written once; with dropout blocks of queries,
+    in whose order the forward has drawn.
+    """
     work = prepared(q, k, v, vector, since, until, seed, attn_fn, causal, dropout)
     exact = torch.promote_types(q.dtype, torch.float32)
-    dq, dk, dv = (torch.zeros(t.shape, dtype=exact, device=t.device) for t in (q, k, v))
+    once, twice_q, twice_k = work.chance is None, q * 2, k * 2
+    dq = torch.zeros(q.shape, dtype=exact, device=q.device)
+    dk, dv = (torch.zeros(t.shape, dtype=t.dtype if once else exact, device=t.device) for t in (k, v))
     dvector = torch.zeros(0 if vector is None else vector.shape, dtype=exact, device=q.device)
-    for tile in tiles(work):
-        weights, slope = weights_and_slope(scores(work, tile), attn_fn, lambda t, at=tile: hide(t, work, at))
-        rows, keys = slice(tile.low, tile.high), slice(tile.start, tile.end)
-        batch = slice(tile.first, tile.last)
-        above = dy[batch, :, rows].flatten(0, 1)
-        # The slope is half of what it is, see below.
-        pull = torch.bmm(above * 2, v[batch, :, keys].flatten(0, 1).mT)
-        keep = dropped(work, weights)
-        if keep is not None:
-            weights, pull = weights * keep, pull * keep
-        add(dv[batch, :, keys], weights.mT, above)
-        ds = slope.mul_(pull)
-        add(dq[batch, :, rows], ds, k[batch, :, keys].flatten(0, 1))
-        add(dk[batch, :, keys], ds.mT, q[batch, :, rows].flatten(0, 1))
+    for tile in columns(work) if once else tiles(work):
+        weights, half, above = pulled(work, tile, dy)
+        batch, rows, keys = slice(tile.first, tile.last), slice(tile.low, tile.high), slice(tile.start, tile.end)
+        gather = put if once else add
+        gather(dv[batch, :, keys], weights.mT, above)
+        gather(dk[batch, :, keys], half.mT, twice_q[batch, :, rows].flatten(0, 1))
+        add(dq[batch, :, rows], half, twice_k[batch, :, keys].flatten(0, 1))
         if vector is not None:
-            add_diagonals(dvector, ds.unflatten(0, (-1, q.shape[1])).sum(0, dtype=exact), n - tile.high + tile.start)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dvector if vector is None else dvector.to(vector.dtype)
+            distance = q.shape[2] - tile.high + tile.start
+            add_diagonals(dvector, half.unflatten(0, (-1, q.shape[1])).sum(0, dtype=exact), distance)
+    dvector = dvector if vector is None else dvector.mul_(2).to(vector.dtype)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dvector
+
+
+def pulled(work: Work, tile: Tile, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A tile's weights, half of the gradient of its scores, and its part of dy."""
+    weights, slope = weights_and_slope(scores(work, tile), work.attn_fn, lambda t: hide(t, work, tile))
+    above = dy[tile.first : tile.last, :, tile.low : tile.high].flatten(0, 1)
+    values = work.v[tile.first : tile.last, :, tile.start : tile.end].flatten(0, 1)
+    pull = torch.bmm(above, values.mT)
+    keep = dropped(work, weights)
+    if keep is not None:
+        weights, pull = weights * keep, pull * keep
+    return weights, slope.mul_(pull), above
 
 
 def weights_and_slope(raw: Tensor, attn_fn: str, hide: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -154,6 +165,15 @@ def weights_and_slope(raw: Tensor, attn_fn: str, hide: Callable[[Tensor], Tensor
         return slope.square(), slope
     slope = ((raw - math.sqrt(0.5)).square_() * (-2 * math.pi)).exp_() * math.sqrt(0.5)
     return hide(laplace(raw)), hide(slope)
+
+
+def put(part: Float[Tensor, "b h i j"], left: Float[Tensor, "r i _"], right: Float[Tensor, "r _ j"]) -> None:
+    """Writes a product to where nothing is yet."""
+    if left.requires_grad or right.requires_grad:
+        # Autograd has no rule for products that are written to a place.
+        part.copy_(torch.bmm(left, right).unflatten(0, part.shape[:2]))
+    else:
+        torch.bmm(left, right, out=part.flatten(0, 1))
 
 
 def add(total: Float[Tensor, "b h i j"], left: Float[Tensor, "r i _"], right: Float[Tensor, "r _ j"]) -> None:
@@ -168,8 +188,9 @@ def add_diagonals(total: Float[Tensor, "h l"], ds: Float[Tensor, "h i j"], first
     """Adds the sums along the diagonals of ds to the entries from `first` on: the gradient of a Toeplitz matrix.
 
     Each row is shifted by one more than the row below it, by writing into a strip whose rows are one longer than those
-    it is then read by; the columns of the strip are the diagonals.
+    it is then read by; the columns of the strip are the diagonals. A matrix that is turned around has the same.
     """
+    ds = ds.mT.flip(1, 2) if ds.shape[1] > ds.shape[2] else ds
     h, i, j = ds.shape
     width = i + j - 1
     strip = ds.new_zeros(h, i * width)
