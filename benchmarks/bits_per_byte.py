@@ -18,6 +18,7 @@ from common import keep, median, show
 from torch import Tensor, nn
 
 from xflash.datasets import sequences as data
+from xflash.experiments.clock import flushed
 
 
 def build(name: str, options: argparse.Namespace) -> nn.Module:
@@ -84,6 +85,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     text = data.text(options.text)

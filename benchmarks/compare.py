@@ -24,6 +24,8 @@ import torch
 from common import RESULTS, keep, median, milliseconds, show
 from contenders import DIM, decoding, layer, model, paper_pair, training
 
+from xflash.experiments.clock import flushed
+
 OURS = "xflash"
 COMPILED = "xflash, compile_step"
 TOKENS = 16_384
@@ -323,6 +325,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     return options
 
 
+@flushed()
 def main(words: list[str] | None = None) -> list[Row]:
     options = read_options(words)
     torch.set_num_threads(options.threads)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from xflash import Decoder, TransformerWrapper
 from xflash.base.state import tensors
+from xflash.experiments.clock import flushed
 
 # About equal in parameters: two FLASH layers stand for attention and feed-forward.
 STACKS: dict[str, dict[str, Any]] = {
@@ -102,6 +103,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
 
 
 @torch.inference_mode()
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     options.contexts = sorted(options.contexts)

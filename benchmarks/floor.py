@@ -16,6 +16,7 @@ from common import keep, median, show
 from compare import COMPILED, OURS, tokens_in_turn
 from contenders import DIM, HEADS, VOCABULARY, decoding, model
 
+from xflash.experiments.clock import flushed
 from xflash.layers.kernels.softmax import attend_few
 
 DEPTH = 4
@@ -72,6 +73,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     torch.set_num_threads(options.threads)

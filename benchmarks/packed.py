@@ -14,6 +14,7 @@ from common import keep, median, milliseconds, show
 from torch import Tensor
 
 from xflash import Decoder
+from xflash.experiments.clock import flushed
 
 LAYOUTS = ("attn ff", "gau", "flash", "block_attn ff", "recurrent ff")
 
@@ -69,6 +70,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     rows = measure(options)

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from contenders import layer, model, reading, training
 
+from xflash.experiments.clock import flushed
+
 KINDS = ("layer", "model", "reading")
 
 
@@ -37,6 +39,7 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if peak is None else peak
 
 
+@flushed()
 def main(words: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(

@@ -23,6 +23,7 @@ from torch import nn
 
 from xflash import Decoder, TransformerWrapper, probes
 from xflash.base.files import write_whole
+from xflash.experiments.clock import flushed
 from xflash.probes import Probe
 
 PAGE = Path(__file__).parents[1] / "docs" / "probes.md"
@@ -216,9 +217,9 @@ def read_options(words: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+@flushed()
 def main(words: Sequence[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
-    torch.set_flush_denormal(True)
     runs = [Run(v, p, seed, options) for seed in options.seeds for p in options.probes for v in options.variants]
     rows = [result(run, options.folder) for run in runs]
     before, _, rest = options.page.read_text().partition(BEGIN)

@@ -18,6 +18,7 @@ from common import keep, median, show
 from torch import Tensor, nn
 
 from xflash import Decoder, FLASHTransformer, TransformerWrapper
+from xflash.experiments.clock import flushed
 
 PEER = "flash_pytorch"
 OURS = "FLASHTransformer"
@@ -99,6 +100,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     rows = []

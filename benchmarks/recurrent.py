@@ -17,6 +17,7 @@ from common import keep, median, milliseconds, show
 from torch import Tensor, nn
 
 from xflash import BlockRecurrentTransformer
+from xflash.experiments.clock import flushed
 
 OURS, PEER, FUSED = "xflash", "peer", "peer, fused attention"
 
@@ -87,6 +88,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     # The peer names a context manager that PyTorch has renamed.

@@ -17,6 +17,7 @@ from common import keep, median, milliseconds, show
 
 from xflash import Decoder, TransformerWrapper
 from xflash.base.state import tensors
+from xflash.experiments.clock import flushed
 
 COLUMNS = ["tokens read", "s a segment", "ms a token", "state MB", "peak RSS MB"]
 
@@ -80,6 +81,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
 
 
 @torch.no_grad()
+@flushed()
 def main(words: list[str] | None = None) -> list[dict[str, Any]]:
     options = read_options(words)
     model = build(options)

@@ -40,6 +40,7 @@ from training import (
 from xflash import AutoregressiveWrapper, Decoder, Encoder, TransformerWrapper, ViTransformerWrapper
 from xflash.base.registry import nearest
 from xflash.datasets.images import Images, digits
+from xflash.experiments.clock import flushed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 START, END, PAD = 0, 1, 2
@@ -196,6 +197,7 @@ def loss_of(models: Captioner, rows: Rows, device: str) -> Tensor:
         return models.decoder(ids.to(device), lens=lens.to(device), context=context)
 
 
+@flushed()
 def train(models: Captioner, data: Images, options: Options) -> tuple[float, float]:
     """Trains both together, on new rows in each step; the mean of the last losses, and the seconds."""
     optimizer = make_optimizer(models.parts().train(), options)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xflash import Decoder, TransformerWrapper, probes
+from xflash.experiments.clock import flushed
 from xflash.probes import Probe
 
 GAPS = (1, 2, 3, 4, 5, 15, 31, 63)
@@ -92,6 +93,7 @@ def accuracy(model: nn.Module, options: argparse.Namespace) -> dict[int, float]:
     return found
 
 
+@flushed()
 def train(variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One run of a variant: steps, and accuracy by gap."""
     torch.manual_seed(seed)

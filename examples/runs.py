@@ -20,6 +20,7 @@ from training import Diverged, check_device, free_name, make_optimizer, one_line
 from xflash.base.files import replacing, write_whole
 from xflash.base.registry import nearest
 from xflash.datasets.sequences import Text
+from xflash.experiments.clock import flushed
 from xflash.saving.migrate import FORMAT
 
 # What a checkpoint has of a run beside its options, model, optimizer and chance.
@@ -253,6 +254,7 @@ class Stop:
         self.__exit__()
 
 
+@flushed()
 def train(run: Run, step: Callable[[Run], dict[str, Any]], look: Callable[[Run], float]) -> None:
     """Steps until the run is complete or told to stop; saved in either case.
 

@@ -40,6 +40,7 @@ from training import (
 )
 from xflash import Encoder, ViTransformerWrapper
 from xflash.datasets.images import Images, digits
+from xflash.experiments.clock import flushed
 
 # What the default layouts are trained with; every other one starts from the defaults of its blocks. Queries and keys of
 # 128 channels are made for wider models, and a group of 4 is a row of patches.
@@ -125,6 +126,7 @@ def batches(n: int, options: Options, chance: torch.Generator):
         yield from (order[at : at + options.batch] for at in range(0, max(1, n - options.batch + 1), options.batch))
 
 
+@flushed()
 def train(model: ViTransformerWrapper, data: Images, options: Options, name: str) -> tuple[int, float]:
     """Trains the model; how many steps it was, and how many seconds."""
     total = options.steps or options.epochs * max(1, len(data) // options.batch)

@@ -36,7 +36,7 @@ class Cover:
     """Finds combinations, one after the other: each begins with two choices that have not met, and takes of every
     further axis the choice that has most to meet among those it has.
 
-    What is refused is looked into: the least part of it that is refused beside defaults is in no combination again.
+    What is refused is looked into: the least parts of it that are refused beside defaults are in no combination again.
     """
 
     def __init__(self, domain: dict[str, list[dict[str, Any]]], build: Any, causal: bool):
@@ -53,16 +53,22 @@ class Cover:
         return bool(refusal(self.build, self.causal, as_row(self.domain, indices)))
 
     def bar(self, row: tuple[int, ...]) -> None:
-        """Notes a refused combination, and the least part of it that is to blame."""
+        """Notes a refused combination, and all that is to blame: part by part, the ones before left at defaults."""
         self.refused.append(row)
+        while self.is_refused(row):
+            blame = self.least(row)
+            self.barred.append(blame)
+            for pick in blame:
+                self.by_pick.setdefault(pick, []).append(blame)
+            row = tuple(0 if (at, i) in blame else i for at, i in enumerate(row))
+
+    def least(self, row: tuple[int, ...]) -> frozenset[Pick]:
+        """The least part of a refused combination that is refused beside defaults."""
         kept = list(row)
         for at in range(len(row)):
             trial = [*kept[:at], 0, *kept[at + 1 :]]
             kept = trial if kept[at] and self.is_refused(trial) else kept
-        blame = frozenset((at, i) for at, i in enumerate(kept) if i)
-        self.barred.append(blame)
-        for pick in blame:
-            self.by_pick.setdefault(pick, []).append(blame)
+        return frozenset((at, i) for at, i in enumerate(kept) if i)
 
     def fits(self, pick: Pick, chosen: set[Pick]) -> bool:
         return not any(blame - {pick} <= chosen for blame in self.by_pick.get(pick, ()))

@@ -26,6 +26,20 @@ def test_imports(script, capsys):
     assert "seconds, median" in capsys.readouterr().out
 
 
+def test_long(script, capsys):
+    module, small = script("long"), ["--dim", "16", "--depth", "2", "--segment", "17", "--chunk", "13"]
+    module.main([*small, "--only", "read", "--read", "19", "59"])
+    short, long = json.loads(capsys.readouterr().out)
+    assert (short["tokens"], long["tokens"]) == (19, 59) and short["state_mb"] == long["state_mb"] > 0
+    losses = []
+    for way in module.WAYS:
+        module.main([*small, "--only", "train", "--tokens", "61", "--way", way])
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(RuntimeError, match="--way=none ended with 2"):
+        module.apart(["--only=train", "--way=none"])
+
+
 def test_decode_cost(script, capsys, tmp_path):
     module = script("decode_cost")
     rows = module.main(["--contexts", "9", "150", "--tokens", "3", "--rounds", "2", "--dim", "32"])

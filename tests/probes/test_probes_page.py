@@ -18,8 +18,7 @@ QUICK = ["--quick", "--probes", "recall", "parity", "--variants", "softmax", "fe
 def script(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.chdir(tmp_path)
-    yield importlib.import_module("probes")
-    torch.set_flush_denormal(False)
+    return importlib.import_module("probes")
 
 
 def test_the_code_runs(tmp_path, monkeypatch):
