@@ -103,6 +103,4 @@ def attention_kernel(machine: Machine, back: bool, args: tuple[Any, ...], outs: 
     if mask is not None:
         moved += MISSED * (b * h * n * m * mask.element_size() - real_bytes(mask))
     launches = 3 if back else 1
-    return Kernel(
-        f"attention {kind}", launches, moved, flops, *seconds_of(machine, launches, moved, flops, rate)
-    )
+    return Kernel(f"attention {kind}", launches, moved, flops, *seconds_of(machine, launches, moved, flops, rate))

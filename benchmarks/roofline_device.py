@@ -19,8 +19,8 @@ DEVICE = "standin"
 # What CUDA casts down, and what it casts up.
 LOWER = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "addbmm", "conv1d", "conv2d", "mv")
 EXACT = (
-    "layer_norm", "softmax.int", "log_softmax.int", "nll_loss", "nll_loss_nd", "cumsum", "sum", "sum.dim_IntList", "exp",
-    "rsqrt", "pow.Tensor_Scalar", "log", "cross_entropy_loss",
+    "layer_norm", "softmax.int", "log_softmax.int", "nll_loss", "nll_loss_nd", "cumsum", "sum", "sum.dim_IntList",
+    "exp", "rsqrt", "pow.Tensor_Scalar", "log", "cross_entropy_loss",
 )  # fmt: skip
 # CUDA has a kernel for these, which a backend without one takes apart before anybody sees it.
 WHOLE = ("silu_backward", "mish_backward")
@@ -113,7 +113,7 @@ def here(t: Any) -> bool:
 
 
 def moved(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """The module with its weights on the device, floats in `dtype`; tied ones stay tied. Only where they have shapes."""
+    """The module with its weights on the device, floats in `dtype`; tied ones stay tied."""
     made: dict[int, Any] = {}
 
     def there(t: Tensor) -> Tensor:

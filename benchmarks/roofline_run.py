@@ -35,7 +35,16 @@ __all__ = ["Count", "Run", "simulated"]
 # How many numbers there are found to be where only the device knows.
 SOME = 7
 # Frames that are not where something happens.
-ELSEWHERE = ("/torch/", "/benchmarks/roofline", "/einops/", "/jaxtyping/", "/beartype/", "<", "/unittest/", "contextlib.py")
+ELSEWHERE = (
+    "/torch/",
+    "/benchmarks/roofline",
+    "/einops/",
+    "/jaxtyping/",
+    "/beartype/",
+    "<",
+    "/unittest/",
+    "contextlib.py",
+)
 ELSEWHERE += ("base/shapes.py",)
 
 
@@ -82,6 +91,7 @@ class Run(TorchDispatchMode):
 
     def __init__(self, machine: Machine, places: bool = False, instead: dict[str, Callable[..., Any]] | None = None):
         super().__init__()
+        self.fake = FakeTensorMode()
         self.machine, self.places, self.instead = machine, places, instead or {}
         self.count = Count(machine)
         self.live, self.storages = 0.0, set()
@@ -111,11 +121,12 @@ class Run(TorchDispatchMode):
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if name in LOOKS and any(isinstance(t, FakeTensor) for t in given):
             return LOOKS[name](self, func, args, kwargs)
-        if kwargs.get("device") is None or torch.device(kwargs["device"]).type != DEVICE:
-            if not any(isinstance(t, FakeTensor) for t in given):
-                # The CPU's own.
-                with unset_fake_temporarily():
-                    return func(*args, **kwargs)
+        device = kwargs.get("device")
+        onto = device is not None and torch.device(device).type == DEVICE
+        if not onto and not any(isinstance(t, FakeTensor) for t in given):
+            # The CPU's own.
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
         return self.noted(func, name, args, kwargs, given)
 
     def again(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,6 +136,10 @@ class Run(TorchDispatchMode):
 
     def noted(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> Any:
         """A call by shape, and what it costs."""
+        if not all(isinstance(t, FakeTensor) for t in given):
+            # FakeTensorMode would really copy a tensor of the CPU to the device.
+            args, kwargs = tree_map_only(Tensor, self.by_shape, (args, kwargs))
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         out = func(*args, **kwargs)
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         there = {t.device.type for t in (*given, *outs)}
@@ -143,6 +158,9 @@ class Run(TorchDispatchMode):
             kernel = kernel_of(self.machine, name, args, kwargs, read, outs)
         self.add(kernel)
         return out
+
+    def by_shape(self, t: Tensor) -> Tensor:
+        return t if isinstance(t, FakeTensor) else self.fake.from_tensor(t)
 
     def add(self, kernel: Kernel) -> None:
         self.count.kernels.append(kernel._replace(place=place()) if self.places else kernel)
@@ -310,7 +328,7 @@ def simulated(machine: Machine = H200, **options: Any) -> Iterator[Run]:
     """The device, at work; options: of `Run`."""
     run = Run(machine, **options)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(run.fake)
         for (owner, name), value in stand_ins(run).items():
             stack.enter_context(mock.patch.object(owner, name, value))
         stack.enter_context(run)
