@@ -87,12 +87,22 @@ class Count:
 
 
 class Run(TorchDispatchMode):
-    """Sees every call; counts those on the device while `counted`. places: whether each kernel is to know its line."""
+    """Sees every call; counts those on the device while `counted`.
 
-    def __init__(self, machine: Machine, places: bool = False, instead: dict[str, Callable[..., Any]] | None = None):
+    places: whether each kernel is to know its line.  memory: whether the peak is to be known.  instead: what is called
+    in the place of operators, by name.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        places: bool = False,
+        memory: bool = True,
+        instead: dict[str, Callable[..., Any]] | None = None,
+    ):
         super().__init__()
         self.fake = FakeTensorMode()
-        self.machine, self.places, self.instead = machine, places, instead or {}
+        self.machine, self.places, self.memory, self.instead = machine, places, memory, instead or {}
         self.count = Count(machine)
         self.live, self.storages = 0.0, set()
 
@@ -145,7 +155,8 @@ class Run(TorchDispatchMode):
         there = {t.device.type for t in (*given, *outs)}
         if DEVICE not in there:
             return out
-        self.hold(outs)
+        if self.memory:
+            self.hold(outs)
         if len(there) > 1:
             self.between(name, args, kwargs, given, outs)
         if is_view(func) or name in FREE:
@@ -286,10 +297,7 @@ def place() -> str:
 
 def stand_ins(run: Run) -> dict[tuple[Any, str], Any]:
     """What tensors without values cannot do, and how it is done here."""
-    tolist, tensor, generator = Tensor.tolist, torch.tensor, torch.Generator
-
-    def listed(t: Tensor) -> Any:
-        return run.listed(t) if isinstance(t, FakeTensor) else tolist(t)
+    tensor, generator = torch.tensor, torch.Generator
 
     def made(data: Any, *, device: Any = None, **flags: Any) -> Tensor:
         if device is None or torch.device(device).type != DEVICE:
@@ -303,7 +311,7 @@ def stand_ins(run: Run) -> dict[tuple[Any, str], Any]:
             return generator("cpu" if torch.device(device).type == DEVICE else device)
 
     return {
-        (Tensor, "tolist"): listed,
+        (FakeTensor, "tolist"): lambda t: run.listed(t),
         (Tensor, "data_ptr"): lambda t: t.untyped_storage()._cdata + t.storage_offset() * t.element_size(),
         (torch, "tensor"): made,
         (torch, "Generator"): Generator,
