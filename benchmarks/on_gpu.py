@@ -1,13 +1,14 @@
-"""Whether xflash is right on a GPU, and how fast: one run, within a few minutes, without a network.
+"""Whether xflash is right on a GPU, and how fast: one run, within eight minutes, without a network.
 
-    python benchmarks/on_gpu.py --device cuda --minutes 6 --out on_gpu.jsonl
+    python benchmarks/on_gpu.py --device cuda --minutes 8 --out on_gpu.jsonl
 
 Parts, the most valuable first: `right` (every registered part and every wrapper against the CPU, `on_gpu_right.py`),
-`speed` (training steps beside a plain transformer, `on_gpu_speed.py`), `decode` (`on_gpu_decode.py`), `compile`. Each
-part is a process of its own, which has its share of the time and what others left of theirs; what a case gives is
-written as a line of JSON at once. A case that fails is a line with its error; one that takes the process with it is
-left out when the part is begun again. `--device cpu --tiny` tries all of it on a CPU within a minute; its times say
-nothing.
+`speed` (training steps beside a plain transformer, `on_gpu_speed.py`), `decode` (`on_gpu_decode.py`), `compare` (the
+rows of `compare.py`), `compile`; beside them, on the CPU, `predicted`: what `roofline.py` says of what `speed` and
+`decode` measure. Each part is a process of its own, which has its share of the time and what others left of theirs;
+what a case gives is written as a line of JSON at once. A case that fails is a line with its error; one that takes the
+process with it is left out when the part is begun again. At the end a picture is drawn of what was measured and what
+was predicted, beside the lines. `--device cpu --tiny` tries all of it on a CPU within a minute; its times say nothing.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,8 +29,10 @@ from typing import Any
 import torch
 from common import machine
 
-# Seconds of six minutes; 'compile' has what is left of the time.
-SHARES = {"right": 100, "speed": 125, "decode": 65, "compile": 70}
+# Seconds of eight minutes; 'compile' has what is left of the time.
+SHARES = {"right": 110, "speed": 160, "decode": 75, "compare": 60, "compile": 75}
+# On the CPU, while the first of the others is at work.
+BESIDE = "predicted"
 # What an exit says: the process is of no more use, the part can go on in another.
 BROKEN, AGAIN = 75, 6
 Row = dict[str, Any]
@@ -48,6 +52,10 @@ def cases(part: str, options: argparse.Namespace) -> Iterator[Case]:
         import on_gpu_decode
 
         return on_gpu_decode.cases(options)
+    if part in ("compare", BESIDE):
+        import on_gpu_compare
+
+        return on_gpu_compare.cases(options) if part == "compare" else on_gpu_compare.predicted(options)
     import on_gpu_speed
 
     return on_gpu_speed.cases(options) if part == "speed" else on_gpu_speed.compiled(options)
@@ -123,6 +131,8 @@ class Part:
             self.tell(name, {"error": f"stopped after {time.perf_counter() - begun:.0f} s"})
         except torch.cuda.OutOfMemoryError:
             self.tell(name, {"skipped": "out of memory"})
+        except ModuleNotFoundError as error:
+            self.tell(name, {"skipped": f"no {error.name} here"})
         except Exception as error:
             text = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"
             self.tell(name, {"error": text[:300]})
@@ -134,7 +144,7 @@ class Part:
 
     def tell(self, name: str, row: Row) -> None:
         self.write(name, **row)
-        if self.name != "right" or "error" in row or "skipped" in row or row.get("failed"):
+        if self.name not in ("right", "compare", BESIDE) or "error" in row or "skipped" in row or row.get("failed"):
             print(f"{self.name:7} {name}: {told(row)}", flush=True)
 
 
@@ -205,9 +215,9 @@ def supervised(part: str, options: argparse.Namespace, until: float) -> None:
 
 def read_options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--parts", nargs="+", choices=[BESIDE, *SHARES], default=[BESIDE, *SHARES])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, help="of the whole run (default: 6, or 0.8 with --tiny)")
+    parser.add_argument("--minutes", type=float, help="of the whole run (default: 8, or 1 with --tiny)")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/on_gpu.jsonl"), help="continued if there")
     parser.add_argument("--only", default="", help="cases whose names have this in them")
     parser.add_argument("--tiny", action="store_true", help="sizes that say nothing, for a CPU")
@@ -217,7 +227,7 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", default=None, help="of torch.compile")
     parser.add_argument("--here", action="store_true", help="run the parts in this process")
     options = parser.parse_args(words)
-    options.minutes = options.minutes or (0.8 if options.tiny else 6.0)
+    options.minutes = options.minutes or (1.0 if options.tiny else 8.0)
     options.backend = options.backend or ("eager" if options.tiny else "inductor")
     options.least = 0.0 if options.tiny else 5.0
     options.each = min(options.each, 0.01) if options.tiny else options.each
@@ -226,26 +236,52 @@ def read_options(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> list[str]:
     options = read_options(words)
-    begun, ends = time.monotonic(), time.monotonic()
+    begun = time.monotonic()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     # What the peers use and PyTorch has changed since, and its own advice on speed.
     warnings.filterwarnings("ignore")
-    if not options.here:
-        with options.out.open("a") as out:
-            out.write(json.dumps({"part": "machine", "case": "", **machine(options.device)}) + "\n")
-    found = []
-    for part in options.parts:
-        ends += 60 * options.minutes * SHARES[part] / sum(SHARES[name] for name in options.parts)
-        if options.here:
+    if options.here:
+        for part, ends in ending(options, begun).items():
             if code := Part(part, options, ends).run():
                 sys.exit(code)
-            continue
-        supervised(part, options, ends)
+        return []
+    with options.out.open("a") as out:
+        out.write(json.dumps({"part": "machine", "case": "", **machine(options.device)}) + "\n")
+    found = []
+    ends = ending(options, begun)
+    beside = threading.Thread(target=supervised, args=(BESIDE, options, ends.pop(BESIDE, begun)))
+    beside.start()
+    for part in ends:
+        supervised(part, options, ends[part])
         found += summary(part, options)
         print("\n".join(summary(part, options)), flush=True)
-    if not options.here:
-        print(f"{options.out}: {time.monotonic() - begun:.0f} s")
+    beside.join()
+    print("\n".join([*summary(BESIDE, options), *pictured(options)]))
+    print(f"{options.out}: {time.monotonic() - begun:.0f} s")
     return found
+
+
+def ending(options: argparse.Namespace, begun: float) -> dict[str, float]:
+    """When each part is to end; what goes on beside the others has all of the time."""
+    parts = [part for part in options.parts if part != BESIDE]
+    found, ends = {BESIDE: begun + 60 * options.minutes} if BESIDE in options.parts else {}, begun
+    for part in parts:
+        ends += 60 * options.minutes * SHARES[part] / sum(SHARES[name] for name in parts)
+        found[part] = ends
+    return found
+
+
+def pictured(options: argparse.Namespace) -> list[str]:
+    """Draws what was measured and predicted, where matplotlib is there; what there is to say of it."""
+    import on_gpu_compare
+
+    rows = [row for part in ("speed", "decode", BESIDE) for row in lines(options.out, part)]
+    said = [f"  {name}: {ms:.2f} ms, predicted {guess:.2f}" for name, ms, guess in on_gpu_compare.joined(rows) if guess]
+    try:
+        on_gpu_compare.drawn(rows, path := options.out.with_suffix(".png"))
+    except ModuleNotFoundError as error:
+        return [*said, f"no picture: there is no {error.name} here"]
+    return [*said, str(path)]
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import median
-from on_gpu_speed import Plain, Scale, ids, launched, ours, placed, scale_of, synchronized
+from gpu_models import Model, Plain, Scale, made, ours, peers, scale_of
+from on_gpu_speed import ids, launched, placed, synchronized
 from torch import Tensor
 
-__all__ = ["cases"]
+__all__ = ["cases", "decoded"]
 
-LAYOUTS = {"attn ff": "attn ff", "flash": "flash", "gau": "gau", "attn(window=512) ff": "attn(window=512) ff"}
 TOKENS, ROUNDS, WARM = 24, 3, 3
 Row = dict[str, Any]
 Begin = Callable[[Tensor, Tensor | None], Callable[[], Tensor]]
@@ -42,6 +42,53 @@ def plainly(net: Plain, prompt: Tensor, mask: Tensor | None) -> Callable[[], Ten
         return logits
 
     return step
+
+
+def cached(net: Any, prompt: Tensor, mask: Tensor | None) -> Callable[[], Tensor]:
+    """The same with x-transformers' cache, which is given all tokens and takes the last."""
+    _, cache = net(prompt, return_intermediates=True)
+    kept: list[Any] = [cache, torch.cat((prompt, prompt[:, :1]), 1)]
+
+    def step() -> Tensor:
+        logits, kept[0] = net(kept[1], return_intermediates=True, cache=kept[0])
+        kept[1] = torch.cat((kept[1], prompt[:, :1]), 1)
+        return logits
+
+    return step
+
+
+def again(net: Any, prompt: Tensor, mask: Tensor | None) -> Callable[[], Tensor]:
+    """The same where nothing is kept: all tokens are read once more."""
+    kept = [prompt]
+
+    def step() -> Tensor:
+        kept[0] = torch.cat((kept[0], prompt[:, :1]), 1)
+        return net(kept[0])
+
+    return step
+
+
+class Decoder(NamedTuple):
+    """A model, how it goes on token by token, and whether its rows may differ in length."""
+
+    model: Model
+    begin: Begin
+    ragged: bool = False
+
+
+def decoded() -> dict[str, Decoder]:
+    """What decodes, by name: ours, then the plain transformer and the libraries that are there."""
+    layouts: dict[str, Row] = {
+        "attn ff": {}, "flash": {}, "gau": {}, "attn(window=512) ff": {}, "attn ff, kv_heads=4": {"attn_kv_heads": 4},
+        "block_attn ff": {},
+    }  # fmt: skip
+    found = {
+        name: Decoder(made(name.partition(",")[0], pos="rotary", **flags), stepping, True)
+        for name, flags in layouts.items()
+    }
+    theirs = {"x-transformers, rotary, attn_flash": cached, "FLASH-pytorch FLASHTransformer": again}
+    others = {name: Decoder(model, theirs[name]) for name, model in peers().items() if name in theirs}
+    return {"floor": Decoder(Model(Plain), plainly), **found, **others}
 
 
 def sizes(options: Any) -> Iterator[tuple[int, int, bool]]:
@@ -80,13 +127,14 @@ def length_of(options: Any) -> int:
 
 
 @torch.no_grad()
-def eager(name: str, begin: Begin, build: Callable[[], Any], options: Any) -> Iterator[Row]:
-    net = placed(build, options).eval()
+def eager(name: str, options: Any) -> Iterator[Row]:
+    scale, length, kind = scale_of(options), length_of(options), decoded()[name]
+    net = placed(lambda: kind.model.build(scale, length), options).eval()
     for rows, n, ragged in sizes(options):
-        if ragged and name == "floor":
+        if ragged and not kind.ragged:
             continue
         mask = lengths(rows, n, options.device) if ragged else None
-        step = begin(net, ids(rows, n, options.device), mask)
+        step = kind.begin(net, ids(rows, n, options.device), mask)
         ms, _ = a_token(step, options.device)
         yield {"size": said(rows, n, ragged), "ms": ms, **launched(step, options.device)}
         del step
@@ -136,12 +184,9 @@ def shallow(options: Any) -> Scale:
 
 def cases(options: Any) -> Iterator[tuple[str, Callable[[], Iterator[Row]]]]:
     """Eager first, then compiled, without CUDA graphs and with them."""
-    scale, n = scale_of(options), length_of(options)
-    yield "floor", functools.partial(eager, "floor", plainly, lambda: Plain(scale, n), options)
-    for name, layers in LAYOUTS.items():
-        build = functools.partial(ours, layers, scale, n, pos="rotary")
-        yield name, functools.partial(eager, name, stepping, build, options)
+    for name in decoded():
+        yield name, functools.partial(eager, name, options)
     modes = {"compile_step": None, **({"CUDA graphs": "reduce-overhead"} if options.device.startswith("cuda") else {})}
     for name in ("flash", "attn ff", "gau"):
         for way, mode in modes.items():
-            yield f"{name}, {way}", functools.partial(compiled, LAYOUTS[name], mode, options)
+            yield f"{name}, {way}", functools.partial(compiled, name, mode, options)

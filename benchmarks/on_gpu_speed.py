@@ -6,169 +6,19 @@ what PyTorch's fused attention and matrix products do: the ratio says what is pa
 
 import contextlib
 import functools
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from common import median
+from gpu_models import VOCABULARY, Plain, models, peers, scale_of
 from torch import Tensor, nn
 
-from xflash import Decoder, Encoder, FLASHTransformer, TransformerWrapper
+__all__ = ["cases", "compiled", "launched"]
 
-__all__ = ["Plain", "cases", "compiled", "launched"]
-
-VOCABULARY = 256
 Row = dict[str, Any]
 Cases = Iterator[tuple[str, Callable[[], Iterator[Row]]]]
-
-
-class Scale(NamedTuple):
-    """How large: rows and lengths of a step, width, heads, and how many times 'attn ff'."""
-
-    sizes: tuple[tuple[int, int], ...]
-    dim: int
-    heads: int
-    depth: int
-
-    def of(self, layers: str) -> int:
-        """How often a layout is repeated for as many parameters: two gated layers stand for attention and ff."""
-        units = sum({"attn": 1, "block_attn": 1, "ff": 2}.get(word.split("(")[0], 1.5) for word in spelled(layers))
-        return max(1, round(3 * self.depth / units))
-
-
-def spelled(layers: str) -> list[str]:
-    """'flash*3 ff' as the words it stands for."""
-    words = (word.partition("*") for word in layers.split())
-    return [name for name, _, times in words for _ in range(int(times or 1))]
-
-
-FULL, TINY = Scale(((8, 2048), (8, 8192)), 1024, 16, 12), Scale(((2, 48),), 32, 2, 2)
-
-
-def scale_of(options: Any) -> Scale:
-    return TINY if options.tiny else FULL
-
-
-class Plain(nn.Module):
-    """Pre-norm softmax attention and feed-forward on PyTorch's own kernels, positions learned; keys kept on demand."""
-
-    def __init__(self, scale: Scale, n: int, depth: int | None = None):
-        super().__init__()
-        dim, self.heads = scale.dim, scale.heads
-        self.tokens, self.places = nn.Embedding(VOCABULARY, dim), nn.Embedding(n, dim)
-        self.qkv, self.out, self.up, self.down = (
-            nn.ModuleList(nn.Linear(a * dim, b * dim, bias=bias) for _ in range(depth or scale.depth))
-            for a, b, bias in ((1, 3, False), (1, 1, False), (1, 4, True), (4, 1, True))
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * len(self.qkv) + 1))
-        self.head = nn.Linear(dim, VOCABULARY)
-
-    def forward(self, ids: Tensor, kept: list[tuple[Tensor, Tensor]] | None = None, at: int = 0) -> Tensor:
-        """Logits; with buffers (b, h, slots, d) of all layers' keys and values, those of tokens from place `at` on."""
-        n = ids.shape[1]
-        x = self.tokens(ids) + self.places.weight[at : at + n]
-        for i, (qkv, out, up, down) in enumerate(zip(self.qkv, self.out, self.up, self.down, strict=True)):
-            heads = qkv(self.norms[2 * i](x)).unflatten(-1, (3, self.heads, -1))
-            q, k, v = heads.permute(2, 0, 3, 1, 4)
-            if kept is not None:
-                for buffer, new in zip(kept[i], (k, v), strict=True):
-                    buffer[:, :, at : at + n] = new
-                k, v = (buffer[:, :, : at + n] for buffer in kept[i])
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1)
-            x = x + out(mixed.transpose(1, 2).flatten(2))
-            x = x + down(F.gelu(up(self.norms[2 * i + 1](x))))
-        return self.head(self.norms[-1](x))
-
-    def buffers_for(self, rows: int, slots: int) -> list[tuple[Tensor, Tensor]]:
-        weight = self.tokens.weight
-        shape = (rows, self.heads, slots, weight.shape[1] // self.heads)
-        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.qkv]
-
-
-def ours(layers: str, scale: Scale, n: int, depth: int | None = None, causal: bool = True, **flags: Any) -> nn.Module:
-    """A language model of xflash."""
-    absolute = flags.pop("absolute", False)
-    kind = Decoder if causal else Encoder
-    stack = kind(dim=scale.dim, depth=depth or scale.of(layers), heads=scale.heads, layers=layers, **flags)
-    return TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=n, attn_layers=stack, use_abs_pos_emb=absolute)
-
-
-def documents(rows: int, n: int) -> Row:
-    """Four documents a row, their ends by chance."""
-    chance = torch.Generator().manual_seed(1)
-    ends = torch.rand(rows, n, generator=chance).argsort(1)[:, :3].sort(1).values
-    return {"doc_ids": torch.searchsorted(ends, torch.arange(n).expand(rows, -1).contiguous())}
-
-
-def padded(rows: int, n: int) -> Row:
-    """Rows of half their length to all of it."""
-    lengths = torch.linspace(n // 2, n, rows).long()
-    return {"mask": torch.arange(n) < lengths[:, None]}
-
-
-Build = Callable[[Scale, int], nn.Module]
-Beside = Callable[[int, int], Row]
-
-
-def models() -> dict[str, tuple[Build, Beside]]:
-    """What is timed, by name: how it is built for a length, and what it is given beside ids."""
-    rotary: Row = {"pos": "rotary"}
-
-    def made(layers: str, beside: Beside = lambda _, __: {}, **flags: Any) -> tuple[Build, Beside]:
-        return functools.partial(ours, layers, **flags), beside
-
-    return {
-        "attn ff, absolute": made("attn ff", absolute=True),
-        "attn ff, rotary": made("attn ff", **rotary),
-        "flash": made("flash", **rotary),
-        "gau": made("gau", **rotary),
-        "flash*3 attn ff": made("flash*3 attn ff", **rotary),
-        "attn(window=512) ff": made("attn ff", attn_window=512, **rotary),
-        "attn ff, doc_ids": made("attn ff", documents, **rotary),
-        "attn ff, alibi": made("attn ff", pos="alibi"),
-        "attn ff, rel_pos": made("attn ff", pos="rel_pos"),
-        "Encoder attn ff, padded": made("attn ff", padded, causal=False, **rotary),
-        "attn ff, masked": made("attn ff", padded, **rotary),
-        "flash, doc_ids": made("flash", documents, **rotary),
-        "flash, doc_ids, max_documents": made("flash", documents, flash_max_documents=4, **rotary),
-        "Encoder flash": made("flash", causal=False, **rotary),
-        "block_attn ff": made("block_attn ff", **rotary),
-        "block_attn ff, doc_ids": made("block_attn ff", documents, **rotary),
-        **peers(),
-    }
-
-
-def peers() -> dict[str, tuple[Build, Beside]]:
-    """The libraries that are there."""
-    found: dict[str, tuple[Build, Beside]] = {}
-    if importlib.util.find_spec("x_transformers"):
-        found["x-transformers, rotary, attn_flash"] = x_transformers, lambda _, __: {}
-    if importlib.util.find_spec("flash_pytorch"):
-        found["FLASH-pytorch FLASHTransformer"] = flash_pytorch, lambda _, __: {}
-        found["FLASHTransformer"] = flash_transformer, lambda _, __: {}
-    return found
-
-
-def x_transformers(scale: Scale, n: int) -> nn.Module:
-    import x_transformers as library
-
-    stack = library.Decoder(
-        dim=scale.dim, depth=scale.depth, heads=scale.heads, rotary_pos_emb=True, attn_flash=True, attn_dim_head=64
-    )
-    return library.TransformerWrapper(num_tokens=VOCABULARY, max_seq_len=n, attn_layers=stack, use_abs_pos_emb=False)
-
-
-def flash_pytorch(scale: Scale, n: int) -> nn.Module:
-    import flash_pytorch as library
-
-    return library.FLASHTransformer(num_tokens=VOCABULARY, dim=scale.dim, depth=2 * scale.depth, causal=True)
-
-
-def flash_transformer(scale: Scale, n: int) -> nn.Module:
-    return FLASHTransformer(num_tokens=VOCABULARY, dim=scale.dim, depth=2 * scale.depth, causal=True)
 
 
 def is_gpu(device: str) -> bool:
@@ -202,7 +52,8 @@ def training(net: nn.Module, x: Tensor, beside: Row, options: Any, autocast: boo
         net.zero_grad(set_to_none=True)
         with torch.autocast(x.device.type, torch.bfloat16) if lowered else contextlib.nullcontext():
             y = net(x, **beside)
-        y.float().square().mean().backward()
+        logits = y[0] if isinstance(y, tuple) else y
+        logits.float().square().mean().backward()
 
     return call
 
@@ -305,10 +156,10 @@ def in_bits(net: nn.Module, x: Tensor, beside: Row, options: Any, peer: bool) ->
 
 
 def timed(name: str, rows: int, n: int, floors: Floors, options: Any) -> Iterator[Row]:
-    build, beside = models()[name]
-    net = placed(lambda: build(scale_of(options), n), options)
+    model = models()[name]
+    net = placed(lambda: model.build(scale_of(options), n), options)
     x, device = ids(rows, n, options.device), options.device
-    call, bits = in_bits(net, x, beside(rows, n), options, name in peers())
+    call, bits = in_bits(net, x, model.beside(rows, n), options, name in peers())
     net.zero_grad()  # gradients are among what a step takes
     row: Row = {"bits": bits, **peak_of(call, device)}
     floor = floors.call(rows, n)
@@ -339,11 +190,11 @@ def twice(name: str, floors: Floors, options: Any) -> Iterator[Row]:
     """Eager and compiled, a quarter as deep."""
     scale, (rows, n) = scale_of(options), scale_of(options).sizes[0]
     scale = scale._replace(depth=max(1, scale.depth // 4))
-    build, beside = models()[name]
-    net = placed(lambda: build(scale, n), options)
+    model = models()[name]
+    net = placed(lambda: model.build(scale, n), options)
     x = ids(rows, n, options.device)
-    eager = training(net, x, beside(rows, n), options)
-    fast = training(torch.compile(net, backend=options.backend), x, beside(rows, n), options)
+    eager = training(net, x, model.beside(rows, n), options)
+    fast = training(torch.compile(net, backend=options.backend), x, model.beside(rows, n), options)
     eager()
     begun = time.perf_counter()
     fast()

@@ -40,6 +40,7 @@ def rows_of(out):
         ("right", "generation", 1),
         ("speed", "max_documents", 1),
         ("decode", "floor", 1),
+        ("compare", "paper", 1),
         pytest.param("decode", "attn ff, compile_step", 1, marks=pytest.mark.slow),
         ("compile", "alibi", 1),
     ],
@@ -53,8 +54,39 @@ def test_parts(script, out, part, only, cases):
     assert rows and {row["part"] for row in rows} == {part}
     if part == "right":
         assert all(row["failed"] == {} == row["waits"] for row in rows)
+    elif part == "compare":
+        assert [row["peer"] for row in rows] == ["Transformer++"] * 2 and all(row["ratio"] > 0 for row in rows)
     else:
         assert all(row["ms"] > 0 for row in rows)
+
+
+def test_what_was_measured_is_drawn_beside_what_was_predicted(script, out, capsys):
+    module = script("on_gpu")
+    out.parent.mkdir()
+    timed = {"2x48 floor": (3.5, None), "flash": (2.5, "b=1 after 5"), "gau": (1.5, None)}
+    rows = [{"part": "speed", "case": case, "ms": ms} | ({"size": s} if s else {}) for case, (ms, s) in timed.items()]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # In a process of its own in any case: the stand-in device stays in one.
+    module.main([*TINY, "--out", str(out), "--parts", "predicted", "--only", "x48 floor"])
+    text = capsys.readouterr().out
+    assert "predicted: 1 cases ran, 0 broke off" in text and "2x48 floor: 3.50 ms, predicted 0." in text
+    assert out.with_suffix(".png").stat().st_size > 1000
+    known = {"part": "predicted", "case": "flash, b=1 after 5", "of": "flash", "size": "b=1 after 5", "ms": 0.5}
+    joined = script("on_gpu_compare").joined([*rows, known])
+    assert joined == [("2x48 floor", 3.5, None), ("flash, b=1 after 5", 2.5, 0.5), ("gau", 1.5, None)]
+
+
+def test_a_library_that_is_not_there_is_left_out(script, out, monkeypatch, capsys):
+    module = script("on_gpu")
+
+    def missing():
+        import no_such_library  # noqa: F401  # ty: ignore[unresolved-import]
+
+        yield {}
+
+    monkeypatch.setattr(module, "cases", lambda part, options: iter([("one", missing)]))
+    module.main([*TINY, "--out", str(out), "--parts", "speed", "--here"])
+    assert "one: no no_such_library here" in capsys.readouterr().out
 
 
 def test_a_case_that_fails_stops_nothing(script, out, monkeypatch, capsys):
