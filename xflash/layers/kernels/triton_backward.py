@@ -33,7 +33,7 @@ def carry_back(
     for back in range(groups):
         g = groups - 1 - back
         first, count = row * n + g * w, tl.minimum(w, n - g * w)
-        save(DKV + (row * groups + g) * k * e, c, ch, e, k, e, tl.where(g < full, above / w, 0.0))
+        save(DKV + (row * groups + g) * k * e, c, ch, e, k, e, tl.where(g < full, above * (1 / w), 0.0))
         added = tl.zeros((WIDTH, CHANNELS), tl.float32)
         for s in range(0, count, STEP):
             slots = s + tl.arange(0, STEP)
@@ -47,7 +47,7 @@ def carry_back(
             far_q = load(FOUR + (total + first) * k, slots, c, k, count, k)
             added = product(tl.trans(far_q), dy, added, far_q.dtype)
         if MEAN:
-            added /= tl.maximum(g + start, 1)
+            added *= 1 / tl.maximum(g + start, 1)
         above += added
     save(DCLOSED + row * k * e, c, ch, e, k, e, above)
 
@@ -71,7 +71,7 @@ def scores_back(
         raw = scores(FOUR, VECTOR, first, total, rows, cols, count, k, w, scale, T, STEP)
         f, slope = weights_and_slope(raw, rows, cols, RELU2)
         save(F + at * w * w, rows, cols, w, w, w, f)
-        save(DS + at * w * w, rows, cols, w, w, w, slope * df / divide)
+        save(DS + at * w * w, rows, cols, w, w, w, slope * (df * (1 / divide)))
 
 
 @kernel
@@ -108,7 +108,7 @@ def values_back(
         slots = s + tl.arange(0, STEP)
         f = load(F + at * w * w, slots, cols, w, w, w)
         dv = product(tl.trans(f), load(DY + first * e, slots, ch, e, count, e), dv, f.dtype)
-    dv /= divide
+    dv *= 1 / divide
     for s in range(0, k, STEP):
         c = s + tl.arange(0, STEP)
         far_k = load(FOUR + (3 * total + first) * k, cols, c, k, count, k)

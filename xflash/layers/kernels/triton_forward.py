@@ -176,7 +176,7 @@ def carry(
     for g in range(groups):
         seen = running
         if MEAN:
-            seen = running / tl.maximum(g + start, 1)
+            seen = running * (1 / tl.maximum(g + start, 1))
         save(SUMS + (row * groups + g) * k * e, c, ch, e, k, e, seen)
         if g < full:
             first = row * n + g * w
@@ -186,7 +186,7 @@ def carry(
                 far_k = load(FOUR + (3 * total + first) * k, slots, c, k, w, k)
                 v = silu(load(H + first * (2 * e + k) + e, slots, ch, 2 * e + k, tl.minimum(w, real - g * w), e))
                 added = product(tl.trans(far_k), v, added, far_k.dtype)
-            running += added / w
+            running += added * (1 / w)
     save(AFTER + row * k * e, c, ch, e, k, e, running)
 
 
@@ -204,7 +204,7 @@ def gated(
         slots = s + tl.arange(0, STEP)
         f = load(F + at * w * w, rows, slots, w, w, tl.minimum(i * T + T, w))
         y = product(f, silu(load(H + e, slots, ch, all, real, e)), y, f.dtype)
-    y /= divide
+    y *= 1 / divide
     for s in range(0, k, STEP):
         c = s + tl.arange(0, STEP)
         far_q = load(FOUR + (total + first) * k, rows, c, k, count, k)
