@@ -22,7 +22,7 @@ SINGLE = {"GAMMA", "BETA", "VECTOR", "CLOSED", "AFTER", "DAFTER", "DCLOSED", "PA
 LIMITS = {90: (227 * 1024, 0), 80: (163 * 1024, 40)}
 
 
-@pytest.mark.parametrize("file", ["values", "contract"])
+@pytest.mark.parametrize("file", ["values", "contract", "decided"])
 def test_interpreted(file):
     """In a process of its own: what interprets its kernels cannot compile them, and is told before it is imported."""
     run = subprocess.run(

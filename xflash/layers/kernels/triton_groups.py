@@ -53,7 +53,7 @@ class Plan(NamedTuple):
 
 # What compiles for Hopper without spilling registers; nobody has timed others yet.
 KERNELS = {
-    queries: Plan("blocks widths", Tiles(T=32, num_warps=4)),
+    queries: Plan("blocks widths", Tiles(T=16, num_warps=4)),
     weights: Plan("groups slots slots"),
     carry: Plan("rows widths channels", Tiles(CHANNELS=64)),
     gated: Plan("groups slots channels"),
