@@ -3,12 +3,13 @@
     python benchmarks/on_gpu.py --device cuda --minutes 8 --out on_gpu.jsonl
 
 Parts, the most valuable first: `right` (every registered part and every wrapper against the CPU, `on_gpu_right.py`),
-`speed` (training steps beside a plain transformer, `on_gpu_speed.py`), `decode` (`on_gpu_decode.py`), `compare` (the
-rows of `compare.py`), `compile`; beside them, on the CPU, `predicted`: what `roofline.py` says of what `speed` and
-`decode` measure. Each part is a process of its own, which has its share of the time and what others left of theirs;
-what a case gives is written as a line of JSON at once. A case that fails is a line with its error; one that takes the
-process with it is left out when the part is begun again. At the end a picture is drawn of what was measured and what
-was predicted, beside the lines. `--device cpu --tiny` tries all of it on a CPU within a minute; its times say nothing.
+`speed` (training steps beside a plain transformer, `on_gpu_speed.py`), `decode` (`on_gpu_decode.py`), `kernel` (FLASH's
+kernels in Triton beside the operator that they stand for, `on_gpu_kernel.py`), `compare` (the rows of `compare.py`),
+`compile`; beside them, on the CPU, `predicted`: what `roofline.py` says of what `speed` and `decode` measure. Each part
+is a process of its own, which has its share of the time and what others left of theirs; what a case gives is written as
+a line of JSON at once. A case that fails is a line with its error; one that takes the process with it is left out when
+the part is begun again. At the end a picture is drawn of what was measured and what was predicted, beside the lines.
+`--device cpu --tiny` tries all of it on a CPU within a minute; its times say nothing.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import torch
 from common import machine
 
 # Seconds of eight minutes; 'compile' has what is left of the time.
-SHARES = {"right": 110, "speed": 160, "decode": 75, "compare": 60, "compile": 75}
+SHARES = {"right": 105, "speed": 145, "decode": 65, "kernel": 45, "compare": 55, "compile": 65}
 # On the CPU, while the first of the others is at work.
 BESIDE = "predicted"
 # What an exit says: the process is of no more use, the part can go on in another.
@@ -56,6 +57,10 @@ def cases(part: str, options: argparse.Namespace) -> Iterator[Case]:
         import on_gpu_compare
 
         return on_gpu_compare.cases(options) if part == "compare" else on_gpu_compare.predicted(options)
+    if part == "kernel":
+        import on_gpu_kernel
+
+        return on_gpu_kernel.cases(options)
     import on_gpu_speed
 
     return on_gpu_speed.cases(options) if part == "speed" else on_gpu_speed.compiled(options)
@@ -150,14 +155,15 @@ class Part:
 
 def told(row: Row) -> str:
     """A row in one line."""
-    if "failed" in row:
+    if row.get("failed"):
         return "; ".join(f"{check}: {error}" for check, error in row["failed"].items())[:400]
-    if "error" in row or "skipped" in row:
-        return row.get("error") or row["skipped"]
+    if "error" in row or "skipped" in row or "said" in row:
+        return row.get("error") or row.get("skipped") or row["said"]
     shown = {
         "ms": "{:.2f} ms", "ratio": "{:.2f}x floor", "eager_ms": "eager {:.2f}", "host_ms": "host {:.1f}",
         "busy_ms": "busy {:.2f}", "launches": "{} launches", "peak_gb": "{:.1f} GB", "eager_gb": "eager {:.1f} GB",
         "graphs": "{} graphs", "compile_s": "compiled in {:.0f} s", "first_s": "first {:.1f} s",
+        "plain_ms": "plain {:.2f}", "off": "off by {:.1e}", "plain_off": "plain {:.1e}",
     }  # fmt: skip
     values = [text.format(row[key]) for key, text in shown.items() if row.get(key)]
     return ", ".join([*([row["size"]] if "size" in row else []), *values, *([row["bits"]] if "bits" in row else [])])

@@ -89,6 +89,35 @@ def test_a_library_that_is_not_there_is_left_out(script, out, monkeypatch, capsy
     assert "one: no no_such_library here" in capsys.readouterr().out
 
 
+def test_where_there_is_no_gpu_it_says_so_of_the_kernels(script, out, capsys):
+    module = script("on_gpu")
+    given = [*TINY, "--out", str(out), "--parts", "kernel"]
+    module.main([*given, "--here"])
+    cases = {row["case"] for row in rows_of(out)}
+    assert {case.split()[0] for case in cases} == {"right", "fast", "step", "verdict"}
+    (summary,) = module.summary("kernel", module.read_options(given))
+    told = f"{len(cases) - 1} skipped (the kernels in Triton were not tried: they are not for cpu)"
+    assert summary == f"kernel: {len(cases)} cases ran, 0 broke off, {told}"
+    assert "verdict: nothing is decided" in capsys.readouterr().out
+    # The plain operator, beside which they would be, is right and timed.
+    assert all(0 < row.get("plain_off", 1e-3) < 2e-2 and row.get("plain_ms", 1) > 0 for row in rows_of(out))
+
+
+def test_what_decides_about_the_kernels(script, out):
+    module, kernel = script("on_gpu"), script("on_gpu_kernel")
+    options = module.read_options([*TINY, "--out", str(out), "--parts", "kernel"])
+    part = module.Part("kernel", types.SimpleNamespace(out=out), 0)
+    out.parent.mkdir()
+    part.write("right whole", off=1e-3, plain_off=2e-3, failed={})
+    assert next(kernel.verdict(options))["said"].startswith("nothing is decided")
+    part.write("fast 8x2048", ms=1.0, faster=1.5)
+    assert next(kernel.verdict(options))["said"].startswith("XFLASH_TRITON could be the default: compared in 1 cases")
+    part.write("fast 1x2048", ms=1.0, faster=0.9)
+    assert next(kernel.verdict(options))["slower"] == ["fast 1x2048"]
+    part.write("right ragged", off=1e-1, plain_off=2e-3, failed={"out": "off by 0.1"})
+    assert next(kernel.verdict(options))["said"].startswith("XFLASH_TRITON stays a choice: compared in 2 cases, wrong")
+
+
 def test_a_case_that_fails_stops_nothing(script, out, monkeypatch, capsys):
     module = script("on_gpu")
 

@@ -26,9 +26,11 @@ from .fused_pieces import (
     turned,
     unreal,
 )
+from .fused_results import empty, empty_gradients
 from .fused_sums import carry_back, read_and_carry
 from .operators import as_autocast
 from .tiled import add_diagonals, laplace, weights_and_slope
+from .triton_door import triton_groups_for
 
 __all__ = ["Settings", "Turn", "fused_groups"]
 
@@ -99,6 +101,8 @@ def flash_groups(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `fused_groups`; also what the gate multiplies and what each group reads, both empty unless kept."""
     settings = Settings(w, attn_fn, scale, divide, mean, start)
+    if (kernels := triton_groups_for(hidden, gamma, w)) is not None:
+        return kernels.forward(hidden, gamma, beta, vector, cos, sin, closed, new, settings, paired, keep)
     work = prepared(hidden, gamma, beta, vector, cos, sin, new, settings, paired)
     out, y_all, kept, after = empty(hidden, gamma, w, keep)
     sums = kept.unflatten(1, (-1, gamma.shape[1]))
@@ -129,18 +133,6 @@ def place_for(y_all: Tensor, piece: Piece, keep: bool, v: Tensor) -> Float[Tenso
     return torch.empty_like(v, memory_format=torch.contiguous_format)
 
 
-def empty(hidden: Tensor, gamma: Tensor, w: int, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the operator gives, not filled in yet."""
-    (b, n, c), k = hidden.shape, gamma.shape[1]
-    e = (c - k) // 2
-    groups = (n + w - 1) // w
-    y = hidden.new_empty(b, n if keep else 0, e)
-    # Groups and channels in one axis: a number of groups that may be 1 would be a guard on the length.
-    sums = hidden.new_empty(b, groups * k if keep else 0, e)
-    after = hidden.new_empty(b, k, e, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    return hidden.new_empty(b, n, e), y, sums, after
-
-
 @flash_groups.register_fake
 def _(hidden, gamma, beta, vector, cos, sin, closed, new, w, attn_fn, scale, divide, mean, start, paired, keep):
     return empty(hidden, gamma, w, keep)
@@ -169,6 +161,9 @@ def flash_groups_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of hidden, gamma, beta, vector and closed (empty where there is no such input)."""
     settings = Settings(w, attn_fn, scale, divide, mean, start)
+    if (kernels := triton_groups_for(hidden, gamma, w)) is not None:
+        held = (hidden, gamma, beta, vector, cos, sin, new, y, sums)
+        return kernels.backward(dout, dafter, *held, settings, paired)
     work = prepared(hidden, gamma, beta, vector, cos, sin, new, settings, paired)
     dhidden, dgamma, dbeta, dvector, dclosed = empty_gradients(hidden, gamma, beta, vector)
     exact = torch.promote_types(gamma.dtype, torch.float32)
@@ -258,18 +253,6 @@ def back_to_base(work: Work, piece: Piece, parts: Parts, dfour: Tensor, totals: 
     for i in (1, 2, 3):
         base.addcmul_(dfour[i], work.gamma[i])
     restore_pairs(base, work.paired, dz)
-
-
-def empty_gradients(hidden, gamma, beta, vector) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (b, _, c), k = hidden.shape, gamma.shape[1]
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    return (
-        hidden.new_empty(hidden.shape),
-        gamma.new_empty(gamma.shape),
-        gamma.new_empty((0, k) if beta is None else beta.shape),
-        gamma.new_empty(0) if vector is None else vector.new_empty(vector.shape),
-        hidden.new_empty(b, k, (c - k) // 2, dtype=exact),
-    )
 
 
 @flash_groups_backward.register_fake
