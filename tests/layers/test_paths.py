@@ -135,7 +135,6 @@ class Crossroads:
 
     places = ((softmax, "are_few"), (gated, "operators_work"), (flash, "operators_work"), (windows, "pays"))
 
-
     def __init__(self, monkeypatch):
         self.asked = set()
         for module, name in self.places:

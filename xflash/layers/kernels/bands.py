@@ -77,17 +77,41 @@ class Front(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Queries that are read alike, in blocks of w, the keys of all of them, and those of a block.
+    """Queries that are read alike: those from `first` to `end`, in blocks of w, of the keys from `since` to `last`.
 
-    ahead: how many of a block's keys are after its queries.  apart: whether the sinks are none of these keys.
+    span: how many keys a block has, `ahead` of them after its queries.  alone: whether there is one block only.  apart:
+    whether the sinks are none of the keys.
     """
 
-    queries: slice
-    keys: slice
+    # No slices: a graph takes their ends for numbers.
+    first: int
+    end: int
+    since: int
+    last: int
     w: int
     span: int
     ahead: int
-    apart: bool
+    alone: bool = False
+    apart: bool = True
+
+    def queries(self, t: Float[Tensor, "b h n k"]) -> Float[Tensor, "b j h w k"]:
+        """Those of the piece in their blocks."""
+        return folded(t.narrow(2, self.first, self.end - self.first), self.w)
+
+    def keys(self, t: Float[Tensor, "b h m k"], *front: Tensor | None) -> Float[Tensor, "b j h _ k"]:
+        """Those of each block, with what stands in front of them."""
+        t = t.narrow(2, self.since, self.last - self.since)
+        if self.alone:
+            found = [t[:, None]]
+        else:
+            blocks, each = folded(t, self.w), self.span // self.w
+            found = [blocks.narrow(1, i, blocks.shape[1] - each + 1) for i in range(each)]
+        beside = [keys[:, None].expand(-1, found[0].shape[1], -1, -1, -1) for keys in front if keys is not None]
+        return torch.cat(beside + found, 3)
+
+
+def folded(t: Float[Tensor, "b h n k"], w: int) -> Float[Tensor, "b j h w k"]:
+    return t.unflatten(2, (-1, w)).transpose(1, 2)
 
 
 def pays(band: Band) -> bool:
@@ -97,11 +121,11 @@ def pays(band: Band) -> bool:
 
 def pieces(band: Band) -> list[Piece]:
     """The first queries, the blocks, and the last queries."""
-    w, reach, after, head, behind = band.w, band.reach, band.after, band.head, band.m - band.n
-    end = band.n - after
-    first = Piece(slice(0, head), slice(0, behind + head + after), head, behind + head + after, after, False)
-    blocks = Piece(slice(head, end), slice(behind + head - reach, band.m), w, band.span, after, True)
-    last = Piece(slice(end, band.n), slice(end - reach, band.m), after, reach + after, 0, True)
+    after, head, behind, end = band.after, band.head, band.m - band.n, band.n - band.after
+    keys = behind + head + after
+    first = Piece(0, head, 0, keys, head, keys, after, alone=True, apart=False)
+    blocks = Piece(head, end, behind + head - band.reach, band.m, band.w, band.span, after)
+    last = Piece(end, band.n, end - band.reach, band.m, after, band.reach + after, 0, alone=True)
     some = torch.compiler.is_compiling() or head
     return ([first] if some else []) + [blocks] + ([last] if after else [])
 
@@ -140,7 +164,7 @@ def piece_mask(
         return seen[None, None]
     labels = labels[:, None, :, None]
     sinks = labels[:, :, : band.sinks] if piece.apart else None
-    ours, theirs = part(labels[:, :, piece.queries], piece), spans(labels, piece, sinks)
+    ours, theirs = piece.queries(labels), piece.keys(labels, sinks)
     return ((ours == theirs.mT) & seen).flatten(0, 1)
 
 
@@ -151,23 +175,6 @@ def band_biases(
     gaps = [distances(piece.w, piece.span, device) + piece.ahead for piece in pieces(band)]
     pairs = zip(pieces(band), gaps, strict=True)
     return [toeplitz(by_distance(gap), piece.w, piece.span)[None] for piece, gap in pairs]
-
-
-def part(t: Float[Tensor, "b h n k"], piece: Piece) -> Float[Tensor, "b j h w k"]:
-    """The queries of a piece in their blocks."""
-    return t.unflatten(2, (-1, piece.w)).transpose(1, 2)
-
-
-def spans(t: Float[Tensor, "b h m k"], piece: Piece, *front: Tensor | None) -> Float[Tensor, "b j h _ k"]:
-    """The keys of each block, with what stands in front of them."""
-    t = t[:, :, piece.keys]
-    if piece.queries.stop - piece.queries.start == piece.w:
-        found = [t[:, None]]
-    else:
-        blocks, each = part(t, piece), piece.span // piece.w
-        found = [blocks.narrow(1, i, blocks.shape[1] - each + 1) for i in range(each)]
-    beside = [keys[:, None].expand(-1, found[0].shape[1], -1, -1, -1) for keys in front if keys is not None]
-    return torch.cat(beside + found, 3)
 
 
 def attend_band(
@@ -189,9 +196,9 @@ def attend_band(
     for piece, mask, bias in zip(pieces(band), masks, biases or [None] * len(masks), strict=True):
         mask, bias = widened(mask, bias, front)
         sinks = [t[:, :, : band.sinks] if band.sinks and piece.apart else None for t in (k, v)]
-        ours = part(q[:, :, piece.queries], piece)
+        ours = piece.queries(q)
         fronts = zip((front.k, front.v) if front else (None, None), sinks, strict=True)
-        theirs = [spans(t, piece, *both) for t, both in zip((k, v), fronts, strict=True)]
+        theirs = [piece.keys(t, *both) for t, both in zip((k, v), fronts, strict=True)]
         y = by_head(ours.flatten(0, 1), *(t.flatten(0, 1) for t in theirs), mask, bias, scale, dropout)
         found.append(y.unflatten(0, ours.shape[:2]).transpose(1, 2).flatten(2, 3))
     return torch.cat(found, 2)
