@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...base.looks import transformed
 from ...base.shapes import Bool, Float, Int, Tensor
 from .relative import distances, toeplitz
 from .softmax import attend
@@ -101,13 +102,18 @@ class Piece(NamedTuple):
     def keys(self, t: Float[Tensor, "b h m k"], *front: Tensor | None) -> Float[Tensor, "b j h _ k"]:
         """Those of each block, with what stands in front of them."""
         t = t.narrow(2, self.since, self.last - self.since)
-        if self.alone:
-            found = [t[:, None]]
-        else:
-            blocks, each = folded(t, self.w), self.span // self.w
-            found = [blocks.narrow(1, i, blocks.shape[1] - each + 1) for i in range(each)]
-        beside = [keys[:, None].expand(-1, found[0].shape[1], -1, -1, -1) for keys in front if keys is not None]
-        return torch.cat(beside + found, 3)
+        blocks = t[:, None] if self.alone else overlapping(t, self.span, self.w)
+        beside = [keys[:, None].expand(-1, blocks.shape[1], -1, -1, -1) for keys in front if keys is not None]
+        return torch.cat((*beside, blocks), 3) if beside else blocks
+
+
+def overlapping(t: Float[Tensor, "b h m k"], span: int, w: int) -> Float[Tensor, "b j h s k"]:
+    """Pieces of `span` that begin every w."""
+    if not (torch.compiler.is_compiling() or transformed()):
+        return t.unfold(2, span, w).transpose(1, 2).mT
+    # Of its gradient compilers make one addition after the other, and vmap knows none.
+    blocks, each = folded(t, w), span // w
+    return torch.cat([blocks.narrow(1, i, blocks.shape[1] - each + 1) for i in range(each)], 3)
 
 
 def folded(t: Float[Tensor, "b h n k"], w: int) -> Float[Tensor, "b j h w k"]:
