@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ...base.looks import transformed
 from ...base.shapes import Bool, Float, Int, Tensor
 from .relative import distances, toeplitz
-from .softmax import attend
+from .softmax import attend_by_head
 
 __all__ = ["Band", "Front", "attend_band", "band_biases", "band_masks", "pays", "seen_in_band"]
 
@@ -205,7 +205,7 @@ def attend_band(
         ours = piece.queries(q)
         fronts = zip((front.k, front.v) if front else (None, None), sinks, strict=True)
         theirs = [piece.keys(t, *both) for t, both in zip((k, v), fronts, strict=True)]
-        y = by_head(ours.flatten(0, 1), *(t.flatten(0, 1) for t in theirs), mask, bias, scale, dropout)
+        y = attend_by_head(ours.flatten(0, 1), *(t.flatten(0, 1) for t in theirs), mask, bias, scale, dropout)
         found.append(y.unflatten(0, ours.shape[:2]).transpose(1, 2).flatten(2, 3))
     return torch.cat(found, 2)
 
@@ -223,15 +223,3 @@ def widened(
     heads = front.bias.shape[1] if bias is None else bias.shape[1]
     bias = front.bias.new_zeros(1, heads, n, m) if bias is None else bias
     return mask, torch.cat((front.bias.expand(-1, heads, n, -1), bias), -1)
-
-
-def by_head(q, k, v, mask, bias, scale: float, dropout: float) -> Float[Tensor, "b h n e"]:
-    """`attend` where r query heads share a key head: as r times as many queries of it, so that no key is repeated."""
-    r = q.shape[1] // k.shape[1]
-    if r == 1:
-        return attend(q, k, v, mask, bias, False, scale, dropout)
-    shape = (k.shape[1], r)
-    mask = mask.repeat(1, 1, r, 1)
-    bias = bias if bias is None or bias.shape[1] == 1 else bias.unflatten(1, shape).flatten(2, 3)
-    y = attend(q.unflatten(1, shape).flatten(2, 3), k, v, mask, bias, False, scale, dropout)
-    return y.unflatten(2, (r, -1)).flatten(1, 2)
