@@ -34,7 +34,7 @@ def read_bounded(
     dropout = block.reader.dropout if block.training else 0.0
     flex = can_flex(q, v, dropout)
     n, causal, scale = q.shape[2], block.site.causal, block.reader.scale
-    if n != k.shape[2] or n < LEAST or not (flex or may_look(ctx.positions)):
+    if not (flex or may_look(ctx.positions)) or n < LEAST or n != k.shape[2]:
         return None
     between = ctx.once(("whole bounds", causal), lambda: whole_bounds(ctx, n, causal))
     if flex:
@@ -43,7 +43,8 @@ def read_bounded(
     if not all(may_look(bound) for bound in between):
         return None
     ahead = causal and ctx.prefix is None
-    return attend_bounded(q, k, v, between, biased(block, ctx, n, q.dtype, ahead), scale, dropout, ahead)
+    vector = biased(block, ctx, n, q.dtype, ahead)
+    return attend_bounded(q, k, v, between, vector, scale, dropout, ahead and vector is not None)
 
 
 def is_bounded(block: Any, ctx: Ctx, slots: Slots) -> bool:
