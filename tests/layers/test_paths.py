@@ -19,7 +19,9 @@ import xflash
 from xflash import Encoder, PrefixDecoder
 from xflash.base.registry import blocks
 from xflash.layers import flash, gated_unit
-from xflash.layers.kernels import gated, softmax
+from xflash.layers.blocks import bands as windows
+from xflash.layers.blocks import bounded as bounds
+from xflash.layers.kernels import bands, bounded, gated, softmax
 
 N, ROWS = 11, laws.BATCH
 REAL = torch.tensor([[1] * N, [1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 0], [0] * N]).bool()
@@ -132,7 +134,10 @@ def ways(name: str, causal: bool, flags: dict, stack):
 class Crossroads:
     """Where the library itself chooses a way: which choices are asked for, and the other answers."""
 
-    places = ((softmax, "are_few"), (gated, "operators_work"), (flash, "operators_work"))
+    places = (
+        *((softmax, "are_few"), (gated, "operators_work"), (flash, "operators_work")),
+        *((windows, "pays"), (bounds, "may_look")),
+    )
 
     def __init__(self, monkeypatch):
         self.asked = set()
@@ -148,6 +153,12 @@ class Crossroads:
             if way == "are_few":
                 patch.setattr(softmax, "are_few", lambda q: True)
                 patch.setattr(softmax, "LONG", 0)
+            if way == "pays":
+                patch.setattr(bands, "LEAST", 1)
+                patch.setattr(windows, "pays", lambda band: band.fits)
+            if way == "may_look":
+                patch.setattr(bounded, "BLOCK", 4)
+                patch.setattr(bounds, "LEAST", 1)
             if way == "operators_work":
                 for module in (gated, flash):
                     patch.setattr(module, "operators_work", lambda: False)

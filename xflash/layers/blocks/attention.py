@@ -12,8 +12,11 @@ from ...base.state import Ctx
 from ...flags.flag import flag
 from ..positions.slots import Slots
 from ..projection import linear_in, split_off_values
+from ..scores.banded import read_band
 from ..scores.step import Read
 from ..site import Site
+from .bands import band_of, pieces_of
+from .bounded import read_bounded
 from .key_values import KV, added, append, begin, fits, last, over_all_tokens, place, reserve, shorten
 from .latents import Latents
 from .masks import visible
@@ -180,6 +183,8 @@ class Attention(Latents):
         self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots, read: Read | None
     ) -> Float[Tensor, "b h n e"]:
         """What the queries read from the tokens they may see."""
+        if (y := self.in_blocks(q, k, v, ctx, slots, read)) is not None:
+            return self.gained(y)
         view = seen = (self.config.window, self.config.sinks)
         if self.config.window is not None and self.sees_the_last(ctx, slots):
             # A view of what the token sees, rather than a mask over all there is.
@@ -190,6 +195,20 @@ class Attention(Latents):
         sight = visible(ctx, slots, m, self.site.causal, *seen)
         bias = None if ctx.relative is None else ctx.relative.bias(self.heads, slots, m, ctx, q.dtype, view)
         return self.read(q, k, v, sight, bias=bias, read=read, ctx=ctx)
+
+    def in_blocks(
+        self, q: Tensor, k: Tensor, v: Tensor, ctx: Ctx, slots: Slots, read: Read | None
+    ) -> Float[Tensor, "b h n e"] | None:
+        """What the queries read, of keys that they see alone; None where they are few, or a matrix is needed."""
+        if q.shape[2] == 1:
+            return None
+        if self.config.window is None:
+            return read_bounded(self, q, k, v, ctx, slots)
+        if (band := band_of(self, ctx, slots, q.shape[2], k.shape[2])) is None:
+            return None
+        masks, biases = pieces_of(band, ctx, self.heads, q)
+        memory = self.memory(k) if self.config.num_mem_kv else None
+        return read_band(self.reader, q, k, v, band, masks, biases, memory, read)
 
     def sees_the_last(self, ctx: Ctx, slots: Slots) -> bool:
         """Whether this is a call of one token that sees the window's tokens, which are the last, and no others."""

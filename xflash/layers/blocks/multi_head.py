@@ -174,6 +174,10 @@ class MultiHead(Valued, Outward, QKNorm):
             ctx.maps.append(AttentionMap(weights[..., self.config.num_mem_kv :], over_tokens))
         if blind is not None:
             y = y.masked_fill(blind, 0)
+        return self.gained(y)
+
+    def gained(self, y: Float[Tensor, "b h n k"]) -> Float[Tensor, "b h n k"]:
+        """What the heads have read, each times its gain."""
         return y * self.head_gain.to(y.dtype) if self.config.head_scale else y
 
     def weighs(self) -> bool:
@@ -193,6 +197,12 @@ class MultiHead(Valued, Outward, QKNorm):
     def weigh(self, sums: Float[Tensor, " 2"]) -> Float[Tensor, ""]:
         return self.config.z_loss * sums[0] / sums[1].clamp(min=1)
 
+    def memory(self, k: Float[Tensor, "b g m k"]) -> tuple[Float[Tensor, "b g t k"], Float[Tensor, "b g t e"]]:
+        """The learned keys and values, for each row of these keys."""
+        both = self.mem_kv if self.value_width == self.config.dim_head else (self.mem_k, self.mem_v)
+        mem_k, mem_v = (t.to(k.dtype).expand(k.shape[0], -1, -1, -1) for t in both)
+        return self.normed(mem_k[:1], "k").expand_as(mem_k), mem_v
+
     def with_memory(
         self, k: Tensor, v: Tensor, sight: Sight, bias: Tensor | None, n: int
     ) -> tuple[Tensor, Tensor, Sight, Tensor | None]:
@@ -202,8 +212,5 @@ class MultiHead(Valued, Outward, QKNorm):
         """
         t = self.config.num_mem_kv
         mask = in_front(t, sight.mask, sight.causal, n, k)
-        both = self.mem_kv if self.value_width == self.config.dim_head else (self.mem_k, self.mem_v)
-        mem_k, mem_v = (t.to(k.dtype) for t in both)
-        mem_k = self.normed(mem_k[None], "k")[0]
-        k, v = (torch.cat((a.expand(k.shape[0], -1, -1, -1), b), 2) for a, b in ((mem_k, k), (mem_v, v)))
+        k, v = (torch.cat(pair, 2) for pair in zip(self.memory(k), (k, v), strict=True))
         return k, v, Sight(mask), None if bias is None else F.pad(bias, (t, 0))

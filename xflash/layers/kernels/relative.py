@@ -7,7 +7,7 @@ import torch
 
 from ...base.shapes import Float, Int, Tensor
 
-__all__ = ["distances", "ragged_bias", "scores_bias", "t5_bucket", "toeplitz", "toeplitz_slow"]
+__all__ = ["distances", "ragged_bias", "scores_bias", "t5_bucket", "toeplitz", "toeplitz_slow", "upturned"]
 
 
 def distances(n: int, m: int, device: torch.device) -> Int[Tensor, " l"]:
@@ -17,12 +17,14 @@ def distances(n: int, m: int, device: torch.device) -> Int[Tensor, " l"]:
 
 def toeplitz(vector: Float[Tensor, "h l"], n: int, m: int) -> Float[Tensor, "h n m"]:
     """The matrix whose entry (i, j) is the vector's entry for distance j - (m - n + i); l is m + n - 1."""
-    if n == 1:
-        return vector[:, None]
+    return vector[:, None] if n == 1 else upturned(vector, n, m).flip(-2)
+
+
+def upturned(vector: Float[Tensor, "h l"], n: int, m: int) -> Float[Tensor, "h n m"]:
+    """The same from the last query to the first: a view, which takes no memory."""
     h, vector = vector.shape[0], vector.contiguous()
     # Not unfold: it would tie a compiled graph to one m.
-    windows = vector.as_strided((h, n, m), (vector.stride(0), 1, 1))
-    return windows.flip(-2)
+    return vector.as_strided((h, n, m), (vector.stride(0), 1, 1))
 
 
 def toeplitz_slow(vector: Float[Tensor, "h l"], n: int, m: int) -> Float[Tensor, "h n m"]:

@@ -11,7 +11,7 @@ from ...base.operator import operator
 from ...base.shapes import Bool, Float, Tensor
 from .operators import operators_work
 
-__all__ = ["attend", "attend_slow", "lower", "shared_attention", "unit"]
+__all__ = ["attend", "attend_by_head", "attend_slow", "lower", "shared_attention", "unit"]
 
 # Queries up to which the fused kernel is not worth it on a CPU, from so many bytes of keys on.
 FEW = 4
@@ -78,6 +78,18 @@ def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) 
             mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
         return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, dropout, causal, scale=scale)[0]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout)
+
+
+def attend_by_head(q, k, v, mask, bias, scale: float, dropout: float) -> Float[Tensor, "b h n e"]:
+    """`attend` where r query heads share a key head: as r times as many queries of it, so that no key is repeated."""
+    r = q.shape[1] // k.shape[1]
+    if r == 1:
+        return attend(q, k, v, mask, bias, False, scale, dropout)
+    shape = (k.shape[1], r)
+    mask = None if mask is None else mask.repeat(1, 1, r, 1)
+    bias = bias if bias is None or bias.shape[1] == 1 else bias.unflatten(1, shape).flatten(2, 3)
+    y = attend(q.unflatten(1, shape).flatten(2, 3), k, v, mask, bias, False, scale, dropout)
+    return y.unflatten(2, (r, -1)).flatten(1, 2)
 
 
 def are_few(q: Float[Tensor, "b h n k"]) -> bool:

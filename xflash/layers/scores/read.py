@@ -87,6 +87,7 @@ class SoftmaxRead(nn.Module):
         self.brings = tuple(name for step in chosen.values() for name in step.brings)
         self.extra = any(step.extra_key is not ScoreStep.extra_key for step in chosen.values())
         self.meets = any(step.meet is not ScoreStep.meet for step in chosen.values())
+        self.adds = any(step.bias is not ScoreStep.bias for step in chosen.values())
 
     def check_scores(self, said: str, config: Any) -> None:
         """ValueError where the fused kernel is asked for, or weights that no softmax makes; `said`: what needs it."""
@@ -140,9 +141,7 @@ class SoftmaxRead(nn.Module):
         causal: whether it is *also* plainly causal.  read: what the steps may know, needed where there are any.
         told: is given the scores that the weights are made of, -inf where a key is not seen.
         """
-        if self.meets:
-            for step in self.ordered():
-                q, k = step.meet(q, k)
+        q, k = self.met(q, k)
         whole = maps or told is not None
         by_kernel = self.fused and not whole
         if by_kernel and self.extra:
@@ -176,6 +175,13 @@ class SoftmaxRead(nn.Module):
         read = None if self.plain else Read(q, k, ctx, rows=rows_of(q, g))
         bias = None if read is None else self.biased(None, read)
         return self(q, k, v, mask, bias, read=read)[0]
+
+    def met(self, q: Float[Tensor, "b h n k"], k: Float[Tensor, "b _ m k"]) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they are multiplied with each other."""
+        if self.meets:
+            for step in self.ordered():
+                q, k = step.meet(q, k)
+        return q, k
 
     def extra_scores(self, read: Any) -> Float[Tensor, "_ h _ t"]:
         """The scores of keys that stand beside all others, of all steps."""
