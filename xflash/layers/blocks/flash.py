@@ -12,7 +12,8 @@ from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import AttentionMap, Ctx
 from ...flags.flag import flag, like
-from ..kernels.carried import FlashState, across, reserve, step, within
+from ..kernels import late
+from ..kernels.carried import FlashState, across, settled, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
 from ..kernels.groups import Documents, document_groups
 from ..kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
@@ -114,7 +115,7 @@ class MixedChunkAttention(Block):
     def reserve(
         self, state: FlashState | None, used: int, need: int, copy: bool, length: Tensor | None
     ) -> FlashState | None:
-        return None if state is None else reserve(state, self.config.group_size, used, copy, length)
+        return None if state is None else late.reserve(state, self.config.group_size, used, need, copy, length)
 
     @typed
     def forward(
@@ -194,10 +195,10 @@ class MixedChunkAttention(Block):
         w, (b, n, _), (_, inner, width) = self.config.group_size, hidden.shape, self.widths
         left = n % w
         if not left:
-            return FlashState(closed, *(hidden.new_zeros(b, w, size) for size in (width, width, inner)))
+            return settled(closed, *(hidden.new_zeros(b, w, size) for size in (width, width, inner)))
         last = replace(ctx, positions=ctx.positions[:, n - left :], memo={})
         _, t = self.project(hidden[:, n - left :], last)
-        return FlashState(closed, *(F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.far_k, t.v)))
+        return settled(closed, *(F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.far_k, t.v)))
 
     def project(self, hidden: Float[Tensor, "b n _"], ctx: Ctx) -> tuple[Float[Tensor, "b n e"], Heads]:
         """The gate, and what each token brings; keys and values of tokens that do not exist are zeros."""
@@ -226,7 +227,7 @@ class MixedChunkAttention(Block):
             if fill + n <= w if ctx.uniform else state is None and n < w:
                 return within(t, spec, ctx, state)
         if n == 1 and state is not None:
-            return step(t, spec, ctx, state)
+            return (step if state.held is None else late.step)(t, spec, ctx, state)
         return across(t, spec, ctx, state)
 
     def spec(self, ctx: Ctx) -> Spec:
