@@ -17,7 +17,7 @@ from ..kernels.carried import FlashState, across, settled, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
 from ..kernels.groups import Documents, document_groups
 from ..kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
-from ..kernels.operators import operators_work
+from ..kernels.operators import compiler_fuses, operators_work, plain_is_better
 from ..kernels.relative import distances
 from ..positions.distance import own_bias
 from ..projection import whole
@@ -161,6 +161,8 @@ class MixedChunkAttention(Block):
         if not self.site.causal or config.attn_fn == "softmax" or ctx.doc_ids is not None or ctx.length is not None:
             return False
         if (config.dropout and self.training) or not operators_work():
+            return False
+        if plain_is_better(ctx.positions.device.type, compiler_fuses()):
             return False
         if ctx.relative is not None and not ctx.relative.turns_once:
             return False
