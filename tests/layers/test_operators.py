@@ -13,8 +13,9 @@ from torch.nn.utils import parametrize, prune
 import xflash
 from xflash import AutoregressiveWrapper, Decoder, TransformerWrapper
 from xflash.base.state import tensors
+from xflash.layers.blocks import flash
 from xflash.layers.blocks.recurrent import Recurrent
-from xflash.layers.kernels import fused_pieces
+from xflash.layers.kernels import fused_pieces, operators
 from xflash.layers.kernels.gated import gated_attention
 from xflash.layers.kernels.tiled import Between
 
@@ -52,6 +53,29 @@ def test_compiled_stacks_take_the_fast_way(name, operator):
     counter = CompileCounterWithBackend("eager")
     torch.compile(stack, fullgraph=True, backend=counter)(laws.sample(stack, N))
     assert any(operator in str(node.target) for graph in counter.graphs for node in graph.graph.nodes)
+
+
+def test_on_a_gpu_compiled_flash_is_fused_by_the_compiler(monkeypatch):
+    assert not operators.plain_is_better("cuda", False) and not operators.plain_is_better("cpu", True)
+    assert operators.plain_is_better("cuda", True) and not operators.compiler_fuses()
+    # As if a CPU were none: the graph has no operator of ours, its results and gradients are those of the operator.
+    monkeypatch.setattr(flash, "plain_is_better", lambda device, fuses: operators.plain_is_better("cuda", fuses))
+    stack = build("flash", pos="rotary")
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(stack, fullgraph=True, backend=counter)
+    for n in (N, 4, 17, 29):
+        found = []
+        for net in (stack, compiled):
+            x = laws.sample(stack, n).requires_grad_()
+            y = net(x)
+            found.append((y, *torch.autograd.grad(y.sin().sum(), (x, *stack.parameters()))))
+        for ours, wanted in zip(*found, strict=True):
+            laws.close(ours, wanted, f"{n} tokens")
+    assert counter.frame_count <= 3
+    assert not any("xflash" in str(node.target) for graph in counter.graphs for node in graph.graph.nodes)
+    graph = torch.export.export(stack, (laws.sample(stack, N),)).graph
+    assert any("flash_groups" in str(node.target) for node in graph.nodes)
 
 
 def test_one_token_is_exported_without_operators():

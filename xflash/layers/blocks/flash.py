@@ -13,11 +13,12 @@ from ...base.registry import blocks
 from ...base.shapes import Float, Int, Tensor, typed
 from ...base.state import AttentionMap, Ctx
 from ...flags.flag import flag, like
-from ..kernels.carried import FlashState, across, reserve, step, within
+from ..kernels import late
+from ..kernels.carried import FlashState, across, settled, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
 from ..kernels.groups import Documents, document_groups
 from ..kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
-from ..kernels.operators import operators_work
+from ..kernels.operators import compiler_fuses, operators_work, plain_is_better
 from ..kernels.relative import distances
 from ..positions.distance import own_bias
 from ..projection import whole
@@ -115,7 +116,7 @@ class MixedChunkAttention(Block):
     def reserve(
         self, state: FlashState | None, used: int, need: int, copy: bool, length: Tensor | None
     ) -> FlashState | None:
-        return None if state is None else reserve(state, self.config.group_size, used, copy, length)
+        return None if state is None else late.reserve(state, self.config.group_size, used, need, copy, length)
 
     @typed
     def forward(
@@ -162,6 +163,8 @@ class MixedChunkAttention(Block):
             return False
         if (config.dropout and self.training) or not operators_work():
             return False
+        if plain_is_better(ctx.positions.device.type, compiler_fuses()):
+            return False
         if ctx.relative is not None and not ctx.relative.turns_once:
             return False
         if compiling:
@@ -195,10 +198,10 @@ class MixedChunkAttention(Block):
         w, (b, n, _), (_, inner, width) = self.config.group_size, hidden.shape, self.widths
         left = n % w
         if not left:
-            return FlashState(closed, *(hidden.new_zeros(b, w, size) for size in (width, width, inner)))
+            return settled(closed, *(hidden.new_zeros(b, w, size) for size in (width, width, inner)))
         last = replace(ctx, positions=ctx.positions[:, n - left :], memo={})
         _, t = self.project(hidden[:, n - left :], last)
-        return FlashState(closed, *(F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.far_k, t.v)))
+        return settled(closed, *(F.pad(part, (0, 0, 0, w - left)) for part in (t.k, t.far_k, t.v)))
 
     def project(self, hidden: Float[Tensor, "b n _"], ctx: Ctx) -> tuple[Float[Tensor, "b n e"], Heads]:
         """The gate, and what each token brings; keys and values of tokens that do not exist are zeros."""
@@ -227,7 +230,7 @@ class MixedChunkAttention(Block):
             if fill + n <= w if ctx.uniform else state is None and n < w:
                 return within(t, spec, ctx, state)
         if n == 1 and state is not None:
-            return step(t, spec, ctx, state)
+            return (step if state.held is None else late.step)(t, spec, ctx, state)
         return across(t, spec, ctx, state)
 
     def spec(self, ctx: Ctx) -> Spec:

@@ -1,6 +1,6 @@
 """Causal mixed chunk attention with a state of constant size: inside the open group, across groups, a token a row."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -8,24 +8,66 @@ import torch.nn.functional as F
 from ...base.looks import may_look
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
+from ...base.values import tree_map
 from .buffers import emptied
 from .groups import place
 from .mixed_chunk import Heads, Spec, attend, local_bias, outer, read, step_bias
 
-__all__ = ["FlashState", "across", "before", "carry", "close", "reserve", "step", "within"]
+__all__ = [
+    "FlashState",
+    "across",
+    "before",
+    "carry",
+    "close",
+    "in_time",
+    "reserve",
+    "settled",
+    "step",
+    "tidied",
+    "within",
+    "written",
+]
 
 
 class FlashState(NamedTuple):
     """What causal FLASH carries, of constant size; a fresh row is all zeros, slots not filled yet are never read.
 
     closed: sum of far_k v^T / w over the closed groups, float32 at least.  keys, far_keys, values: the open group's,
-    which may be full: `close` is for the call that goes on from there.
+    which may be full: `close` is for the call that goes on from there.  rounded: `closed` as each token reads it, where
+    that is in a narrower dtype (None: to be rounded then).  held: where groups are closed late (`late.py`), how many
+    tokens of each row are in the buffers, which then have room for more than a group.
     """
 
     closed: Float[Tensor, "b k e"]
     keys: Float[Tensor, "b w k"]
     far_keys: Float[Tensor, "b w k"]
     values: Float[Tensor, "b w e"]
+    rounded: Float[Tensor, "b k e"] | None = None
+    held: Int[Tensor, " b"] | None = None
+
+    @property
+    def buffers(self) -> tuple[Float[Tensor, "b w _"], ...]:
+        return self.keys, self.far_keys, self.values
+
+    def sums(self, dtype: torch.dtype) -> Float[Tensor, "b k e"]:
+        """`closed` in the dtype of who reads it."""
+        if self.closed.dtype != dtype and self.rounded is not None and self.rounded.dtype == dtype:
+            return self.rounded
+        return self.closed.to(dtype)
+
+    def renewed(self, rows: Bool[Tensor, " b"], fresh: "FlashState | None", bound: int) -> "FlashState":
+        """The state with the named rows as in `fresh`, zeros where that is None."""
+        if fresh is None:
+            return tree_map(lambda t: t.masked_fill(rows.view(-1, *[1] * (t.dim() - 1)), 0), self)
+        state, chosen = in_time(self, fresh.values.shape[1]), rows[:, None, None]
+        pairs = zip((fresh.closed, *fresh.buffers), (state.closed, *state.buffers), strict=True)
+        return settled(*(torch.where(chosen, new, t) for new, t in pairs))
+
+
+def settled(closed: Float[Tensor, "b k e"], *buffers: Float[Tensor, "b w _"]) -> FlashState:
+    """The state with these sums, which many tokens will read, rounded for them once."""
+    dtype = buffers[2].dtype
+    return FlashState(closed, *buffers, None if dtype == closed.dtype else closed.to(dtype))
 
 
 def close(state: FlashState, rows: Bool[Tensor, " b"] | None = None) -> FlashState:
@@ -35,9 +77,27 @@ def close(state: FlashState, rows: Bool[Tensor, " b"] | None = None) -> FlashSta
     """
     total = state.closed + outer(state.far_keys, state.values, state.keys.shape[1])
     if rows is None:
-        return FlashState(total, *map(torch.zeros_like, state[1:]))
+        return settled(total, *map(torch.zeros_like, state.buffers))
     rows = rows[:, None, None]
-    return FlashState(torch.where(rows, total, state.closed), *(t.masked_fill(rows, 0) for t in state[1:]))
+    return settled(torch.where(rows, total, state.closed), *(t.masked_fill(rows, 0) for t in state.buffers))
+
+
+def tidied(state: FlashState, w: int) -> FlashState:
+    """The state with all full groups closed, what is behind them moved to the front, in buffers of its own."""
+    held = cast(Tensor, state.held)
+    full = held >= w
+    rows = full[:, None, None]
+    total = state.closed + outer(state.far_keys[:, :w], state.values[:, :w], w)
+    buffers = (torch.where(rows, F.pad(t[:, w:], (0, 0, 0, w)), emptied(t, held)) for t in state.buffers)
+    return settled(torch.where(rows, total, state.closed), *buffers)._replace(held=held - w * full)
+
+
+def in_time(state: FlashState, w: int) -> FlashState:
+    """The state as the other ways through a call know it: buffers of a group, no group full."""
+    if state.held is None:
+        return state
+    tidy = tidied(state, w)
+    return FlashState(tidy.closed, *(t[:, :w].contiguous() for t in tidy.buffers), tidy.rounded)
 
 
 def reserve(state: FlashState, w: int, used: int, copy: bool, length: Int[Tensor, " b"] | None) -> FlashState:
@@ -48,7 +108,7 @@ def reserve(state: FlashState, w: int, used: int, copy: bool, length: Int[Tensor
             return close(state)
     elif not may_look(fill) or not bool(fill.all()):
         state = close(state, fill == 0)
-    return FlashState(state.closed, *(emptied(t, fill) for t in state[1:])) if copy else state
+    return FlashState(state.closed, *(emptied(t, fill) for t in state.buffers), state.rounded) if copy else state
 
 
 def before(kv: Float[Tensor, "b g k e"], closed: Float[Tensor, "b k e"] | None = None) -> Float[Tensor, "b g k e"]:
@@ -88,10 +148,10 @@ def within(
     end = fill + n
     far, new = None, (t.k, t.far_k, t.v)
     if state is not None:
-        new = tuple(append(held, part, fill, ctx.in_place) for held, part in zip(state[1:], new, strict=True))
+        new = tuple(append(held, part, fill, ctx.in_place) for held, part in zip(state.buffers, new, strict=True))
         if ctx.past >= w:
             count = 1 if spec.normaliser == "sum" else ctx.past // w
-            far = (t.far_q / count) @ state.closed.to(t.far_q.dtype)
+            far = (t.far_q / count) @ state.sums(t.far_q.dtype)
     elif ctx.keep_state:
         new = tuple(F.pad(part, (0, 0, 0, w - n)) for part in new)
     keys, _, values = new
@@ -99,8 +159,7 @@ def within(
     y = attend(spec, t.q, keys[:, :end].to(t.q.dtype), values[:, :end].to(t.v.dtype), bias, far)
     if not ctx.keep_state:
         return y, None
-    closed = nothing(t) if state is None else state.closed
-    return y, FlashState(closed, *new)
+    return y, settled(nothing(t), *new) if state is None else FlashState(state.closed, *new, state.rounded)
 
 
 def nothing(t: Heads) -> Float[Tensor, "b k e"]:
@@ -122,7 +181,7 @@ def across(
     else:
         layout, start = place(n, w, (filled % w).expand(b)), filled[:, None] // w
     q, far_q = map(layout.put, (t.q, t.far_q))
-    held = (None,) * 3 if state is None else state[1:]
+    held = (None,) * 3 if state is None else state.buffers
     keys, far_keys, values = (layout.put(new, old) for new, old in zip((t.k, t.far_k, t.v), held, strict=True))
     kv = outer(far_keys, values, w)
     closed = None if state is None else state.closed
@@ -139,14 +198,21 @@ def step(t: Heads, spec: Spec, ctx: Ctx, state: FlashState) -> tuple[Float[Tenso
     b, w = t.v.shape[0], spec.w
     filled = ctx.filled().expand(b)
     slot = filled % w
-    # A slot is written in place once only, so that an older state keeps reading what it knew.
-    write, at = Tensor.scatter_ if ctx.in_place else Tensor.scatter, slot[:, None, None]
-    pairs = zip(state[1:], (t.k, t.far_k, t.v), strict=True)
-    keys, far_keys, values = (write(held, 1, at.expand_as(new), new.to(held.dtype)) for held, new in pairs)
-    far = read(per_closed(spec, t.far_q[:, None], filled[:, None] // w), state.closed[:, None])
+    keys, far_keys, values = written(state, (t.k, t.far_k, t.v), slot, ctx.in_place)
+    far = read(per_closed(spec, t.far_q[:, None], filled[:, None] // w), state.sums(t.far_q.dtype)[:, None])
     seen = keys[:, None].to(t.q.dtype), values[:, None].to(t.v.dtype)
     y = attend(spec, t.q[:, None], *seen, step_bias(spec, slot, t.q), far)[:, 0]
-    return y, FlashState(state.closed, keys, far_keys, values) if ctx.keep_state else None
+    return y, FlashState(state.closed, keys, far_keys, values, state.rounded) if ctx.keep_state else None
+
+
+def written(
+    state: FlashState, token: tuple[Float[Tensor, "b 1 _"], ...], slot: Int[Tensor, " b"], in_place: bool
+) -> list[Float[Tensor, "b w _"]]:
+    """The buffers with a token in a slot of each row's own."""
+    # A slot is written in place once only, so that an older state keeps reading what it knew.
+    write, at = Tensor.scatter_ if in_place else Tensor.scatter, slot[:, None, None]
+    pairs = zip(state.buffers, token, strict=True)
+    return [write(held, 1, at.expand_as(new), new.to(held.dtype)) for held, new in pairs]
 
 
 def pick(t: Float[Tensor, "b g x y"], group: Int[Tensor, " b"]) -> Float[Tensor, "b x y"]:
@@ -169,4 +235,4 @@ def carry(
     total = torch.where(done[..., None, None], kv, 0).sum(1)
     if closed is not None:
         total = closed + total
-    return FlashState(total, *(pick(t, full) for t in buffers))
+    return settled(total, *(pick(t, full) for t in buffers))

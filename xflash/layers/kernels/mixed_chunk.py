@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...base.looks import transformed
 from ...base.shapes import Bool, Float, Int, Tensor
 from .gated import laplace
 from .groups import Documents, Padded, place
@@ -78,18 +79,24 @@ def step_bias(spec: Spec, slot: Int[Tensor, " b"], like: Tensor) -> Float[Tensor
 
 
 def product(
-    base: Tensor | None, left: Float[Tensor, "b *g n _"], right: Float[Tensor, "b *g _ m"], alpha: float
+    base: Tensor | None,
+    left: Float[Tensor, "b *g n _"],
+    right: Float[Tensor, "b *g _ m"],
+    alpha: float,
+    spent: bool = False,
 ) -> Float[Tensor, "b *g n m"]:
-    """base + alpha * left @ right in one pass; base is (n, m), or as the result."""
+    """base + alpha * left @ right in one pass; base is (n, m), or as the result, and then may be `spent` on it."""
     if base is None:
         return (left if alpha == 1 else left * alpha) @ right
     base = base.to(left.dtype)
+    # With gradients a base that is a view of another would cost a copy on the way back.
+    add = Tensor.baddbmm_ if spent and not (torch.is_grad_enabled() or transformed()) else torch.baddbmm
     if left.dim() == 3:
-        return torch.baddbmm(base, left, right, alpha=alpha)
+        return add(base, left, right, alpha=alpha)
     b, g, n, m = *left.shape[:3], right.shape[3]
     if base.dim() == 4:
         base = base.reshape(b * g, n, m)
-    return torch.baddbmm(base, left.flatten(0, 1), right.flatten(0, 1), alpha=alpha).view(b, g, n, m)
+    return add(base, left.flatten(0, 1), right.flatten(0, 1), alpha=alpha).view(b, g, n, m)
 
 
 def attend(
@@ -101,7 +108,7 @@ def attend(
     far: Float[Tensor, "b *g n e"] | None = None,
     visible: Bool[Tensor, "b g m"] | None = None,
 ) -> Float[Tensor, "b *g n e"]:
-    """Attention inside each group (or the only one) plus `far`.
+    """Attention inside each group (or the only one) plus `far`, which is the caller's no longer.
 
     Keys that do not exist must have values of zero; the softmax also needs `visible` to leave them out.
     """
@@ -111,7 +118,7 @@ def attend(
     weights = WEIGHTS[spec.fn](scores)
     if spec.dropout:
         weights = F.dropout(weights, spec.dropout)
-    return product(far, weights.to(v.dtype), v, 1 / spec.divide)
+    return product(far, weights.to(v.dtype), v, 1 / spec.divide, spent=True)
 
 
 def outer(far_k: Float[Tensor, "b *g n k"], v: Float[Tensor, "b *g n e"], w: int) -> Float[Tensor, "b *g k e"]:

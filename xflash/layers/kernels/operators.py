@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ...base.looks import transformed
+from ...base.looks import is_exporting, transformed
 from ...base.shapes import Tensor
 
-__all__ = ["as_autocast", "gradients_of", "operators_work"]
+__all__ = ["as_autocast", "compiler_fuses", "gradients_of", "operators_work", "plain_is_better"]
 
 
 def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
@@ -22,6 +22,19 @@ def as_autocast(*given: Tensor | None) -> list[Tensor | None]:
 def operators_work() -> bool:
     """Whether operators of our own can be used: transforms of torch.func have no rules for them, ONNX no names."""
     return not transformed() and not torch.onnx.is_in_onnx_export()
+
+
+def compiler_fuses() -> bool:
+    """Whether a compiler is at work that makes one kernel of many operations, wherever it sees into them."""
+    return torch.compiler.is_compiling() and not is_exporting()
+
+
+def plain_is_better(device: str, fuses: bool) -> bool:
+    """Whether an operator that works on pieces is better left out, where a compiler would fuse what it does.
+
+    On a CPU its pieces stay in the caches, which no compiler arranges; on a GPU they only cost launches and bytes.
+    """
+    return fuses and device != "cpu"
 
 
 def gradients_of(
