@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ...base.looks import may_look
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
-from .buffers import emptied
+from .buffers import emptied, put
 from .groups import place
 from .mixed_chunk import Heads, Spec, attend, local_bias, outer, read, step_bias
 
@@ -140,9 +140,8 @@ def step(t: Heads, spec: Spec, ctx: Ctx, state: FlashState) -> tuple[Float[Tenso
     filled = ctx.filled().expand(b)
     slot = filled % w
     # A slot is written in place once only, so that an older state keeps reading what it knew.
-    write, at = Tensor.scatter_ if ctx.in_place else Tensor.scatter, slot[:, None, None]
     pairs = zip(state[1:], (t.k, t.far_k, t.v), strict=True)
-    keys, far_keys, values = (write(held, 1, at.expand_as(new), new.to(held.dtype)) for held, new in pairs)
+    keys, far_keys, values = (put(held, new, slot[:, None], ctx.in_place) for held, new in pairs)
     far = read(per_closed(spec, t.far_q[:, None], filled[:, None] // w), state.closed[:, None])
     seen = keys[:, None].to(t.q.dtype), values[:, None].to(t.v.dtype)
     y = attend(spec, t.q[:, None], *seen, step_bias(spec, slot, t.q), far)[:, 0]
