@@ -27,6 +27,9 @@ class FlashState(NamedTuple):
     far_keys: Float[Tensor, "b w k"]
     values: Float[Tensor, "b w e"]
 
+    # What a step of one token leaves where it is.
+    in_place = ("closed", "keys", "far_keys", "values")
+
 
 def close(state: FlashState, rows: Bool[Tensor, " b"] | None = None) -> FlashState:
     """The open group, full in the named rows (None: all), joined to the closed ones, and an empty one in new buffers.

@@ -48,6 +48,9 @@ class Window(NamedTuple):
     memory: Any = None
     lost: Tensor | None = None
 
+    # What a step of one token leaves where it is.
+    in_place = ("open_k", "open_v")
+
 
 class Older(NamedTuple):
     """Entries kept of blocks, (b, m + 1 + g, l, c): the state's m, the block before, each block of this call."""
