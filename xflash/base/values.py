@@ -38,7 +38,7 @@ def own(state: Any, before: Any = None) -> Any:
     if state is None or state is before:
         return state
     if torch.compiler.is_dynamo_compiling() or transformed():
-        return tree_map(Tensor.contiguous, state)
+        return contiguous(state, before)
     if isinstance(state, torch.Tensor):
         return state if alone(state) else state.clone(memory_format=torch.contiguous_format)
     if isinstance(state, tuple):
@@ -50,6 +50,16 @@ def own(state: Any, before: Any = None) -> Any:
     if isinstance(state, PLAIN):
         return state
     raise TypeError(f"a state is made of tensors and plain values in (named) tuples, not of {type(state).__name__}")
+
+
+def contiguous(state: Any, before: Any) -> Any:
+    """`state` with its tensors whole, but for those of `before`."""
+    if isinstance(state, torch.Tensor):
+        return state if state is before else state.contiguous()
+    if isinstance(state, tuple):
+        known = before if isinstance(before, tuple) and len(before) == len(state) else (None,) * len(state)
+        return again(state, [contiguous(part, held) for part, held in zip(state, known, strict=True)])
+    return state
 
 
 def alone(t: Tensor) -> bool:

@@ -11,6 +11,8 @@ from ..base.checks import check_call, check_switch, shown
 from ..base.fallback import as_eager, refusable
 from ..base.pieces import lend, take_back
 from ..base.shapes import Tensor
+from ..base.state import tensors
+from ..base.steady import FAR, copied, counted, resumed, steady
 from .model_state import ModelState
 from .options import check_option_names
 
@@ -20,11 +22,15 @@ __all__ = ["CompilableStep", "CompiledStep"]
 class CompiledStep:
     """`model.advance` compiled for calls of one token behind a state, without gradients: few graphs for all lengths.
 
-    The room for the token is made in eager, see `lend`.
+    The room for the token is made in eager, see `lend`. Graphs are given `steady` states, so that what is recorded of
+    one can be played for all tokens, but for stacks that keep all tokens on a CPU, where exact lengths cost nothing.
     """
 
     def __init__(self, model: Any, **options: Any):
-        self.layers = model.attn_layers
+        self.model, self.layers = model, model.attn_layers
+        blocks = self.layers.blocks()
+        self.steady, self.grows = all(block.steady for block in blocks), any(block.keeps_tokens for block in blocks)
+        self.recorded = records(options)
 
         @refusable
         def one(x, state, mask, own):
@@ -41,8 +47,35 @@ class CompiledStep:
     ) -> tuple[Any, ModelState]:
         """As `model.step`, for arguments that were found right; own: what its embedding is given beside x."""
         stack, lease = lend(self.layers, state.stack, 1)
-        logits, after = self.one(x, state._replace(stack=stack), mask, own)
-        return logits, after._replace(stack=take_back(after.stack, lease))
+        limit = self.model.length_limit
+        if self.in_numbers(x) or (limit is not None and state.bound >= limit):
+            logits, after = self.one(x, state._replace(stack=stack), mask, own)
+            return logits, after._replace(stack=take_back(after.stack, lease))
+        bound = FAR if limit is None else limit - 1
+        given = state._replace(stack=steady(stack, x), bound=bound, length=counted(state, x))
+        logits, after = self.played(x, given, mask, own)
+        alike = mask is None
+        length = None if alike and state.length is None else after.length
+        stack = take_back(resumed(after.stack, stack, alike), lease)
+        return logits, after._replace(stack=stack, bound=state.bound + 1, length=length)
+
+    def in_numbers(self, x: Tensor) -> bool:
+        """Whether graphs are told lengths in numbers."""
+        return not self.steady or (self.grows and x.device.type == "cpu")
+
+    def played(self, x: Tensor, state: ModelState, *more: Any) -> tuple[Any, ModelState]:
+        """What the graph gives, in tensors that stay as they are."""
+        if not self.recorded:
+            return self.one(x, state, *more)
+        if x.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        return copied(self.one(x, state, *more), {t.data_ptr() for t in tensors(state)})
+
+
+def records(options: Mapping[str, Any]) -> bool:
+    """Whether torch.compile is asked to record graphs and to play them again."""
+    own = options.get("options") or {}
+    return options.get("mode") in ("reduce-overhead", "max-autotune") or bool(own.get("triton.cudagraphs"))
 
 
 def check_compile_options(options: Mapping[str, Any]) -> None:

@@ -74,6 +74,8 @@ class Attention(Latents):
             self.to_mix = nn.Linear(site.dim, self.kv_heads)
         if config.sinks and config.window is None:
             raise ValueError(f"attn_sinks={config.sinks} is set, but attn_window is None: every token stays visible")
+        # Steps may add to what they have brought, which is then made anew.
+        self.steady = not self.reader.brings
 
     def build_fused(self, config: Config, site: Site) -> None:
         """By key/value head: its queries, its key, its value."""

@@ -39,8 +39,9 @@ class Block(nn.Module, ABC):
     names the side inputs in `ctx.beside` that it looks at though no block has to. One that `counts_places` counts
     itself where its queries and keys stand, in one line, whatever positions say; one that `turns_kept` turns keys of
     former calls, by counting where they stand. What one that `moves` remembers can be made of what another layer read
-    (`remade`), which it then `keeps_read`. `example` has the flags of the stack that docs/flags.md shows it in, where
-    its name and its first flag are not enough.
+    (`remade`), which it then `keeps_read`. One that is `steady` decodes a token by `ctx.length` and what its state
+    holds, whatever `ctx.past` says, so that one graph serves all tokens. `example` has the flags of the stack that
+    docs/flags.md shows it in, where its name and its first flag are not enough.
     """
 
     honours: ClassVar[frozenset[str]] = frozenset()
@@ -62,6 +63,7 @@ class Block(nn.Module, ABC):
     turns_kept: bool = False
     moves: ClassVar[bool] = False
     keeps_read: bool = False
+    steady: bool = False
     example: ClassVar[Mapping[str, Any]] = {}
 
     @frozen

@@ -75,6 +75,8 @@ class BlockAttention(Reading):
         )
         self.rel_pos_bias = own_bias(config.rel_pos_bias, self.heads, True, 0)
         self.compressor = build_compressor(self.kind, config, self.kv_heads)
+        # A memory has room for as many blocks as there may be.
+        self.steady = self.retriever is None
 
     def softmax_read(self, config: Any, scale: float, dropout: float = 0.0) -> SoftmaxRead:
         """One of the layer's reads, with the steps that the flags ask for."""

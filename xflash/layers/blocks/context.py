@@ -36,6 +36,9 @@ class Context(NamedTuple):
     mask: Bool[Tensor, "b c"] | None
     turned: bool = False
 
+    # What a step of one token leaves where it is.
+    in_place = ("k", "v")
+
 
 def context_mask(held: Context) -> Bool[Tensor, "b 1 1 c"] | None:
     """The mask of a context as it broadcasts to scores (b, h, n, c)."""

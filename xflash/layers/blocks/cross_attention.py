@@ -23,6 +23,7 @@ class CrossAttention(TakesContext, MultiHead):
     context's tokens stand. A row whose context is all padding reads zeros, unless there are memory keys and values.
     """
 
+    steady = True
     kind = "cross_attn"
     borrows = "attn"
     offers = frozenset({"chance", "relay"})

@@ -30,6 +30,7 @@ class CrossGatedAttention(TakesContext, GatedUnit):
     the state.
     """
 
+    steady = True
     kind = "cross_gau"
     reading = ("to_source",)
 

@@ -29,6 +29,8 @@ FACTORS = {"gelu": torch.special.ndtr, "silu": torch.sigmoid}
 class FeedForward(Block):
     """Two linear maps with an activation between them, optionally gated (GLU variants, https://arxiv.org/abs/2002.05202)."""
 
+    steady = True
+
     @frozen
     class Config:
         mult: float | None = flag(

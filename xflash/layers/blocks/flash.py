@@ -39,6 +39,7 @@ class MixedChunkAttention(Block):
     (`attn_flash` means another thing: the fused kernel of softmax attention.)
     """
 
+    steady = True
     honours = frozenset({"doc_ids"})
     positions = frozenset({"rotary", "rotary2d", "polar"})
 

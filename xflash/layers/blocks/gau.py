@@ -32,6 +32,7 @@ class GatedAttention(GatedUnit):
     FLASH-Quad is a stack of these (`layers='gau'`), two for each pair of attention and feed-forward.
     """
 
+    steady = True
     kind = "gau"
     honours = frozenset({"attn_mask", "doc_ids", "prefix"})
     keeps_tokens = True

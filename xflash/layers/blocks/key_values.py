@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import AttentionMap, Ctx
+from ...base.steady import cut
 from ..kernels.buffers import SPARE, emptied, grow, write
 from ..positions.slots import Slots
 
@@ -43,6 +44,17 @@ class KV(NamedTuple):
     def each(self, fn: Callable[[Tensor], Tensor]) -> "KV":
         """The state with what `fn` makes of every buffer."""
         return self.holding([fn(t) for t in self.buffers])
+
+    # What a step of one token leaves where it is.
+    in_place = ("k", "v", "gone")
+
+    def steady(self, bound: int) -> "KV":
+        """The state of `bound` tokens at most without numbers that grow, and with room for one more."""
+        return self.each(lambda t: cut(t, bound + 1 - self.spared))._replace(spared=bool(self.spared))
+
+    def resumed(self, before: "KV") -> "KV":
+        """The state behind a token that was written into the buffers of `before`."""
+        return before
 
     def tokens(self, m: int | None = None, rows: int | None = None) -> Int[Tensor, "_ m"]:
         """Which token each of the first m slots (None: all) of the first rows (None: all) holds."""

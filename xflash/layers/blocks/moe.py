@@ -31,6 +31,8 @@ class MixtureOfExperts(Block):
     train add it: without, nothing balances the experts.
     """
 
+    steady = True
+
     @frozen
     class Config:
         experts: int = flag(8, "feed-forward blocks to choose from", at_least=1, at_most=MOST, tried=(3,))

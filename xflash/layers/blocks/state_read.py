@@ -52,6 +52,7 @@ class StateRead(Reading):
     block after block instead of layer after layer.
     """
 
+    steady = True
     kind = "state_read"
     honours = frozenset({"doc_ids"})
     causal_only = True

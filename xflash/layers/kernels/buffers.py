@@ -4,7 +4,7 @@ import torch
 
 from ...base.shapes import Float, Int, Tensor
 
-__all__ = ["SPARE", "emptied", "grow", "write"]
+__all__ = ["SPARE", "emptied", "grow", "put", "write"]
 
 # Slots that always stay free: in compiled graphs a rest of none or of one would each be a case of its own.
 SPARE = 2
@@ -47,5 +47,21 @@ def write(
             buffer[:, :, start : start + n] = t
             return buffer
         return torch.cat((buffer[:, :, :start], t.to(buffer.dtype), buffer[:, :, start + n :]), 2)
-    index = slots[:, None, :, None].expand_as(t)
-    return (buffer.scatter_ if in_place else buffer.scatter)(2, index, t.to(buffer.dtype))
+    return put(buffer, t, slots, in_place)
+
+
+def put(
+    buffer: Float[Tensor, "b *h _ k"], t: Float[Tensor, "b *h n k"], slots: Int[Tensor, "b n"], in_place: bool
+) -> Float[Tensor, "b *h _ k"]:
+    """`buffer` with the n entries of `t` in each row's own slots."""
+    t = t.to(buffer.dtype)
+    if not torch.compiler.is_compiling():
+        index = (slots[:, None, :, None] if t.dim() == 4 else slots[..., None]).expand_as(t)
+        return (buffer.scatter_ if in_place else buffer.scatter)(-2, index, t)
+    # A compiler takes a scatter for a copy of the buffer and one back, and does not take this so.
+    buffer, row = buffer if in_place else buffer.clone(), torch.arange(buffer.shape[0], device=buffer.device)[:, None]
+    if t.dim() == 4:
+        buffer[row, :, slots] = t.transpose(1, 2)
+    else:
+        buffer[row, slots] = t
+    return buffer

@@ -9,7 +9,7 @@ from ...base.looks import may_look
 from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
 from ...base.values import tree_map
-from .buffers import emptied
+from .buffers import emptied, put
 from .groups import place
 from .mixed_chunk import Heads, Spec, attend, local_bias, outer, read, step_bias
 
@@ -44,6 +44,9 @@ class FlashState(NamedTuple):
     values: Float[Tensor, "b w e"]
     rounded: Float[Tensor, "b k e"] | None = None
     held: Int[Tensor, " b"] | None = None
+
+    # What a step of one token leaves where it is.
+    in_place = ("closed", "keys", "far_keys", "values", "rounded")
 
     @property
     def buffers(self) -> tuple[Float[Tensor, "b w _"], ...]:
@@ -210,9 +213,7 @@ def written(
 ) -> list[Float[Tensor, "b w _"]]:
     """The buffers with a token in a slot of each row's own."""
     # A slot is written in place once only, so that an older state keeps reading what it knew.
-    write, at = Tensor.scatter_ if in_place else Tensor.scatter, slot[:, None, None]
-    pairs = zip(state.buffers, token, strict=True)
-    return [write(held, 1, at.expand_as(new), new.to(held.dtype)) for held, new in pairs]
+    return [put(held, new, slot[:, None], in_place) for held, new in zip(state.buffers, token, strict=True)]
 
 
 def pick(t: Float[Tensor, "b g x y"], group: Int[Tensor, " b"]) -> Float[Tensor, "b x y"]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ...base.looks import may_look
 from ...base.shapes import Bool, Float, Int, Tensor
+from .buffers import put
 from .carried import pick
 from .groups import Padded, Scattered, place
 from .packed_windows import DocumentBlocks, moved_on
@@ -46,6 +47,9 @@ class Window(NamedTuple):
     older_v: Tensor | None = None
     memory: Any = None
     lost: Tensor | None = None
+
+    # What a step of one token leaves where it is.
+    in_place = ("open_k", "open_v")
 
 
 class Older(NamedTuple):
@@ -212,8 +216,7 @@ def single(buffer: Float[Tensor, "b w c"], t: Float[Tensor, "b n c"], slot: int 
             buffer[:, slot : slot + t.shape[1]] = t
             return buffer
         return torch.cat((buffer[:, :slot], t.to(buffer.dtype), buffer[:, slot + t.shape[1] :]), 1)
-    index = slot[:, None, None].expand_as(t)
-    return (buffer.scatter_ if in_place else buffer.scatter)(1, index, t.to(buffer.dtype))
+    return put(buffer, t, slot[:, None], in_place)
 
 
 def kept(t: Float[Tensor, "b _ l c"], full: int | Int[Tensor, " b"], m: int) -> Float[Tensor, "b m l c"]:
