@@ -180,7 +180,7 @@ def flash_groups_backward(
     dbeta.copy_(totals.beta)
     if totals.bias is not None:
         diagonals = totals.bias.new_zeros(dvector.shape)
-        add_diagonals(diagonals, totals.bias, 0)
+        add_diagonals(diagonals, totals.bias[None], 0)
         dvector.copy_(diagonals)
     return dhidden, dgamma, dbeta, dvector, dclosed
 

@@ -141,7 +141,7 @@ def gated_tiles_backward(
         add(dq[batch, :, rows], half, twice_k[batch, :, keys].flatten(0, 1))
         if vector is not None:
             distance = q.shape[2] - tile.high + tile.start
-            add_diagonals(dvector, half.unflatten(0, (-1, q.shape[1])).sum(0, dtype=exact), distance)
+            add_diagonals(dvector, half.unflatten(0, (-1, q.shape[1])), distance)
     dvector = dvector if vector is None else dvector.mul_(2).to(vector.dtype)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dvector
 
@@ -184,18 +184,20 @@ def add(total: Float[Tensor, "b h i j"], left: Float[Tensor, "r i _"], right: Fl
         total += torch.bmm(left, right).unflatten(0, total.shape[:2])
 
 
-def add_diagonals(total: Float[Tensor, "h l"], ds: Float[Tensor, "h i j"], first: int) -> None:
+def add_diagonals(total: Float[Tensor, "h l"], ds: Float[Tensor, "r h i j"], first: int) -> None:
     """Adds the sums along the diagonals of ds to the entries from `first` on: the gradient of a Toeplitz matrix.
 
     Each row is shifted by one more than the row below it, by writing into a strip whose rows are one longer than those
-    it is then read by; the columns of the strip are the diagonals. A matrix that is turned around has the same.
+    it is then read by; the columns of the strip are the diagonals. Those of a high matrix are found in it on its side,
+    in the other order.
     """
-    ds = ds.mT.flip(1, 2) if ds.shape[1] > ds.shape[2] else ds
-    h, i, j = ds.shape
-    width = i + j - 1
-    strip = ds.new_zeros(h, i * width)
-    strip.as_strided((h, i, j), (i * width, width - 1, 1), i - 1).copy_(ds)
-    total[:, first : first + width] += strip.unflatten(1, (i, width)).sum(1)
+    h, i, j = ds.shape[1:]
+    (low, long), width = sorted((i, j)), i + j - 1
+    strip = total.new_zeros(h, low * width)
+    laid = strip.as_strided((h, low, long), (low * width, width - 1, 1), low - 1)
+    torch.sum(ds, 0, dtype=total.dtype, out=laid.mT if i > j else laid)
+    sums = strip.unflatten(1, (low, width)).sum(1)
+    total[:, first : first + width] += sums.flip(1) if i > j else sums
 
 
 @gated_tiles_backward.register_fake

@@ -159,6 +159,6 @@ def backward(
         dbeta.copy_(of_offsets)
     if vector is not None:
         diagonals = torch.zeros_like(dvector, dtype=torch.float32)
-        add_diagonals(diagonals, ds.sum(0, keepdim=True, dtype=torch.float32), 0)
+        add_diagonals(diagonals, ds[:, None], 0)
         dvector.copy_(diagonals)
     return found
