@@ -20,12 +20,6 @@ def script(monkeypatch, tmp_path):
     return importlib.import_module
 
 
-def test_imports(script, capsys):
-    (_, torch_took, _), (_, took, least) = script("imports").main(["--times", "1"])
-    assert 0 < least == took < torch_took
-    assert "seconds, median" in capsys.readouterr().out
-
-
 def test_long(script, capsys):
     module, small = script("long"), ["--dim", "16", "--depth", "2", "--segment", "17", "--chunk", "13"]
     module.main([*small, "--only", "read", "--read", "19", "59"])
