@@ -118,10 +118,11 @@ class Model(NamedTuple):
     beside: Callable[[int, int], Row] = nothing
     layers: str = "attn ff"
     alike: bool = True
+    causal: bool = True
 
 
 def made(layers: str, beside: Callable[[int, int], Row] = nothing, **flags: Any) -> Model:
-    return Model(functools.partial(ours, layers, **flags), beside, layers)
+    return Model(functools.partial(ours, layers, **flags), beside, layers, causal=flags.get("causal", True))
 
 
 def models() -> dict[str, Model]:

@@ -15,7 +15,7 @@ from on_gpu_decode import decoded, lengths
 from roofline_costs import H200
 from roofline_device import DEVICE, moved
 from roofline_kernels import FLASH_KERNELS
-from roofline_run import Count, simulated
+from roofline_run import Count, Run, simulated
 from torch import Tensor
 
 __all__ = ["FLOOR", "KERNEL", "Row", "Rows"]
@@ -24,8 +24,11 @@ FLOOR = "floor: plain transformer, SDPA"
 KERNEL = "flash, its kernel (modelled)"
 # Tokens that a state has room for beside those that are there.
 AHEAD = 64
+# FlexAttention's, of keys and queries.
+BLOCK = 128
 BOUNDS = ("math", "memory", "least")
 Costs = dict[str, float]
+Prepared = Callable[[Run, Any], Callable[[], Any]]
 
 
 class Row(NamedTuple):
@@ -70,9 +73,22 @@ def built(model: Model, scale: Scale, n: int, depth: int) -> Any:
     return net.requires_grad_(True)
 
 
-def training(model: Model, rows: int, n: int, net: Any) -> Callable[[], None]:
-    """Forward and backward in bfloat16; what is only there for a step is freed."""
-    beside = {name: torch.empty_like(t, device=DEVICE) for name, t in model.beside(rows, n).items()}
+def share_of(beside: dict[str, Tensor], causal: bool, rows: int, n: int) -> float:
+    """Of all pairs of queries and keys, those that are read in blocks of keys and queries."""
+    groups = beside.get("doc_ids", torch.zeros(rows, n, dtype=torch.long))
+    real = beside.get("mask", torch.ones(rows, n, dtype=torch.bool))
+    seen = 0.0
+    for row, there in zip(groups, real, strict=True):
+        for length in torch.bincount(row[there]).tolist():
+            seen += (length * length / 2 if causal else length * length) + length * BLOCK / (2 if causal else 1)
+    return min(1.0, seen / (rows * n * n))
+
+
+def training(model: Model, rows: int, n: int, run: Run, net: Any) -> Callable[[], None]:
+    """Forward and backward in bfloat16."""
+    real = model.beside(rows, n)
+    run.share = share_of(real, model.causal, rows, n)
+    beside = {name: torch.empty_like(t, device=DEVICE) for name, t in real.items()}
 
     def call() -> None:
         y = net.train()(ids(rows, n), **beside)
@@ -81,9 +97,9 @@ def training(model: Model, rows: int, n: int, net: Any) -> Callable[[], None]:
     return call
 
 
-def counted(net: Any, prepared: Callable[[Any], Callable[[], Any]], instead: Any = None, places: bool = False) -> Count:
+def counted(net: Any, prepared: Prepared, instead: Any = None, places: bool = False) -> Count:
     with simulated(instead=instead, places=places) as run:
-        call = prepared(moved(net, torch.bfloat16))
+        call = prepared(run, moved(net, torch.bfloat16))
         with run.counted() as count:
             call()
     return count
@@ -124,7 +140,7 @@ class Rows:
         """One token more behind n, in a state that has taken one already."""
         kind = decoded()["floor" if what == FLOOR else what]
 
-        def prepared(net: Any) -> Callable[[], Any]:
+        def prepared(run: Run, net: Any) -> Callable[[], Any]:
             mask = torch.empty_like(lengths(rows, n, "cpu"), device=DEVICE) if ragged else None
             step = kind.begin(net.eval(), ids(rows, n), mask)
             step()
@@ -133,9 +149,7 @@ class Rows:
         with torch.no_grad():
             return self.deep(what, said(rows, n, ragged), kind.model, n + AHEAD, prepared, None)
 
-    def deep(
-        self, what: str, size: str, model: Model, n: int, prepared: Callable[[Any], Callable[[], Any]], instead: Any
-    ) -> Row:
+    def deep(self, what: str, size: str, model: Model, n: int, prepared: Prepared, instead: Any) -> Row:
         """A row of a model in its whole depth."""
         depth = self.scale.of(model.layers)
         few = (1, 2) if model.alike else (depth,)

@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from roofline_attention import attention_kernel, scaled_dot_product_attention
+from roofline_attention import attention_kernel, flex_attention, scaled_dot_product_attention
 from roofline_costs import FREE, H200, Kernel, Machine, kernel_of
 from roofline_device import AUTOCAST, DEVICE, WHOLE, here
 from torch import Tensor
@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["Count", "Run", "simulated"]
 
+AT_WORK: list["Run"] = []
 # How many numbers there are found to be where only the device knows.
 SOME = 7
 # Frames that are not where something happens.
@@ -104,6 +105,8 @@ class Run(TorchDispatchMode):
         self.fake = FakeTensorMode()
         self.machine, self.places, self.memory, self.instead = machine, places, memory, instead or {}
         self.count = Count(machine)
+        # Of all scores, what block masks leave to be seen.
+        self.share = 1.0
         self.live, self.storages = 0.0, set()
 
     @contextlib.contextmanager
@@ -310,7 +313,14 @@ def stand_ins(run: Run) -> dict[tuple[Any, str], Any]:
         def __new__(cls, device: Any = "cpu") -> Any:
             return generator("cpu" if torch.device(device).type == DEVICE else device)
 
+    from torch.nn.attention import flex_attention as flex
+
     return {
+        # Where the package asks for a GPU of NVIDIA's, this is one; what would be compiled is counted as it is.
+        (FakeTensor, "is_cuda"): property(here),
+        (torch, "compile"): lambda model=None, **_: model,
+        # Whoever has kept it asks whichever run is at work.
+        (flex, "flex_attention"): lambda *args, **kwargs: flex_attention(AT_WORK[-1], *args, **kwargs),
         (FakeTensor, "tolist"): lambda t: run.listed(t),
         (Tensor, "data_ptr"): lambda t: t.untyped_storage()._cdata + t.storage_offset() * t.element_size(),
         (torch, "tensor"): made,
@@ -338,6 +348,8 @@ def simulated(machine: Machine = H200, **options: Any) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.fake)
         for (owner, name), value in stand_ins(run).items():
-            stack.enter_context(mock.patch.object(owner, name, value))
+            stack.enter_context(mock.patch.object(owner, name, value, create=name == "is_cuda"))
+        AT_WORK.append(run)
+        stack.callback(AT_WORK.pop)
         stack.enter_context(run)
         yield run
