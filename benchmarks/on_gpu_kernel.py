@@ -17,7 +17,7 @@ from on_gpu_speed import Cases, Floors, Row, in_turn, launched, peak_of, scale_o
 from torch import Tensor
 
 from xflash.layers.kernels.fused_groups import Settings, Turn, fused_groups
-from xflash.layers.kernels.triton_door import triton_asked, triton_groups_for
+from xflash.layers.kernels.triton_door import triton_groups_for
 
 __all__ = ["cases", "verdict"]
 
@@ -81,14 +81,12 @@ def asked(kernels: bool) -> Iterator[None]:
     """XFLASH_TRITON as it is said here."""
     before = os.environ.get("XFLASH_TRITON")
     os.environ["XFLASH_TRITON"] = str(int(kernels))
-    triton_asked.cache_clear()
     try:
         yield
     finally:
         del os.environ["XFLASH_TRITON"]
         if before is not None:
             os.environ["XFLASH_TRITON"] = before
-        triton_asked.cache_clear()
 
 
 def not_tried(call: Groups, options: Any) -> Row | None:

@@ -22,9 +22,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(
         triton_door.importlib, "import_module", lambda *name: imported.append("".join(reversed(name))) or KERNELS
     )
-    triton_asked.cache_clear()
-    yield imported
-    triton_asked.cache_clear()
+    return imported
 
 
 def door(**changed):
@@ -76,6 +74,13 @@ def test_it_is_asked_for(asked, monkeypatch, value, expected):
     else:
         monkeypatch.setenv("XFLASH_TRITON", value)
     assert door() is expected
+
+
+def test_a_compiled_caller_may_ask(monkeypatch):
+    monkeypatch.setenv("XFLASH_TRITON", "1")
+    torch._dynamo.reset()
+    call = torch.compile(lambda x: x + 1 if triton_asked() else x - 1, fullgraph=True, backend="eager")
+    assert call(torch.zeros(3)).tolist() == [1, 1, 1]
 
 
 def test_triton_is_missing(asked, monkeypatch):

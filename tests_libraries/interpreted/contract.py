@@ -34,7 +34,8 @@ def test_opcheck():
     settings = (*case.settings, 0, True)
     torch.library.opcheck(fused.flash_groups, (hidden, gamma, beta, vector, cos, sin, closed, None, *settings))
     nothing = (None,) * 5
-    torch.library.opcheck(fused.flash_groups, (hidden, gamma, *nothing, torch.tensor([18, 2]), *settings))
+    hidden = hidden.detach()[:, :5].clone().requires_grad_()
+    torch.library.opcheck(fused.flash_groups, (hidden, gamma, *nothing, torch.tensor([5, 2]), *settings))
 
 
 def test_compiled():
@@ -45,7 +46,7 @@ def test_compiled():
         return fused.fused_groups(hidden, gamma, beta, Case(closed=False).settings, vector=vector)[0].square().sum()
 
     fast = torch.compile(loss, fullgraph=True, backend=counter)
-    for n in (5, 17, 23):
+    for n in (3, 5, 18):
         given = Case(n=n).leaves(torch.float32)[:4]
         found, right = (torch.autograd.grad(call(*given), given) for call in (fast, loss))
         torch.testing.assert_close(found, right, atol=1e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import on_gpu_kernel
 
-SMALL = on_gpu_kernel.Groups(2, 40, 32, 16, 16, turned=8, dtype=torch.float16)
+SMALL = on_gpu_kernel.Groups(2, 20, 32, 16, 16, turned=8, dtype=torch.float16)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def served(monkeypatch):
 OPTIONS = SimpleNamespace(device="cpu", each=0.01)
 
 
-@pytest.mark.parametrize("changed", [{}, {"ragged": True, "mean": False}, {"b": 1, "closed": True}], ids=str)
+@pytest.mark.parametrize("changed", [{"ragged": True, "mean": False}, {"b": 1, "closed": True}], ids=str)
 def test_right(changed):
     (row,) = on_gpu_kernel.right(SMALL._replace(**changed), OPTIONS)
     assert row["failed"] == {} and 0 < row["off"] < 5e-3 and 0 < row["plain_off"] < 5e-3
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_found(monkeypatch):
         return (out + 0.1 * len(calls), *others)
 
     monkeypatch.setattr(triton_groups, "forward", wrong)
-    (row,) = on_gpu_kernel.right(SMALL, OPTIONS)
+    (row,) = on_gpu_kernel.right(SMALL._replace(n=16), OPTIONS)
     assert set(row["failed"]) == {"out", "again"}
     assert row["failed"]["out"].startswith("off by ")
 

@@ -21,9 +21,8 @@ MULTIPLE = 16
 LONGEST = 1024
 
 
-@functools.cache
 def triton_asked() -> bool:
-    """Whether the environment variable XFLASH_TRITON asks for kernels in Triton; read when it is first needed."""
+    """Whether the environment variable XFLASH_TRITON asks for kernels in Triton; what is compiled keeps the answer."""
     return os.environ.get("XFLASH_TRITON", "0").lower() not in ("0", "false", "")
 
 
