@@ -1,5 +1,8 @@
 """Attention between two bounds of each query against one matrix of all queries and keys: outputs and gradients."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -96,6 +99,32 @@ def test_flex_is_told_the_same(pattern, bias):
     assert (mask.to_dense().bool() >= blocks).all()
 
 
-def test_flex_is_for_gpus():
-    q, _, v, _ = inputs(6)
-    assert not can_flex(q, v, 0.0)
+class OnGPU:
+    """What `can_flex` looks at of a tensor there."""
+
+    is_cuda = True
+
+    def __init__(self, dtype, width):
+        self.shape, self.dtype = (B, H, N, width), dtype
+
+    def element_size(self):
+        return self.dtype.itemsize
+
+
+def test_flex_is_for_gpus(monkeypatch):
+    q, other, exact = OnGPU(torch.bfloat16, 64), OnGPU(torch.bfloat16, 24), OnGPU(torch.float64, 64)
+    assert can_flex(q, q, 0.0) == flex.KNOWN
+    assert not (can_flex(q, q, 0.1) or can_flex(other, q, 0.0) or can_flex(q, other, 0.0) or can_flex(exact, q, 0.0))
+    assert not can_flex(*inputs(6)[:2], 0.0)
+    monkeypatch.setattr(flex, "WANTED", False)
+    assert not can_flex(q, q, 0.0)
+
+
+def test_the_environment_says_whether_it_is_wanted():
+    lazy = "'torch.nn.attention.flex_attention' in sys.modules"
+    ask = f"import sys; from xflash.layers.kernels import flex; print(flex.WANTED, {lazy})"
+    for value, wanted in (("0", "False"), ("1", "True")):
+        environment = os.environ | {"XFLASH_FLEX": value}
+        words = [sys.executable, "-c", ask]
+        said = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+        assert said.stdout.split() == [wanted, "False"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...base.looks import is_exporting, transformed
+from ...base.looks import transformed
 from ...base.shapes import Float, Int, Tensor
 from .bounded import bounds_of
 from .tiles import Between
@@ -27,8 +27,8 @@ KNOWN = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
 
 
 def can_flex(q: Float[Tensor, "b h n k"], v: Float[Tensor, "b g m e"], dropout: float) -> bool:
-    """Whether FlexAttention can read this, and is wanted."""
-    if not (WANTED and KNOWN and q.is_cuda) or dropout or transformed() or is_exporting():
+    """Whether FlexAttention can read this, and is wanted; not inside of another graph, where it was never tried."""
+    if not (WANTED and KNOWN and q.is_cuda) or dropout or transformed() or torch.compiler.is_compiling():
         return False
     return q.element_size() < 8 and q.shape[3] in WIDTHS and v.shape[3] in WIDTHS
 
@@ -81,10 +81,12 @@ def attend_flex(
     read: Any = None,
 ) -> Float[Tensor, "b h n e"]:
     """`attend_bounded` of the mask that `flex_mask` made of the bounds; read: another `flex_attention`."""
-    n = q.shape[2]
+    held: Any = vector
+    # As a tensor: a number would be another kernel for each length.
+    nearest = torch.full((), q.shape[2] - 1, device=q.device)
 
     def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return s + vector[h, j - i + n - 1]
+        return s + held[h, j - i + nearest]
 
     read = read or fused()
     shared = q.shape[1] != k.shape[1]
