@@ -18,7 +18,7 @@ def small_pieces(request, monkeypatch):
     monkeypatch.setitem(fused_pieces.BYTES, "cpu", 8 * 2 * W * (2 * E + K))
     monkeypatch.setattr(fused_pieces, "LEAST", 4)
     monkeypatch.setattr(fused_pieces, "BAND", 2)
-    monkeypatch.setattr(fused_sums, "ONE_BY_ONE", request.param)
+    monkeypatch.setitem(fused_sums.ONE_BY_ONE, "cpu", request.param)
 
 
 def inputs(n, dtype=torch.float64, seed=0):
@@ -186,3 +186,15 @@ def test_nothing_but_the_input_the_sums_and_a_matrix_a_group_is_kept():
     with torch.no_grad():
         _, y, sums, _ = flash_groups(hidden, gamma, beta, None, None, None, None, None, *settings, 0, False)
     assert y.numel() == sums.numel() == 0
+
+
+def test_on_a_gpu_a_call_is_one_piece_and_an_open_group():
+    def work(b, n, dtype=torch.bfloat16):
+        hidden, gamma = torch.empty(b, n, 4224, dtype=dtype, device="meta"), torch.empty(4, 128, device="meta")
+        settings = Settings(256, "relu2", 1.0, 1.0, True)
+        return fused_pieces.prepared(hidden, gamma, None, None, None, None, None, settings, 0)
+
+    assert [(p.groups, p.w) for p in fused_pieces.pieces(work(8, 8192))] == [(32, 256)]
+    assert [(p.groups, p.w) for p in fused_pieces.pieces(work(8, 8200))] == [(32, 256), (1, 8)]
+    # Longer rows in float32 are cut: what is at work at once is bounded.
+    assert [p.groups for p in fused_pieces.pieces(work(8, 2**17, torch.float32))] == [512] * 8

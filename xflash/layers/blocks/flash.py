@@ -16,7 +16,8 @@ from ...flags.flag import flag, like
 from ..kernels import late
 from ..kernels.carried import FlashState, across, settled, step, within
 from ..kernels.fused_groups import Settings, Turn, fused_groups
-from ..kernels.groups import Documents, document_groups
+from ..kernels.groups import document_groups
+from ..kernels.in_rows import in_rows, runs, stays_in_rows
 from ..kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
 from ..kernels.operators import compiler_fuses, operators_work, plain_is_better
 from ..kernels.relative import distances
@@ -85,7 +86,7 @@ class MixedChunkAttention(Block):
         dropout: float = flag(0.0, "dropout of the weights inside a group", at_least=0, below=1, tried=(0.1,))
         max_documents: int | None = flag(
             None,
-            "most documents in a row, needed only to compile with doc_ids (None: looked up)",
+            "most documents in a row, needed only to compile with doc_ids (None: looked up; causal on a GPU, no need)",
             at_least=1,
             tried="it matters to torch.compile only",
         )
@@ -223,7 +224,7 @@ class MixedChunkAttention(Block):
         """What the gate multiplies, by the way that costs least."""
         n, w = t.v.shape[1], self.config.group_size
         if ctx.doc_ids is not None:
-            return packed(t, spec, self.documents(ctx.doc_ids, ctx, spec)), None
+            return self.mix_documents(t, spec, ctx, ctx.doc_ids), None
         if not self.site.causal:
             return both_ways(t, spec, ctx.new), None
         if not torch.compiler.is_compiling():
@@ -251,14 +252,16 @@ class MixedChunkAttention(Block):
             scope=config.global_scope,
         )
 
-    def documents(self, doc_ids: Int[Tensor, "b n"], ctx: Ctx, spec: Spec) -> Documents:
-        """Groups for packed documents; ValueError where one would depend on its neighbours or on another call."""
+    def mix_documents(self, t: Heads, spec: Spec, ctx: Ctx, doc_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n e"]:
+        """`mix` for packed documents; ValueError where one would depend on its neighbours or on another call."""
         if ctx.keep_state or ctx.past:
             raise ValueError("doc_ids cannot be carried in a state: packed documents end with the call")
         if spec.normaliser == "padded_length":
             raise ValueError("doc_ids with flash_global_normaliser='padded_length': documents would not be independent")
         w, most, real = spec.w, self.config.max_documents, ctx.real(doc_ids.shape[1])
-        return ctx.once(("documents", w, most), lambda: document_groups(doc_ids, real, w, most))
+        if spec.causal and most is None and stays_in_rows(doc_ids):
+            return in_rows(t, spec, ctx.once(("runs", w), lambda: runs(doc_ids, real, w)))
+        return packed(t, spec, ctx.once(("documents", w, most), lambda: document_groups(doc_ids, real, w, most)))
 
 
 def check(config: MixedChunkAttention.Config, causal: bool) -> None:

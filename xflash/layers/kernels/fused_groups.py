@@ -20,9 +20,10 @@ from .fused_pieces import (
     activated,
     band_scores,
     bands,
+    given,
     pieces,
     prepared,
-    restore_pairs,
+    restored,
     turned,
     unreal,
 )
@@ -115,10 +116,13 @@ def flash_groups(
             torch.baddbmm(y[:, low:high], weights, parts.v[:, :high], beta=0, alpha=1 / divide, out=y[:, low:high])
         if piece.group == 0:
             after[piece.batch] = 0 if closed is None else closed[piece.batch]
-        read = read_and_carry(work, piece, parts, after[piece.batch])
-        y.baddbmm_(parts.four[1], read)
-        if keep:
-            sums[piece.batch, piece.group : piece.group + piece.groups] = read.unflatten(0, (-1, piece.groups))
+        seen = (
+            read_of(sums, piece)
+            if keep
+            else sums.new_empty(len(parts.v) // piece.groups, piece.groups, *sums.shape[2:])
+        )
+        read_and_carry(work, piece, parts, after[piece.batch], seen)
+        y.baddbmm_(parts.four[1], seen.reshape(-1, *sums.shape[2:]))
         shape = (-1, length, y.shape[2])
         torch.mul(parts.gate.reshape(shape), y.view(shape), out=out[piece.batch, piece.tokens])
         if keep and y.data_ptr() != y_all[piece.batch, piece.tokens].data_ptr():
@@ -131,6 +135,11 @@ def place_for(y_all: Tensor, piece: Piece, keep: bool, v: Tensor) -> Float[Tenso
     if keep and (there := y_all[piece.batch, piece.tokens]).is_contiguous():
         return there.view(v.shape)
     return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+def read_of(sums: Float[Tensor, "b _ k e"], piece: Piece) -> Float[Tensor, "b g k e"]:
+    """What the groups of a piece read of those before them, where it is kept."""
+    return sums[piece.batch, piece.group : piece.group + piece.groups]
 
 
 @flash_groups.register_fake
@@ -196,30 +205,24 @@ class Totals(NamedTuple):
 def pass_back(work: Work, piece: Piece, dout, y, sums, above: Float[Tensor, "b k e"], totals: Totals, into) -> None:
     """A piece's part of the backward; `above` is the gradient of the sums behind it, and is carried to before it."""
     settings, parts = work.settings, activated(work, piece)
-    e, _, width = work.widths
-    given = dout[piece.batch, piece.tokens].reshape(-1, piece.w, e)
-    grad = into.new_empty(len(parts.v), piece.w, 2 * e + width)
-    dgate, dv, dz = grad.split(work.widths, -1)
-    torch.mul(given, y[piece.batch, piece.tokens].reshape(given.shape), out=dgate)
-    dy = given * parts.gate
+    above_gate = dout[piece.batch, piece.tokens].reshape(parts.gate.shape)
+    dgate = above_gate * y[piece.batch, piece.tokens].reshape(parts.gate.shape)
+    dy = above_gate * parts.gate
     dfour = torch.empty_like(parts.four)
-    read = sums[piece.batch, piece.group : piece.group + piece.groups].flatten(0, 1)
-    torch.bmm(dy, read.mT, out=dfour[1])
+    torch.bmm(dy, read_of(sums, piece).flatten(0, 1).mT, out=dfour[1])
     dkv = carry_back(work, piece, parts, dy, above)
     if dkv is None:
         dfour[3].zero_()
-        through_far = torch.zeros_like(dy)
+        dv = torch.zeros_like(dy)
     else:
         torch.bmm(parts.v, dkv.mT, out=dfour[3])
-        through_far = torch.bmm(parts.four[3], dkv)
-    near_backward(work, parts, dy if settings.divide == 1 else dy / settings.divide, dfour, through_far, totals)
-    dv.copy_(through_far)
+        dv = torch.bmm(parts.four[3], dkv)
+    near_backward(work, parts, dy if settings.divide == 1 else dy / settings.divide, dfour, dv, totals)
     if work.new is not None:
         dv.masked_fill_(unreal(work.new, piece), 0)
-    back_to_base(work, piece, parts, dfour, totals, dz)
-    torch.ops.aten.silu_backward.grad_input(
-        grad.view(into.shape), work.hidden[piece.batch, piece.tokens], grad_input=into
-    )
+    dz = back_to_base(work, piece, parts, dfour, totals)
+    for grad, before, place in zip((dgate, dv, dz), given(work, piece), into.split(work.widths, -1), strict=True):
+        torch.ops.aten.silu_backward.grad_input(grad.view(before.shape), before, grad_input=place)
 
 
 def near_backward(work: Work, parts: Parts, dy: Tensor, dfour: Tensor, dv: Tensor, totals: Totals) -> None:
@@ -239,12 +242,10 @@ def near_backward(work: Work, parts: Parts, dy: Tensor, dfour: Tensor, dv: Tenso
             totals.bias[:, low:high, :high] += 2 * ds.sum(0, dtype=totals.bias.dtype)
 
 
-def back_to_base(work: Work, piece: Piece, parts: Parts, dfour: Tensor, totals: Totals, dz: Tensor) -> None:
-    """Out of the queries and keys: the gradient of the base into `dz`, those of gains and offsets into `totals`."""
+def back_to_base(work: Work, piece: Piece, parts: Parts, dfour: Tensor, totals: Totals) -> Float[Tensor, "g w k"]:
+    """Out of the queries and keys: the gradient of the base; those of gains and offsets are added to `totals`."""
     if work.cos is not None and work.sin is not None:
-        part, cos, sin = turned(work.cos, work.sin, piece, dfour)
-        swapped = (part * sin).roll(cos.shape[-1] // 2, -1)
-        part.mul_(cos).add_(swapped)
+        dfour = turned(work.cos[piece.tokens], work.sin[piece.tokens], dfour, back=True)
     flat, exact = dfour.flatten(1, 2), totals.gamma.dtype
     totals.gamma.add_((flat * parts.z.flatten(0, 1)).sum(1, dtype=exact))
     if work.beta is not None:
@@ -252,7 +253,7 @@ def back_to_base(work: Work, piece: Piece, parts: Parts, dfour: Tensor, totals: 
     base = dfour[0] * work.gamma[0]
     for i in (1, 2, 3):
         base.addcmul_(dfour[i], work.gamma[i])
-    restore_pairs(base, work.paired, dz)
+    return restored(base, work.paired) if work.paired else base
 
 
 @flash_groups_backward.register_fake

@@ -17,9 +17,10 @@ __all__ = [
     "activated",
     "band_scores",
     "bands",
+    "given",
     "pieces",
     "prepared",
-    "restore_pairs",
+    "restored",
     "share",
     "shares",
     "turned",
@@ -29,7 +30,7 @@ __all__ = [
 
 # Bytes of the projection at work at once: on a CPU they should stay in its caches, elsewhere launches should be few.
 BYTES = {"cpu": 2**21}
-BYTES_ELSEWHERE = 2**28
+BYTES_ELSEWHERE = 2**32
 # The shortest group whose scores that nobody sees are left out as far as bands go (half precision gains nothing by it),
 # and the rows of a band on a CPU; elsewhere there are two bands.
 LEAST = 128
@@ -108,11 +109,8 @@ class Parts(NamedTuple):
 
 
 def activated(work: Work, piece: Piece) -> Parts:
-    active = F.silu(work.hidden[piece.batch, piece.tokens])
-    gate, v, z = active.reshape(-1, piece.w, active.shape[2]).split(work.widths, -1)
-    if v.element_size() < 4:
-        # Products in half precision are slow where rows do not follow each other.
-        v = v.contiguous()
+    # One by one, so that the rows of each follow each other, as products like it.
+    gate, v, z = (F.silu(t).view(-1, piece.w, t.shape[2]) for t in given(work, piece))
     if work.new is not None:
         v.masked_fill_(unreal(work.new, piece), 0)
     if work.paired:
@@ -120,10 +118,13 @@ def activated(work: Work, piece: Piece) -> Parts:
     gamma = work.gamma[:, None, None]
     four = z * gamma if work.beta is None else torch.addcmul(work.beta[:, None, None], z, gamma)
     if work.cos is not None and work.sin is not None:
-        part, cos, sin = turned(work.cos, work.sin, piece, four)
-        swapped = part.roll(cos.shape[-1] // 2, -1)
-        part.mul_(cos).addcmul_(swapped, sin)
+        four = turned(work.cos[piece.tokens], work.sin[piece.tokens], four)
     return Parts(gate, v, z, four)
+
+
+def given(work: Work, piece: Piece) -> tuple[Tensor, ...]:
+    """Gate, values and base of a piece before their activation."""
+    return work.hidden[piece.batch, piece.tokens].split(work.widths, -1)
 
 
 def unpair(z: Float[Tensor, "g w k"], paired: int) -> Float[Tensor, "g w k"]:
@@ -141,17 +142,29 @@ def halves(paired: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     return (slice(0, middle), slice(0, paired, 2)), (slice(middle, paired), slice(1, paired, 2))
 
 
-def restore_pairs(moved: Float[Tensor, "g w k"], paired: int, into: Float[Tensor, "g w k"]) -> None:
+def restored(moved: Float[Tensor, "g w k"], paired: int) -> Float[Tensor, "g w k"]:
     """The inverse of `unpair`."""
+    z = torch.empty_like(moved)
     for place, taken in halves(paired):
-        into[..., taken] = moved[..., place]
-    into[..., paired:] = moved[..., paired:]
+        z[..., taken] = moved[..., place]
+    z[..., paired:] = moved[..., paired:]
+    return z
 
 
-def turned(cos: Tensor, sin: Tensor, piece: Piece, four: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The channels that are rotated, as (4, rows, tokens, width), and the tables of the piece's tokens."""
-    cos, sin = cos[piece.tokens], sin[piece.tokens]
-    return four.view(4, -1, cos.shape[0], four.shape[3])[..., : cos.shape[1]], cos, sin
+def turned(
+    cos: Float[Tensor, "n r"], sin: Float[Tensor, "n r"], four: Float[Tensor, "4 g w k"], back: bool = False
+) -> Float[Tensor, "4 g w k"]:
+    """The first r channels rotated (or back) by the tables of the piece's tokens; it may take the memory of `four`."""
+    length, r = cos.shape
+    part = four.view(4, -1, length, four.shape[3])[..., :r]
+    ahead, behind = sin.chunk(2, -1)[::-1] if back else sin.chunk(2, -1)
+    moved = part * cos
+    moved[..., : r // 2].addcmul_(part[..., r // 2 :], ahead)
+    moved[..., r // 2 :].addcmul_(part[..., : r // 2], behind)
+    if r == four.shape[3]:
+        return moved.view(four.shape)
+    part.copy_(moved)
+    return four
 
 
 def unreal(new: Int[Tensor, " b"], piece: Piece) -> Bool[Tensor, "g w 1"]:

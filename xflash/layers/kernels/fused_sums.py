@@ -7,29 +7,37 @@ from .fused_pieces import Parts, Piece, Work, share, shares
 
 __all__ = ["carry_back", "read_and_carry"]
 
-# Groups of a piece up to which they are summed one after the other, for cumsum is slow.
-ONE_BY_ONE = 8
+# Groups of a piece up to which they are summed one after the other, for cumsum is slow: around it all of them are gone
+# over in float32 several times. On a CPU few calls count, elsewhere few bytes.
+ONE_BY_ONE = {"cpu": 8}
+ONE_BY_ONE_ELSEWHERE = 64
 
 
-def read_and_carry(work: Work, piece: Piece, parts: Parts, total: Float[Tensor, "b k e"]) -> Float[Tensor, "g k e"]:
-    """What the groups of a piece read of those before them; `total` becomes the sum up to their end."""
-    w, far_k, read = work.settings.w, parts.four[3], parts.v.dtype
+def read_and_carry(
+    work: Work, piece: Piece, parts: Parts, total: Float[Tensor, "b k e"], seen: Float[Tensor, "b g k e"]
+) -> None:
+    """What the groups of a piece read of those before them, into `seen`; `total` becomes the sum up to their end."""
+    w, far_k = work.settings.w, parts.four[3]
     if piece.groups == 1:
-        before = (total * share(work, piece.group)).to(read, copy=True)
+        torch.mul(total, share(work, piece.group), out=seen[:, 0])
         if piece.w == w:
             add_product(total, far_k.mT, parts.v, 1 / w)
-        return before
+        return
     kv = torch.bmm(far_k.mT, parts.v).unflatten(0, (-1, piece.groups))
-    if piece.groups <= ONE_BY_ONE:
-        seen = torch.empty_like(kv)
+    if are_few(work, piece):
         for i in range(piece.groups):
             torch.mul(total, share(work, piece.group + i), out=seen[:, i])
             total.add_(kv[:, i], alpha=1 / w)
-        return seen.flatten(0, 1)
+        return
     kv = kv.to(total.dtype) / w
-    seen = torch.cat((total[:, None], kv[:, :-1]), 1).cumsum(1)
-    total.copy_(seen[:, -1] + kv[:, -1])
-    return (seen * shares(work, piece)).to(read).flatten(0, 1)
+    sums = torch.cat((total[:, None], kv[:, :-1]), 1).cumsum(1)
+    total.copy_(sums[:, -1] + kv[:, -1])
+    seen.copy_(sums * shares(work, piece))
+
+
+def are_few(work: Work, piece: Piece) -> bool:
+    """Whether the groups of a piece are summed one after the other."""
+    return piece.groups <= ONE_BY_ONE.get(work.hidden.device.type, ONE_BY_ONE_ELSEWHERE)
 
 
 def carry_back(
@@ -43,7 +51,7 @@ def carry_back(
         add_product(above, far_q.mT, dy, share(work, piece.group))
         return given
     read = torch.bmm(far_q.mT, dy).unflatten(0, (-1, piece.groups))
-    if piece.groups <= ONE_BY_ONE:
+    if are_few(work, piece):
         given = torch.empty_like(read)
         for i in reversed(range(piece.groups)):
             torch.mul(above, 1 / w, out=given[:, i])
