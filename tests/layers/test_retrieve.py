@@ -246,3 +246,22 @@ def test_heads_are_those_of_the_layer():
     inner = HEADS * 10
     assert stack.branches[0].block.to_out.in_features == plain.branches[0].block.to_out.in_features + inner
     assert math.prod(stack.branches[0].block.to_q.weight.shape) == math.prod(plain.branches[0].block.to_q.weight.shape)
+
+
+def test_a_gpu_is_waited_for_once_a_call_at_most(tiny, monkeypatch):
+    """Nothing of a device is looked at but, for all layers at once, whether a block of some row closes."""
+    stack = laws.live(build("block_attn", block_attn_retrieve=2, depth=3))
+    ends, looks = torch.tensor([[5 * W - 1], [4 * W], [4 * W + 1]]), []
+    x = laws.sample(stack, 5 * W)
+    with torch.no_grad():
+        _, before = stack.step(x, None, torch.arange(5 * W) < ends)
+        expected, known = stack.step(x[:, :1], before)
+        with monkeypatch.context() as patch:
+            # What a GPU says when it is asked whether a look would be free.
+            patch.setattr(kernel, "may_look", lambda t: False)
+            patch.setattr(module, "looked", lambda fresh: looks.append(fresh) or fresh.any(0).tolist())
+            got, after = stack.step(x[:, :1], before)
+    laws.close(got, expected, "without a look")
+    for a, b in zip(tensors(after), tensors(known), strict=True):
+        laws.close(a, b, "the memory")
+    assert len(looks) == 1, "a look a layer"

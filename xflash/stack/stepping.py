@@ -60,7 +60,7 @@ def opened(column: Column, state: StackState | None, n: int) -> tuple[StackState
         return state, not torch.is_grad_enabled()
     # `is_compiling` is true in all threads while one compiles.
     compiling, recording = torch.compiler.is_dynamo_compiling(), torch.is_grad_enabled()
-    if not compiling and of_inference(state) and not torch.is_inference_mode_enabled():
+    if not compiling and not torch.is_inference_mode_enabled() and of_inference(state):
         state = state.map(torch.clone)
     if not recording and state.lease is None:
         state = state.detach()

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 
 from ...base.looks import has_values
-from ...base.shapes import Float, Int, Tensor
+from ...base.shapes import Bool, Float, Int, Tensor
 from ...base.state import Ctx
 from ..kernels.retrieval import Piece, held, retrieve
 from ..kernels.windows import Blocks
@@ -69,7 +69,7 @@ class Retriever:
         q = q if cosine is None else cosine.queries(q).to(q.dtype)
         y = retrieve(q, where, pieces, self.count, self.blocks, self.scale, self.dropout if training else 0.0)
         if entries is not None and closes:
-            memory = self.with_blocks(memory, entries, folded, ctx.past + n)
+            memory = self.with_blocks(memory, entries, folded, ctx, n)
         return rearrange(y, "b h n k -> b n (h k)"), memory if ctx.keep_state else None
 
     def entries(self, folded: Blocks, cosine: Cosine | None) -> Entries:
@@ -78,7 +78,7 @@ class Retriever:
 
     def closed(self, folded: Blocks) -> Int[Tensor, " _"]:
         """How many blocks each row had closed; one number, on the CPU, where all rows agree."""
-        return folded.closed if isinstance(folded.closed, torch.Tensor) else torch.tensor([folded.closed])
+        return folded.closed if isinstance(folded.closed, torch.Tensor) else torch.full((1,), folded.closed)
 
     def pieces(self, memory: Memory, folded: Blocks, entries: Entries | None) -> list[Piece]:
         """The memory and, in pieces likewise, what of the call's own blocks its later ones may retrieve from."""
@@ -103,19 +103,21 @@ class Retriever:
             found.append(Piece(k, v, number[:, i:end]))
         return found
 
-    def with_blocks(self, memory: Memory, entries: Entries, folded: Blocks, bound: int) -> Memory:
-        """The memory with the blocks that this call pushes out of the window; pieces that get none stay as they are."""
-        closed, w, size = self.closed(folded), self.w, self.per_piece
-        full: Any = folded.full
-        closed = closed.to(getattr(full, "device", closed.device))
+    def with_blocks(self, memory: Memory, entries: Entries, folded: Blocks, ctx: Ctx, n: int) -> Memory:
+        """The memory with the blocks that this call of n tokens pushes out of the window; other pieces stay."""
+        closed, w, size, full = self.closed(folded), self.w, self.per_piece, folded.full
+        if isinstance(full, torch.Tensor):
+            closed = closed.to(full.device, non_blocking=True)
         # A slot is there as soon as some row may have come to it.
-        count = -(-min(max(bound // w - 1, 0), self.blocks) // size)
+        count = -(-min(max((ctx.past + n) // w - 1, 0), self.blocks) // size)
         slots = min(count * size, self.blocks)
         number = held((closed + full - 1).clamp(min=0), self.blocks, slots)
         # Among the entries, which begin with the block before the first.
         place = number - closed[:, None] + 1
         fresh = (number >= 0) & (place >= 0)
-        touched = fresh.any(0).tolist() if has_values(fresh) else [True] * slots
+        # Where rows differ, a GPU is waited for once a call, not in each layer.
+        touched = ctx.once(("retrieve", w, self.blocks, slots), lambda: looked(fresh))
+        place, fresh = (t.to(entries.k.device, non_blocking=True) for t in (place, fresh))
         grown: tuple[list[Tensor], list[Tensor]] = [], []
         for piece in range(count):
             here = slice(piece * size, min((piece + 1) * size, slots))
@@ -131,7 +133,6 @@ class Retriever:
         self, old: Tensor | None, source: Float[Tensor, "b h g w k"], place: Int[Tensor, "_ p"], fresh: Tensor
     ) -> Float[Tensor, "b h _ k"]:
         """A piece with the entries at `place` where `fresh`, else what it had."""
-        place, fresh = (t.to(source.device) for t in (place, fresh))
         place = place.clamp(0, source.shape[2] - 1)
         if place.shape[0] == 1:
             chosen = source.index_select(2, place[0])
@@ -142,6 +143,11 @@ class Retriever:
         if old is None:
             return chosen.masked_fill(~fresh, 0).flatten(2, 3)
         return torch.where(fresh, chosen.to(old.dtype), old.unflatten(2, (-1, self.w))).flatten(2, 3)
+
+
+def looked(fresh: Bool[Tensor, "_ p"]) -> list[bool]:
+    """Which slots some row has a new block in; all of them where values cannot be had."""
+    return fresh.any(0).tolist() if has_values(fresh) else [True] * fresh.shape[1]
 
 
 def build_retriever(kind: str, config: Any, heads: int, kv_heads: int, scale: float) -> Retriever | None:

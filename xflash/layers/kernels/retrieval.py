@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ...base.looks import has_values, may_look, transformed
+from ...base.looks import may_look, transformed
 from ...base.shapes import Bool, Float, Int, Tensor
 
 __all__ = ["Piece", "held", "retrieve", "retrieve_slow", "visible"]
@@ -94,7 +94,7 @@ def retrieve(
             if known and not bool(mask.any()):
                 continue
             used.append(piece)
-            masks.append(None if known and bool(mask.all()) else mask.to(q.device))
+            masks.append(None if known and bool(mask.all()) else mask.to(q.device, non_blocking=True))
         if not used:
             return q.new_zeros(*q.shape[:3], pieces[0].v.shape[-1] if pieces else q.shape[3])
         values, index = best(q, used, masks, count, room)
@@ -199,11 +199,11 @@ def taken(parts: Sequence[Float[Tensor, "b _ _ k"]], index: Int[Tensor, "b h n r
         starts.append(starts[-1] + part.shape[2])
     if len(parts) == 1:
         return parts[0][row, head, index]
-    if not has_values(index):
+    if not may_look(index):
         return taken_whole(parts, starts, row, head, index)
     # Sorted by place, those of each part stand together.
     places, order = index.flatten().sort()
-    ends = torch.searchsorted(places, torch.tensor(starts, device=index.device)).tolist()
+    ends = torch.searchsorted(places, torch.tensor(starts)).tolist()
     row, head = row.flatten()[order], head.flatten()[order]
     chosen = [
         part[row[i:j], head[i:j], places[i:j] - start]
@@ -214,7 +214,7 @@ def taken(parts: Sequence[Float[Tensor, "b _ _ k"]], index: Int[Tensor, "b h n r
 
 
 def taken_whole(parts: Sequence[Tensor], starts: list[int], row: Tensor, head: Tensor, index: Tensor) -> Tensor:
-    """The same without a look at the data: each part is asked for all entries."""
+    """The same without a look at the data, which a GPU would have to wait for: each part is asked for all entries."""
     found = torch.zeros((), dtype=parts[0].dtype, device=index.device)
     for part, start in zip(parts, starts, strict=False):
         here = (index >= start) & (index < start + part.shape[2])
