@@ -17,7 +17,7 @@ from on_gpu_speed import Cases, Floors, Row, in_turn, launched, peak_of, scale_o
 from torch import Tensor
 
 from xflash.layers.kernels.fused_groups import Settings, Turn, fused_groups
-from xflash.layers.kernels.triton_door import triton_groups_for
+from xflash.layers.kernels.triton_choice import triton_groups_for
 
 __all__ = ["cases", "verdict"]
 
