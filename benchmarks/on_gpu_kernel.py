@@ -9,7 +9,7 @@ case says so.
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from on_gpu_speed import Cases, Floors, Row, in_turn, launched, peak_of, scale_o
 from torch import Tensor
 
 from xflash.layers.kernels.fused_groups import Settings, Turn, fused_groups
-from xflash.layers.kernels.triton_door import triton_groups_for
+from xflash.layers.kernels.triton_choice import triton_groups_for
 
 __all__ = ["cases", "verdict"]
 
@@ -42,38 +42,43 @@ class Groups(NamedTuple):
     dtype: torch.dtype = torch.bfloat16
 
     def leaves(self, dtype: torch.dtype, device: str) -> list[Tensor]:
-        """hidden, gamma, beta, the bias by distance, closed, asking for gradients; all but the first are float32."""
-        chance = torch.Generator().manual_seed(3)
+        """hidden, gamma, beta, the bias by distance, closed, asking for gradients; hidden alone is no float32."""
+        chance = torch.Generator(device).manual_seed(3)
         shapes = (self.b, self.n, 2 * self.e + self.k), (4, self.k), (4, self.k), (1, 2 * self.w - 1)
-        made = [torch.randn(shape, generator=chance) for shape in (*shapes, (self.b, self.k, self.e))]
-        others = torch.promote_types(dtype, torch.float32)
-        # What half precision can hold, so that nothing is lost before it begins.
-        made = [t.to(self.dtype).to(device, dtype if i == 0 else others) for i, t in enumerate(made)]
-        return [t.requires_grad_() for t in made]
+        kinds = (dtype, *[torch.promote_types(dtype, torch.float32)] * 4)
+        shapes = (*shapes, (self.b, self.k, self.e))
+        return [self.drawn(shape, chance).to(kind).requires_grad_() for shape, kind in zip(shapes, kinds, strict=True)]
+
+    def drawn(self, shape: Iterable[int], chance: torch.Generator) -> Tensor:
+        """Numbers that half precision can hold, so that nothing is lost before it begins."""
+        return torch.randn(*shape, generator=chance, dtype=self.dtype, device=chance.device)
 
     def turn(self, like: Tensor) -> Turn:
-        angles = torch.outer(torch.arange(self.n), 10000.0 ** -torch.linspace(0, 1, self.turned // 2)).double()
+        angles = torch.outer(torch.arange(self.n), 10000.0 ** -torch.linspace(0, 1, self.turned // 2))
         cos, sin = angles.cos(), angles.sin()
         cos, sin = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
         if self.interleaved:
             cos, sin = (t.unflatten(1, (2, -1)).mT.flatten(1) for t in (cos, sin))
         return Turn(cos.to(self.dtype).to(like), sin.to(self.dtype).to(like), self.interleaved)
 
-    def called(self, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-        """The results, and the gradients of their sum with numbers by chance; of real tokens only."""
-        hidden, gamma, beta, vector, closed = leaves
-        new = torch.linspace(self.n // 3, self.n, self.b).long().to(hidden.device) if self.ragged else None
+    def made(self, dtype: torch.dtype, device: str) -> Callable[[], tuple[Tensor, ...]]:
+        """A call forward and backward: the results, and the gradients of their sum with numbers by chance."""
+        hidden, gamma, beta, vector, closed = leaves = self.leaves(dtype, device)
         settings = Settings(self.w, self.attn_fn, 1 / self.w, 1.0, self.mean, 3 if self.closed else 0)
-        out, after = fused_groups(
-            hidden, gamma, beta, settings,
-            vector=vector, turn=self.turn(hidden), closed=closed if self.closed else None, new=new,
-        )  # fmt: skip
-        wanted = leaves if self.closed else leaves[:4]
-        chance = torch.Generator().manual_seed(8)
-        above = [torch.randn(t.shape, generator=chance).to(self.dtype).to(t) for t in (out, after)]
-        if new is not None:
-            above[0] *= (torch.arange(self.n, device=hidden.device) < new[:, None])[..., None]
-        return out.detach(), after.detach(), *torch.autograd.grad((out, after), wanted, above)
+        chance = torch.Generator(device).manual_seed(8)
+        above = [self.drawn((self.b, self.n, self.e), chance).to(dtype), self.drawn(closed.shape, chance).to(closed)]
+        new = None
+        if self.ragged:
+            new = torch.linspace(self.n // 3, self.n, self.b).long().to(device)
+            above[0] *= (torch.arange(self.n, device=device) < new[:, None])[..., None]
+        beside = {"vector": vector, "turn": self.turn(hidden), "closed": closed if self.closed else None, "new": new}
+
+        def call() -> tuple[Tensor, ...]:
+            out, after = fused_groups(hidden, gamma, beta, settings, **beside)
+            grads = torch.autograd.grad((out, after), leaves if self.closed else leaves[:4], above)
+            return out.detach(), after.detach(), *grads
+
+        return call
 
 
 @contextlib.contextmanager
@@ -103,14 +108,15 @@ def apart(found: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> list[float]:
 
 
 def right(call: Groups, options: Any) -> Iterator[Row]:
-    exact = call.called(call.leaves(torch.float64, options.device))
+    exact = call.made(torch.float64, options.device)()
+    run = call.made(call.dtype, options.device)
     with asked(False):
-        plain = apart(call.called(call.leaves(call.dtype, options.device)), exact)
+        plain = apart(run(), exact)
     if why := not_tried(call, options):
         yield why | {"plain_off": max(plain)}
         return
     with asked(True):
-        first, again = (call.called(call.leaves(call.dtype, options.device)) for _ in range(2))
+        first, again = run(), run()
     off = apart(first, exact)
     names = ("out", "after", "hidden", "gamma", "beta", "bias", "closed")
     failed = {
@@ -125,11 +131,11 @@ def right(call: Groups, options: Any) -> Iterator[Row]:
 
 def fast(call: Groups, options: Any) -> Iterator[Row]:
     """Forward and backward of a layer's groups, eager, in turn with the plain operator."""
-    leaves = call.leaves(call.dtype, options.device)
+    made = call.made(call.dtype, options.device)
 
     def run(kernels: bool) -> None:
         with asked(kernels):
-            call.called(leaves)
+            made()
 
     run(False)
     if why := not_tried(call, options):
@@ -159,7 +165,10 @@ def verdict(options: Any) -> Iterator[Row]:
 
     rows = lines(options.out, "kernel")
     compared, times = [row for row in rows if "off" in row], [row for row in rows if "faster" in row]
-    wrong = [row["case"] for row in rows if row.get("failed") or "error" in row]
+    wrong = {row["case"] for row in rows if row.get("failed") or "error" in row}
+    begun, ended = ({row["case"] for row in rows if key in row} for key in ("begun", "seconds"))
+    # What took the process with it too.
+    wrong = sorted(wrong | (begun - ended - {"verdict"}))
     slower = [row["case"] for row in times if row["faster"] <= 1]
     if not (compared and times):
         yield {"said": "nothing is decided: the kernels in Triton were not tried"}

@@ -118,7 +118,3 @@ def test_compiled(arch, how, compiled, tmp_path):
         assert multiplies == bool(wide + any_width), name
         narrow = arch == 80 or (name in ("carry", "carry_back") and how is RAGGED)
         assert bool(wide) == (multiplies and not narrow), name
-
-
-def test_this_is_not_interpreted():
-    assert not triton.knobs.runtime.interpret and not torch.cuda.is_available()

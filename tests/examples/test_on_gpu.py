@@ -112,6 +112,8 @@ def test_what_decides_about_the_kernels(script, out):
     assert next(kernel.verdict(options))["said"].startswith("nothing is decided")
     part.write("fast 8x2048", ms=1.0, faster=1.5)
     assert next(kernel.verdict(options))["said"].startswith("XFLASH_TRITON could be the default: compared in 1 cases")
+    part.write("step 8x2048 flash", begun=True)
+    assert next(kernel.verdict(options))["wrong"] == ["step 8x2048 flash"]
     part.write("fast 1x2048", ms=1.0, faster=0.9)
     assert next(kernel.verdict(options))["slower"] == ["fast 1x2048"]
     part.write("right ragged", off=1e-1, plain_off=2e-3, failed={"out": "off by 0.1"})

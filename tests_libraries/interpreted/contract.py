@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from groups import Case, cut
+from groups import Case, cut_into
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import xflash
@@ -15,14 +15,14 @@ def served(monkeypatch):
     """The dtypes that came to the kernels: all but float64."""
     dtypes = []
 
-    def door(hidden, gamma, w):
+    def chosen(hidden, gamma, w):
         if hidden.dtype == torch.float64:
             return None
         dtypes.append(hidden.dtype)
         return triton_groups
 
-    cut(monkeypatch)
-    monkeypatch.setattr(fused, "triton_groups_for", door)
+    cut_into(monkeypatch)
+    monkeypatch.setattr(fused, "triton_groups_for", chosen)
     yield dtypes
     assert dtypes
 

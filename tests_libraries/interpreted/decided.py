@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from groups import cut
+from groups import cut_into
 
 from xflash.layers.kernels import fused_groups as fused
 from xflash.layers.kernels import triton_groups
-from xflash.layers.kernels.triton_door import triton_asked
+from xflash.layers.kernels.triton_choice import triton_asked
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -23,12 +23,12 @@ SMALL = on_gpu_kernel.Groups(2, 20, 32, 16, 16, turned=8, dtype=torch.float16)
 def served(monkeypatch):
     """As on a GPU: half precision goes to the kernels, if they are asked for."""
 
-    def door(hidden, gamma, w):
+    def chosen(hidden, gamma, w):
         return triton_groups if triton_asked() and hidden.dtype == torch.float16 else None
 
-    cut(monkeypatch)
+    cut_into(monkeypatch)
     for module in (fused, on_gpu_kernel):
-        monkeypatch.setattr(module, "triton_groups_for", door)
+        monkeypatch.setattr(module, "triton_groups_for", chosen)
     yield
     assert not triton_asked()
 

@@ -11,16 +11,16 @@ from xflash.layers.kernels import triton_groups
 from xflash.layers.kernels.fused_groups import Settings, Turn
 from xflash.layers.kernels.triton_groups import Tiles
 
-__all__ = ["COARSE", "FINE", "Case", "cut"]
+__all__ = ["COARSE", "FINE", "Case", "cut_into"]
 
 # Tiles of which the small sizes here need several along every axis; larger ones, with which it takes less time.
 FINE, COARSE = Tiles(16, 16, 32, 16), Tiles(32, 32, 64, 64)
 
 
-def cut(monkeypatch: Any, tiles: Tiles = COARSE) -> None:
+def cut_into(monkeypatch: Any, tiles: Tiles = COARSE) -> None:
     """Other tiles than those of a GPU, for all kernels."""
-    for kernel, plan in triton_groups.KERNELS.items():
-        monkeypatch.setitem(triton_groups.KERNELS, kernel, plan._replace(tiles=tiles))
+    for kernel, cut in triton_groups.KERNELS.items():
+        monkeypatch.setitem(triton_groups.KERNELS, kernel, cut._replace(tiles=tiles))
 
 
 class Case(NamedTuple):

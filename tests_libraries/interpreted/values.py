@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from groups import COARSE, FINE, Case, cut
+from groups import COARSE, FINE, Case, cut_into
 
 from xflash.layers.kernels import fused_groups as fused
 from xflash.layers.kernels import triton_groups
@@ -74,7 +74,7 @@ def launched(monkeypatch):
 
 @pytest.mark.parametrize(("case", "tiles"), CASES, ids=str)
 def test_outputs_and_gradients(case, tiles, launched, monkeypatch):
-    cut(monkeypatch, tiles)
+    cut_into(monkeypatch, tiles)
     found, right = results(case, torch.float32, operator), results(case, torch.float64, definition)
     assert len(launched) == len(triton_groups.KERNELS) + 1
     assert max(off(found, right)) < 1e-6 and max(off(found, right, math.inf)) < 2e-6

@@ -31,7 +31,7 @@ from .fused_results import empty, empty_gradients
 from .fused_sums import carry_back, read_and_carry
 from .operators import as_autocast
 from .tiled import add_diagonals, laplace, weights_and_slope
-from .triton_door import triton_groups_for
+from .triton_choice import triton_groups_for
 
 __all__ = ["Settings", "Turn", "fused_groups"]
 

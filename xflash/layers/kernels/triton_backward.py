@@ -7,7 +7,19 @@ forward: DY is the gradient of what the gate multiplies, DKV that of each group'
 import triton
 import triton.language as tl
 
-from .triton_forward import group, kernel, load, numbers, partner, place, product, save, scores, silu, weights_and_slope
+from .triton_forward import (
+    group,
+    kernel,
+    load,
+    numbers,
+    partner,
+    product,
+    save,
+    scores,
+    silu,
+    source,
+    weights_and_slope,
+)
 
 __all__ = ["base_back", "carry_back", "far_back", "near_back", "scores_back", "values_back"]
 
@@ -145,7 +157,7 @@ def base_back(
     first, c = at * T, tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     rows, other, count = tl.arange(0, T), partner(c, turned), tl.minimum(T, total - first)
     inside = (rows < count)[:, None] & (c < k)[None]
-    here = (first + rows[:, None]) * (2 * e + k) + 2 * e + place(c, paired)[None]
+    here = (first + rows[:, None]) * (2 * e + k) + 2 * e + source(c, paired)[None]
     raw = tl.load(H + here, inside, other=0.0)
     z, dz = silu(raw), tl.zeros((T, WIDTH), tl.float32)
     if COS is not None:

@@ -105,7 +105,7 @@ def weights_and_slope(raw, rows, cols, RELU2: tl.constexpr):
 
 
 @triton.jit
-def place(c, paired):
+def source(c, paired):
     """Where in z a channel of the queries lies: first members of neighbouring pairs stand before the second ones."""
     half = paired // 2
     return tl.where(c < half, 2 * c, tl.where(c < paired, 2 * (c - half) + 1, c))
@@ -134,9 +134,9 @@ def queries(H, GAMMA, BETA, COS, SIN, FOUR, total, n, e, k, turned, paired, T: t
     rows, other, count = tl.arange(0, T), partner(c, turned), tl.minimum(T, total - first)
     Z = H + first * (2 * e + k) + 2 * e + rows[:, None] * (2 * e + k)
     inside = (rows < count)[:, None] & (c < k)[None]
-    z = silu(tl.load(Z + place(c, paired)[None], inside, other=0.0))
+    z = silu(tl.load(Z + source(c, paired)[None], inside, other=0.0))
     if COS is not None:
-        z_other = silu(tl.load(Z + place(other, paired)[None], inside, other=0.0))
+        z_other = silu(tl.load(Z + source(other, paired)[None], inside, other=0.0))
         at, spun = ((first + rows) % n)[:, None] * turned + c[None], inside & (c < turned)[None]
         cos = tl.load(COS + at, spun, other=1.0).to(tl.float32)
         sin = tl.load(SIN + at, spun, other=0.0).to(tl.float32)

@@ -4,6 +4,7 @@ Kept for the backward are the same tensors as there, so that either can go on fr
 training is eleven launches, none of which depends on the length.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from .tiled import add_diagonals
 from .triton_backward import base_back, carry_back, far_back, near_back, scores_back, values_back
 from .triton_forward import carry, gated, queries, weights
 
-__all__ = ["KERNELS", "Plan", "Shape", "Tiles", "backward", "forward", "grid_of", "tiles_for"]
+__all__ = ["KERNELS", "Cut", "Shape", "Tiles", "backward", "forward", "grid_of", "tiles_for"]
 
 
 class Shape(NamedTuple):
@@ -44,8 +45,8 @@ class Tiles(NamedTuple):
     num_stages: int = 3
 
 
-class Plan(NamedTuple):
-    """The axes of a kernel's grid, as in `grid_of`, and its tiles."""
+class Cut(NamedTuple):
+    """How a kernel is cut into programs: the axes of its grid, as in `grid_of`, and its tiles."""
 
     grid: str
     tiles: Tiles = Tiles()
@@ -53,16 +54,16 @@ class Plan(NamedTuple):
 
 # What compiles for Hopper without spilling registers; nobody has timed others yet.
 KERNELS = {
-    queries: Plan("blocks widths", Tiles(T=16, num_warps=4)),
-    weights: Plan("groups slots slots"),
-    carry: Plan("rows widths channels", Tiles(CHANNELS=64)),
-    gated: Plan("groups slots channels"),
-    carry_back: Plan("rows widths channels", Tiles(CHANNELS=64)),
-    scores_back: Plan("groups slots slots"),
-    far_back: Plan("groups slots sides"),
-    values_back: Plan("groups slots channels"),
-    near_back: Plan("groups slots widths"),
-    base_back: Plan("blocks widths", Tiles(T=16, num_warps=4)),
+    queries: Cut("blocks widths", Tiles(T=16, num_warps=4)),
+    weights: Cut("groups slots slots"),
+    carry: Cut("rows widths channels", Tiles(CHANNELS=64)),
+    gated: Cut("groups slots channels"),
+    carry_back: Cut("rows widths channels", Tiles(CHANNELS=64)),
+    scores_back: Cut("groups slots slots"),
+    far_back: Cut("groups slots sides"),
+    values_back: Cut("groups slots channels"),
+    near_back: Cut("groups slots widths"),
+    base_back: Cut("blocks widths", Tiles(T=16, num_warps=4)),
 }
 # Programs of a kernel that goes through whole rows below which its tiles are made narrower: a GPU has some 100 places
 # for them, and one row of 2,048 channels would fill 32. Tensor cores multiply tiles of 16 at the least.
@@ -71,11 +72,11 @@ PROGRAMS, NARROW, LEAST = 128, 32, 16
 
 def tiles_for(kernel: Any, s: Shape) -> Tiles:
     """The kernel's tiles, none larger than what there is, narrower where programs would be few."""
-    plan = KERNELS[kernel]
-    slots = plan.tiles.T if plan.grid.startswith("blocks") else s.w
-    sizes = zip(plan.tiles[:4], (slots, s.k, s.e, max(s.e, s.k)), strict=True)
-    tiles = Tiles(*(max(LEAST, min(most, triton.next_power_of_2(size))) for most, size in sizes), *plan.tiles[4:])
-    while plan.grid.startswith("rows") and tiles.WIDTH > NARROW and programs(grid_of(kernel, s, tiles)) < PROGRAMS:
+    cut = KERNELS[kernel]
+    slots = cut.tiles.T if cut.grid.startswith("blocks") else s.w
+    sizes = zip(cut.tiles[:4], (slots, s.k, s.e, max(s.e, s.k)), strict=True)
+    tiles = Tiles(*(max(LEAST, min(most, triton.next_power_of_2(size))) for most, size in sizes), *cut.tiles[4:])
+    while cut.grid.startswith("rows") and tiles.WIDTH > NARROW and math.prod(grid_of(kernel, s, tiles)) < PROGRAMS:
         tiles = tiles._replace(WIDTH=tiles.WIDTH // 2)
     return tiles
 
@@ -93,10 +94,6 @@ def grid_of(kernel: Any, s: Shape, tiles: Tiles) -> tuple[int, ...]:
         "channels": triton.cdiv(s.e, tiles.CHANNELS),
     }
     return tuple(counts[axis] for axis in KERNELS[kernel].grid.split())
-
-
-def programs(grid: tuple[int, ...]) -> int:
-    return torch.Size(grid).numel()
 
 
 def launch(kernel: Any, s: Shape, given: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from xflash.layers.kernels import fused_groups, triton_door
-from xflash.layers.kernels.triton_door import triton_asked, triton_groups_for
+from xflash.layers.kernels import fused_groups, triton_choice
+from xflash.layers.kernels.triton_choice import triton_asked, triton_groups_for
 
 KERNELS = object()
 SERVED = {"b": 3, "n": 37, "e": 48, "k": 32, "w": 64, "dtype": torch.bfloat16, "device": "cuda:1"}
@@ -17,15 +17,15 @@ def asked(monkeypatch):
     """XFLASH_TRITON=1 where triton and a GPU are, whose capability can be set."""
     imported = []
     monkeypatch.setenv("XFLASH_TRITON", "1")
-    monkeypatch.setattr(triton_door, "triton_there", lambda: True)
+    monkeypatch.setattr(triton_choice, "triton_there", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device.index == 1 else (7, 5))
     monkeypatch.setattr(
-        triton_door.importlib, "import_module", lambda *name: imported.append("".join(reversed(name))) or KERNELS
+        triton_choice.importlib, "import_module", lambda *name: imported.append("".join(reversed(name))) or KERNELS
     )
     return imported
 
 
-def door(**changed):
+def chosen(**changed):
     """What is given for a call with these sizes."""
     given = SimpleNamespace(**SERVED | changed)
     shape = torch.Size((given.b, given.n, 2 * given.e + given.k))
@@ -35,7 +35,7 @@ def door(**changed):
 
 @pytest.mark.parametrize("changed", [{}, {"dtype": torch.float16}, {"w": 1024}, {"n": 1}], ids=str)
 def test_what_is_served(asked, changed):
-    assert door(**changed) is KERNELS
+    assert chosen(**changed) is KERNELS
     assert asked == ["xflash.layers.kernels.triton_groups"]
 
 
@@ -56,13 +56,13 @@ def test_what_is_served(asked, changed):
     ids=str,
 )
 def test_what_is_left_to_the_plain_operator(asked, changed):
-    assert door(**changed) is None
+    assert chosen(**changed) is None
     assert not asked
 
 
 def test_other_makers(asked, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert door() is None
+    assert chosen() is None
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_it_is_asked_for(asked, monkeypatch, value, expected):
         monkeypatch.delenv("XFLASH_TRITON")
     else:
         monkeypatch.setenv("XFLASH_TRITON", value)
-    assert door() is expected
+    assert chosen() is expected
 
 
 def test_a_compiled_caller_may_ask(monkeypatch):
@@ -84,13 +84,13 @@ def test_a_compiled_caller_may_ask(monkeypatch):
 
 
 def test_triton_is_missing(asked, monkeypatch):
-    monkeypatch.setattr(triton_door, "triton_there", lambda: False)
+    monkeypatch.setattr(triton_choice, "triton_there", lambda: False)
     with pytest.raises(ImportError, match=r"XFLASH_TRITON=1 asks for kernels in Triton: pip install triton, or leave"):
-        door()
-    assert door(device="cpu") is None
+        chosen()
+    assert chosen(device="cpu") is None
 
 
-def test_the_operators_go_through_the_door(monkeypatch):
+def test_the_operators_take_what_was_chosen(monkeypatch):
     """Both directions, with all that they were given."""
     w, b, n, k, e = 16, 3, 37, 16, 32
     hidden, gamma = torch.randn(b, n, 2 * e + k, requires_grad=True), torch.randn(4, k, requires_grad=True)
