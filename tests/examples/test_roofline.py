@@ -126,7 +126,19 @@ def test_rows(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.thorough
+def test_compiled_rows(tmp_path):
+    run(str(ROOT / "benchmarks" / "roofline.py"), "--tiny", "48: floor", "48: flash, comp", "48: flash", cwd=tmp_path)
+    found = json.loads((tmp_path / "runs/benchmarks/roofline.json").read_text())["rows"]
+    floor, fused = (found[f"train 2 x 48: floor: plain transformer, SDPA{kind}"] for kind in ("", ", compiled"))
+    # The same products in fewer kernels.
+    assert fused["launches"] < floor["launches"] and fused["gb"] < floor["gb"]
+    assert fused["tflop"] == pytest.approx(floor["tflop"], rel=0.02)
+    assert found["train 2 x 48: flash, compiled"]["launches"] < found["train 2 x 48: flash"]["launches"]
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_goals_are_of_rows_that_there_are():
     names = run(str(ROOT / "benchmarks" / "roofline.py"), "--goals", "--list").splitlines()
-    # Two of them are measured by the plain transformer.
-    assert len(names) == 13 + 2
+    # What they are measured by: the plain transformer, compiled too, at both lengths.
+    assert len(names) == 15 + 4
