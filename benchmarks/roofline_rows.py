@@ -129,7 +129,7 @@ class Rows:
                 found[f"{size}: {name}"] = functools.partial(self.trained, name, model, rows, n)
             for name in COMPILED:
                 model = Model(Plain) if name == FLOOR else models()[name]
-                found[f"{size}: {name}, compiled"] = functools.partial(self.compiled, name, model, rows, n)
+                found[f"{size}, compiled: {name}"] = functools.partial(self.compiled, name, model, rows, n)
             kernel = functools.partial(self.trained, KERNEL, models()["flash"], rows, n, FLASH_KERNELS)
             found[f"{size}: {KERNEL}"] = kernel
         sizes = [(rows, False) for rows in batches] + [(batches[-1], True)]
@@ -172,7 +172,8 @@ class Rows:
             return step_of(model, rows, n, wrap(moved(built(model, self.scale, n, depth), torch.bfloat16)))
 
         counts = [compiled(functools.partial(prepared, depth)) for depth in (1, 2)]
-        return self.whole(f"{name}, compiled", f"train {rows} x {n:,}", self.scale.of(model.layers), (1, 2), counts)
+        size = f"train {rows} x {n:,}, compiled"
+        return self.whole(name, size, self.scale.of(model.layers), (1, 2), counts)
 
     def whole(self, what: str, size: str, depth: int, few: tuple[int, ...], counts: list[Count]) -> Row:
         """The row of a model of a depth, from what one or two of other depths cost."""
