@@ -103,6 +103,8 @@ def test_what_is_counted():
     assert {"FLASH's gated", "FLASH's carry back"} <= modelled and len(kernels["flash, kernel"]) < len(kernels["flash"])
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_rows(tmp_path):
     script = str(ROOT / "benchmarks" / "roofline.py")
     rows = ("train 2 x 48: attn ff, rotary", "train 2 x 48: floor", "token b=1 after 9: flash", "48: flash, its kernel")
