@@ -1,6 +1,6 @@
 """What training steps and decoded tokens cost a GPU, without one: launches, bytes, FLOPs, and the time of these.
 
-    python benchmarks/roofline.py                     all rows, a few minutes
+    python benchmarks/roofline.py                     all rows, some minutes
     python benchmarks/roofline.py flash 'x 8,192'     those with one of the words in their names
     python benchmarks/roofline.py --goals             what this version is meant to reach
     python benchmarks/roofline.py 'train 8 x 2,048: flash' --by op      where a row's time goes (or --by place)
@@ -9,7 +9,8 @@ Models are run by shape only on a stand-in device (`roofline_device.py`), forwar
 would get is counted (`roofline_run.py`, custom operators opened), and timed by the rates of an H200, of which
 `roofline_costs.py` says which are assumed. time = max(host, device): host = launches x 6 us, device = the sum over
 kernels of the longest of bytes / 4.8e12, FLOPs / rate, and 2 us. Counts are exact; times are predictions, which no GPU
-has been asked about: trust ratios of similar programs more than milliseconds.
+has been asked about: trust ratios of similar programs more than milliseconds. Rows with "compiled" in their names are
+the kernels that torch.compile would make (`roofline_compiled.py`).
 """
 
 import argparse
@@ -42,6 +43,8 @@ FLEXIBLE = ("attn ff, doc_ids", "Encoder attn ff, padded", "attn ff, alibi", "at
 GOALS = (
     Goal(f"{TRAIN}: flash", "ms", 1.25, f"{TRAIN}: {FLOOR}"),
     Goal(f"{LONG}: flash", "ms", 0.75, f"{LONG}: {FLOOR}"),
+    Goal(f"{TRAIN}, compiled: flash", "ms", 1.25, f"{TRAIN}, compiled: {FLOOR}"),
+    Goal(f"{LONG}, compiled: flash", "ms", 0.75, f"{LONG}, compiled: {FLOOR}"),
     Goal(f"{TRAIN}: {KERNEL}", "ms", 1.0, f"{TRAIN}: {FLOOR}"),
     Goal(f"{LONG}: {KERNEL}", "ms", 0.55, f"{LONG}: {FLOOR}"),
     Goal(f"{LONG}: attn(window=512) ff", "ms", 190),

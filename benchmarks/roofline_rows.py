@@ -22,6 +22,8 @@ __all__ = ["FLOOR", "KERNEL", "Row", "Rows"]
 
 FLOOR = "floor: plain transformer, SDPA"
 KERNEL = "flash, its kernel (modelled)"
+# What is also counted as torch.compile would launch it, which takes half a minute.
+COMPILED = (FLOOR, "attn ff, rotary", "flash", "gau")
 # Tokens that a state has room for beside those that are there.
 AHEAD = 64
 # FlexAttention's, of keys and queries.
@@ -86,9 +88,12 @@ def share_of(beside: dict[str, Tensor], causal: bool, rows: int, n: int) -> floa
 
 def training(model: Model, rows: int, n: int, run: Run, net: Any) -> Callable[[], None]:
     """Forward and backward in bfloat16."""
-    real = model.beside(rows, n)
-    run.share = share_of(real, model.causal, rows, n)
-    beside = {name: torch.empty_like(t, device=DEVICE) for name, t in real.items()}
+    run.share = share_of(model.beside(rows, n), model.causal, rows, n)
+    return step_of(model, rows, n, net)
+
+
+def step_of(model: Model, rows: int, n: int, net: Any) -> Callable[[], None]:
+    beside = {name: torch.empty_like(t, device=DEVICE) for name, t in model.beside(rows, n).items()}
 
     def call() -> None:
         y = net.train()(ids(rows, n), **beside)
@@ -122,6 +127,9 @@ class Rows:
             size = f"train {rows} x {n:,}"
             for name, model in {FLOOR: Model(Plain), **models()}.items():
                 found[f"{size}: {name}"] = functools.partial(self.trained, name, model, rows, n)
+            for name in COMPILED:
+                model = Model(Plain) if name == FLOOR else models()[name]
+                found[f"{size}, compiled: {name}"] = functools.partial(self.compiled, name, model, rows, n)
             kernel = functools.partial(self.trained, KERNEL, models()["flash"], rows, n, FLASH_KERNELS)
             found[f"{size}: {KERNEL}"] = kernel
         sizes = [(rows, False) for rows in batches] + [(batches[-1], True)]
@@ -154,8 +162,23 @@ class Rows:
         depth = self.scale.of(model.layers)
         few = (1, 2) if model.alike else (depth,)
         counts = [counted(built(model, self.scale, n, d), prepared, instead, bool(self.by)) for d in few]
+        return self.whole(what, size, depth, few, counts)
+
+    def compiled(self, name: str, model: Model, rows: int, n: int) -> Row:
+        """A training step as torch.compile would launch it; its peak is not known."""
+        from roofline_compiled import compiled
+
+        def prepared(depth: int, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+            return step_of(model, rows, n, wrap(moved(built(model, self.scale, n, depth), torch.bfloat16)))
+
+        counts = [compiled(functools.partial(prepared, depth)) for depth in (1, 2)]
+        size = f"train {rows} x {n:,}, compiled"
+        return self.whole(name, size, self.scale.of(model.layers), (1, 2), counts)
+
+    def whole(self, what: str, size: str, depth: int, few: tuple[int, ...], counts: list[Count]) -> Row:
+        """The row of a model of a depth, from what one or two of other depths cost."""
         first, last = costs_of(counts[0]), costs_of(counts[-1])
-        more = depth - 1 if model.alike else 0
+        more = depth - 1 if len(few) > 1 else 0
         costs = {name: first[name] + more * (last[name] - first[name]) for name in first}
         row = row_of(what, size, costs, list(counts[-1].waits))
         if self.by:

@@ -166,7 +166,8 @@ def stacks(every: bool) -> Iterator[tuple[str, Found]]:
         with simulated(memory=False) as run:
             single = Stack(flags, causal, True)
             half = Stack(flags, causal, True, torch.bfloat16)
-            calls = (*single.calls(every), *half.in_half(every))
+            thorough = every and name.startswith("block ")
+            calls = (*single.calls(thorough), *half.in_half(thorough))
             found |= {call: tried(run, make) for call, make in calls}
         refused = [call for call, result in found.items() if result.get("error", "").startswith("ValueError")]
         for call in refused:

@@ -60,20 +60,30 @@ def test_parts(script, out, part, only, cases):
         assert all(row["ms"] > 0 for row in rows)
 
 
-def test_what_was_measured_is_drawn_beside_what_was_predicted(script, out, capsys):
+def test_what_was_measured_is_drawn_beside_what_was_predicted(script, out):
     module = script("on_gpu")
     out.parent.mkdir()
     timed = {"2x48 floor": (3.5, None), "flash": (2.5, "b=1 after 5"), "gau": (1.5, None)}
     rows = [{"part": "speed", "case": case, "ms": ms} | ({"size": s} if s else {}) for case, (ms, s) in timed.items()]
-    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = {"part": "predicted", "case": "flash, b=1 after 5", "of": "flash", "size": "b=1 after 5", "ms": 0.5}
+    out.write_text("".join(json.dumps(row) + "\n" for row in [*rows, known]))
+    joined = script("on_gpu_compare").joined([*rows, known])
+    assert joined == [("2x48 floor", 3.5, None), ("flash, b=1 after 5", 2.5, 0.5), ("gau", 1.5, None)]
+    picture = out.with_suffix(".png")
+    said = module.pictured(module.read_options(["--out", str(out)]))
+    assert said == ["  flash, b=1 after 5: 2.50 ms, predicted 0.50", str(picture)] and picture.stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_predictions(script, out, capsys):
     # In a process of its own in any case: the stand-in device stays in one.
+    module = script("on_gpu")
+    out.parent.mkdir()
+    out.write_text(json.dumps({"part": "speed", "case": "2x48 floor", "ms": 3.5}) + "\n")
     module.main([*TINY, "--out", str(out), "--parts", "predicted", "--only", "x48 floor"])
     text = capsys.readouterr().out
     assert "predicted: 1 cases ran, 0 broke off" in text and "2x48 floor: 3.50 ms, predicted 0." in text
-    assert out.with_suffix(".png").stat().st_size > 1000
-    known = {"part": "predicted", "case": "flash, b=1 after 5", "of": "flash", "size": "b=1 after 5", "ms": 0.5}
-    joined = script("on_gpu_compare").joined([*rows, known])
-    assert joined == [("2x48 floor", 3.5, None), ("flash, b=1 after 5", 2.5, 0.5), ("gau", 1.5, None)]
 
 
 def test_a_library_that_is_not_there_is_left_out(script, out, monkeypatch, capsys):

@@ -103,6 +103,8 @@ def test_what_is_counted():
     assert {"FLASH's gated", "FLASH's carry back"} <= modelled and len(kernels["flash, kernel"]) < len(kernels["flash"])
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_rows(tmp_path):
     script = str(ROOT / "benchmarks" / "roofline.py")
     rows = ("train 2 x 48: attn ff, rotary", "train 2 x 48: floor", "token b=1 after 9: flash", "48: flash, its kernel")
@@ -126,7 +128,19 @@ def test_rows(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.thorough
+def test_compiled_rows(tmp_path):
+    run(str(ROOT / "benchmarks" / "roofline.py"), "--tiny", "48: floor", "compiled: fl", "48: flash", cwd=tmp_path)
+    found = json.loads((tmp_path / "runs/benchmarks/roofline.json").read_text())["rows"]
+    floor, fused = (found[f"train 2 x 48{kind}: floor: plain transformer, SDPA"] for kind in ("", ", compiled"))
+    # The same products in fewer kernels.
+    assert fused["launches"] < floor["launches"] and fused["gb"] < floor["gb"]
+    assert fused["tflop"] == pytest.approx(floor["tflop"], rel=0.02)
+    assert found["train 2 x 48, compiled: flash"]["launches"] < found["train 2 x 48: flash"]["launches"]
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_goals_are_of_rows_that_there_are():
     names = run(str(ROOT / "benchmarks" / "roofline.py"), "--goals", "--list").splitlines()
-    # Two of them are measured by the plain transformer.
-    assert len(names) == 13 + 2
+    # What they are measured by: the plain transformer, compiled too, at both lengths.
+    assert len(names) == 15 + 4
