@@ -70,6 +70,17 @@ def test_packed(script, capsys, tmp_path):
     assert json.loads((tmp_path / "runs/benchmarks/packed.json").read_text())["rows"] == rows
 
 
+def test_patterns(script, capsys, tmp_path):
+    module = script("patterns")
+    sizes = ["--n", "43", "--rows", "2", "--dim", "14", "--window", "5", "--documents", "3", "--rounds", "1"]
+    rows = module.main(sizes)
+    assert [row["pattern"] for row in rows] == list(module.patterns(module.read_options(sizes)))
+    assert all(row["ms"] > 0 and row["train_ms"] > 0 and row["mb"] >= 0 for row in rows)
+    assert rows[0]["ratio"] == rows[1]["train_ratio"] == 1
+    assert "window both ways" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/benchmarks/patterns.json").read_text())["rows"] == rows
+
+
 def test_bits_per_byte(script, tmp_path):
     pytest.importorskip("flash_pytorch")
     text = tmp_path / "text.txt"

@@ -42,9 +42,7 @@ def read_bounded(
         return attend_flex(q, k, v, mask, biased(block, ctx, n, torch.float32), scale)
     if not all(may_look(bound) for bound in between):
         return None
-    ahead = causal and ctx.prefix is None
-    vector = biased(block, ctx, n, q.dtype, ahead)
-    return attend_bounded(q, k, v, between, vector, scale, dropout, ahead and vector is not None)
+    return attend_bounded(q, k, v, between, biased(block, ctx, n, q.dtype), scale, dropout)
 
 
 def is_bounded(block: Any, ctx: Ctx, slots: Slots) -> bool:
@@ -59,18 +57,13 @@ def is_bounded(block: Any, ctx: Ctx, slots: Slots) -> bool:
     return hidden or bool(ctx.relative is not None and ctx.relative.biases)
 
 
-def biased(block: Any, ctx: Ctx, n: int, dtype: torch.dtype, hide_ahead: bool = False) -> Float[Tensor, "h l"] | None:
+def biased(block: Any, ctx: Ctx, n: int, dtype: torch.dtype) -> Float[Tensor, "h l"] | None:
     """What the stack's positions add at the distances of n tokens from each other, made once a call."""
     relative: Any = ctx.relative
     if relative is None or not relative.biases:
         return None
-
-    def make() -> Float[Tensor, "h l"]:
-        gaps = distances(n, n, ctx.positions.device)
-        vector = relative.by_distance(gaps, block.heads, dtype)
-        return vector.masked_fill(gaps > 0, -torch.inf) if hide_ahead else vector
-
-    return ctx.once(("bias by distance", relative.biased_by, block.heads, dtype, hide_ahead), make)
+    key = "bias by distance", relative.biased_by, block.heads, dtype
+    return ctx.once(key, lambda: relative.by_distance(distances(n, n, ctx.positions.device), block.heads, dtype))
 
 
 def whole_bounds(ctx: Ctx, n: int, causal: bool) -> Between:

@@ -21,6 +21,7 @@ from ..kernels.in_rows import in_rows, runs, stays_in_rows
 from ..kernels.mixed_chunk import AttnFn, Heads, Spec, both_ways, packed
 from ..kernels.operators import compiler_fuses, operators_work, plain_is_better
 from ..kernels.relative import distances
+from ..kernels.triton_choice import triton_asked
 from ..positions.distance import own_bias
 from ..projection import whole
 from ..site import Site
@@ -165,7 +166,7 @@ class MixedChunkAttention(Block):
             return False
         if (config.dropout and self.training) or not operators_work():
             return False
-        if plain_is_better(ctx.positions.device.type, compiler_fuses()):
+        if plain_is_better(ctx.positions.device.type, compiler_fuses()) and not triton_asked():
             return False
         if ctx.relative is not None and not ctx.relative.turns_once:
             return False

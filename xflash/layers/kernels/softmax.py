@@ -87,7 +87,8 @@ def attend_by_head(q, k, v, mask, bias, scale: float, dropout: float) -> Float[T
         return attend(q, k, v, mask, bias, False, scale, dropout)
     shape = (k.shape[1], r)
     mask = None if mask is None else mask.repeat(1, 1, r, 1)
-    bias = bias if bias is None or bias.shape[1] == 1 else bias.unflatten(1, shape).flatten(2, 3)
+    if bias is not None:
+        bias = bias.repeat(1, 1, r, 1) if bias.shape[1] == 1 else bias.unflatten(1, shape).flatten(2, 3)
     y = attend(q.unflatten(1, shape).flatten(2, 3), k, v, mask, bias, False, scale, dropout)
     return y.unflatten(2, (r, -1)).flatten(1, 2)
 
