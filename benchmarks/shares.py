@@ -52,9 +52,8 @@ def cases(options: argparse.Namespace) -> dict[str, dict[str, Callable[[], Any]]
     for n, dtype in zip(options.lengths, options.dtypes, strict=True):
         label = f"causal FLASH layer, {n:,} tokens, {dtype}"
         found[label] = {side: training(layer(f"flash {side}"), n, dtype) for side in (PEER, OURS)}
-    settings = recurrent.read_options(
-        ["--n", str(options.recurrent), "--block_width", str(options.block_width), *SIZES]
-    )
+    asked = ["--n", str(options.recurrent), "--block_width", str(options.block_width)]
+    settings = recurrent.read_options([*asked, "--dim", str(DIM), "--depth", "2"])
     ids = torch.randint(256, (1, settings.n + 1), generator=torch.Generator().manual_seed(0))
     nets = {side: recurrent.build(side, settings).train() for side in (PEER, OURS)}
     found[f"block-recurrent transformer, {settings.n:,} tokens"] = {
