@@ -20,7 +20,7 @@ from typing import Any
 import recurrent
 import torch
 from common import keep, median, show
-from contenders import layer, training
+from contenders import DIM, layer, training
 from torch.profiler import ProfilerActivity, profile
 
 OURS, PEER = "xflash", "peer"
