@@ -97,6 +97,20 @@ def test_bits_per_byte(script, tmp_path):
     }
 
 
+def test_shares(script, capsys, tmp_path):
+    pytest.importorskip("flash_pytorch")
+    pytest.importorskip("block_recurrent_transformer_pytorch")
+    sizes = ["--lengths", "9", "--dtypes", "fp32", "--recurrent", "14", "--block_width", "7"]
+    rows = script("shares").main([*sizes, "--rounds", "1"])
+    assert [row["side"] for row in rows] == ["peer", "xflash"] * 2
+    for row in rows:
+        assert row["products"] + row["others"] + row["outside"] == pytest.approx(1)
+        assert min(row["products"], row["others"], row["outside"]) > 0 and row["ms"] > 0
+    assert rows[1]["ratio"] == 1 and rows[1]["bound"] == pytest.approx(1 / rows[1]["products"])
+    assert "faults" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/benchmarks/shares.json").read_text())["rows"] == rows
+
+
 def test_recall(script, tmp_path):
     pytest.importorskip("flash_pytorch")
     sizes = ["--dim", "34", "--depth", "1", "--n", "20", "--symbols", "5", "--batch", "3", "--periods", "4", "7"]
