@@ -16,8 +16,6 @@ from common import keep, median, show
 from compare import COMPILED, OURS, tokens_in_turn
 from contenders import DIM, HEADS, VOCABULARY, decoding, model
 
-from xflash.layers.kernels.softmax import attend_few
-
 DEPTH = 4
 # Of the matrices that a token is multiplied by.
 SHAPES = [(3 * DIM, DIM), (DIM, DIM), (4 * DIM, DIM), (DIM, 4 * DIM)] * DEPTH + [(VOCABULARY, DIM)]
@@ -44,10 +42,6 @@ def parts(n: int, device: str) -> dict[str, Callable[[], Any]]:
 
     def attention() -> None:
         for k, v in views:
-            attend_few(q, k, v, None, width**-0.5)
-
-    def fused() -> None:
-        for k, v in views:
             F.scaled_dot_product_attention(q, k, v)
 
     def both() -> None:
@@ -56,8 +50,7 @@ def parts(n: int, device: str) -> dict[str, Callable[[], Any]]:
 
     return {
         "products with the weights": products,
-        "attention, as here": attention,
-        "attention, PyTorch's kernel": fused,
+        "attention": attention,
         "products and attention": both,
     }
 

@@ -19,7 +19,7 @@ import xflash
 from xflash import Encoder, PrefixDecoder
 from xflash.base.registry import blocks
 from xflash.layers import flash, gated_unit
-from xflash.layers.kernels import gated, softmax
+from xflash.layers.kernels import gated
 
 N, ROWS = 11, laws.BATCH
 REAL = torch.tensor([[1] * N, [1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 0], [0] * N]).bool()
@@ -132,7 +132,7 @@ def ways(name: str, causal: bool, flags: dict, stack):
 class Crossroads:
     """Where the library itself chooses a way: which choices are asked for, and the other answers."""
 
-    places = ((softmax, "are_few"), (gated, "operators_work"), (flash, "operators_work"))
+    places = ((gated, "operators_work"), (flash, "operators_work"))
 
     def __init__(self, monkeypatch):
         self.asked = set()
@@ -145,9 +145,6 @@ class Crossroads:
     @contextlib.contextmanager
     def otherwise(self, way: str, monkeypatch):
         with monkeypatch.context() as patch:
-            if way == "are_few":
-                patch.setattr(softmax, "are_few", lambda q: True)
-                patch.setattr(softmax, "LONG", 0)
             if way == "operators_work":
                 for module in (gated, flash):
                     patch.setattr(module, "operators_work", lambda: False)
