@@ -17,7 +17,6 @@ from compare import COMPILED, OURS, tokens_in_turn
 from contenders import DIM, HEADS, VOCABULARY, decoding, model
 
 from xflash.experiments.clock import flushed
-from xflash.layers.kernels.softmax import attend_few
 
 DEPTH = 4
 # Of the matrices that a token is multiplied by.
@@ -45,10 +44,6 @@ def parts(n: int, device: str) -> dict[str, Callable[[], Any]]:
 
     def attention() -> None:
         for k, v in views:
-            attend_few(q, k, v, None, width**-0.5)
-
-    def fused() -> None:
-        for k, v in views:
             F.scaled_dot_product_attention(q, k, v)
 
     def both() -> None:
@@ -57,8 +52,7 @@ def parts(n: int, device: str) -> dict[str, Callable[[], Any]]:
 
     return {
         "products with the weights": products,
-        "attention, as here": attention,
-        "attention, PyTorch's kernel": fused,
+        "attention": attention,
         "products and attention": both,
     }
 

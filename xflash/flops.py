@@ -13,7 +13,6 @@ from .base.shapes import Tensor
 from .layers.blocks.recurrence import counted, renew_all
 from .layers.kernels.chunked_losses import chunked_losses, chunked_losses_backward
 from .layers.kernels.fused_groups import flash_groups, flash_groups_backward
-from .layers.kernels.softmax import few_queries
 from .layers.kernels.tiled import gated_tiles, gated_tiles_backward
 
 __all__ = ["register"]
@@ -71,7 +70,6 @@ def register(counter: Any) -> None:
     formulas: dict[Any, Any] = {
         gated_tiles: attention,
         gated_tiles_backward: attention_backward,
-        few_queries: attention,
         flash_groups: groups,
         flash_groups_backward: groups_backward,
         chunked_losses: loss,

@@ -154,3 +154,18 @@ def test_kinds():
     for value in ([x], {"x": [x]}, {x}):
         with pytest.raises(shapes.Unknown):
             kind(value)
+
+
+def test_numbers_that_count_make_no_new_kind(checks):
+    """As the tokens of a state do, from call to call; small ones are told apart, as Literal annotations ask for."""
+
+    @typed
+    def fn(x: Float[Tensor, "b n"], past: int, role: Literal[0, 1] = 0) -> Float[Tensor, "b n"]:
+        return x
+
+    for past in range(100, 140):
+        fn(torch.ones(2, 3), past)
+    assert len(checks) == 1
+    fn(torch.ones(2, 3), 140, 1)
+    with pytest.raises(TypeCheckError):
+        fn(torch.ones(2, 3), 140, 2)

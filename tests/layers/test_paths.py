@@ -21,7 +21,7 @@ from xflash.base.registry import blocks
 from xflash.layers import flash, gated_unit
 from xflash.layers.blocks import bands as windows
 from xflash.layers.blocks import bounded as bounds
-from xflash.layers.kernels import bands, bounded, gated, softmax
+from xflash.layers.kernels import bands, bounded, gated
 
 N, ROWS = 11, laws.BATCH
 REAL = torch.tensor([[1] * N, [1, 0, 1, 1, 0, 1, 1, 1, 0, 1, 0], [0] * N]).bool()
@@ -135,7 +135,7 @@ class Crossroads:
     """Where the library itself chooses a way: which choices are asked for, and the other answers."""
 
     places = (
-        *((softmax, "are_few"), (gated, "operators_work"), (flash, "operators_work")),
+        *((gated, "operators_work"), (flash, "operators_work")),
         *((windows, "pays"), (bounds, "may_look")),
     )
 
@@ -150,9 +150,6 @@ class Crossroads:
     @contextlib.contextmanager
     def otherwise(self, way: str, monkeypatch):
         with monkeypatch.context() as patch:
-            if way == "are_few":
-                patch.setattr(softmax, "are_few", lambda q: True)
-                patch.setattr(softmax, "LONG", 0)
             if way == "pays":
                 patch.setattr(bands, "LEAST", 1)
                 patch.setattr(windows, "pays", lambda band: band.fits)

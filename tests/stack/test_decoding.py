@@ -6,7 +6,6 @@ from laws import BATCH, close, live, sample
 
 from xflash import Decoder
 from xflash.base.state import row_count, tensors
-from xflash.layers.kernels import softmax
 from xflash.layers.kernels.softmax import attend
 from xflash.layers.scores import read
 
@@ -24,12 +23,6 @@ WAYS = {
     "xpos": {"pos": "rotary", "rotary_xpos": True},
     "rescaled": {"pos": "rotary", "rotary_interpolation_factor": 3.0},
 }
-
-
-@pytest.fixture(autouse=True)
-def long(monkeypatch):
-    """However few the keys are, they are read as many are."""
-    monkeypatch.setattr(softmax, "LONG", 0)
 
 
 def build(**flags):

@@ -52,8 +52,8 @@ else:
 CHECKING = os.environ.get("XFLASH_TYPECHECK", "1").lower() not in ("0", "false", "")
 # Kinds of calls a function remembers: as many lengths of prompts.
 MOST_KINDS = 512
-# What kinds may tell apart by value, as Literal annotations do.
-BY_VALUE = (str, int, float)
+# Numbers up to which kinds tell them apart, as Literal annotations do: larger ones count tokens, anew in each call.
+SMALL = 8
 CONTAINERS = frozenset({tuple, list, dict, set, frozenset})
 
 
@@ -65,7 +65,7 @@ def kind(value: Any) -> Any:
     """All that an annotation of a `typed` function can look at in `value`; `Unknown` for plain tuples and lists."""
     if isinstance(value, torch.Tensor):
         return type(value), value.shape, value.dtype
-    if isinstance(value, BY_VALUE):
+    if isinstance(value, str) or (isinstance(value, (int, float)) and -SMALL <= value <= SMALL):
         return type(value), value
     found = type(value)
     if found is dict:

@@ -188,7 +188,7 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
         `reset` names rows that start anew, with their context. `return_hiddens`: (y, state, hiddens), of new tokens;
         `return_auxiliary_loss`: their loss as last.
         """
-        self.check_steppable()
+        self.check_steppable(state)
         mask = check_stream(self.dim, x, mask)
         named: dict[str, Any] = {"context": context, "context_mask": context_mask, "context_pos": context_pos}
         named |= {"prefix_attn_len": prefix_attn_len, "condition": condition, "grid": grid}
@@ -255,9 +255,9 @@ class AttentionLayers(TakesFlags, Piecewise, Configurable):
             watch.take(self, cast(Noted, noted), new_state)
         return (y if plan is None else unpack(y, plan)), new_state if keep_state else None
 
-    def check_steppable(self) -> None:
+    def check_steppable(self, state: Any = None) -> None:
         """ValueError with the reason when the stack cannot be stepped."""
-        check_steppable(self)
+        check_steppable(self, state)
 
     def check_state(self, state: StackState, batch: int | None = None) -> None:
         """TypeError or ValueError when `state` is not one of this stack's, or has another batch size (None: any)."""

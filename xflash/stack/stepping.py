@@ -42,9 +42,9 @@ def refused_step(stack: Any) -> str:
     return f"this stack cannot be stepped: {why}" if why else ""
 
 
-def check_steppable(stack: Any) -> None:
-    """ValueError with the reason when the stack cannot be stepped."""
-    if why := refused_step(stack):
+def check_steppable(stack: Any, state: Any = None) -> None:
+    """ValueError with the reason when the stack cannot be stepped; the one that made the state can."""
+    if getattr(state, "maker", None) != stack.maker and (why := refused_step(stack)):
         raise ValueError(why)
 
 

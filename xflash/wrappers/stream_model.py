@@ -130,7 +130,7 @@ class StreamModel(CompilableStep, Model):
         noted: Mapping[str, bool],
     ) -> tuple[Any, ...]:
         """What `step` gives of x; noted: what of the layers is wanted, by switches of the stack's."""
-        self.check_steppable()
+        self.check_steppable(getattr(state, "stack", None))
         x, mask = self.embedding.check(x, mask)
         reset = None if reset is None else as_rows("reset", reset, x.shape[0])
         if state is not None:
@@ -145,8 +145,8 @@ class StreamModel(CompilableStep, Model):
             return self.compiled_step(x, state, mask, own)
         return self.advance(x, state, mask, front, beside, noted)
 
-    def check_steppable(self) -> None:
-        """ValueError with the reason when the model cannot be stepped."""
+    def check_steppable(self, state: Any = None) -> None:
+        """ValueError with the reason when the model cannot be stepped; state: what its stack is to go on from."""
         if self.pooled is not None:
             raise ValueError(f"a model with {self.pooled.kind}=True has no step: its output is of the whole sequence")
         if self.passes is not None:
@@ -154,7 +154,7 @@ class StreamModel(CompilableStep, Model):
                 f"a model with {self.passes.kind}=True has no step: a state holds what one pass has seen, not several "
                 "(generate does without one with cache_kv=False)"
             )
-        self.attn_layers.check_steppable()
+        self.attn_layers.check_steppable(state)
 
     def advance(
         self,

@@ -6,16 +6,10 @@ import torch
 import torch.nn.functional as F
 from einops import repeat
 
-from ...base.looks import transformed, transformed_further
-from ...base.operator import operator
+from ...base.looks import transformed_further
 from ...base.shapes import Bool, Float, Tensor
-from .operators import operators_work
 
 __all__ = ["attend", "attend_by_head", "attend_slow", "lower", "shared_attention", "unit"]
-
-# Queries up to which the fused kernel is not worth it on a CPU, from so many bytes of keys on.
-FEW = 4
-LONG = 2**19
 
 
 def lower(n: int, m: int, device: torch.device) -> Bool[Tensor, "n m"]:
@@ -71,8 +65,6 @@ def attend(q, k, v, mask=None, bias=None, causal=False, scale=1.0, dropout=0.0) 
             later = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1)
             bias, causal = bias.masked_fill(later, -torch.inf), False
         mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-    if not causal and not dropout and are_few(q) and not transformed():
-        return (few_queries if torch.compiler.is_compiling() else attend_few)(q, k, v, mask, float(scale))
     if transformed_further():
         if mask is not None and mask.dtype == torch.bool:
             mask = q.new_zeros(()).masked_fill(~mask, -torch.inf)
@@ -91,55 +83,6 @@ def attend_by_head(q, k, v, mask, bias, scale: float, dropout: float) -> Float[T
         bias = bias.repeat(1, 1, r, 1) if bias.shape[1] == 1 else bias.unflatten(1, shape).flatten(2, 3)
     y = attend(q.unflatten(1, shape).flatten(2, 3), k, v, mask, bias, False, scale, dropout)
     return y.unflatten(2, (r, -1)).flatten(1, 2)
-
-
-def are_few(q: Float[Tensor, "b h n k"]) -> bool:
-    """Whether `attend_few` is the faster way: on a CPU, where half precision would lose digits by it."""
-    if q.device.type != "cpu" or q.element_size() < 4 or torch.is_autocast_enabled("cpu"):
-        return False
-    if torch.compiler.is_compiling():
-        if not operators_work() or exporting():
-            # What is exported is to run without this library where it can.
-            return False
-        # Any other comparison would tie a graph to a length.
-        return q.shape[2] == 1 and not torch.is_grad_enabled()
-    return q.shape[2] <= FEW
-
-
-def exporting() -> bool:
-    """Whether torch.export is at work, where PyTorch (2.7 or later) tells."""
-    return getattr(torch.compiler, "is_exporting", lambda: False)()
-
-
-def attend_few(
-    q: Float[Tensor, "b h n k"],
-    k: Float[Tensor, "b h m k"],
-    v: Float[Tensor, "b h m e"],
-    mask: Tensor | None,
-    scale: float,
-) -> Float[Tensor, "b h n e"]:
-    """`attend` for so few queries that it is all about reading keys and values; mask: boolean, or what is added.
-
-    Each query sees a key. Products with the keys in front read many of them faster than the fused kernel on some CPUs,
-    slower on others (docs/figures.md).
-    """
-    if k.numel() * k.element_size() < LONG:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    scores = (k @ (q * scale).mT).mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1) @ v
-
-
-@operator("few_queries")
-def few_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """`attend_few` where a compiler would take its products apart; without gradients."""
-    return attend_few(q, k, v, mask, scale)
-
-
-@few_queries.register_fake
-def _(q, k, v, mask, scale):
-    return q.new_empty(*q.shape[:3], v.shape[3])
 
 
 def unit(t: Float[Tensor, "*_ k"]) -> Float[Tensor, "*_ k"]:
