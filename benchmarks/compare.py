@@ -90,7 +90,7 @@ def gau(options: argparse.Namespace) -> list[Row]:
 
 
 def flash(options: argparse.Namespace) -> list[Row]:
-    return layers("flash", {4096: 1.2, 16_384: 1.35}, {"fp32": 0.0, "bf16": 1.3}, options)
+    return layers("flash", {4096: 1.3, 16_384: 1.5}, {"fp32": 0.0, "bf16": 1.3}, options)
 
 
 def softmax(options: argparse.Namespace) -> list[Row]:
@@ -123,7 +123,7 @@ def tokens_in_turn(
 def decode(options: argparse.Namespace) -> list[Row]:
     """More tokens behind a context; FLASH-pytorch has no way but to recompute it for each."""
     cases: list[tuple[str, int, str, str, dict[int, float | None]]] = [
-        ("softmax", 4, "softmax peer, attn_flash", "x-transformers", {64: 1.5, 960: None, 2048: 4.0}),
+        ("softmax", 4, "softmax peer, attn_flash", "x-transformers", {64: 2.0, 960: None, 2048: 4.0}),
         ("flash", 8, "flash peer", "FLASH-pytorch", {2048: 60.0}),
     ]
     found = []

@@ -14,7 +14,7 @@ from code_blocks import ROOT
 from quick import THOROUGH
 
 # What the simulation cannot do, by case and call: why.
-CANNOT = {("retrieve-causal", "documents"): "how many entries each piece of the memory has is known by value only"}
+CANNOT: dict[tuple[str, str], str] = {}
 WITHIN = 0.05
 AGAIN = "if that is on purpose: python tests/launches.py --write"
 
